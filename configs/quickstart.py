@@ -1,0 +1,17 @@
+"""A small network on drawn scenes: trains from nothing in a few minutes on two CPU cores."""
+
+from configs import default
+
+
+def get_config():
+    """Returns the config of `make demo`."""
+    config = default.get_config()
+    config.steps = 600
+    config.model.update(depth=26, width=16, norm='batch', frozen_stages=0)
+    config.anchors.sizes = (16, 32, 64, 96)
+    config.proposals.update(pre_nms=1000, post_nms=300)
+    config.data.update(source='shapes', train_split='train', eval_split='val')
+    config.data.update(image_size=192, batch_size=8, max_boxes=16)
+    config.optim.update(learning_rate=0.02, schedule='cosine', warmup_steps=50)
+    config.checkpoint.every = 200
+    return config

@@ -1,0 +1,346 @@
+"""Writes a run's report: one HTML page with its plots, pictures and numbers inside it."""
+
+import base64
+import importlib.resources
+
+import cv2
+import jinja2
+import numpy as np
+
+from rpn_jax.analysis import drawings, plots
+
+COUNTS = (10, 100, 300, 1000)  # numbers of proposals that an evaluation's metrics are taken at
+COLUMNS = ('AR@10', 'AR@100', 'AR@300', 'AR@1000')
+COLUMNS += ('recall@0.5/100', 'recall@0.7/100', 'ABO@100', 'top10_max_iou')
+COLLAPSED = (
+    0.25  # proposals whose log size spreads less than this share of the objects' are one size
+)
+
+_SIDE = 640  # pixels of a gallery picture's longer side: twice what it takes on the page
+_HISTORY = 1000  # most lines of the history that go into the page's data
+_PANELS = {
+    'learning_rate': 'learning rate',
+    'images_per_second': 'images per second',
+    'positives': 'positive anchors sampled',
+}
+_CURVES = (
+    ('recall@100/iou', 'Recall over IoU, first 100 proposals'),
+    ('recall@1000/iou', 'Recall over IoU, first 1000 proposals'),
+    ('recall@0.5/count', 'Recall at IoU 0.5 over number of proposals'),
+    ('recall@0.7/count', 'Recall at IoU 0.7 over number of proposals'),
+    ('AR/count', 'Average recall over number of proposals'),
+)
+
+
+def write_report(path, *, title, config, history, evaluation, curves, sizes, gallery):
+    """Writes one self-contained HTML file, complete or not at all.
+
+    Args:
+      path: where to; the folder exists.
+      title: str.
+      config: nested dict of the run's configuration.
+      history: list of dicts, the lines of metrics.jsonl; may be empty or lack keys.
+      evaluation: dict with `step`, `dataset`, `images`, `objects`, `proposals` {METRIC: float or
+        None} and `baselines` {NAME: {METRIC: float or None}}, as in evaluation.json.
+      curves: {NAME: {KEY: [n] floats or None}} for `proposals` and the baselines; KEY is `iou`,
+        `recall@100/iou`, `recall@1000/iou`, `count`, `recall@0.5/count`, `recall@0.7/count` or
+        `AR/count`.
+      sizes: {'objects': [n, 2], 'proposals': [m, 2]} float widths and heights in pixels.
+      gallery: list of dicts with `image` [H, W, 3] uint8 RGB, `image_id`, `group` ('best' or
+        'worst'), `boxes` [G, 4] and `kind` [G], `proposals` [P, 4] and `scores` [P], best first,
+        `top_iou` (float or None), and the numbers `recalled` and `objects`.
+    """
+    # Names and ids come from outside: everything that the template prints is escaped.
+    template = importlib.resources.files(__package__).joinpath('report.html.j2')
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters['base64'] = lambda data: base64.b64encode(data).decode()
+    sizes = {name: _above_zero(sizes.get(name, ())) for name in ('objects', 'proposals')}
+    count = headline_count(evaluation)
+    some = [history[i] for i in plots.evenly(len(history), _HISTORY)]
+    page = environment.from_string(template.read_text('utf-8')).render(
+        title=title,
+        evaluation=evaluation,
+        findings=findings(history, evaluation, sizes),
+        count=count,
+        best_blind=best_blind(evaluation, f'AR@{count}'),
+        spread=spread_ratio(sizes),
+        collapsed=COLLAPSED,
+        columns=COLUMNS,
+        rows=metric_rows(evaluation),
+        training_figures=_training_figures(history),
+        recall_figures=_recall_figures(curves, evaluation),
+        size_figures=_size_figures(sizes),
+        cards=[_card(picture) for picture in gallery],
+        config=config,
+        data=_plain({'evaluation': evaluation, 'history': some, 'curves': curves}),
+    )
+    drawings.write_bytes(path, page.encode())
+
+
+def headline_count(evaluation):
+    """Returns 100, or where fewer proposals were kept, the most that average recall is known at."""
+    known = [n for n in COUNTS if n <= 100 and f'AR@{n}' in evaluation['proposals']]
+    return max(known, default=100)
+
+
+def best_blind(evaluation, metric):
+    """Returns (name, value) of the best baseline that never sees the image, or (None, None)."""
+    values = {
+        name: metrics[metric]
+        for name, metrics in evaluation['baselines'].items()
+        if name not in plots.BOUNDS and metrics.get(metric) is not None
+    }
+    name = max(values, key=values.get, default=None)
+    return name, values.get(name)
+
+
+def spread_ratio(sizes):
+    """Returns how widely proposals spread in size, as a share of how widely objects do.
+
+    Args:
+      sizes: {'objects': [n, 2], 'proposals': [m, 2]} float widths and heights, above zero.
+
+    Returns:
+      The ratio of the interquartile ranges of log sqrt(area), or None if there are too few boxes.
+    """
+    if min(len(sizes['objects']), len(sizes['proposals'])) < 2:
+        return None
+    logs = {name: np.log(np.prod(pairs, 1)) / 2 for name, pairs in sizes.items()}
+    ranges = {name: np.subtract(*np.percentile(values, (75, 25))) for name, values in logs.items()}
+    return float(ranges['proposals'] / ranges['objects']) if ranges['objects'] > 0 else None
+
+
+def findings(history, evaluation, sizes):
+    """Says in two to four sentences what the numbers mean.
+
+    Args:
+      history: as in write_report.
+      evaluation: as in write_report.
+      sizes: as in spread_ratio.
+
+    Returns:
+      A list of (sentence, whether it is good news).
+    """
+    found = (
+        _say_recall(evaluation),
+        _say_found(evaluation),
+        _say_loss(history),
+        _say_spread(spread_ratio(sizes)),
+    )
+    return [finding for finding in found if finding]
+
+
+def metric_rows(evaluation):
+    """Returns the table's rows: proposals, blind baselines from best to worst, then bounds.
+
+    Returns:
+      A list of dicts: `name`, `group` ('proposals', 'blind' or 'bound') and `cells`, one for
+      each of COLUMNS: `value` (float or None), `best` (the best blind one of the column) and
+      `below` (proposals that are no better than that).
+    """
+    metric = f'AR@{headline_count(evaluation)}'
+    sets = {'proposals': evaluation['proposals'], **evaluation['baselines']}
+    groups = {name: 'bound' if name in plots.BOUNDS else 'blind' for name in sets}
+    groups['proposals'] = 'proposals'
+    places = ('proposals', 'blind', 'bound')
+    order = sorted(sets, key=lambda n: (places.index(groups[n]), -(sets[n].get(metric) or 0)))
+    rivals = {column: best_blind(evaluation, column) for column in COLUMNS}
+    rows = []
+    for name in order:
+        cells = []
+        for column in COLUMNS:
+            value, (rival, best) = sets[name].get(column), rivals[column]
+            below = name == 'proposals' and None not in (value, best) and value <= best
+            cells.append({'value': value, 'best': name == rival, 'below': below})
+        rows.append({'name': name, 'group': groups[name], 'cells': cells})
+    return rows
+
+
+def _say_recall(evaluation):
+    count = headline_count(evaluation)
+    value = evaluation['proposals'].get(f'AR@{count}')
+    if value is None:
+        return 'No objects were evaluated, so the average recall is not defined.', False
+    said = f'The first {count} proposals of an image reach an average recall of {value:.3f}'
+    name, blind = best_blind(evaluation, f'AR@{count}')
+    if not blind:
+        return f'{said}; no blind baseline is there to compare it with.', True
+    if value > 1.1 * blind:
+        said += f', {value / blind:.1f} times the {blind:.3f} of {name}'
+        return f'{said}, the best baseline that never sees the image.', True
+    said += (
+        f', only {value / blind:.2f} times the {blind:.3f} of {name}, which never sees the image'
+    )
+    return f'{said}: the network knows little more than where objects tend to be.', False
+
+
+def _say_found(evaluation):
+    metric = f'recall@0.5/{headline_count(evaluation)}'
+    value = evaluation['proposals'].get(metric)
+    if value is None:
+        return None
+    said = f'They find {value:.1%} of the objects at an IoU of 0.5 or more'
+    bound = evaluation['baselines'].get('oracle', {}).get(metric)
+    return f'{said} (the oracle: {bound:.1%}).' if bound is not None else f'{said}.', True
+
+
+def _say_loss(history):
+    values = plots.column(history, 'loss')
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return 'Too little training was recorded to say whether the loss fell.', False
+    tenth = max(1, len(values) // 10)
+    first, last = np.mean(values[:tenth]), np.mean(values[-tenth:])
+    if last < 0.95 * first:
+        return f'The training loss fell from {first:.3f} to {last:.3f}.', True
+    return f'The training loss did not fall: {first:.3f} at first, {last:.3f} at last.', False
+
+
+def _say_spread(ratio):
+    if ratio is None:
+        return None
+    measure = f'the interquartile range of their log size is {ratio:.2f} times that of the objects'
+    if ratio < COLLAPSED:
+        return f'The ten best proposals have collapsed to nearly one size: {measure}.', False
+    return f'The ten best proposals have not collapsed to one size: {measure}.', True
+
+
+def _training_figures(history):
+    """Returns the losses and, small, what else was recorded; nothing where there is nothing."""
+    steps = plots.column(history, 'step')
+    series = {}
+    for key in (*plots.LOSSES, *_PANELS):
+        values = plots.column(history, key)
+        if np.any(np.isfinite(values) & np.isfinite(steps)):
+            series[key] = (steps, values)
+    figures = []
+    losses = {key: xy for key, xy in series.items() if key in plots.LOSSES}
+    if losses:
+        title = 'Loss over steps, as logged (thin) and smoothed'
+        figures.append(_figure(title, plots.losses(losses), 'step', losses))
+    panels = {name: series[key] for key, name in _PANELS.items() if key in series}
+    if panels:
+        title = 'Learning rate, speed and sampled positives over steps'
+        figures.append(_figure(title, plots.panels(panels), 'step', panels))
+    return figures
+
+
+def _recall_figures(curves, evaluation):
+    """Returns the plots of recall; those over the number of proposals show the bounds as well."""
+    figures = []
+    for key, title in _CURVES:
+        metric, x = key.split('/')
+        series = {
+            name: (np.array(curve[x], np.float64), np.array(curve[key], np.float64))
+            for name, curve in curves.items()
+            if curve and curve.get(x) is not None and curve.get(key) is not None
+        }
+        series = {name: xy for name, xy in series.items() if np.any(np.isfinite(xy[1]))}
+        if not series:
+            continue
+        if x == 'count':
+            series = _bound_lines(evaluation, metric) | series
+        xlabel = 'IoU' if x == 'iou' else 'proposals per image'
+        svg = plots.recalls(series, xlabel=xlabel, log_x=x == 'count', full=x == 'iou')
+        figures.append(_figure(title, svg, xlabel, series))
+    return figures + _object_size_figures(evaluation)
+
+
+def _bound_lines(evaluation, metric):
+    """Returns {NAME: (counts, values)} of the bounds for 'AR' or 'recall@IOU'."""
+    found = {}
+    for name in plots.BOUNDS:
+        metrics = evaluation['baselines'].get(name, {})
+        points = [
+            (n, metrics[key])
+            for n in COUNTS
+            if metrics.get(key := f'AR@{n}' if metric == 'AR' else f'{metric}/{n}') is not None
+        ]
+        if points:
+            found[name] = tuple(np.array(points, np.float64).T)
+    return found
+
+
+def _object_size_figures(evaluation):
+    """Returns the plot of AR@100 for small, medium and large objects, if any of them is known."""
+    names = ('small', 'medium', 'large')
+    sets = {'proposals': evaluation['proposals'], **evaluation['baselines']}
+    series = {
+        name: (np.arange(3), np.array([metrics.get(f'AR@100/{n}') for n in names], np.float64))
+        for name, metrics in sets.items()
+    }
+    series = {name: xy for name, xy in series.items() if np.any(np.isfinite(xy[1]))}
+    if not series:
+        return []
+    svg = plots.recalls(series, xlabel='object size', names=names)
+    return [_figure('AR@100 over object size', svg, 'object size', series, names)]
+
+
+def _size_figures(sizes):
+    """Returns the plot of how boxes spread in size, with percentiles as its data."""
+    if min(len(pairs) for pairs in sizes.values()) == 0:
+        return []
+    percents = np.array((5, 25, 50, 75, 95))
+    series = {}
+    for name, pairs in sizes.items():
+        sides = np.sqrt(np.prod(pairs, 1))
+        for key, values in zip(('width', 'height', 'sqrt(area)'), (*pairs.T, sides), strict=True):
+            series[f'{name}: {key}'] = (percents, np.percentile(values, percents))
+    title = 'Sizes of all objects and of the ten best proposals of each image'
+    return [_figure(title, plots.sizes(**sizes), 'percentile', series)]
+
+
+def _figure(title, svg, xlabel, series, names=None):
+    """Returns what the template shows of one plot: the picture, its words, its numbers."""
+    header, rows = plots.table(series, xlabel, names)
+    alt = plots.describe(title, series, names)
+    return {'title': title, 'svg': svg, 'alt': alt, 'header': header, 'rows': rows}
+
+
+def _card(picture):
+    """Returns what the template shows of one gallery picture: boxes stay vectors over the photo."""
+    height, width = picture['image'].shape[:2]
+    scale = min(1, _SIDE / max(height, width))
+    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+    image = cv2.resize(picture['image'], shape, interpolation=cv2.INTER_AREA)
+    jpeg = cv2.imencode('.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])[1]
+    kinds = np.asarray(picture['kind']).reshape(-1).tolist()
+    objects = zip(kinds, _corners(picture['boxes']), strict=True)
+    scores = np.asarray(picture['scores'], np.float64).reshape(-1).tolist()
+    proposals = list(zip(scores, _corners(picture['proposals']), strict=True))[:10]
+    known = ('image_id', 'group', 'top_iou', 'recalled', 'objects')
+    return {key: picture[key] for key in known} | {
+        'jpeg': jpeg,
+        'width': width,
+        'height': height,
+        'outlines': [(drawings.KINDS[kind], box) for kind, box in objects if kind],
+        'proposals': proposals,
+    }
+
+
+def _corners(boxes):
+    """Returns [N, 4] boxes as lists of (x, y, width, height), rounded to a tenth of a pixel."""
+    x0, y0, x1, y1 = np.asarray(boxes, np.float64).reshape(-1, 4).T
+    sides = np.stack([x0, y0, np.maximum(x1 - x0, 0), np.maximum(y1 - y0, 0)], 1)
+    return np.round(sides, 1).tolist()
+
+
+def _above_zero(pairs):
+    """Returns those of the [n, 2] widths and heights that have a logarithm."""
+    pairs = np.asarray(pairs, np.float64).reshape(-1, 2)
+    return pairs[np.all(np.isfinite(pairs) & (pairs > 0), 1)]
+
+
+def _plain(value):
+    """Returns nested data as what JSON can hold: no arrays, no NaN, floats to six digits."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return float(f'{value:.6g}') if np.isfinite(value) else None
+    return value

@@ -1,0 +1,78 @@
+"""Checkpoints: written by Orbax while training goes on, the newest `keep` kept. All Orbax calls live here."""
+
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from rpn_jax.errors import InputError
+
+logging.getLogger('absl').addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, as a context: leaving it waits for the last write to end."""
+
+    def __init__(self, workdir, *, every, keep):
+        if every < 1 or keep < 1:
+            raise InputError('config keys checkpoint.every and checkpoint.keep: both are at least 1')
+        self.every = every
+        self._checkpointer = ocp.training.Checkpointer(
+            folder(workdir).absolute(),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(every),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._checkpointer.close()
+
+    @property
+    def latest(self):
+        """The step of the newest whole checkpoint, or None."""
+        newest = self._checkpointer.latest
+        return None if newest is None else newest.step
+
+    def save(self, step, state):
+        """Starts writing the state at `step` in the background; a step that exists is left alone."""
+        if self.latest != step:
+            self._checkpointer.save_async(step, state, force=True)
+
+    def load(self, state):
+        """Returns the newest checkpoint, placed like `state`; state itself where there is none."""
+        if self.latest is None:
+            return state
+        template = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+        )
+        return self._checkpointer.load(self.latest, template)
+
+
+def folder(workdir):
+    """Returns the folder of a workdir's checkpoints."""
+    return Path(workdir) / 'checkpoints'
+
+
+def restore(workdir, step=None):
+    """Returns (state, step): a checkpoint as a nested dict of NumPy arrays, on any number of devices.
+
+    step None takes the newest. The optimizer's state is not read.
+    """
+    place = folder(workdir)
+    steps = sorted(int(p.name) for p in place.glob('*') if p.name.isdigit())
+    steps = [s for s in steps if ocp.is_orbax_checkpoint(place.absolute() / str(s))]
+    if not steps:
+        raise InputError(f'{place}: no checkpoint; train first, or name another --workdir')
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise InputError(f'{place}: no checkpoint of step {step}; there are {", ".join(map(str, steps))}')
+    path = place.absolute() / str(step)
+    shape = ocp.metadata(path, checkpointable_name='state').metadata
+    template = {k: jax.tree.map(lambda _: np.ndarray, v) for k, v in shape.items()}
+    template |= {'opt_state': jax.tree.map(lambda _: ..., shape['opt_state'])}
+    return ocp.load(path, template, checkpointable_name='state'), step

@@ -1,0 +1,82 @@
+"""Data: a source's records -> resized, flipped, padded uint8 batches."""
+
+from typing import NamedTuple
+
+from rpn_jax.data import batches as batching
+from rpn_jax.data.pixels import pixel_family
+from rpn_jax.data.shapes import shapes
+from rpn_jax.data.voc import voc
+from rpn_jax.errors import InputError
+
+
+class Options(NamedTuple):
+    """The config section `data`, key by key; see configs/default.py."""
+
+    source: str
+    path: str
+    name: str
+    train_split: str
+    eval_split: str
+    images: str
+    annotations: str
+    scenes: tuple[int, int]
+    resize: str
+    image_size: int
+    max_size: int
+    batch_size: int
+    max_boxes: int
+    flip: bool
+    pixels: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def canvas(self):
+        """(height, width) of every image as the network sees it, in pixels."""
+        return (self.image_size, self.image_size)
+
+
+def check(options):
+    """Raises InputError for options that contradict themselves or are not there yet; returns them otherwise."""
+    if options.source not in ('voc', 'shapes'):
+        raise InputError(f"config key data.source: {options.source!r} is not one of 'voc', 'shapes'")
+    if options.resize != 'square':
+        raise InputError(f"config key data.resize: {options.resize!r} is not 'square', the only one so far")
+    for key in ('image_size', 'batch_size', 'max_boxes'):
+        if (value := getattr(options, key)) < 1:
+            raise InputError(f'config key data.{key}: {value} is not at least 1')
+    if options.pixels != 'auto':
+        pixel_family(options.pixels, options.mean, options.std)
+    return options
+
+
+def open_split(options, split, *, seed=0, training=True):
+    """Opens the source of one split and checks that its boxes fit a batch."""
+    if options.source == 'shapes':
+        count = options.scenes[0 if training else 1]
+        source = shapes(split, count=count, size=options.image_size, seed=seed)
+    else:
+        places = dict(path=options.path, images=options.images, annotations=options.annotations)
+        source = voc(split, **places)
+    batching.check_boxes(source, options.max_boxes)
+    return source
+
+
+def train_batches(source, options, *, seed, steps):
+    """Iterates over the training batches of the range `steps`."""
+    return batching.threaded(train_batch(source, options, seed=seed), steps)
+
+
+def train_batch(source, options, *, seed):
+    """Returns the function step -> training batch."""
+    size = options.batch_size, options.canvas, options.max_boxes
+    return batching.TrainBatches(source, seed, *size, options.flip)
+
+
+def evaluation_batches(source, options, *, batch_size, images=0):
+    """Iterates over a split in order, every image once; images = 0 means all of them."""
+    images = min(images or len(source.records), len(source.records))
+    batches = batching.EvaluationBatches(
+        source, batch_size, options.canvas, options.max_boxes, images
+    )
+    return batching.threaded(batches, range(-(-images // batch_size)))

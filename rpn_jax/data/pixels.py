@@ -1,0 +1,62 @@
+"""Pixel families: the channel order, mean and deviation that pretrained weights expect."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from rpn_jax.errors import InputError
+
+
+class Pixels(NamedTuple):
+    """How uint8 RGB pixels become network input: (channels in `order` - mean) / std, all on a 0..255 scale."""
+
+    order: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+FAMILIES = {
+    # torchvision's RGB statistics, there on a 0..1 scale
+    'torchvision': Pixels(
+        'RGB', (0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255)
+    ),
+    # MSRA's weights: BGR minus the ImageNet mean, no deviation
+    'caffe': Pixels('BGR', (103.06, 115.90, 123.15), (1.0, 1.0, 1.0)),
+}
+
+
+def pixel_family(pixels, mean=(), std=()):
+    """Returns the Pixels of a family by name, with its mean and std (in its channel order) replaced where given."""
+    if pixels not in FAMILIES:
+        choices = ', '.join(map(repr, ('auto', *FAMILIES)))
+        raise InputError(f'config key data.pixels: {pixels!r} is not one of {choices}')
+    family = FAMILIES[pixels]
+    for key, values in (('mean', mean), ('std', std)):
+        if len(values) not in (0, 3) or (key == 'std' and 0 in values):
+            raise InputError(f'config key data.{key}: {values!r} is not three numbers, or () for the default')
+    return family._replace(mean=tuple(mean) or family.mean, std=tuple(std) or family.std)
+
+
+def normalise(images, size, pixels):
+    """Returns network input [B, H, W, 3] float32 from uint8 RGB images; zero outside size [B, 2].
+
+    Images that are floating point already pass as they are.
+    """
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        return images
+    images = images.astype(jnp.float32)
+    if pixels.order == 'BGR':
+        images = images[..., ::-1]
+    mean, std = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (pixels.mean, pixels.std))
+    rows = jnp.arange(images.shape[1])[None, :] < size[:, :1]
+    columns = jnp.arange(images.shape[2])[None, :] < size[:, 1:]
+    inside = rows[:, :, None, None] & columns[:, None, :, None]
+    return jnp.where(inside, (images - mean) / std, 0)
+
+
+def denormalise(images, pixels):
+    """Returns uint8 RGB images from network input [B, H, W, 3]: the way back of normalise, for the eye."""
+    images = np.asarray(images, np.float32) * np.float32(pixels.std) + np.float32(pixels.mean)
+    images = images[..., ::-1] if pixels.order == 'BGR' else images
+    return np.clip(np.round(images), 0, 255).astype(np.uint8)

@@ -1,0 +1,202 @@
+"""Evaluation: proposals over a split, measured beside boxes that never saw an image."""
+
+import functools
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from rpn_jax import baselines, data, metrics, resnet, rpn
+from rpn_jax.data.pixels import normalise, pixel_family
+from rpn_jax.proposals import propose
+
+COUNTS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000)
+GALLERY = 8  # best and as many worst images in the report
+
+
+class Evaluation(NamedTuple):
+    """What one evaluation found: the contents of evaluation.json, and what the report draws."""
+
+    summary: dict
+    curves: dict  # {'proposals' or baseline: metrics.curves}
+    sizes: dict  # {'objects': [n, 2], 'proposals': [m, 2]} widths and heights in canvas pixels
+    gallery: list  # dicts of one image each, best and worst
+
+
+def make_predict(model, config, devices):
+    """Returns predict(variables, batch) -> Proposals of NumPy arrays [N, P, ..] in canvas pixels.
+
+    batch is a global batch as the data modules make it; its N is a multiple of the number of devices.
+    """
+    pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
+    settings = dict(config.proposals)
+
+    def predict(variables, batch):
+        images = normalise(batch['image'], batch['size'], pixels)
+        anchors = rpn.anchors(model, images.shape[1:3])
+        logits, deltas = model.apply(variables, images)
+        each = functools.partial(propose, **settings)
+        return jax.vmap(each, (0, 0, None, 0))(logits, deltas, anchors, batch['size'])
+
+    mapped = jax.pmap(predict, resnet.AXIS, in_axes=(None, 0), devices=list(devices))
+
+    def sharded(variables, batch):
+        count = len(batch['image'])
+        rows = {k: batch[k] for k in ('image', 'size')}
+        shards = {k: v.reshape(len(devices), -1, *v.shape[1:]) for k, v in rows.items()}
+        return jax.tree.map(
+            lambda x: np.asarray(x).reshape(count, *x.shape[2:]), mapped(variables, shards)
+        )
+
+    sharded.mapped = mapped
+    return sharded
+
+
+def make_evaluate(model, config, train_records, *, devices, print=print):
+    """Returns evaluate(variables, step) -> Evaluation over config.data.eval_split.
+
+    Built once for a run, so that its function compiles once and the annotations are read once. The
+    baselines that know where objects usually are learn it from train_records.
+    """
+    options = data.check(data.Options(**config.data))
+    source = data.open_split(options, options.eval_split, seed=config.seed, training=False)
+    predict = make_predict(model, config, devices)
+    images = min(config.evaluation.images or len(source.records), len(source.records))
+    objects = [_canvas_objects(source, i, options) for i in range(images)]
+    areas = [_areas(record) for record in source.records[:images]]
+    fitted = baselines.fit_gaussian(
+        [r.boxes[r.kind == 1] for r in train_records], [r.size for r in train_records]
+    )
+    anchors = np.asarray(rpn.anchors(model, options.canvas), np.float64)
+    bounds = _bounds(config, source, options, anchors, objects, areas)
+
+    def evaluate(variables, step):
+        kept = _predict_all(predict, variables, source, options, images, print)
+        boxes = [proposals.boxes[proposals.valid] for proposals in kept]
+        overlaps = {'proposals': metrics.measure(boxes, objects, areas)}
+        for name in baselines.BLIND:
+            blind = [
+                baselines.draw(name, config.seed, i, len(b), options.canvas, anchors, fitted)
+                for i, b in enumerate(boxes)
+            ]
+            overlaps[name] = metrics.measure(blind, objects, areas)
+        limit = config.proposals.post_nms
+        counts = [n for n in COUNTS if n <= limit]
+        figures = {k: metrics.summarise(v, post_nms=limit) for k, v in (overlaps | bounds).items()}
+        summary = {
+            'step': int(step),
+            'dataset': source.name,
+            'images': images,
+            'objects': sum(map(len, objects)),
+            'proposals': figures.pop('proposals'),
+            'baselines': figures,
+        }
+        return Evaluation(
+            summary,
+            {name: metrics.curves(o, counts) for name, o in overlaps.items()},
+            {'objects': _sides(objects), 'proposals': _sides([b[:10] for b in boxes])},
+            _gallery(source, options, kept, objects),
+        )
+
+    evaluate.predict = predict
+    return evaluate
+
+
+def table(summary):
+    """Returns the lines of a table: the proposals, each blind baseline, and the bounds."""
+    columns = ('AR@10', 'AR@100', 'AR@300', 'AR@1000', 'recall@0.5/100', 'recall@0.7/100', 'ABO@100')
+    columns = [c for c in (*columns, 'top10_max_iou') if c in summary['proposals']]
+    head = f'{summary["dataset"]}, step {summary["step"]}: {summary["images"]} images, {summary["objects"]} objects'
+    lines = [head, ' ' * 16 + ''.join(f'{c:>16}' for c in columns)]
+    for name, figures in {'proposals': summary['proposals'], **summary['baselines']}.items():
+        cells = ('-' if figures[c] is None else f'{figures[c]:.3f}' for c in columns)
+        lines.append(f'{name:<16}' + ''.join(f'{cell:>16}' for cell in cells))
+    return lines
+
+
+def _predict_all(predict, variables, source, options, images, print):
+    kept, began = [], time.monotonic()
+    batches = data.evaluation_batches(
+        source, options, batch_size=options.batch_size, images=images
+    )
+    shown = began
+    for batch in batches:
+        proposals = predict(variables, batch)
+        real = np.flatnonzero(batch['index'] >= 0)
+        kept += [jax.tree.map(lambda x, row=row: x[row], proposals) for row in real]
+        if (now := time.monotonic()) - shown > 10:
+            rate, shown = len(kept) / (now - began), now
+            left = (images - len(kept)) / rate
+            print(f'evaluated {len(kept)}/{images} images  {rate:.1f} images/s  {left:.0f} s left')
+    return kept
+
+
+def _bounds(config, source, options, anchors, objects, areas):
+    """Returns the Overlaps of what no RPN with these anchors passes: all anchors, and perfect deltas."""
+    every = metrics.best_overlaps([anchors] * len(objects), objects)
+    moved = []
+    for position in range(len(objects)):
+        boxes, kind = _padded(source.records[position], options)
+        moved.append(
+            baselines.oracle(anchors, boxes, kind, options.canvas, **config.targets)
+        )
+    return {
+        'anchors': metrics.bound(every, areas),
+        'oracle': metrics.bound(metrics.best_overlaps(moved, objects), areas),
+    }
+
+
+def _gallery(source, options, kept, objects):
+    """Returns the best and the worst images, by how well their ten best proposals cover the objects."""
+    best = [metrics.best_overlaps(p.boxes[p.valid], o, 10) for p, o in zip(kept, objects, strict=True)]
+    ranked = sorted((i for i, b in enumerate(best) if len(b)), key=lambda i: -best[i].mean())
+    count = min(GALLERY, len(ranked) // 2)
+    rows = [('best', i) for i in ranked[:count]]
+    rows += [('worst', i) for i in ranked[::-1][: GALLERY if count else len(ranked)]]
+    return [_picture(source, options, i, group, kept[i], best[i], objects[i]) for group, i in rows]
+
+
+def _picture(source, options, position, group, proposals, best, objects):
+    record = source.records[position]
+    scale = _scale(record, options)
+    valid = int(proposals.valid[:10].sum())
+    return {
+        'image': source.read(position),
+        'image_id': record.image_id,
+        'group': group,
+        'boxes': record.boxes,
+        'kind': record.kind,
+        'proposals': proposals.boxes[:valid] / scale,
+        'scores': proposals.scores[:valid],
+        'top_iou': metrics.top_iou(proposals.boxes[:valid], objects),
+        'recalled': int((best >= 0.5).sum()),
+        'objects': len(best),
+    }
+
+
+def _padded(record, options):
+    boxes = np.zeros((options.max_boxes, 4), np.float32)
+    kind = np.zeros(options.max_boxes, np.int32)
+    boxes[: len(record.boxes)] = record.boxes * _scale(record, options)
+    kind[: len(record.kind)] = record.kind
+    return boxes, kind
+
+
+def _canvas_objects(source, position, options):
+    boxes, kind = _padded(source.records[position], options)
+    return boxes[kind == 1].astype(np.float64)
+
+
+def _areas(record):
+    boxes = np.asarray(record.boxes[record.kind == 1], np.float64)
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def _scale(record, options):
+    (height, width), canvas = record.size, options.canvas
+    return np.float32([canvas[1] / width, canvas[0] / height] * 2)
+
+
+def _sides(boxes):
+    return np.concatenate([np.zeros((0, 2)), *(b[:, 2:] - b[:, :2] for b in boxes)])

@@ -1,0 +1,196 @@
+"""Measures proposals against objects: recall, average recall, average best overlap, top-k IoU.
+
+NumPy float64 on the host; boxes are [..., 4] (x0, y0, x1, y1), half open. Every function takes ONE
+image (proposals [P, 4] ranked best first, objects [G, 4]) or a split (two sequences of such arrays,
+an entry per image, [0, 4] where there is nothing). Objects are those that count, kind 1: the caller
+leaves out difficult, crowd and padded rows. A figure is over the objects of the whole split, not a
+mean over images; over no objects it is None, never NaN.
+
+An object is recalled at a threshold if its best IoU is >= the threshold, without a tolerance: in
+float64 a box that covers 7 of an object's 10 pixels is recalled at 0.7. A NaN box overlaps nothing.
+
+    overlaps = measure(proposals, objects, areas)      # the only pass over the boxes
+    summarise(overlaps), curves(overlaps, counts)      # at any number of proposals a lookup
+    summarise(bound(best_overlaps(anchors, objects), areas))    # no rank: one value at all numbers
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+# IoU 0.50:0.05:0.95 as in COCO and Hosang et al., "What makes for effective detection proposals?"
+# (arXiv:1502.05082); rounded, because linspace makes 0.8999999999999999 of 0.9.
+THRESHOLDS = np.linspace(0.5, 0.95, 10).round(2)
+RECALLS = (0.5, 0.7)  # the IoUs whose recalls are reported by themselves
+LIMITS = (10, 100, 300, 1000)
+# COCO's bounds in square pixels. Here they hold for a box's area, in COCO for its mask's.
+AREAS = {'small': (0, 32**2), 'medium': (32**2, 96**2), 'large': (96**2, np.inf)}
+
+
+class Overlaps(NamedTuple):
+    """All that the figures of a split are looked up in."""
+
+    running: np.ndarray  # [P + 1, objects] as running_overlaps returns it
+    areas: np.ndarray  # [objects] square pixels of the original image
+    top10: float | None  # top_iou of the ten best ranked; None where boxes have no rank
+
+
+def iou(a, b):
+    """Compares boxes a [N, 4] with boxes b [M, 4]: intersection over union [N, M]; 0/0 is 0."""
+    ax0, ay0, ax1, ay1 = np.asarray(a, np.float64).T[:, :, None]
+    bx0, by0, bx1, by1 = np.asarray(b, np.float64).T
+    width = np.maximum(np.minimum(ax1, bx1) - np.maximum(ax0, bx0), 0)
+    height = np.maximum(np.minimum(ay1, by1) - np.maximum(ay0, by0), 0)
+    intersection = width * height
+    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def best_overlaps(proposals, objects, limit=None):
+    """Finds the best IoU of every object among its image's first `limit` proposals: [objects].
+
+    Objects stand image after image; limit None means all proposals; without any the best IoU is 0.
+    Raises ValueError if limit is negative or if proposals and objects are of unequally many images.
+    """
+    if limit is not None and limit < 0:
+        raise ValueError(f'limit is a number of proposals, not {limit}')
+    # Objects first: the long axis, the proposals', is then the contiguous one, which is faster.
+    best = [iou(o, p[:limit]).max(axis=1, initial=0) for p, o in _images(proposals, objects)]
+    return np.concatenate([np.zeros(0), *best])
+
+
+def running_overlaps(proposals, objects):
+    """Finds the best IoU of every object among the first n proposals: row n of [P + 1, objects].
+
+    P is the most proposals that an image has; the last row of an image with fewer is repeated.
+    """
+    images = _images(proposals, objects)
+    most = max((len(p) for p, _ in images), default=0)
+    running = np.zeros((most + 1, sum(len(o) for _, o in images)))
+    start = 0
+    for p, o in images:
+        columns = running[:, start : start + len(o)]
+        columns[1 : len(p) + 1] = np.maximum.accumulate(iou(o, p), axis=1).T
+        columns[len(p) + 1 :] = columns[len(p)]
+        start += len(o)
+    return running
+
+
+def recall(proposals, objects, iou, limit=None):
+    """Counts the share of objects that the first `limit` proposals find at an IoU >= iou > 0."""
+    return _mean(best_overlaps(proposals, objects, limit) >= iou)
+
+
+def average_recall(proposals, objects, limit=None):
+    """Averages the recall of the first `limit` proposals over IoU 0.50:0.05:0.95."""
+    return _average_recall(best_overlaps(proposals, objects, limit))
+
+
+def average_best_overlap(proposals, objects, limit=None):
+    """Averages over objects the best IoU among the first `limit` proposals."""
+    return _mean(best_overlaps(proposals, objects, limit))
+
+
+def top_iou(proposals, objects, count=10):
+    """Averages over images with objects how well each of the `count` best proposals fits an object.
+
+    Of an image: the mean over those proposals (all, if there are fewer) of the best IoU with an
+    object; 0 if it has objects but no proposals.
+    """
+    images = [(p[:count], o) for p, o in _images(proposals, objects) if len(o)]
+    return _mean(np.array([iou(o, p).max(axis=0).mean() if len(p) else 0 for p, o in images]))
+
+
+def measure(proposals, objects, areas):
+    """Compares ranked proposals with objects once, for summarise and curves.
+
+    areas: of the objects' boxes in square pixels of the ORIGINAL image, [objects] or a sequence of
+    [G], an entry per image. Raises ValueError if there is not one per object.
+    """
+    running = running_overlaps(proposals, objects)
+    return Overlaps(running, _areas(areas, running), top_iou(proposals, objects))
+
+
+def bound(best, areas):
+    """Makes Overlaps of boxes without a rank, with the same figures at every number of them.
+
+    best [objects] as best_overlaps returns it; areas as in measure.
+    """
+    running = np.stack([np.zeros(len(best)), np.asarray(best, np.float64)])
+    return Overlaps(running, _areas(areas, running), None)
+
+
+def summarise(overlaps, limits=LIMITS, post_nms=None):
+    """Looks up the figures of a split by their names in evaluation.json: {name: float or None}.
+
+    Numbers of proposals in limits above post_nms, the most that an image can have, are left out.
+    Small, medium and large objects are told apart among the first 100 proposals.
+    """
+    best = {n: _first(overlaps, n) for n in limits if post_nms is None or n <= post_nms}
+    figures = {f'AR@{n}': _average_recall(best[n]) for n in best}
+    if 100 in best:
+        for name, (low, high) in AREAS.items():
+            inside = (low <= overlaps.areas) & (overlaps.areas < high)
+            figures[f'AR@100/{name}'] = _average_recall(best[100][inside])
+    for threshold in RECALLS:
+        figures |= {f'recall@{threshold}/{n}': _mean(best[n] >= threshold) for n in best}
+    figures |= {f'ABO@{n}': _mean(best[n]) for n in best}
+    return figures | {'top10_max_iou': overlaps.top10}
+
+
+def curves(overlaps, counts):
+    """Looks up recall over IoU and over the number of proposals: {name: list}.
+
+    'iou' is the axis of recall@100/iou and recall@1000/iou; 'count', the numbers of proposals in
+    counts, that of recall@0.5/count, recall@0.7/count and AR/count. A number above what an image
+    has means all that it has.
+    """
+    lines = {'iou': THRESHOLDS.tolist()}
+    for n in (100, 1000):
+        best = _first(overlaps, n)
+        lines[f'recall@{n}/iou'] = [_mean(best >= threshold) for threshold in THRESHOLDS]
+    lines['count'] = [int(n) for n in counts]
+    best = [_first(overlaps, n) for n in lines['count']]
+    for threshold in RECALLS:
+        lines[f'recall@{threshold}/count'] = [_mean(row >= threshold) for row in best]
+    return lines | {'AR/count': [_average_recall(row) for row in best]}
+
+
+def _first(overlaps, n):
+    """Looks up the best IoUs [objects] among the first n proposals, or all if they are fewer."""
+    return overlaps.running[min(n, len(overlaps.running) - 1)]
+
+
+def _average_recall(best):
+    return _mean(best[:, None] >= THRESHOLDS)
+
+
+def _mean(values):
+    return float(values.mean()) if values.size else None
+
+
+def _areas(areas, running):
+    areas = np.concatenate([np.zeros(0), *(np.ravel(a) for a in areas)])
+    if len(areas) != running.shape[1]:
+        raise ValueError(f'{len(areas)} areas for {running.shape[1]} objects')
+    return areas
+
+
+def _images(proposals, objects):
+    """Pairs each image's proposals and objects, float64 [., 4]; one image is a split of one."""
+    if _is_image(proposals) or _is_image(objects):
+        proposals, objects = [proposals], [objects]
+    if len(proposals) != len(objects):
+        raise ValueError(f'proposals of {len(proposals)} images, objects of {len(objects)}')
+    return [(_boxes(p), _boxes(o)) for p, o in zip(proposals, objects, strict=True)]
+
+
+def _is_image(boxes):
+    return getattr(boxes, 'ndim', None) == 2 or (len(boxes) > 0 and np.shape(boxes[0]) == (4,))
+
+
+def _boxes(boxes):
+    boxes = np.asarray(boxes, np.float64)
+    if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
+        raise ValueError(f'the boxes of an image are [N, 4], not {list(boxes.shape)}')
+    return boxes.reshape(-1, 4)

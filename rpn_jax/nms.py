@@ -1,0 +1,91 @@
+"""Greedy non-maximum suppression: exact for any threshold, with fixed shapes."""
+
+import jax
+import jax.numpy as jnp
+
+from rpn_jax import boxes as box
+
+BLOCK = 256  # boxes decided at a time
+
+
+def nms(boxes, scores, *, iou_threshold, limit, group=None):
+    """Keeps the best boxes, best first, and drops all that overlap a kept one by IoU > iou_threshold.
+
+    boxes [N, 4], scores [N], group [N] int or None. Groups never suppress each other, a score of -inf is never kept, equal
+    scores rank by index. Returns indices [limit] int32 into the boxes and valid [limit]; rows that are
+    not valid stand last and have index 0.
+    """
+    scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+    order = jnp.argsort(scores, descending=True, stable=True)
+    group = None if group is None else group[order]
+    kept, valid = ranked_nms(
+        boxes[order],
+        scores[order] > -jnp.inf,
+        iou_threshold=iou_threshold,
+        limit=limit,
+        group=group,
+    )
+    return jnp.where(valid, order[kept], 0).astype(jnp.int32), valid
+
+
+def ranked_nms(boxes, alive, *, iou_threshold, limit, group=None):
+    """Does the work of nms for boxes [N, 4] that are already ranked; alive [N] says which may be kept.
+
+    Blocks of boxes are compared with the at most `limit` boxes kept so far and then among themselves,
+    until `limit` boxes are kept: N * limit comparisons at most, and N / BLOCK sequential steps.
+    """
+    total = len(boxes)
+    block = min(BLOCK, max(total, 1))
+    padding = -total % block
+    boxes = jnp.pad(boxes, ((0, padding), (0, 0)))
+    alive = jnp.pad(alive, (0, padding))
+    group = jnp.zeros(len(boxes), jnp.int32) if group is None else jnp.pad(group, (0, padding))
+    later = jnp.arange(block)[:, None] < jnp.arange(block)[None, :]
+    # One row more than the limit: what overflows is written there and never read.
+    slots = jnp.arange(limit + 1)
+
+    def unfinished(carry):
+        start, count, _ = carry
+        return (
+            (start < len(boxes))
+            & (count < limit)
+            & jnp.any(alive & (jnp.arange(len(boxes)) >= start))
+        )
+
+    def decide(carry):
+        start, count, kept = carry
+        index = start + jnp.arange(block)
+        here, here_group = boxes[index], group[index]
+        over = box.iou(boxes[kept], here) > iou_threshold
+        over &= (slots < count)[:, None] & (group[kept][:, None] == here_group[None, :])
+        candidates = alive[index] & ~jnp.any(over, axis=0)
+        rivals = (box.iou(here, here) > iou_threshold) & later
+        rivals &= here_group[:, None] == here_group[None, :]
+        keep = _greedy(candidates, rivals)
+        slot = jnp.where(keep, count + jnp.cumsum(keep) - 1, limit)
+        kept = kept.at[jnp.minimum(slot, limit)].set(index)
+        return start + block, count + jnp.sum(keep), kept
+
+    start = (jnp.int32(0), jnp.int32(0), jnp.zeros(limit + 1, jnp.int32))
+    _, count, kept = jax.lax.while_loop(unfinished, decide, start)
+    valid = slots[:limit] < count
+    return jnp.where(valid, kept[:limit], 0), valid
+
+
+def _greedy(candidates, rivals):
+    """Returns which candidates [T] survive; rivals [T, T] says whom row i suppresses if it is kept.
+
+    The greedy answer is the only fixed point of keep = candidates not suppressed by a kept rival: the
+    first n entries are right after n rounds, and real boxes need only a few.
+    """
+
+    def settle(carry):
+        keep, _ = carry
+        return candidates & ~jnp.any(rivals & keep[:, None], axis=0), keep
+
+    def unsettled(carry):
+        keep, previous = carry
+        return jnp.any(keep != previous)
+
+    first = settle((candidates, candidates))
+    return jax.lax.while_loop(unsettled, settle, first)[0]

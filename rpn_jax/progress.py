@@ -1,0 +1,117 @@
+"""What a run says while it goes: progress lines, logged scalars, the stop at a loss that is not finite, signals."""
+
+import signal
+import time
+
+import jax
+import numpy as np
+
+from rpn_jax.errors import InputError
+from rpn_jax.optim import make_schedule
+
+
+class Interrupted(Exception):
+    """Says that a signal stopped the run after a checkpoint; code is the process's exit code."""
+
+    def __init__(self, step, number):
+        super().__init__(f'interrupted at step {step}; the same command goes on from there')
+        self.code = 128 + number
+
+
+class Progress:
+    """Prints and logs the means of the steps' metrics every config.log_every steps.
+
+    A step's metrics are read only after the next step is dispatched, so that the host never waits for
+    the device between two steps.
+    """
+
+    def __init__(self, config, records, history, print):
+        self._config, self._records, self._history, self._print = config, records, history, print
+        optim = {k: v for k, v in config.optim.items() if k not in _NOT_SCHEDULE}
+        self._rate = make_schedule(**optim, steps=config.steps)
+        self._pending, self._window, self._began = None, [], None
+
+    def read(self, step, metrics, index, checkpoint):
+        """Takes a dispatched step's metrics, and handles those of the step before.
+
+        index [N] are its images, checkpoint is the newest one's step or None. Raises InputError where
+        the step before was not finite.
+        """
+        self.flush()
+        self._pending = step, metrics, index, checkpoint
+
+    def flush(self):
+        """Handles the step that is still pending; waits for it. Raises InputError if it was not finite."""
+        if self._pending is None:
+            return
+        (step, metrics, index, checkpoint), self._pending = self._pending, None
+        metrics = jax.tree.map(np.asarray, metrics)
+        if not metrics.pop('finite'):
+            raise InputError(self._not_finite(step, metrics['image_loss'], index, checkpoint))
+        del metrics['image_loss']
+        self._window.append(metrics)
+        # The first step is mostly compilation: speed is measured from its end.
+        self._began = self._began or (step, time.monotonic())
+        if step % self._config.log_every == 0 or step == self._config.steps:
+            self._write(step)
+
+    def _write(self, step):
+        steps, batch_size = self._config.steps, self._config.data.batch_size
+        line = {k: float(np.mean([m[k] for m in self._window])) for k in self._window[0]}
+        self._window = []
+        first, began = self._began
+        rate = (step - first) / max(time.monotonic() - began, 1e-9)
+        line |= {'learning_rate': float(self._rate(step - 1)), 'images_per_second': rate * batch_size}
+        self._history.log(step, line)
+        left = duration((steps - step) / rate) if rate else '?'
+        self._print(
+            f'step {step:>{len(str(steps))}}/{steps}  loss {line["loss"]:.4f} = '
+            f'objectness {line["loss_objectness"]:.4f} + box {line["loss_box"]:.4f}  '
+            f'positives {line["positives"]:5.1f}  lr {line["learning_rate"]:.2e}  '
+            f'{line["images_per_second"]:.2f} images/s  {left} left'
+        )
+
+    def _not_finite(self, step, image_loss, index, checkpoint):
+        bad = np.flatnonzero(~np.isfinite(image_loss))
+        guilty = index[bad] if len(bad) else index
+        images = ', '.join(self._records[i].image_id for i in guilty)
+        saved = 'there is no checkpoint yet' if checkpoint is None else f'the last good checkpoint is of step {checkpoint}'
+        return (
+            f'loss or gradient is not finite at step {step}, images {images}; {saved}; '
+            'lower config key optim.learning_rate, or look at these images with --mode=inspect'
+        )
+
+
+class Signals:
+    """Remembers the first SIGINT or SIGTERM as `received`, so that the step in hand can end; a second one kills."""
+
+    def __init__(self):
+        self.received = 0
+        self._previous = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._remember)
+            except ValueError:  # not the main thread: signals are somebody else's business
+                break
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number, _):
+        self.received = number
+        for caught, handler in self._previous.items():
+            signal.signal(caught, handler)
+
+
+def duration(seconds):
+    """Writes a duration as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
+
+
+_NOT_SCHEDULE = ('optimizer', 'momentum', 'weight_decay')

@@ -1,0 +1,195 @@
+"""ResNet-26/50/101/152: stride, dilation, norm and freezing per stage; every stage's output by name.
+
+Stages carry the papers' names: the stem (conv1 and a max pool), then conv2 to conv5.
+"""
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rpn_jax.errors import InputError
+
+BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+STEM_STRIDE = 4
+EPSILON = 1e-5
+AXIS = 'batch'  # the mapped axis over which batch norm is synchronised
+
+
+class ResNet(nn.Module):
+    """Maps images [B, H, W, 3] to {'conv2': [B, h, w, 4 * width], 'conv3': .., ..} up to conv{last_stage}.
+
+    dilations (conv2..conv5): d > 1 keeps that stage's stride at 1 and dilates its 3x3 convolutions by d. Its
+    first block keeps the previous stage's dilation, as in torchvision; dilate_first_block is detectron2's
+    rule. stride_in_1x1 puts a stage's stride where MSRA's weights want it. norm is 'frozen' (stored
+    statistics, nothing learnt), 'batch' (synchronised over devices) or 'group'. frozen_stages (1 the
+    stem, 2 up to conv2, .. 5 all) use stored statistics whatever the norm.
+    """
+
+    depth: int = 101
+    last_stage: int = 4
+    dilations: tuple[int, ...] = (1, 1, 1, 1)
+    norm: str = 'frozen'
+    stride_in_1x1: bool = False
+    frozen_stages: int = 0
+    dtype: Any = 'float32'
+    width: int = 64
+    dilate_first_block: bool = False
+    init: str = 'normal'
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        conv = functools.partial(Conv, dtype=jnp.dtype(self.dtype), init=self.init)
+        groups = math.gcd(32, self.width)  # 32 as in Wu and He 2018, where the width allows
+        norm = functools.partial(_norm, self.norm, groups=groups, dtype=jnp.dtype(self.dtype))
+        learning = train and self.frozen_stages < 1
+        x = conv(self.width, 7, stride=2, name='stem_conv')(images.astype(self.dtype))
+        x = nn.relu(norm(learning, 'stem_norm')(x))
+        x = max_pool(x)
+        outputs, dilation = {}, 1
+        for stage in range(2, self.last_stage + 1):
+            learning = train and self.frozen_stages < stage
+            previous, dilation = dilation, self.dilations[stage - 2]
+            for block in range(BLOCKS[self.depth][stage - 2]):
+                first = block == 0
+                x = Bottleneck(
+                    self.width * 2 ** (stage - 2),
+                    stride=stage_stride(stage, dilation) if first else 1,
+                    dilation=previous if first and not self._dilates_first(dilation) else dilation,
+                    stride_in_1x1=self.stride_in_1x1,
+                    project=first,
+                    conv=conv,
+                    norm=functools.partial(norm, learning),
+                    name=f'conv{stage}_block{block}',
+                )(x)
+            outputs[f'conv{stage}'] = x
+        return outputs
+
+    def _dilates_first(self, dilation):
+        return self.dilate_first_block or dilation == 1
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut (He et al., Deep Residual Learning, figure 5)."""
+
+    width: int
+    stride: int
+    dilation: int
+    stride_in_1x1: bool
+    project: bool
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x):
+        early, late = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
+        y = self.conv(self.width, 1, stride=early, name='conv1')(x)
+        y = nn.relu(self.norm('norm1')(y))
+        y = self.conv(self.width, 3, stride=late, dilation=self.dilation, name='conv2')(y)
+        y = nn.relu(self.norm('norm2')(y))
+        y = self.norm('norm3')(self.conv(4 * self.width, 1, name='conv3')(y))
+        if self.project:
+            x = self.conv(4 * self.width, 1, stride=self.stride, name='shortcut_conv')(x)
+            x = self.norm('shortcut_norm')(x)
+        return nn.relu(x + y)
+
+
+class Conv(nn.Module):
+    """Convolves [B, h, w, C] with a square kernel, padded like torch: kernel // 2 on each side, times dilation.
+
+    Flax's 'SAME' pads stride-2 convolutions unevenly and shifts their features by a pixel. A 1x1 kernel
+    is a matrix product, which XLA runs faster than a convolution on CPUs.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+    init: str = 'normal'
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param('kernel', initializer(self.init), shape, jnp.float32)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.kernel == 1:
+            return jnp.tensordot(x[:, :: self.stride, :: self.stride], kernel[0, 0], axes=1)
+        margin = self.dilation * (self.kernel // 2)
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=((margin, margin), (margin, margin)),
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        )
+
+
+def max_pool(x):
+    """Takes the maximum of [B, h, w, C] over 3x3 windows at stride 2, padded by 1 with -inf.
+
+    Written as shifted maxima, first along rows and then along columns: the gradient of XLA's own pooling
+    is several times slower on CPUs.
+    """
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    h, w = ((n - 1) // 2 for n in x.shape[1:3])
+    rows = functools.reduce(jnp.maximum, (x[:, i : i + 2 * h - 1 : 2] for i in range(3)))
+    return functools.reduce(jnp.maximum, (rows[:, :, i : i + 2 * w - 1 : 2] for i in range(3)))
+
+
+def stage_stride(stage, dilation):
+    """Returns the stride of a stage: 2 from conv3 on, unless it is dilated."""
+    return 2 if stage > 2 and dilation == 1 else 1
+
+
+def total_stride(last_stage, dilations):
+    """Returns the nominal stride in pixels of conv{last_stage}."""
+    strides = (stage_stride(stage, dilations[stage - 2]) for stage in range(2, last_stage + 1))
+    return STEM_STRIDE * math.prod(strides)
+
+
+def stage_of(name):
+    """Returns the stage (1 the stem, 2 conv2, ..) of a top-level module of ResNet by its name."""
+    return 1 if name.startswith('stem') else int(name[len('conv')])
+
+
+def initializer(init):
+    """Returns the initialiser of convolutions: 'normal' (He et al. 2015, fan out) or 'uniform' (torch's default)."""
+    if init == 'normal':
+        return nn.initializers.variance_scaling(2, 'fan_out', 'normal')
+    if init == 'uniform':
+        return nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+    raise InputError(f"config key model.init: {init!r} is not one of 'normal', 'uniform'")
+
+
+def check(depth, last_stage, dilations, norm, frozen_stages, **_):
+    """Raises InputError where the keywords of ResNet make no network."""
+    for key, value, choices in [
+        ('depth', depth, tuple(BLOCKS)),
+        ('last_stage', last_stage, (3, 4, 5)),
+        ('norm', norm, ('frozen', 'batch', 'group')),
+        ('frozen_stages', frozen_stages, (0, 1, 2, 3, 4, 5)),
+    ]:
+        if value not in choices:
+            raise InputError(f'config key model.{key}: {value!r} is not one of {choices}')
+    if len(dilations) != 4 or min(dilations) < 1 or dilations[0] != int(dilations[0]):
+        raise InputError(f'config key model.dilations: {dilations!r} is not four integers >= 1')
+
+
+def _norm(norm, learning, name, *, groups, dtype):
+    if norm == 'group':
+        return nn.GroupNorm(num_groups=groups, epsilon=EPSILON, dtype=dtype, name=name)
+    return nn.BatchNorm(
+        use_running_average=not (learning and norm == 'batch'),
+        axis_name=AXIS if norm == 'batch' else None,
+        momentum=0.9,
+        epsilon=EPSILON,
+        dtype=dtype,
+        name=name,
+    )
+

@@ -1,0 +1,153 @@
+"""The region proposal network: ResNet and anchor head; dense, or only at sampled cells; its anchors."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rpn_jax import anchors as anchor
+from rpn_jax import resnet
+from rpn_jax.errors import InputError
+
+
+class RPN(nn.Module):
+    """Maps normalised images [B, H, W, 3] to logits [B, A] and deltas [B, A, 4], float32, for every anchor.
+
+    With index [B, S] the answer is only for those anchors, [B, S] and [B, S, 4].
+    """
+
+    backbone: nn.Module
+    head: nn.Module
+    sizes: tuple[float, ...]
+    aspect_ratios: tuple[float, ...]
+
+    def __call__(self, images, index=None, train=False):
+        return self.head(self.features(images, train), index)
+
+    def features(self, images, train=False):
+        """Returns the last stage's feature map [B, h, w, C]."""
+        return self.backbone(images, train)[f'conv{self.backbone.last_stage}']
+
+
+class Head(nn.Module):
+    """3x3 convolution, ReLU and two 1x1 convolutions (Faster R-CNN, section 3.1), K anchors per cell.
+
+    Asked for S sampled anchors, it reads the 3x3 neighbourhood of their cells alone: the same numbers as
+    the dense head at S instead of h * w positions. Where h * w <= S the dense head is the cheaper one.
+    """
+
+    anchors_per_cell: int
+    dtype: Any = 'float32'
+    init: str = 'normal'
+
+    @nn.compact
+    def __call__(self, features, index=None):
+        b, h, w, c = features.shape
+        k = self.anchors_per_cell
+        sampled = index is not None and h * w > index.shape[1]
+        params = self._params(c)
+        if sampled:
+            hidden = _neighbourhoods(features, index // k).astype(self.dtype)
+            hidden = hidden @ params['conv'][0].reshape(9 * c, c).astype(self.dtype)
+        else:
+            hidden = jax.lax.conv_general_dilated(
+                features.astype(self.dtype),
+                params['conv'][0].astype(self.dtype),
+                window_strides=(1, 1),
+                padding=((1, 1), (1, 1)),
+                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            ).reshape(b, h * w, c)
+        hidden = nn.relu(hidden + params['conv'][1].astype(self.dtype)[None, None])
+        logits, deltas = (
+            (hidden @ kernel[0, 0].astype(self.dtype) + bias.astype(self.dtype)[None, None]).astype(jnp.float32)
+            for kernel, bias in (params['objectness'], params['deltas'])
+        )
+        if sampled:  # [B, S, K]: of each cell the one anchor that was asked for
+            column = (index % k)[..., None]
+            deltas = deltas.reshape(b, -1, k, 4)
+            logits = jnp.take_along_axis(logits, column, 2)[..., 0]
+            return logits, jnp.take_along_axis(deltas, column[..., None], 2)[..., 0, :]
+        logits, deltas = logits.reshape(b, h * w * k), deltas.reshape(b, h * w * k, 4)
+        if index is None:
+            return logits, deltas
+        return (
+            jnp.take_along_axis(logits, index, 1),
+            jnp.take_along_axis(deltas, index[..., None], 1),
+        )
+
+    def _params(self, c):
+        k = self.anchors_per_cell
+        return {
+            'conv': Affine((3, 3, c, c), self.init, name='conv')(),
+            'objectness': Affine((1, 1, c, k), self.init, name='objectness')(),
+            'deltas': Affine((1, 1, c, 4 * k), self.init, name='deltas')(),
+        }
+
+
+class Affine(nn.Module):
+    """Holds the kernel and bias of a convolution; the head applies them in two ways."""
+
+    shape: tuple[int, ...]
+    init: str
+
+    @nn.compact
+    def __call__(self):
+        normal = nn.initializers.normal(0.01)  # Faster R-CNN, section 3.1.3
+        init = normal if self.init == 'normal' else resnet.initializer(self.init)
+        kernel = self.param('kernel', init, self.shape, jnp.float32)
+        return kernel, self.param('bias', nn.initializers.zeros, self.shape[-1:], jnp.float32)
+
+
+def build(config):
+    """Returns the RPN that config.model and config.anchors describe."""
+    keywords = {k: v for k, v in config.model.items() if k != 'pretrained'}
+    keywords['dilations'] = tuple(keywords['dilations'])
+    resnet.check(**keywords)
+    sizes, ratios = tuple(config.anchors.sizes), tuple(config.anchors.aspect_ratios)
+    if not sizes or not ratios or min(sizes + ratios) <= 0:
+        raise InputError('config keys anchors.sizes and anchors.aspect_ratios need values > 0')
+    return RPN(
+        backbone=resnet.ResNet(**keywords),
+        head=Head(len(sizes) * len(ratios), keywords['dtype'], keywords['init']),
+        sizes=sizes,
+        aspect_ratios=ratios,
+    )
+
+
+def anchors(model, canvas):
+    """Returns the anchors [A, 4] of a canvas (height, width), in pixels, in the order of the model's logits."""
+    stride = resnet.total_stride(model.backbone.last_stage, model.backbone.dilations)
+    shape = tuple(-(-side // stride) for side in canvas)
+    return anchor.grid(anchor.base_anchors(model.sizes, model.aspect_ratios), shape, stride)
+
+
+def frozen(model, params):
+    """Returns a tree like params of booleans: True where a parameter never changes.
+
+    Frozen are the backbone's first `frozen_stages` stages and, with norm 'frozen', every scale and bias of a norm.
+    """
+
+    def is_frozen(path, _):
+        part, module, *rest = (key.key for key in path)
+        if part != 'backbone':
+            return False
+        norms = model.backbone.norm == 'frozen' and is_norm(path)
+        return norms or resnet.stage_of(module) <= model.backbone.frozen_stages
+
+    return jax.tree_util.tree_map_with_path(is_frozen, params)
+
+
+def is_norm(path):
+    """Says whether a parameter's path belongs to a norm, which weight decay leaves alone."""
+    return 'norm' in path[-2].key
+
+
+def _neighbourhoods(features, cell):
+    """Returns the 3x3 neighbourhoods [B, S, 9 * C] of cells [B, S], zero outside features [B, h, w, C]."""
+    b, h, w, c = features.shape
+    padded = jnp.pad(features, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(b, -1, c)
+    corner = cell // w * (w + 2) + cell % w
+    offsets = (jnp.arange(3)[:, None] * (w + 2) + jnp.arange(3)[None, :]).reshape(-1)
+    index = (corner[:, :, None] + offsets[None, None, :]).reshape(b, -1)
+    return jnp.take_along_axis(padded, index[..., None], 1).reshape(b, cell.shape[1], 9 * c)

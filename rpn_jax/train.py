@@ -1,0 +1,230 @@
+"""Training: the state, the pmapped update, and the loop around it."""
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rpn_jax import boxes as box
+from rpn_jax import checkpoint, data, losses, pretrained, resnet, rpn, targets, workdir
+from rpn_jax.data.pixels import normalise, pixel_family
+from rpn_jax.errors import InputError
+from rpn_jax.evaluate import make_evaluate
+from rpn_jax.optim import make_optimizer
+from rpn_jax.progress import Interrupted, Progress, Signals
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything a step changes. No random key: randomness is a function of (seed, step, image)."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def make_update(model, optimizer, config, devices):
+    """Returns update(state, batch) -> (state, metrics), pmapped over the devices.
+
+    batch holds image uint8 [N, H, W, 3] (floating point passes as already normalised), boxes [N, G, 4], kind [N, G],
+    size [N, 2] and index [N] of the global batch; N is a multiple of the number of devices. Each device differentiates the
+    sum over its sampled anchors; gradients and counts are summed over devices and then divided, so
+    the result does not depend on their number. Where the loss or a gradient is not finite the state
+    stays as it was and metrics['finite'] says so.
+    """
+    settings = config.data
+    family = 'torchvision' if settings.pixels == 'auto' else settings.pixels
+    pixels = pixel_family(family, settings.mean, settings.std)
+    loss_fn = make_loss(model, config, pixels)
+
+    def update(state, batch):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+        (_, aux), gradients = differentiate(state.params, state.batch_stats, key, batch)
+        batch_stats, sums = aux
+        image_loss = jax.lax.all_gather(sums.pop('image_loss'), resnet.AXIS, tiled=True)
+        gradients, sums = jax.lax.psum((gradients, sums), resnet.AXIS)
+        count = jnp.maximum(sums.pop('sampled'), 1)
+        images = sums.pop('images')
+        positives = sums.pop('positives') / images
+        metrics = {name: value / count for name, value in sums.items()}
+        gradients = jax.tree.map(lambda g: g / count, gradients)
+        finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(optax.global_norm(gradients))
+
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        is_frozen = rpn.frozen(model, state.params)
+        params = jax.tree.map(
+            lambda p, u, fixed: p if fixed else p + u, state.params, updates, is_frozen
+        )
+        new = TrainState(state.step + 1, params, batch_stats, opt_state)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        metrics |= {'positives': positives, 'finite': finite, 'image_loss': image_loss}
+        return new, metrics
+
+    mapped = jax.pmap(
+        update,
+        resnet.AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+        donate_argnums=0,
+        devices=list(devices),
+    )
+
+    def sharded(state, batch):
+        return mapped(state, shard(batch, len(devices)))
+
+    sharded.mapped = mapped  # for its cost analysis and its number of compilations
+    return sharded
+
+
+def make_loss(model, config, pixels):
+    """Returns loss(params, batch_stats, key, batch) -> (sum, (batch_stats, sums)) over one device's images."""
+    assign = functools.partial(targets.assign, **config.targets)
+    weights = config.loss
+
+    def loss_fn(params, batch_stats, key, batch):
+        # Together with the optimizer's freezing: either alone lets the frozen backward pass come back.
+        is_frozen = rpn.frozen(model, params)
+        params = jax.tree.map(
+            lambda p, fixed: jax.lax.stop_gradient(p) if fixed else p, params, is_frozen
+        )
+        images = normalise(batch['image'], batch['size'], pixels)
+        anchors = rpn.anchors(model, images.shape[1:3])
+        index, labels, matched = jax.vmap(
+            lambda i, boxes, kind, size: assign(
+                jax.random.fold_in(key, i), anchors, boxes, kind, size=size
+            )
+        )(batch['index'], batch['boxes'], batch['kind'], batch['size'])
+
+        variables = {'params': params} | ({'batch_stats': batch_stats} if batch_stats else {})
+        (logits, deltas), updated = model.apply(
+            variables, images, index, train=True, mutable=['batch_stats']
+        )
+        goals = jax.vmap(lambda boxes, m, i: box.encode(boxes[m], anchors[i]))(
+            batch['boxes'], matched, index
+        )
+        objectness = jax.vmap(losses.objectness_loss)(logits, labels)
+        regression = jax.vmap(functools.partial(losses.box_loss, beta=weights.beta))(
+            deltas, goals, labels
+        )
+        total = weights.objectness_weight * objectness + weights.box_weight * regression
+        sums = {
+            'loss': total.sum(),
+            'loss_objectness': objectness.sum(),
+            'loss_box': regression.sum(),
+            'sampled': jnp.sum(labels >= 0),
+            'positives': jnp.sum(labels == 1),
+            'images': jnp.int32(len(labels)),
+            'image_loss': total,
+        }
+        return total.sum(), (updated.get('batch_stats', {}), sums)
+
+    return loss_fn
+
+
+def shard(batch, devices):
+    """Splits a global batch [N, ...] into [devices, N / devices, ...]."""
+    count, *canvas = np.shape(batch['image'])[:3]
+    if count % devices:
+        raise InputError(
+            f'config key data.batch_size: {count} images cannot be divided among {devices} devices'
+        )
+    batch = {
+        'index': np.arange(count, dtype=np.int32),
+        'size': np.tile(np.float32(canvas), (count, 1)),
+    } | batch
+    return {k: np.reshape(v, (devices, count // devices, *np.shape(v)[1:])) for k, v in batch.items()}
+
+
+def place(state, devices):
+    """Puts the state on all devices, as pmap wants it: elsewhere placed it would compile twice."""
+    mesh = Mesh(np.asarray(devices), (resnet.AXIS,))  # the name must be pmap's
+    return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+
+
+def init_state(model, optimizer, seed, tensors=None):
+    """Returns the state before the first step; tensors (by torchvision name) are pretrained weights."""
+    canvas = jnp.zeros((1, 64, 64, 3))  # shapes of parameters do not depend on it
+    variables = jax.jit(model.init)(jax.random.key(seed), canvas)
+    if tensors is not None:
+        variables = pretrained.to_variables(tensors, variables)
+    params = variables['params']
+    opt_state = jax.jit(optimizer.init)(params)
+    return TrainState(jnp.int32(0), params, variables.get('batch_stats', {}), opt_state)
+
+
+def train(config, folder, *, devices=None, print=print):
+    """Runs config in the workdir `folder`, from its newest checkpoint on, and evaluates at the end.
+
+    Returns the final state and its Evaluation. Raises InputError for what a user can mend and
+    Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
+    """
+    devices = devices or jax.local_devices()
+    options = data.check(data.Options(**config.data))
+    if options.batch_size % len(devices):
+        raise InputError(
+            f'config key data.batch_size: {options.batch_size} images cannot be divided among '
+            f'{len(devices)} devices'
+        )
+    model, optimizer, state = build(config)
+    source = data.open_split(options, options.train_split, seed=config.seed)
+    evaluate = make_evaluate(model, config, source.records, devices=devices, print=print)
+    workdir.claim(folder, config)
+    update = make_update(model, optimizer, config, devices)
+    with checkpoint.Checkpoints(folder, **config.checkpoint) as checkpoints:
+        state = checkpoints.load(place(state, devices))
+        start = int(state.step)
+        print(describe(config, model, state, source, start))
+        with workdir.History(folder, start) as history, Signals() as signals:
+            progress = Progress(config, source.records, history, print)
+            steps = range(start, config.steps)
+            batches = data.train_batches(source, options, seed=config.seed, steps=steps)
+            for step, batch in zip(range(start + 1, config.steps + 1), batches, strict=True):
+                state, metrics = update(state, batch)
+                progress.read(step, metrics, batch['index'], checkpoints.latest)
+                last = step == config.steps
+                if last or signals.received or step % checkpoints.every == 0:
+                    progress.flush()
+                    checkpoints.save(step, state)
+                if signals.received and not last:
+                    raise Interrupted(step, signals.received)
+                if not last and config.evaluation.every and step % config.evaluation.every == 0:
+                    figures = evaluate(variables_of(state), step).summary['proposals']
+                    history.log(step, {k: v for k, v in figures.items() if '/' not in k})
+                    print(f'step {step}: AR@100 {figures.get("AR@100") or 0:.3f}')
+    return state, evaluate(variables_of(state), int(state.step))
+
+
+def build(config):
+    """Returns (model, optimizer, state before the first step) of a config; settles its data.pixels."""
+    model = rpn.build(config)
+    optimizer = make_optimizer(
+        **config.optim, steps=config.steps, frozen=functools.partial(rpn.frozen, model)
+    )
+    tensors = pretrained.load(config.model.pretrained) if config.model.pretrained else None
+    if config.data.pixels == 'auto':
+        config.data.pixels = 'torchvision' if tensors is None else pretrained.pixels(tensors)
+    return model, optimizer, init_state(model, optimizer, config.seed, tensors)
+
+
+def variables_of(state):
+    """Returns the variables that model.apply takes."""
+    return {'params': state.params} | ({'batch_stats': state.batch_stats} if state.batch_stats else {})
+
+
+def describe(config, model, state, source, start):
+    """Returns a line on what is about to run: the network, what of it learns, and on how many images."""
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    fixed = rpn.frozen(model, state.params)
+    learning = jax.tree.map(lambda p, f: jnp.zeros(0) if f else p, state.params, fixed)
+    return (
+        f'ResNet-{config.model.depth} conv{config.model.last_stage}: {count(state.params) / 1e6:.1f} M '
+        f'parameters, {count(learning) / 1e6:.1f} M of them learn; {source.name}: '
+        f'{len(source.records)} images; steps {start} to {config.steps}'
+    )
+

@@ -1,0 +1,121 @@
+"""A run's folder: its config, which must agree to resume, its metrics.jsonl and TensorBoard events."""
+
+import json
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from rpn_jax.errors import InputError
+
+# What made the weights: these keys must agree for a run to go on. Horizons, other paths of the same data, and
+# how often something is written or evaluated may change.
+IDENTITY = ('seed', 'model', 'anchors', 'targets', 'loss', 'optim', 'data')
+DATA_IDENTITY = (
+    'source name train_split resize image_size max_size batch_size flip pixels mean std'.split()
+)
+HORIZON = ('schedule_steps',)
+
+
+def write_atomically(path, text):
+    """Writes text to a temporary name beside path, then renames it: path is never half-written."""
+    path = Path(path)
+    temporary = path.with_name(path.name + '.tmp')
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def read_config(workdir):
+    """Returns the config of a workdir, lists as tuples; raises InputError where there is none."""
+    path = Path(workdir) / 'config.json'
+    if not path.is_file():
+        raise InputError(f'{path}: no such file; name a --config, or the --workdir of a run')
+    try:
+        return ConfigDict(_tuples(json.loads(path.read_text())))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise InputError(f'{path}: not a config ({error})') from error
+
+
+def claim(workdir, config):
+    """Makes workdir the folder of this config, or checks that it is; returns the config to run with.
+
+    Raises InputError naming every key in which the folder's config differs. pixels = 'auto' takes what the
+    run settled on when it began.
+    """
+    workdir = Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'workdir {workdir}: cannot be made ({error.strerror})') from error
+    if (workdir / 'config.json').exists():
+        before = read_config(workdir)
+        if config.data.pixels == 'auto':
+            config.data.pixels = before.data.pixels
+        differences = _differences(before.to_dict(), config.to_dict())
+        if differences:
+            raise InputError(
+                f'workdir {workdir} belongs to another config: {"; ".join(differences)}; '
+                'name another --workdir, or set these keys back'
+            )
+    write_atomically(workdir / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')
+    return config
+
+
+class History:
+    """Appends scalars to metrics.jsonl and to TensorBoard; lines after a restored step are cut."""
+
+    def __init__(self, workdir, start):
+        # TensorBoard is imported here: tests and notebooks that never log need not wait for it.
+        from tensorboardX import SummaryWriter
+
+        self._path = Path(workdir) / 'metrics.jsonl'
+        lines = [line for line in read_history(workdir) if line['step'] <= start]
+        write_atomically(self._path, ''.join(json.dumps(line) + '\n' for line in lines))
+        self._events = SummaryWriter(str(workdir), purge_step=start + 1 if start else None)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._events.close()
+
+    def log(self, step, scalars):
+        """Writes the scalars (name -> number) of one step."""
+        with self._path.open('a') as file:
+            file.write(json.dumps({'step': step, **scalars}) + '\n')
+        for name, value in scalars.items():
+            if value is not None:
+                self._events.add_scalar(name, value, step)
+
+
+def read_history(workdir):
+    """Returns the lines of metrics.jsonl as dicts; a last line that was cut off by a crash is left out."""
+    path = Path(workdir) / 'metrics.jsonl'
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _differences(before, now):
+    pairs = []
+    for section in IDENTITY:
+        if not isinstance(now[section], dict):
+            pairs.append((section, before.get(section), now[section]))
+            continue
+        keys = set(now[section]) | set(before.get(section, {}))
+        for key in sorted(keys & set(DATA_IDENTITY) if section == 'data' else keys - set(HORIZON)):
+            old = before.get(section, {}).get(key)
+            pairs.append((f'{section}.{key}', old, now[section].get(key)))
+    return [
+        f'{key} was {old!r}, is {new!r}' for key, old, new in pairs if _tuples(old) != _tuples(new)
+    ]
+
+
+def _tuples(value):
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,173 @@
+"""The same numbers as torchvision 0.28: figures stored in tests/golden, compared function by function."""
+
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rpn_jax import anchors as anchor
+from rpn_jax import boxes as box
+from rpn_jax import losses, pretrained, resnet, rpn, targets
+from rpn_jax.nms import nms
+from rpn_jax.proposals import propose
+
+GOLDEN = Path(__file__).parent / 'golden'
+CANVAS = (608, 800)
+
+
+def golden(name):
+    return np.load(GOLDEN / f'{name}.npz')
+
+
+def canvas_anchors(sizes=(32, 64, 128, 256, 512), aspect_ratios=(0.5, 1, 2)):
+    base = anchor.base_anchors(sizes, aspect_ratios)
+    return anchor.grid(base, (CANVAS[0] // 16, CANVAS[1] // 16), 16)
+
+
+@pytest.mark.parametrize('case', range(4))
+def test_anchors(case):
+    figures = golden('anchors')
+    get = lambda key: figures[f'{case}.{key}']
+    base = anchor.base_anchors(get('sizes'), get('aspect_ratios'))
+    np.testing.assert_array_equal(base, get('base'))
+    shape = tuple(-(-get('image') // get('stride')))
+    grid = np.asarray(anchor.grid(base, shape, int(get('stride'))))
+    np.testing.assert_array_equal(grid.shape, get('grid_shape'))
+    np.testing.assert_array_equal(grid[:200], get('grid_head'))
+    np.testing.assert_array_equal(grid[-200:], get('grid_tail'))
+    np.testing.assert_array_equal(grid.astype(np.float64).sum(0), get('grid_sum'))
+
+
+def test_coding():
+    figures = golden('coding')
+    anchors, boxes = figures['anchors'], figures['boxes']
+    near = dict(rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(box.encode(boxes, anchors), figures['deltas'], **near)
+    np.testing.assert_allclose(
+        box.decode(figures['random_deltas'], anchors), figures['decoded'], rtol=1e-5, atol=1e-3
+    )
+    np.testing.assert_allclose(box.iou(anchors[:100], boxes[:80]), figures['iou'], **near)
+
+
+CASES = ['voc0', 'voc1', 'voc2', 'voc3', 'tiny', 'empty', 'edge', 'twins']
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_match(case):
+    figures = golden('match')
+    boxes = figures[f'{case}.boxes']
+    anchors = canvas_anchors()
+    padded = np.zeros((40, 4), np.float32)  # padding must change nothing
+    padded[: len(boxes)] = boxes
+    kind = (np.arange(40) < len(boxes)).astype(np.int32)
+    labels, matched = jax.jit(targets.match)(anchors, padded, kind)
+    np.testing.assert_array_equal(labels, figures[f'{case}.labels'])
+    positive = np.asarray(labels) == 1
+    deltas = box.encode(padded[np.asarray(matched)[positive]], anchors[positive])
+    np.testing.assert_allclose(deltas, figures[f'{case}.positive_target_deltas'], atol=1e-4)
+
+
+def test_losses():
+    figures = golden('loss')
+    anchors = canvas_anchors()
+    logits, deltas = (figures[k].astype(np.float32) for k in ('logits', 'deltas'))
+    labels = figures['sampled_labels'].astype(np.int32)
+    target_deltas = []
+    for image in range(2):
+        boxes = figures[f'boxes{image}']
+        _, matched = targets.match(anchors, boxes, np.ones(len(boxes), np.int32))
+        target_deltas.append(box.encode(boxes[matched], anchors))
+    target_deltas = jnp.stack(target_deltas)
+    count = (labels >= 0).sum()
+
+    def both(logits, deltas):
+        objectness = jax.vmap(losses.objectness_loss)(logits, labels).sum() / count
+        boxes = jax.vmap(losses.box_loss)(deltas, target_deltas, labels).sum() / count
+        return objectness + boxes, (objectness, boxes)
+
+    grad = jax.jit(jax.value_and_grad(both, argnums=(0, 1), has_aux=True))
+    (_, (objectness, boxes)), (logits_grad, deltas_grad) = grad(logits, deltas)
+    np.testing.assert_allclose(objectness, figures['loss_objectness'], rtol=1e-5)
+    np.testing.assert_allclose(boxes, figures['loss_rpn_box_reg'], rtol=1e-5)
+    used = labels >= 0
+    stored = figures['grad_logits_at_sampled'], figures['grad_deltas_at_sampled']
+    np.testing.assert_allclose(logits_grad[used], stored[0], atol=1e-6)
+    np.testing.assert_allclose(deltas_grad[used], stored[1], atol=1e-6)
+
+
+@pytest.mark.parametrize('case', range(3))
+def test_nms(case):
+    figures = golden('nms')
+    keep = figures[f'{case}.keep']
+    boxes, scores = figures[f'{case}.boxes'], figures[f'{case}.scores']
+    threshold = float(figures[f'{case}.iou_threshold'])
+    indices, valid = nms(boxes, scores, iou_threshold=threshold, limit=len(boxes))
+    np.testing.assert_array_equal(indices[valid], keep)
+
+
+def test_proposals():
+    figures = golden('proposals')
+    anchors = canvas_anchors()
+    for image in range(2):
+        kept = propose(
+            figures['logits'][image],
+            figures['deltas'][image].astype(np.float32),
+            anchors,
+            figures['sizes'][image],
+            pre_nms=1000,
+            post_nms=1000,
+            nms_iou=0.7,
+        )
+        valid = np.asarray(kept.valid)
+        np.testing.assert_allclose(kept.boxes[valid], figures[f'{image}.boxes'], atol=1e-2)
+        np.testing.assert_allclose(kept.scores[valid], figures[f'{image}.scores'], rtol=1e-5)
+
+
+def formula_tensors(shapes):
+    """The weights that the stored figures were made with: every tensor is a function of its name."""
+    tensors = {}
+    for name, shape in shapes.items():
+        rng = np.random.default_rng([0, zlib.crc32(name.encode())])
+        n = rng.standard_normal(shape).astype(np.float32)
+        if name.startswith('rpn.'):
+            is_bias = name.endswith('bias')
+            tensors[name] = 0 * n if is_bias else 0.1 * n * np.sqrt(2 / np.prod(shape[1:]))
+        elif len(shape) == 4:
+            tensors[name] = n * np.sqrt(2 / np.prod(shape[1:]))
+        elif name.endswith('running_var'):
+            tensors[name] = np.exp(0.2 * n)
+        elif name.endswith(('running_mean', 'bias')):
+            tensors[name] = 0.1 * n
+        else:
+            tensors[name] = (1 + 0.1 * n) * (0.2 if '.bn3.' in name else 1)
+    return tensors
+
+
+def load_formula(variables):
+    """Replaces every variable by its formula."""
+    names = pretrained.from_variables(jax.tree.map(lambda x: np.zeros(x.shape), variables))
+    tensors = formula_tensors({name: tensor.shape for name, tensor in names.items()})
+    return pretrained.to_variables(tensors, variables)
+
+
+@pytest.mark.parametrize('depth', [50, 101])
+@pytest.mark.parametrize('dilated', [False, True])
+def test_backbone(depth, dilated):
+    figures = golden('backbone')
+    image = figures[f'{depth}.image'].transpose(0, 2, 3, 1)
+    dilations = (1, 1, 1, 2) if dilated else (1, 1, 1, 1)
+    model = resnet.ResNet(depth, 5, dilations)
+    model = rpn.RPN(model, rpn.Head(1), (32,), (1,))
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    variables = {k: {'backbone': v['backbone']} for k, v in variables.items()}
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
+    variables = load_formula(variables)
+    outputs = jax.jit(lambda v: model.backbone.apply(v, image))(
+        {k: v['backbone'] for k, v in variables.items()}
+    )
+    for ours, theirs in [('conv5', 'dc5')] if dilated else zip(('conv3', 'conv4', 'conv5'), ('c3', 'c4', 'c5'), strict=True):
+        a, b = outputs[ours], figures[f'{depth}.{theirs}'].transpose(0, 2, 3, 1)
+        assert np.abs(a - b).max() / np.abs(b).max() <= 1e-4
