@@ -1,6 +1,7 @@
 """Trains, evaluates and shows region proposal networks.
 
-python main.py --config=configs/voc_dilated.py [--workdir=runs/NAME] [--mode=MODE] [--config.section.key=value]
+python main.py --config=configs/voc_dilated.py [--workdir=runs/NAME] [--mode=MODE]
+[--config.section.key=value]
 """
 
 import argparse
@@ -24,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv=None):
-    """Runs one mode; returns the exit code. Errors that a user can cause become one line on stderr."""
+    """Runs one mode and returns the exit code; a user's error becomes one line on stderr."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         arguments, overrides = _parse(argv)
@@ -43,7 +44,9 @@ def main(argv=None):
 
 def _parse(argv):
     parser = _Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument('--config', default='', help='a file of configs/; default: the workdir\'s own')
+    parser.add_argument(
+        '--config', default='', help="a file of configs/; default: the workdir's own"
+    )
     parser.add_argument('--workdir', default='', help='default: runs/NAME of the config')
     parser.add_argument('--mode', default='train', help=', '.join(modes.MODES))
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
@@ -51,7 +54,9 @@ def _parse(argv):
     arguments, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if not word.startswith('--config.') or '=' not in word]
     if unknown:
-        raise InputError(f'unknown argument {unknown[0]!r}; overrides look like --config.section.key=value')
+        raise InputError(
+            f'unknown argument {unknown[0]!r}; overrides look like --config.section.key=value'
+        )
     if arguments.mode not in modes.MODES:
         raise InputError(f'no mode {arguments.mode!r}; there are {", ".join(modes.MODES)}')
     if not arguments.config and not arguments.workdir:
@@ -81,7 +86,7 @@ def _load(arguments):
 
 
 def _override(config, overrides):
-    """Sets --config.section.key=value, read as the type the key has; raises InputError where it does not fit."""
+    """Sets --config.section.key=value, read as the type that the key has in the config."""
     for word in overrides:
         key, text = word[len('--config.') :].split('=', 1)
         section, *path = key.split('.')
@@ -126,7 +131,9 @@ def _read(text, before):
 
 def _keys(config):
     for name, value in config.items():
-        yield from (f'{name}.{k}' for k in _keys(value)) if isinstance(value, ConfigDict) else (name,)
+        yield from (
+            (f'{name}.{k}' for k in _keys(value)) if isinstance(value, ConfigDict) else (name,)
+        )
 
 
 def _one_line(error):

@@ -4,7 +4,7 @@ from configs import default
 
 
 def get_config():
-    """Returns the config; weights by --config.model.pretrained, the folder by --config.data.path."""
+    """Returns the config; give the weights as model.pretrained, the folder as data.path."""
     config = default.get_config()
     config.steps = 20_000
     config.model.update(depth=101, last_stage=4, frozen_stages=3)  # conv4 and the head learn

@@ -1,4 +1,4 @@
-"""ResNet-50 C4 from MSRA's weights, 1,000 steps of two images: the recipe torchvision was run with."""
+"""ResNet-50 C4 from MSRA's weights, 1,000 steps of two images: torchvision's usual recipe."""
 
 from configs import voc_c4
 

@@ -1,12 +1,10 @@
-"""Boxes: area, IoU, and the deltas that move an anchor onto a box. Every function takes any leading axes."""
+"""Boxes: area, IoU, and the deltas that move an anchor onto a box."""
 
 import math
 
 import jax.numpy as jnp
 
-MAX_LOG_SCALE = math.log(
-    1000 / 16
-)  # no anchor grows by more than this factor (Detectron, torchvision)
+MAX_LOG_SCALE = math.log(1000 / 16)  # no anchor grows more than 62.5 times (Detectron)
 TINY = 1e-6  # pixels; keeps logarithms and quotients of degenerate boxes finite
 
 
@@ -45,7 +43,8 @@ def encode(boxes, anchors):
 def decode(deltas, anchors):
     """Returns the boxes [..., 4] to which deltas [..., 4] carry anchors [..., 4].
 
-    dw and dh are clamped above at log(1000 / 16), as in Detectron and torchvision, so no box overflows.
+    dw and dh are clamped above at log(1000 / 16), as in Detectron and torchvision, so that no box
+    overflows.
     """
     sides = anchors[..., 2:] - anchors[..., :2]
     centres = anchors[..., :2] + 0.5 * sides
@@ -55,7 +54,7 @@ def decode(deltas, anchors):
 
 
 def clip(boxes, size):
-    """Moves the corners of boxes [..., 4] into [0, width] x [0, height]; size is (height, width) in pixels."""
+    """Moves the corners of boxes [..., 4] into an image; size is (height, width) in pixels."""
     height, width = size[0], size[1]
     limit = jnp.stack([jnp.asarray(v, boxes.dtype) for v in (width, height, width, height)])
     limit = limit.reshape((1,) * (boxes.ndim - 1) + (4,))

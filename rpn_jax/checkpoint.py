@@ -1,4 +1,4 @@
-"""Checkpoints: written by Orbax while training goes on, the newest `keep` kept. All Orbax calls live here."""
+"""Checkpoints: written while training goes on, the newest kept. All Orbax calls live here."""
 
 import logging
 from pathlib import Path
@@ -17,7 +17,9 @@ class Checkpoints:
 
     def __init__(self, workdir, *, every, keep):
         if every < 1 or keep < 1:
-            raise InputError('config keys checkpoint.every and checkpoint.keep: both are at least 1')
+            raise InputError(
+                'config keys checkpoint.every and checkpoint.keep: both are at least 1'
+            )
         self.every = every
         self._checkpointer = ocp.training.Checkpointer(
             folder(workdir).absolute(),
@@ -39,7 +41,7 @@ class Checkpoints:
         return None if newest is None else newest.step
 
     def save(self, step, state):
-        """Starts writing the state at `step` in the background; a step that exists is left alone."""
+        """Starts writing the state in the background; a step that exists is left alone."""
         if self.latest != step:
             self._checkpointer.save_async(step, state, force=True)
 
@@ -58,19 +60,25 @@ def folder(workdir):
     return Path(workdir) / 'checkpoints'
 
 
+def steps(workdir):
+    """Returns the steps of the whole checkpoints in a workdir, ascending."""
+    place = folder(workdir).absolute()
+    named = sorted(int(path.name) for path in place.glob('*') if path.name.isdigit())
+    return [step for step in named if ocp.is_orbax_checkpoint(place / str(step))]
+
+
 def restore(workdir, step=None):
-    """Returns (state, step): a checkpoint as a nested dict of NumPy arrays, on any number of devices.
+    """Returns (state, step): a checkpoint as nested dicts of NumPy arrays, whatever the devices.
 
     step None takes the newest. The optimizer's state is not read.
     """
-    place = folder(workdir)
-    steps = sorted(int(p.name) for p in place.glob('*') if p.name.isdigit())
-    steps = [s for s in steps if ocp.is_orbax_checkpoint(place.absolute() / str(s))]
-    if not steps:
+    place, saved = folder(workdir), steps(workdir)
+    if not saved:
         raise InputError(f'{place}: no checkpoint; train first, or name another --workdir')
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise InputError(f'{place}: no checkpoint of step {step}; there are {", ".join(map(str, steps))}')
+    step = saved[-1] if step is None else step
+    if step not in saved:
+        shown = ', '.join(map(str, saved))
+        raise InputError(f'{place}: no checkpoint of step {step}; there are {shown}')
     path = place.absolute() / str(step)
     shape = ocp.metadata(path, checkpointable_name='state').metadata
     template = {k: jax.tree.map(lambda _: np.ndarray, v) for k, v in shape.items()}

@@ -27,7 +27,8 @@ class Evaluation(NamedTuple):
 def make_predict(model, config, devices):
     """Returns predict(variables, batch) -> Proposals of NumPy arrays [N, P, ..] in canvas pixels.
 
-    batch is a global batch as the data modules make it; its N is a multiple of the number of devices.
+    batch is a global batch as the data modules make it; its N is a multiple of the number of
+    devices.
     """
     pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
     settings = dict(config.proposals)
@@ -105,9 +106,17 @@ def make_evaluate(model, config, train_records, *, devices, print=print):
 
 def table(summary):
     """Returns the lines of a table: the proposals, each blind baseline, and the bounds."""
-    columns = ('AR@10', 'AR@100', 'AR@300', 'AR@1000', 'recall@0.5/100', 'recall@0.7/100', 'ABO@100')
+    columns = (
+        'AR@10',
+        'AR@100',
+        'AR@300',
+        'AR@1000',
+        'recall@0.5/100',
+        'recall@0.7/100',
+        'ABO@100',
+    )
     columns = [c for c in (*columns, 'top10_max_iou') if c in summary['proposals']]
-    head = f'{summary["dataset"]}, step {summary["step"]}: {summary["images"]} images, {summary["objects"]} objects'
+    head = '{dataset}, step {step}: {images} images, {objects} objects'.format(**summary)
     lines = [head, ' ' * 16 + ''.join(f'{c:>16}' for c in columns)]
     for name, figures in {'proposals': summary['proposals'], **summary['baselines']}.items():
         cells = ('-' if figures[c] is None else f'{figures[c]:.3f}' for c in columns)
@@ -117,9 +126,7 @@ def table(summary):
 
 def _predict_all(predict, variables, source, options, images, print):
     kept, began = [], time.monotonic()
-    batches = data.evaluation_batches(
-        source, options, batch_size=options.batch_size, images=images
-    )
+    batches = data.evaluation_batches(source, options, batch_size=options.batch_size, images=images)
     shown = began
     for batch in batches:
         proposals = predict(variables, batch)
@@ -133,14 +140,14 @@ def _predict_all(predict, variables, source, options, images, print):
 
 
 def _bounds(config, source, options, anchors, objects, areas):
-    """Returns the Overlaps of what no RPN with these anchors passes: all anchors, and perfect deltas."""
-    every = metrics.best_overlaps([anchors] * len(objects), objects)
+    """Returns the Overlaps of the bounds: all anchors, and anchors with perfect deltas."""
+    height, width = options.canvas
+    clipped = np.clip(anchors, 0, [width, height, width, height])
+    every = metrics.best_overlaps([clipped] * len(objects), objects)
     moved = []
     for position in range(len(objects)):
         boxes, kind = _padded(source.records[position], options)
-        moved.append(
-            baselines.oracle(anchors, boxes, kind, options.canvas, **config.targets)
-        )
+        moved.append(baselines.oracle(anchors, boxes, kind, options.canvas, **config.targets))
     return {
         'anchors': metrics.bound(every, areas),
         'oracle': metrics.bound(metrics.best_overlaps(moved, objects), areas),
@@ -148,8 +155,10 @@ def _bounds(config, source, options, anchors, objects, areas):
 
 
 def _gallery(source, options, kept, objects):
-    """Returns the best and the worst images, by how well their ten best proposals cover the objects."""
-    best = [metrics.best_overlaps(p.boxes[p.valid], o, 10) for p, o in zip(kept, objects, strict=True)]
+    """Returns the images whose ten best proposals cover the objects best, and worst."""
+    best = [
+        metrics.best_overlaps(p.boxes[p.valid], o, 10) for p, o in zip(kept, objects, strict=True)
+    ]
     ranked = sorted((i for i, b in enumerate(best) if len(b)), key=lambda i: -best[i].mean())
     count = min(GALLERY, len(ranked) // 2)
     rows = [('best', i) for i in ranked[:count]]

@@ -1,24 +1,26 @@
 """The two losses of an RPN, each the sum over the sampled anchors of one image.
 
-Rows whose label is not used are replaced before the arithmetic, not multiplied by zero afterwards: NaN
-or infinity in them touches neither the value nor the gradient.
+Rows whose label is not used are replaced before the arithmetic, not multiplied by zero afterwards:
+NaN or infinity in them touches neither the value nor the gradient.
 """
 
 import jax.numpy as jnp
-import optax
 
 
 def objectness_loss(logits, labels):
-    """Returns the summed binary cross entropy of logits [S] against labels [S] (1, 0; -1 not used)."""
+    """Returns the summed binary cross entropy of logits [S] and labels [S] (1, 0; -1 not used)."""
     used = labels >= 0
-    losses = optax.sigmoid_binary_cross_entropy(jnp.where(used, logits, 0), labels == 1)
+    x = jnp.where(used, logits, 0)
+    # -log sigmoid(x) or -log sigmoid(-x), with an exponential that cannot overflow.
+    losses = jnp.maximum(x, 0) - x * (labels == 1) + jnp.log1p(jnp.exp(-jnp.abs(x)))
     return jnp.sum(jnp.where(used, losses, 0))
 
 
 def box_loss(deltas, target_deltas, labels, *, beta=1 / 9):
-    """Returns the summed smooth L1 distance of deltas [S, 4] to target_deltas [S, 4] where labels [S] are 1.
+    """Returns the summed smooth L1 distance of deltas [S, 4] to target_deltas [S, 4].
 
-    Quadratic below beta, linear above (Fast R-CNN, equation 3, there with beta = 1); beta = 0 is L1.
+    Only rows whose label [S] is 1 count. Quadratic below beta, linear above (Fast R-CNN, equation
+    3, there with beta = 1); beta = 0 is L1.
     """
     positive = (labels == 1)[:, None]
     error = jnp.abs(jnp.where(positive, deltas, 0) - jnp.where(positive, target_deltas, 0))

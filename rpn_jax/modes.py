@@ -1,43 +1,68 @@
-"""What --mode names: train, evaluate, inspect; each runs on a config and a workdir."""
+"""What --mode names: functions of a config and a workdir."""
 
 import json
 
 import jax
 
 from rpn_jax import checkpoint, data, rpn, train, workdir
-from rpn_jax.errors import InputError
+from rpn_jax.analysis import drawings, inputs
+from rpn_jax.analysis.report import write_report
 from rpn_jax.evaluate import make_evaluate, table
+
+INSPECTED = 4  # batches drawn by --mode=inspect
 
 
 def run(mode, config, folder):
-    """Runs a mode of MODES by name."""
+    """Runs the mode of that name."""
     MODES[mode](config, folder)
 
 
 def train_mode(config, folder):
-    """Trains or resumes, evaluates, and writes the report."""
+    """Trains, or resumes where the workdir's newest checkpoint left off; evaluates and reports."""
     _, evaluation = train.train(config, folder)
     _publish(config, folder, evaluation)
 
 
 def evaluate_mode(config, folder):
-    """Evaluates the newest checkpoint and writes evaluation.json and the report anew."""
-    stored = workdir.read_config(folder)
-    if config.data.pixels == 'auto':
-        config.data.pixels = stored.data.pixels
+    """Evaluates the newest checkpoint; writes evaluation.json and report.html anew."""
     state, step = checkpoint.restore(folder)
+    workdir.check(folder, config, ('model', 'anchors'))
     model = rpn.build(config)
     options = data.check(data.Options(**config.data))
     source = data.open_split(options, options.train_split, seed=config.seed)
     evaluate = make_evaluate(model, config, source.records, devices=jax.local_devices())
-    variables = {k: state[k] for k in ('params', 'batch_stats') if state[k]}
+    variables = {name: state[name] for name in ('params', 'batch_stats') if state[name]}
     _publish(config, folder, evaluate(variables, step))
+
+
+def inspect_mode(config, folder):
+    """Draws the first training batches as the network gets them, with sampled anchors."""
+    options = data.check(data.Options(**config.data))
+    train.load_pretrained(config)
+    source = data.open_split(options, options.train_split, seed=config.seed)
+    place = folder / 'inspect'
+    place.mkdir(parents=True, exist_ok=True)
+    for step, picture, lines in inputs.pictures(config, source, range(INSPECTED)):
+        path = place / f'batch_{step:04}.png'
+        drawings.write_png(path, picture)
+        print(f'{path}', *lines, sep='\n  ')
 
 
 def _publish(config, folder, evaluation):
     text = json.dumps(evaluation.summary, indent=2, allow_nan=False)
     workdir.write_atomically(folder / 'evaluation.json', text + '\n')
+    write_report(
+        folder / 'report.html',
+        title=folder.name,
+        config=config.to_dict(),
+        history=workdir.read_history(folder),
+        evaluation=evaluation.summary,
+        curves=evaluation.curves,
+        sizes=evaluation.sizes,
+        gallery=evaluation.gallery,
+    )
     print('\n'.join(table(evaluation.summary)))
+    print(f'{folder / "report.html"} shows the curves and the best and worst images')
 
 
-MODES = {'train': train_mode, 'evaluate': evaluate_mode}
+MODES = {'train': train_mode, 'evaluate': evaluate_mode, 'inspect': inspect_mode}

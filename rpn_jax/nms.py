@@ -9,12 +9,14 @@ BLOCK = 256  # boxes decided at a time
 
 
 def nms(boxes, scores, *, iou_threshold, limit, group=None):
-    """Keeps the best boxes, best first, and drops all that overlap a kept one by IoU > iou_threshold.
+    """Keeps the best boxes, best first, and drops those with IoU > iou_threshold with a kept one.
 
-    boxes [N, 4], scores [N], group [N] int or None. Groups never suppress each other, a score of -inf is never kept, equal
-    scores rank by index. Returns indices [limit] int32 into the boxes and valid [limit]; rows that are
-    not valid stand last and have index 0.
+    boxes [N, 4], scores [N], group [N] int or None. Groups never suppress each other, a score of
+    -inf or NaN is never kept, equal scores rank by index. Returns indices [limit] int32 into the
+    boxes and valid [limit]; rows that are not valid stand last and have index 0.
     """
+    if not len(boxes):
+        return jnp.zeros(limit, jnp.int32), jnp.zeros(limit, bool)
     scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
     order = jnp.argsort(scores, descending=True, stable=True)
     group = None if group is None else group[order]
@@ -29,13 +31,14 @@ def nms(boxes, scores, *, iou_threshold, limit, group=None):
 
 
 def ranked_nms(boxes, alive, *, iou_threshold, limit, group=None):
-    """Does the work of nms for boxes [N, 4] that are already ranked; alive [N] says which may be kept.
+    """Does the work of nms for boxes [N, 4] that are already ranked; alive [N]: may be kept.
 
-    Blocks of boxes are compared with the at most `limit` boxes kept so far and then among themselves,
-    until `limit` boxes are kept: N * limit comparisons at most, and N / BLOCK sequential steps.
+    Blocks of boxes are compared with the at most `limit` boxes kept so far and then among
+    themselves, until `limit` boxes are kept: N * limit comparisons at most, and N / BLOCK
+    sequential steps.
     """
     total = len(boxes)
-    block = min(BLOCK, max(total, 1))
+    block = min(BLOCK, total)
     padding = -total % block
     boxes = jnp.pad(boxes, ((0, padding), (0, 0)))
     alive = jnp.pad(alive, (0, padding))
@@ -75,8 +78,8 @@ def ranked_nms(boxes, alive, *, iou_threshold, limit, group=None):
 def _greedy(candidates, rivals):
     """Returns which candidates [T] survive; rivals [T, T] says whom row i suppresses if it is kept.
 
-    The greedy answer is the only fixed point of keep = candidates not suppressed by a kept rival: the
-    first n entries are right after n rounds, and real boxes need only a few.
+    The greedy answer is the only fixed point of keep = candidates not suppressed by a kept rival:
+    the first n entries are right after n rounds, and real boxes need only a few.
     """
 
     def settle(carry):

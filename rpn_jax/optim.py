@@ -20,11 +20,11 @@ def make_optimizer(
     steps=0,
     **schedule,
 ):
-    """Returns the optax chain: weight decay, then momentum (or Adam), then the learning rate of the step.
+    """Returns the optax chain: weight decay, then momentum (or Adam), then the learning rate.
 
-    Weight decay enters the gradient before the momentum, as in torch.optim, and leaves the scale and bias of norms alone. `frozen`
-    maps parameters to a tree of booleans; frozen parameters get no update and no optimizer state.
-    The other keywords are those of make_schedule.
+    Weight decay enters the gradient before the momentum, as in torch.optim, and leaves the scale
+    and bias of norms alone. `frozen` maps parameters to a tree of booleans; frozen parameters get
+    no update and no optimizer state. The other keywords are those of make_schedule.
     """
     rate = make_schedule(learning_rate=learning_rate, steps=steps, **schedule)
     if optimizer == 'sgd':
@@ -38,11 +38,18 @@ def make_optimizer(
         direction,
         optax.scale_by_learning_rate(rate),
     )
-    return chain if frozen is None else optax.selective_transform(chain, freeze_mask=frozen)
+    if frozen is None:
+        return chain
+
+    # Not optax.selective_transform: it takes a function for a mask that is true everywhere.
+    def labels(params):
+        return jax.tree.map(lambda fixed: 'frozen' if fixed else 'learning', frozen(params))
+
+    return optax.partition({'learning': chain, 'frozen': optax.set_to_zero()}, labels)
 
 
 def decayed(params):
-    """Returns a tree like params of booleans: True where weight decay applies, that is outside norms."""
+    """Returns a tree like params of booleans: True where weight decay applies, outside norms."""
     return jax.tree_util.tree_map_with_path(lambda path, _: not is_norm(path), params)
 
 
@@ -62,22 +69,27 @@ def make_schedule(
 ):
     """Returns the function step -> learning rate, traceable.
 
-    Lengths are in steps; schedule_steps = 0 means `steps`, the length of the run. 'step' multiplies by
-    decay_factor at each fraction of decay_at, 'cosine' falls to final_factor, 'cyclical' goes low_factor -> 1 -> low_factor in
-    triangles, `cycles` times (Smith 2017, section 3.1), 'one_cycle' rises linearly for 30 % and falls by cosine to final_factor.
-    Warmup is linear from warmup_factor.
+    Lengths are in steps; schedule_steps = 0 means `steps`, the length of the run. 'step' multiplies
+    by decay_factor at each fraction of decay_at, 'cosine' falls to final_factor, 'cyclical' goes
+    low_factor -> 1 -> low_factor in triangles, `cycles` times (Smith 2017, section 3.1),
+    'one_cycle' rises linearly from low_factor for 30 % and falls by cosine to final_factor. Warmup
+    is linear from warmup_factor.
     """
     if schedule not in SCHEDULES:
         choices = ', '.join(map(repr, SCHEDULES))
         raise InputError(f'config key optim.schedule: {schedule!r} is not one of {choices}')
     horizon = schedule_steps or steps
     if schedule != 'constant' and horizon < 1:
-        raise InputError(f'config key optim.schedule_steps: the schedule {schedule!r} needs a length of at least 1')
+        raise InputError(
+            f'config key optim.schedule_steps: {schedule!r} needs a length of at least 1'
+        )
 
     def factor(step):
         progress = jnp.clip(step / max(horizon, 1), 0, 1)
         if schedule == 'step':
-            drops = [jnp.where(step >= fraction * horizon, decay_factor, 1.0) for fraction in decay_at]
+            drops = [
+                jnp.where(step >= fraction * horizon, decay_factor, 1.0) for fraction in decay_at
+            ]
             return jnp.prod(jnp.stack(drops)) if drops else 1.0
         if schedule == 'cosine':
             return final_factor + (1 - final_factor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))

@@ -1,4 +1,4 @@
-"""Pretrained weights: files by torchvision name <-> the network's variables, strict in names and shapes."""
+"""Pretrained weights: files by torchvision name <-> the network's variables, strict."""
 
 import difflib
 import re
@@ -23,14 +23,16 @@ PARAMETERS = {
     'mean': 'running_mean',
     'var': 'running_var',
 }
-CAFFE_VARIANCE = 50  # the first norm's variance is in the thousands for 0..255, below ten for torchvision's pixels
+# The stem's variance is in the thousands for pixels in 0..255, below ten for torchvision's.
+CAFFE_VARIANCE = 50
+SHOWN = 20  # problems of a kind that an error lists
 
 
 def load(path):
     """Reads a .safetensors file into a dict of float NumPy arrays by torchvision name.
 
-    Nothing in the file is executed. Raises InputError for a missing, truncated or foreign file and for
-    tensors that hold NaN or infinity.
+    Nothing in the file is executed. Raises InputError for a missing, truncated or foreign file and
+    for tensors that hold NaN or infinity.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,7 +40,7 @@ def load(path):
     try:
         with safe_open(path, framework='numpy') as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, TypeError, KeyError) as error:
+    except (SafetensorError, OSError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f'weights {path}: not a whole .safetensors file ({error})') from error
     bad = [name for name, tensor in tensors.items() if not np.all(np.isfinite(tensor))]
     if bad:
@@ -47,11 +49,11 @@ def load(path):
 
 
 def to_variables(tensors, variables):
-    """Returns variables with the backbone, and the head where the tensors hold one, taken from tensors.
+    """Returns variables with the backbone taken from tensors, and the head where they hold one.
 
-    tensors maps torchvision names to arrays, variables is what model.init returned. Strict: raises one InputError
-    that lists every missing, unexpected and misshapen tensor. Classifier and counters are passed over,
-    as are stages above the network's last; parameters come out as float32.
+    tensors maps torchvision names to arrays, variables is what model.init returned. Strict: raises
+    one InputError that lists missing, unexpected and misshapen tensors. Classifier and counters are
+    passed over, as are stages above the network's last; parameters come out as float32.
     """
     names = _names(variables)
     has_head = any(name.startswith('rpn.') for name in tensors)
@@ -59,15 +61,19 @@ def to_variables(tensors, variables):
     stages = {name.split('.')[0] for name in wanted}
     given = {name for name in tensors if not IGNORED.search(name) and not _above(name, stages)}
     shapes = {name: _torch_shape(path, leaf) for path, leaf, name in _leaves(variables)}
-    problems = [_missing(name, given - wanted) for name in sorted(wanted - given)]
-    problems += [f'unexpected {name}' for name in sorted(given - wanted)]
-    problems += [
-        f'{name} has shape {np.shape(tensors[name])}, the network needs {shapes[name]}'
-        for name in sorted(given & wanted)
-        if np.shape(tensors[name]) != shapes[name]
+    missing, unexpected = sorted(wanted - given), sorted(given - wanted)
+    misshapen = sorted(n for n in given & wanted if np.shape(tensors[n]) != shapes[n])
+    problems = [
+        *_list('missing', missing, lambda name: _nearest(name, unexpected)),
+        *_list('unexpected', unexpected),
+        *_list(
+            'misshapen',
+            misshapen,
+            lambda name: f' is {np.shape(tensors[name])}, the network needs {shapes[name]}',
+        ),
     ]
     if problems:
-        shown = '; '.join(problems[:20]) + (f'; and {len(problems) - 20} more' * (len(problems) > 20))
+        shown = '; '.join(problems)
         raise InputError(f'weights do not fit the network of config section model: {shown}')
 
     def take(path, leaf):
@@ -81,7 +87,10 @@ def to_variables(tensors, variables):
 
 
 def from_variables(variables):
-    """Returns the variables as a dict of float32 NumPy arrays by torchvision name; the way back of to_variables."""
+    """Returns the variables as a dict of float32 NumPy arrays by torchvision name.
+
+    It is the way back of to_variables.
+    """
     tensors = {}
     for _, leaf, name in _leaves(variables):
         tensor = np.asarray(leaf, np.float32)
@@ -90,11 +99,12 @@ def from_variables(variables):
 
 
 def pixels(tensors):
-    """Tells by the stem's norm which pixels the weights were trained on: 'caffe' or 'torchvision'."""
+    """Tells by the stem's norm which pixels the weights expect: 'caffe' or 'torchvision'."""
     variance = tensors.get('bn1.running_var')
     if variance is None:
         return 'torchvision'
-    return 'caffe' if np.median(np.asarray(variance, np.float64)) > CAFFE_VARIANCE else 'torchvision'
+    variance = np.median(np.asarray(variance, np.float64))
+    return 'caffe' if variance > CAFFE_VARIANCE else 'torchvision'
 
 
 def _keys(path):
@@ -140,6 +150,11 @@ def _above(name, stages):
     return bool(re.fullmatch(r'layer[1-4]', stage)) and stage not in stages
 
 
-def _missing(name, unexpected):
+def _list(problem, names, describe=lambda name: ''):
+    more = [f'and {len(names) - SHOWN} more {problem}'] if len(names) > SHOWN else []
+    return [f'{problem} {name}{describe(name)}' for name in names[:SHOWN]] + more
+
+
+def _nearest(name, unexpected):
     near = difflib.get_close_matches(name, unexpected, n=1)
-    return f'missing {name}' + (f' (did you mean {near[0]}?)' if near else '')
+    return f' (did you mean {near[0]}?)' if near else ''

@@ -1,4 +1,4 @@
-"""What a run says while it goes: progress lines, logged scalars, the stop at a loss that is not finite, signals."""
+"""What a run says while it goes: progress, scalars, the stop at a loss that is not finite."""
 
 import signal
 import time
@@ -21,8 +21,8 @@ class Interrupted(Exception):
 class Progress:
     """Prints and logs the means of the steps' metrics every config.log_every steps.
 
-    A step's metrics are read only after the next step is dispatched, so that the host never waits for
-    the device between two steps.
+    A step's metrics are read only after the next step is dispatched, so that the host never waits
+    for the device between two steps.
     """
 
     def __init__(self, config, records, history, print):
@@ -34,14 +34,14 @@ class Progress:
     def read(self, step, metrics, index, checkpoint):
         """Takes a dispatched step's metrics, and handles those of the step before.
 
-        index [N] are its images, checkpoint is the newest one's step or None. Raises InputError where
-        the step before was not finite.
+        index [N] are its images, checkpoint is the newest one's step or None. Raises InputError
+        where the step before was not finite.
         """
         self.flush()
         self._pending = step, metrics, index, checkpoint
 
     def flush(self):
-        """Handles the step that is still pending; waits for it. Raises InputError if it was not finite."""
+        """Waits for the pending step; raises InputError if it was not finite."""
         if self._pending is None:
             return
         (step, metrics, index, checkpoint), self._pending = self._pending, None
@@ -61,7 +61,10 @@ class Progress:
         self._window = []
         first, began = self._began
         rate = (step - first) / max(time.monotonic() - began, 1e-9)
-        line |= {'learning_rate': float(self._rate(step - 1)), 'images_per_second': rate * batch_size}
+        line |= {
+            'learning_rate': float(self._rate(step - 1)),
+            'images_per_second': rate * batch_size,
+        }
         self._history.log(step, line)
         left = duration((steps - step) / rate) if rate else '?'
         self._print(
@@ -75,7 +78,11 @@ class Progress:
         bad = np.flatnonzero(~np.isfinite(image_loss))
         guilty = index[bad] if len(bad) else index
         images = ', '.join(self._records[i].image_id for i in guilty)
-        saved = 'there is no checkpoint yet' if checkpoint is None else f'the last good checkpoint is of step {checkpoint}'
+        saved = (
+            'there is no checkpoint yet'
+            if checkpoint is None
+            else f'the last good checkpoint is of step {checkpoint}'
+        )
         return (
             f'loss or gradient is not finite at step {step}, images {images}; {saved}; '
             'lower config key optim.learning_rate, or look at these images with --mode=inspect'
@@ -83,7 +90,7 @@ class Progress:
 
 
 class Signals:
-    """Remembers the first SIGINT or SIGTERM as `received`, so that the step in hand can end; a second one kills."""
+    """Remembers the first SIGINT or SIGTERM, so that a step can end; a second one kills."""
 
     def __init__(self):
         self.received = 0

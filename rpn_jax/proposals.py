@@ -23,12 +23,14 @@ def propose(
 ):
     """Ranks, decodes and thins out the anchors of one image.
 
-    logits [A], deltas [A, 4], anchors [A, 4], size (height, width) of the real image in pixels. Ranked
-    by logit, lower index first on ties. `levels` is the number of anchors of each feature level: the best
-    pre_nms and the NMS are then per level, the best post_nms over all (torchvision). Boxes with a
-    side below min_size pixels are dropped after clipping. Returns Proposals of post_nms rows.
+    logits [A], deltas [A, 4], anchors [A, 4], size (height, width) of the real image in pixels.
+    Ranked by logit, lower index first on ties; a logit of -inf or NaN is no proposal. `levels` is
+    the number of anchors of each feature level: the best pre_nms and the NMS are then per level,
+    the best post_nms over all (torchvision). Boxes with a side below min_size pixels are dropped
+    after clipping. Returns Proposals of post_nms rows.
     """
     logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits.astype(jnp.float32))
+    logits = jnp.where(logits == 0, 0, logits)  # top_k would rank 0 above -0
     index, group = _candidates(logits, pre_nms, levels)
     candidates = box.clip(box.decode(deltas[index].astype(jnp.float32), anchors[index]), size)
     sides = candidates[:, 2:] - candidates[:, :2]
@@ -43,7 +45,7 @@ def propose(
 
 
 def _candidates(logits, pre_nms, levels):
-    """Returns the indices of the best pre_nms anchors of each level, ranked together, and their levels."""
+    """Returns the best pre_nms anchors of each level, ranked together, and their levels."""
     levels = (len(logits),) if levels is None else tuple(levels)
     assert sum(levels) == len(logits), f'levels {levels} do not add up to {len(logits)} anchors'
     chosen, start = [], 0

@@ -1,4 +1,4 @@
-"""ResNet-26/50/101/152: stride, dilation, norm and freezing per stage; every stage's output by name.
+"""ResNet-26/50/101/152: stride, dilation, norm and freezing per stage; every stage by name.
 
 Stages carry the papers' names: the stem (conv1 and a max pool), then conv2 to conv5.
 """
@@ -20,13 +20,13 @@ AXIS = 'batch'  # the mapped axis over which batch norm is synchronised
 
 
 class ResNet(nn.Module):
-    """Maps images [B, H, W, 3] to {'conv2': [B, h, w, 4 * width], 'conv3': .., ..} up to conv{last_stage}.
+    """Maps images [B, H, W, 3] to {'conv2': [B, h, w, 4 * width], ..} up to conv{last_stage}.
 
-    dilations (conv2..conv5): d > 1 keeps that stage's stride at 1 and dilates its 3x3 convolutions by d. Its
-    first block keeps the previous stage's dilation, as in torchvision; dilate_first_block is detectron2's
-    rule. stride_in_1x1 puts a stage's stride where MSRA's weights want it. norm is 'frozen' (stored
-    statistics, nothing learnt), 'batch' (synchronised over devices) or 'group'. frozen_stages (1 the
-    stem, 2 up to conv2, .. 5 all) use stored statistics whatever the norm.
+    dilations (conv2..conv5): d > 1 keeps that stage's stride at 1 and dilates its 3x3 convolutions
+    by d. Its first block keeps the previous stage's dilation, as in torchvision; dilate_first_block
+    is detectron2's rule. stride_in_1x1 puts a stage's stride where MSRA's weights want it. norm is
+    'frozen' (stored statistics, nothing learnt), 'batch' (synchronised over devices) or 'group'.
+    frozen_stages (1 the stem, 2 up to conv2, .. 5 all) use stored statistics whatever the norm.
     """
 
     depth: int = 101
@@ -38,13 +38,14 @@ class ResNet(nn.Module):
     dtype: Any = 'float32'
     width: int = 64
     dilate_first_block: bool = False
-    init: str = 'normal'
+    distribution: str = 'normal'  # config key model.init; Module.init is a method
 
     @nn.compact
     def __call__(self, images, train=False):
-        conv = functools.partial(Conv, dtype=jnp.dtype(self.dtype), init=self.init)
+        dtype = jnp.dtype(self.dtype)
+        conv = functools.partial(Conv, dtype=dtype, distribution=self.distribution)
         groups = math.gcd(32, self.width)  # 32 as in Wu and He 2018, where the width allows
-        norm = functools.partial(_norm, self.norm, groups=groups, dtype=jnp.dtype(self.dtype))
+        norm = functools.partial(_norm, self.norm, groups=groups, dtype=dtype)
         learning = train and self.frozen_stages < 1
         x = conv(self.width, 7, stride=2, name='stem_conv')(images.astype(self.dtype))
         x = nn.relu(norm(learning, 'stem_norm')(x))
@@ -73,7 +74,7 @@ class ResNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut (He et al., Deep Residual Learning, figure 5)."""
+    """Adds 1x1, 3x3 and 1x1 convolutions to a shortcut (Deep Residual Learning, figure 5)."""
 
     width: int
     stride: int
@@ -98,10 +99,11 @@ class Bottleneck(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolves [B, h, w, C] with a square kernel, padded like torch: kernel // 2 on each side, times dilation.
+    """Convolves [B, h, w, C] with a square kernel, padded by dilation * (kernel // 2) on each side.
 
-    Flax's 'SAME' pads stride-2 convolutions unevenly and shifts their features by a pixel. A 1x1 kernel
-    is a matrix product, which XLA runs faster than a convolution on CPUs.
+    That is torch's padding; Flax's 'SAME' pads stride-2 convolutions unevenly and shifts their
+    features by a pixel. A 1x1 kernel is a matrix product, which XLA runs faster than a convolution
+    on CPUs.
     """
 
     features: int
@@ -110,12 +112,12 @@ class Conv(nn.Module):
     dilation: int = 1
     use_bias: bool = False
     dtype: Any = jnp.float32
-    init: str = 'normal'
+    distribution: str = 'normal'
 
     @nn.compact
     def __call__(self, x):
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param('kernel', initializer(self.init), shape, jnp.float32)
+        kernel = self.param('kernel', initializer(self.distribution), shape, jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.kernel == 1:
             return jnp.tensordot(x[:, :: self.stride, :: self.stride], kernel[0, 0], axes=1)
@@ -133,8 +135,8 @@ class Conv(nn.Module):
 def max_pool(x):
     """Takes the maximum of [B, h, w, C] over 3x3 windows at stride 2, padded by 1 with -inf.
 
-    Written as shifted maxima, first along rows and then along columns: the gradient of XLA's own pooling
-    is several times slower on CPUs.
+    Written as shifted maxima, first along rows and then along columns: the gradient of XLA's own
+    pooling is several times slower on CPUs.
     """
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     h, w = ((n - 1) // 2 for n in x.shape[1:3])
@@ -158,27 +160,34 @@ def stage_of(name):
     return 1 if name.startswith('stem') else int(name[len('conv')])
 
 
-def initializer(init):
-    """Returns the initialiser of convolutions: 'normal' (He et al. 2015, fan out) or 'uniform' (torch's default)."""
-    if init == 'normal':
+def initializer(distribution):
+    """Returns the initialiser of convolutions.
+
+    'normal' is He et al. 2015 by fan out, 'uniform' is torch's default.
+    """
+    if distribution == 'normal':
         return nn.initializers.variance_scaling(2, 'fan_out', 'normal')
-    if init == 'uniform':
+    if distribution == 'uniform':
         return nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-    raise InputError(f"config key model.init: {init!r} is not one of 'normal', 'uniform'")
+    raise InputError(f"config key model.init: {distribution!r} is not one of 'normal', 'uniform'")
 
 
-def check(depth, last_stage, dilations, norm, frozen_stages, **_):
+def check(depth, width, last_stage, dilations, norm, frozen_stages, init, dtype, **_):
     """Raises InputError where the keywords of ResNet make no network."""
+    initializer(init)
     for key, value, choices in [
         ('depth', depth, tuple(BLOCKS)),
         ('last_stage', last_stage, (3, 4, 5)),
         ('norm', norm, ('frozen', 'batch', 'group')),
         ('frozen_stages', frozen_stages, (0, 1, 2, 3, 4, 5)),
+        ('dtype', dtype, ('float32', 'bfloat16')),
     ]:
         if value not in choices:
             raise InputError(f'config key model.{key}: {value!r} is not one of {choices}')
-    if len(dilations) != 4 or min(dilations) < 1 or dilations[0] != int(dilations[0]):
+    if len(dilations) != 4 or not all(isinstance(d, int) and d >= 1 for d in dilations):
         raise InputError(f'config key model.dilations: {dilations!r} is not four integers >= 1')
+    if not isinstance(width, int) or width < 1:
+        raise InputError(f'config key model.width: {width!r} is not an integer >= 1')
 
 
 def _norm(norm, learning, name, *, groups, dtype):
@@ -192,4 +201,3 @@ def _norm(norm, learning, name, *, groups, dtype):
         dtype=dtype,
         name=name,
     )
-

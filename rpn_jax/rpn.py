@@ -1,4 +1,4 @@
-"""The region proposal network: ResNet and anchor head; dense, or only at sampled cells; its anchors."""
+"""The region proposal network: ResNet and head, dense or only at sampled cells; its anchors."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from rpn_jax.errors import InputError
 
 
 class RPN(nn.Module):
-    """Maps normalised images [B, H, W, 3] to logits [B, A] and deltas [B, A, 4], float32, for every anchor.
+    """Maps normalised images [B, H, W, 3] to logits [B, A] and deltas [B, A, 4], float32.
 
     With index [B, S] the answer is only for those anchors, [B, S] and [B, S, 4].
     """
@@ -31,36 +31,37 @@ class RPN(nn.Module):
 
 
 class Head(nn.Module):
-    """3x3 convolution, ReLU and two 1x1 convolutions (Faster R-CNN, section 3.1), K anchors per cell.
+    """Scores and refines K anchors per cell: 3x3 convolution, ReLU and two 1x1 convolutions.
 
-    Asked for S sampled anchors, it reads the 3x3 neighbourhood of their cells alone: the same numbers as
-    the dense head at S instead of h * w positions. Where h * w <= S the dense head is the cheaper one.
+    The layers are those of Faster R-CNN, section 3.1. Asked for S sampled anchors, the head reads
+    the 3x3 neighbourhood of their cells alone: the same numbers as the dense head at S instead of
+    h * w positions. Where h * w <= S the dense head is the cheaper one.
     """
 
     anchors_per_cell: int
     dtype: Any = 'float32'
-    init: str = 'normal'
+    distribution: str = 'normal'
 
     @nn.compact
     def __call__(self, features, index=None):
         b, h, w, c = features.shape
         k = self.anchors_per_cell
         sampled = index is not None and h * w > index.shape[1]
-        params = self._params(c)
+        params = jax.tree.map(lambda p: p.astype(self.dtype), self._params(c))
         if sampled:
             hidden = _neighbourhoods(features, index // k).astype(self.dtype)
-            hidden = hidden @ params['conv'][0].reshape(9 * c, c).astype(self.dtype)
+            hidden = hidden @ params['conv'][0].reshape(9 * c, c)
         else:
             hidden = jax.lax.conv_general_dilated(
                 features.astype(self.dtype),
-                params['conv'][0].astype(self.dtype),
+                params['conv'][0],
                 window_strides=(1, 1),
                 padding=((1, 1), (1, 1)),
                 dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
             ).reshape(b, h * w, c)
-        hidden = nn.relu(hidden + params['conv'][1].astype(self.dtype)[None, None])
+        hidden = nn.relu(hidden + params['conv'][1][None, None])
         logits, deltas = (
-            (hidden @ kernel[0, 0].astype(self.dtype) + bias.astype(self.dtype)[None, None]).astype(jnp.float32)
+            (hidden @ kernel[0, 0] + bias[None, None]).astype(jnp.float32)
             for kernel, bias in (params['objectness'], params['deltas'])
         )
         if sampled:  # [B, S, K]: of each cell the one anchor that was asked for
@@ -79,9 +80,9 @@ class Head(nn.Module):
     def _params(self, c):
         k = self.anchors_per_cell
         return {
-            'conv': Affine((3, 3, c, c), self.init, name='conv')(),
-            'objectness': Affine((1, 1, c, k), self.init, name='objectness')(),
-            'deltas': Affine((1, 1, c, 4 * k), self.init, name='deltas')(),
+            'conv': Affine((3, 3, c, c), self.distribution, name='conv')(),
+            'objectness': Affine((1, 1, c, k), self.distribution, name='objectness')(),
+            'deltas': Affine((1, 1, c, 4 * k), self.distribution, name='deltas')(),
         }
 
 
@@ -89,12 +90,13 @@ class Affine(nn.Module):
     """Holds the kernel and bias of a convolution; the head applies them in two ways."""
 
     shape: tuple[int, ...]
-    init: str
+    distribution: str
 
     @nn.compact
     def __call__(self):
         normal = nn.initializers.normal(0.01)  # Faster R-CNN, section 3.1.3
-        init = normal if self.init == 'normal' else resnet.initializer(self.init)
+        is_normal = self.distribution == 'normal'
+        init = normal if is_normal else resnet.initializer(self.distribution)
         kernel = self.param('kernel', init, self.shape, jnp.float32)
         return kernel, self.param('bias', nn.initializers.zeros, self.shape[-1:], jnp.float32)
 
@@ -104,19 +106,20 @@ def build(config):
     keywords = {k: v for k, v in config.model.items() if k != 'pretrained'}
     keywords['dilations'] = tuple(keywords['dilations'])
     resnet.check(**keywords)
+    keywords['distribution'] = keywords.pop('init')
     sizes, ratios = tuple(config.anchors.sizes), tuple(config.anchors.aspect_ratios)
     if not sizes or not ratios or min(sizes + ratios) <= 0:
         raise InputError('config keys anchors.sizes and anchors.aspect_ratios need values > 0')
     return RPN(
         backbone=resnet.ResNet(**keywords),
-        head=Head(len(sizes) * len(ratios), keywords['dtype'], keywords['init']),
+        head=Head(len(sizes) * len(ratios), keywords['dtype'], keywords['distribution']),
         sizes=sizes,
         aspect_ratios=ratios,
     )
 
 
 def anchors(model, canvas):
-    """Returns the anchors [A, 4] of a canvas (height, width), in pixels, in the order of the model's logits."""
+    """Returns the anchors [A, 4] of a canvas (height, width), in pixels, in the logits' order."""
     stride = resnet.total_stride(model.backbone.last_stage, model.backbone.dilations)
     shape = tuple(-(-side // stride) for side in canvas)
     return anchor.grid(anchor.base_anchors(model.sizes, model.aspect_ratios), shape, stride)
@@ -125,7 +128,8 @@ def anchors(model, canvas):
 def frozen(model, params):
     """Returns a tree like params of booleans: True where a parameter never changes.
 
-    Frozen are the backbone's first `frozen_stages` stages and, with norm 'frozen', every scale and bias of a norm.
+    Frozen are the backbone's first `frozen_stages` stages and, with norm 'frozen', the scale and
+    bias of every norm.
     """
 
     def is_frozen(path, _):
@@ -144,7 +148,7 @@ def is_norm(path):
 
 
 def _neighbourhoods(features, cell):
-    """Returns the 3x3 neighbourhoods [B, S, 9 * C] of cells [B, S], zero outside features [B, h, w, C]."""
+    """Returns the 3x3 neighbourhoods [B, S, 9 * C] of cells [B, S] of features [B, h, w, C]."""
     b, h, w, c = features.shape
     padded = jnp.pad(features, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(b, -1, c)
     corner = cell // w * (w + 2) + cell % w

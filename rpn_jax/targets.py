@@ -1,4 +1,4 @@
-"""Targets: which anchors are objects, which are background, and which of them a step learns from."""
+"""Targets: which anchors are objects, which are background, and from which of them to learn."""
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +22,17 @@ def match(
     """Labels every anchor of one image: 1 object, 0 background, -1 not used.
 
     anchors [A, 4], boxes [G, 4] in pixels, kind [G] (0 padding, 1 object, 2 difficult, 3 crowd).
-    Positive at IoU >= positive_iou with an object, or where an anchor ties for an object's best IoU and
-    that is > 0 (Faster R-CNN, section 3.1.2); background below negative_iou. Anchors at IoU >= negative_iou with a
-    difficult box, or with at least crowd_overlap of their area inside a crowd, are no background. With
-    `border` >= 0 and `size` (height, width), anchors further than that many pixels outside the image
-    are out before matching; -1 leaves them in, as torchvision does.
+    Positive at IoU >= positive_iou with an object, or where an anchor ties for an object's best IoU
+    and that is > 0 (Faster R-CNN, section 3.1.2); background below negative_iou. Anchors at IoU >=
+    negative_iou with a difficult box, or with at least crowd_overlap of their area inside a crowd,
+    are no background. With `border` >= 0 and `size` (height, width), anchors further than that many
+    pixels outside the image are out before matching; -1 leaves them in, as torchvision does.
 
-    Returns labels [A] and matched [A] int32, the object with which each anchor overlaps most.
+    Returns labels [A] and matched [A] int32, the object with which each anchor overlaps most (0
+    where there is none).
     """
-    # The barrier makes both maxima below read the same numbers: recomputed in two fusions, equal IoUs
-    # may differ in the last bit and a tie for the best anchor would be lost.
+    # The barrier makes both maxima below read the same numbers: recomputed in two fusions, equal
+    # IoUs may differ in the last bit and a tie for the best anchor would be lost.
     overlaps = jax.lax.optimization_barrier(box.iou(anchors, boxes))
     inside = jnp.ones(len(anchors), bool) if size is None else _inside(anchors, size, border)
     # Padded rows and unused anchors stand at -1, below every threshold: they can never win a match.
@@ -54,9 +55,9 @@ def match(
 def sample(key, labels, *, samples=256, positive_fraction=0.5):
     """Draws the anchors of one step at random, without replacement.
 
-    labels [A]. At most int(samples * positive_fraction) positives; background fills the rest, further
-    positives never do (Faster R-CNN, section 3.1.3). Returns index [S] int32 into the anchors and
-    labels [S]; positives come first, and unused slots have label -1 and index 0.
+    labels [A]. At most int(samples * positive_fraction) positives; background fills the rest,
+    further positives never do (Faster R-CNN, section 3.1.3). Returns index [S] int32 into the
+    anchors and labels [S]; positives come first, and unused slots have label -1 and index 0.
     """
     total = len(labels)
     limit = int(samples * positive_fraction)
@@ -89,9 +90,10 @@ def assign(
     samples=256,
     positive_fraction=0.5,
 ):
-    """Matches all anchors of one image and samples some: match, then sample, with the keywords of both.
+    """Matches all anchors of one image and samples some: match, then sample.
 
-    Returns index [S], labels [S] and matched [S], the object that each sampled anchor is matched to.
+    Takes the keywords of both. Returns index [S], labels [S] and matched [S], the object that each
+    sampled anchor is matched to.
     """
     labels, matched = match(
         anchors,

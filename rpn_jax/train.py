@@ -31,11 +31,11 @@ class TrainState(flax.struct.PyTreeNode):
 def make_update(model, optimizer, config, devices):
     """Returns update(state, batch) -> (state, metrics), pmapped over the devices.
 
-    batch holds image uint8 [N, H, W, 3] (floating point passes as already normalised), boxes [N, G, 4], kind [N, G],
-    size [N, 2] and index [N] of the global batch; N is a multiple of the number of devices. Each device differentiates the
-    sum over its sampled anchors; gradients and counts are summed over devices and then divided, so
-    the result does not depend on their number. Where the loss or a gradient is not finite the state
-    stays as it was and metrics['finite'] says so.
+    batch holds image uint8 [N, H, W, 3] (floating point passes as already normalised), boxes [N, G,
+    4], kind [N, G], size [N, 2] and index [N] of the global batch; N is a multiple of the number of
+    devices. Each device differentiates the sum over its sampled anchors; gradients and counts are
+    summed over devices and then divided, so the result does not depend on their number. Where the
+    loss or a gradient is not finite the state stays as it was and metrics['finite'] says so.
     """
     settings = config.data
     family = 'torchvision' if settings.pixels == 'auto' else settings.pixels
@@ -43,7 +43,7 @@ def make_update(model, optimizer, config, devices):
     loss_fn = make_loss(model, config, pixels)
 
     def update(state, batch):
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = step_key(config.seed, state.step)
         differentiate = jax.value_and_grad(loss_fn, has_aux=True)
         (_, aux), gradients = differentiate(state.params, state.batch_stats, key, batch)
         batch_stats, sums = aux
@@ -83,24 +83,18 @@ def make_update(model, optimizer, config, devices):
 
 
 def make_loss(model, config, pixels):
-    """Returns loss(params, batch_stats, key, batch) -> (sum, (batch_stats, sums)) over one device's images."""
-    assign = functools.partial(targets.assign, **config.targets)
+    """Returns loss(params, batch_stats, key, batch) -> (sum, aux) over one device's images."""
     weights = config.loss
 
     def loss_fn(params, batch_stats, key, batch):
-        # Together with the optimizer's freezing: either alone lets the frozen backward pass come back.
+        # With the optimizer's freezing: either alone lets the frozen backward pass come back.
         is_frozen = rpn.frozen(model, params)
         params = jax.tree.map(
             lambda p, fixed: jax.lax.stop_gradient(p) if fixed else p, params, is_frozen
         )
         images = normalise(batch['image'], batch['size'], pixels)
         anchors = rpn.anchors(model, images.shape[1:3])
-        index, labels, matched = jax.vmap(
-            lambda i, boxes, kind, size: assign(
-                jax.random.fold_in(key, i), anchors, boxes, kind, size=size
-            )
-        )(batch['index'], batch['boxes'], batch['kind'], batch['size'])
-
+        index, labels, matched = assign_images(key, anchors, batch, config.targets)
         variables = {'params': params} | ({'batch_stats': batch_stats} if batch_stats else {})
         (logits, deltas), updated = model.apply(
             variables, images, index, train=True, mutable=['batch_stats']
@@ -127,6 +121,24 @@ def make_loss(model, config, pixels):
     return loss_fn
 
 
+def assign_images(key, anchors, batch, settings):
+    """Returns index, labels and matched [B, S] of a step's images; key is the step's.
+
+    settings are the keywords of targets.assign.
+    """
+
+    def assign(i, boxes, kind, size):
+        own = jax.random.fold_in(key, i)
+        return targets.assign(own, anchors, boxes, kind, size=size, **settings)
+
+    return jax.vmap(assign)(batch['index'], batch['boxes'], batch['kind'], batch['size'])
+
+
+def step_key(seed, step):
+    """Returns the random key of a step."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
 def shard(batch, devices):
     """Splits a global batch [N, ...] into [devices, N / devices, ...]."""
     count, *canvas = np.shape(batch['image'])[:3]
@@ -138,7 +150,9 @@ def shard(batch, devices):
         'index': np.arange(count, dtype=np.int32),
         'size': np.tile(np.float32(canvas), (count, 1)),
     } | batch
-    return {k: np.reshape(v, (devices, count // devices, *np.shape(v)[1:])) for k, v in batch.items()}
+    return {
+        k: np.reshape(v, (devices, count // devices, *np.shape(v)[1:])) for k, v in batch.items()
+    }
 
 
 def place(state, devices):
@@ -148,7 +162,7 @@ def place(state, devices):
 
 
 def init_state(model, optimizer, seed, tensors=None):
-    """Returns the state before the first step; tensors (by torchvision name) are pretrained weights."""
+    """Returns the state before the first step; tensors are weights by torchvision name."""
     canvas = jnp.zeros((1, 64, 64, 3))  # shapes of parameters do not depend on it
     variables = jax.jit(model.init)(jax.random.key(seed), canvas)
     if tensors is not None:
@@ -171,10 +185,15 @@ def train(config, folder, *, devices=None, print=print):
             f'config key data.batch_size: {options.batch_size} images cannot be divided among '
             f'{len(devices)} devices'
         )
-    model, optimizer, state = build(config)
+    resuming = bool(checkpoint.steps(folder))
+    if resuming:
+        workdir.check(folder, config)
+    tensors = None if resuming else load_pretrained(config)
+    model, optimizer = build(config)
+    state = init_state(model, optimizer, config.seed, tensors)
     source = data.open_split(options, options.train_split, seed=config.seed)
     evaluate = make_evaluate(model, config, source.records, devices=devices, print=print)
-    workdir.claim(folder, config)
+    workdir.begin(folder, config)
     update = make_update(model, optimizer, config, devices)
     with checkpoint.Checkpoints(folder, **config.checkpoint) as checkpoints:
         state = checkpoints.load(place(state, devices))
@@ -201,30 +220,38 @@ def train(config, folder, *, devices=None, print=print):
 
 
 def build(config):
-    """Returns (model, optimizer, state before the first step) of a config; settles its data.pixels."""
+    """Returns the model and the optimizer of a config."""
     model = rpn.build(config)
-    optimizer = make_optimizer(
-        **config.optim, steps=config.steps, frozen=functools.partial(rpn.frozen, model)
-    )
-    tensors = pretrained.load(config.model.pretrained) if config.model.pretrained else None
+    frozen = functools.partial(rpn.frozen, model)
+    return model, make_optimizer(**config.optim, steps=config.steps, frozen=frozen)
+
+
+def load_pretrained(config):
+    """Returns the tensors of model.pretrained, None without; settles data.pixels = 'auto'."""
+    path = config.model.pretrained
+    tensors = pretrained.load(path) if path else None
     if config.data.pixels == 'auto':
         config.data.pixels = 'torchvision' if tensors is None else pretrained.pixels(tensors)
-    return model, optimizer, init_state(model, optimizer, config.seed, tensors)
+    return tensors
 
 
 def variables_of(state):
     """Returns the variables that model.apply takes."""
-    return {'params': state.params} | ({'batch_stats': state.batch_stats} if state.batch_stats else {})
+    return {'params': state.params} | (
+        {'batch_stats': state.batch_stats} if state.batch_stats else {}
+    )
 
 
 def describe(config, model, state, source, start):
-    """Returns a line on what is about to run: the network, what of it learns, and on how many images."""
-    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    """Returns a line on what is about to run: the network, what of it learns, the images."""
+
+    def count(tree):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
     fixed = rpn.frozen(model, state.params)
     learning = jax.tree.map(lambda p, f: jnp.zeros(0) if f else p, state.params, fixed)
     return (
-        f'ResNet-{config.model.depth} conv{config.model.last_stage}: {count(state.params) / 1e6:.1f} M '
-        f'parameters, {count(learning) / 1e6:.1f} M of them learn; {source.name}: '
-        f'{len(source.records)} images; steps {start} to {config.steps}'
+        f'ResNet-{config.model.depth} conv{config.model.last_stage}: '
+        f'{count(state.params) / 1e6:.1f} M parameters, {count(learning) / 1e6:.1f} M of them learn; '
+        f'{source.name}: {len(source.records)} images; steps {start} to {config.steps}'
     )
-

@@ -1,4 +1,4 @@
-"""A run's folder: its config, which must agree to resume, its metrics.jsonl and TensorBoard events."""
+"""A run's folder: its config, which must agree to resume, metrics.jsonl, TensorBoard events."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from rpn_jax.errors import InputError
 
-# What made the weights: these keys must agree for a run to go on. Horizons, other paths of the same data, and
+# What made the weights must agree for a run to go on. Horizons, other paths of the same data, and
 # how often something is written or evaluated may change.
 IDENTITY = ('seed', 'model', 'anchors', 'targets', 'loss', 'optim', 'data')
 DATA_IDENTITY = (
@@ -36,29 +36,31 @@ def read_config(workdir):
         raise InputError(f'{path}: not a config ({error})') from error
 
 
-def claim(workdir, config):
-    """Makes workdir the folder of this config, or checks that it is; returns the config to run with.
+def check(workdir, config, sections=IDENTITY):
+    """Checks that config agrees with the one that workdir's checkpoints were made with.
 
-    Raises InputError naming every key in which the folder's config differs. pixels = 'auto' takes what the
-    run settled on when it began.
+    pixels = 'auto' becomes what the run settled on when it began. Raises InputError naming every
+    key that differs.
     """
+    before = read_config(workdir)
+    if config.data.pixels == 'auto':
+        config.data.pixels = before.data.pixels
+    differences = _differences(before.to_dict(), config.to_dict(), sections)
+    if differences:
+        raise InputError(
+            f'workdir {workdir} belongs to another config: {"; ".join(differences)}; '
+            'name another --workdir, or set these keys back'
+        )
+
+
+def begin(workdir, config):
+    """Makes the folder and writes its config.json."""
     workdir = Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f'workdir {workdir}: cannot be made ({error.strerror})') from error
-    if (workdir / 'config.json').exists():
-        before = read_config(workdir)
-        if config.data.pixels == 'auto':
-            config.data.pixels = before.data.pixels
-        differences = _differences(before.to_dict(), config.to_dict())
-        if differences:
-            raise InputError(
-                f'workdir {workdir} belongs to another config: {"; ".join(differences)}; '
-                'name another --workdir, or set these keys back'
-            )
     write_atomically(workdir / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')
-    return config
 
 
 class History:
@@ -89,7 +91,7 @@ class History:
 
 
 def read_history(workdir):
-    """Returns the lines of metrics.jsonl as dicts; a last line that was cut off by a crash is left out."""
+    """Returns the lines of metrics.jsonl as dicts, without a last line that a crash cut off."""
     path = Path(workdir) / 'metrics.jsonl'
     lines = []
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -100,9 +102,9 @@ def read_history(workdir):
     return lines
 
 
-def _differences(before, now):
+def _differences(before, now, sections):
     pairs = []
-    for section in IDENTITY:
+    for section in sections:
         if not isinstance(now[section], dict):
             pairs.append((section, before.get(section), now[section]))
             continue

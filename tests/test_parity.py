@@ -1,4 +1,4 @@
-"""The same numbers as torchvision 0.28: figures stored in tests/golden, compared function by function."""
+"""The same numbers as torchvision 0.28, function by function: figures stored in tests/golden."""
 
 import zlib
 from pathlib import Path
@@ -30,7 +30,10 @@ def canvas_anchors(sizes=(32, 64, 128, 256, 512), aspect_ratios=(0.5, 1, 2)):
 @pytest.mark.parametrize('case', range(4))
 def test_anchors(case):
     figures = golden('anchors')
-    get = lambda key: figures[f'{case}.{key}']
+
+    def get(key):
+        return figures[f'{case}.{key}']
+
     base = anchor.base_anchors(get('sizes'), get('aspect_ratios'))
     np.testing.assert_array_equal(base, get('base'))
     shape = tuple(-(-get('image') // get('stride')))
@@ -127,7 +130,7 @@ def test_proposals():
 
 
 def formula_tensors(shapes):
-    """The weights that the stored figures were made with: every tensor is a function of its name."""
+    """The weights behind the stored figures: every tensor is a function of its name."""
     tensors = {}
     for name, shape in shapes.items():
         rng = np.random.default_rng([0, zlib.crc32(name.encode())])
@@ -168,6 +171,10 @@ def test_backbone(depth, dilated):
     outputs = jax.jit(lambda v: model.backbone.apply(v, image))(
         {k: v['backbone'] for k, v in variables.items()}
     )
-    for ours, theirs in [('conv5', 'dc5')] if dilated else zip(('conv3', 'conv4', 'conv5'), ('c3', 'c4', 'c5'), strict=True):
+    for ours, theirs in (
+        [('conv5', 'dc5')]
+        if dilated
+        else zip(('conv3', 'conv4', 'conv5'), ('c3', 'c4', 'c5'), strict=True)
+    ):
         a, b = outputs[ours], figures[f'{depth}.{theirs}'].transpose(0, 2, 3, 1)
         assert np.abs(a - b).max() / np.abs(b).max() <= 1e-4

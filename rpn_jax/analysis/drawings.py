@@ -18,7 +18,6 @@ COLOURS = {
 }
 KINDS = {1: 'object', 2: 'difficult', 3: 'crowd'}  # 0 is padding and is never drawn
 
-_WHITE = (255, 255, 255)
 _INK = (31, 35, 40)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _TEXT_SCALE = 0.42
@@ -28,7 +27,7 @@ _DASH = 6
 
 
 def draw_boxes(image, boxes, colour, thickness=2, labels=None, dashed=False):
-    """Draws outlines on a copy of the image; the outermost pixels drawn are the box's own.
+    """Draws outlines on a copy of the image and returns it; they lie inside their boxes.
 
     Args:
       image: [H, W, 3] uint8 RGB.
@@ -38,21 +37,19 @@ def draw_boxes(image, boxes, colour, thickness=2, labels=None, dashed=False):
       thickness: pixels, drawn inwards.
       labels: N strings to write beside the boxes, or None.
       dashed: whether the outline has gaps.
-
-    Returns:
-      [H, W, 3] uint8 RGB.
     """
     picture = np.array(image, np.uint8, order='C')
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    for box, label in zip(boxes, labels or [''] * len(boxes), strict=True):
+    for box in boxes:
         _outline(picture, box, colour, thickness, dashed)
-        if label:
+    if labels is not None:
+        for box, label in zip(boxes, labels, strict=True):
             _label(picture, box, str(label), colour)
     return picture
 
 
 def draw_input(image, size, boxes, kind, positive_anchors, background_anchors):
-    """Draws one training input as the network sees it, on a copy.
+    """Draws one training input as the network sees it on a copy of it, and returns that.
 
     Sampled background anchors are dots at their centres, because hundreds of outlines would hide
     the picture. Positive anchors are thin boxes, objects thick ones (dashed unless of kind 1).
@@ -64,9 +61,6 @@ def draw_input(image, size, boxes, kind, positive_anchors, background_anchors):
       kind: [G] int: 0 padding, 1 object, 2 difficult, 3 crowd.
       positive_anchors: [N, 4] float.
       background_anchors: [M, 4] float.
-
-    Returns:
-      [H, W, 3] uint8 RGB.
     """
     picture = np.array(image, np.uint8, order='C')
     background = np.asarray(background_anchors, np.float64).reshape(-1, 4)
@@ -162,13 +156,15 @@ def _fill(picture, x0, y0, x1, y1, colour, dashed):
 
 def _label(picture, box, text, colour):
     """Writes text on a plate of the box's colour, at its upper left corner, inside the picture."""
+    if not text:
+        return
     (width, height), below = cv2.getTextSize(text, _FONT, _TEXT_SCALE, 1)
     height += below + 2
     x = int(np.clip(box[0], 0, max(0, picture.shape[1] - width - 6)))
     y = int(np.clip(box[1] - height, 0, max(0, picture.shape[0] - height)))
     picture[y : y + height, x : x + width + 6] = colour
     bright = np.dot(colour, (0.299, 0.587, 0.114)) > 120
-    _write(picture, text, (x + 3, y + height - below), _INK if bright else _WHITE)
+    _write(picture, text, (x + 3, y + height - below), _INK if bright else (255, 255, 255))
 
 
 def _legend_strip(names, width):

@@ -112,7 +112,7 @@ def losses(series):
     Returns:
       SVG bytes.
     """
-    figure, axes = _axes(15, 5.2, right=0.885)
+    figure, axes = _axes(15, 5.2, right=0.87)
     ends, low, high = {}, np.inf, np.log(2)
     for key, (x, y) in series.items():
         x, y = _finite(x, y)
@@ -123,16 +123,14 @@ def losses(series):
         axes.plot(x[thin], mean[thin], **STYLES[key], **_marker(x))
         ends[LOSSES[key]] = (mean[-1], STYLES[key])
     if 'loss_objectness' in series:
-        stop = x[0] + 0.1 * (x[-1] - x[0])
-        axes.plot([x[0], stop], [np.log(2)] * 2, color=_MUTED, linewidth=1.2, linestyle=':')
-        place = {'xytext': (5, 0), 'textcoords': 'offset points', 'va': 'center'}
-        plate = {'facecolor': 'white', 'edgecolor': 'none', 'alpha': 0.85, 'pad': 1.5}
-        place |= {'zorder': 6, 'bbox': plate, 'color': _MUTED, 'fontsize': 11}
-        axes.annotate('ln 2: objectness of a coin flip', (stop, np.log(2)), **place)
+        # An objectness of one half for every anchor: where training starts.
+        style = {'color': _MUTED, 'linewidth': 1.2, 'linestyle': ':', 'zorder': 2}
+        axes.axhline(np.log(2), **style)
+        ends['ln 2, a coin flip'] = (np.log(2), style)
     if low > 0 and high > 8 * low:
         axes.set_yscale('log')
         _plain_ticks(axes.yaxis, [a * 10.0**b for b in range(-6, 7) for a in (1, 2, 5)])
-        axes.set_ylim(low / 1.5, high * 1.3)
+        axes.set_ylim(low / 1.5, high * 1.4)
     else:
         axes.set_ylim(min(0, low), 1.1 * high)
     axes.set_xlabel('step')
@@ -222,8 +220,9 @@ def sizes(objects, proposals):
             axes.hexbin(*inside.T, mincnt=1, cmap=shades, bins='log', linewidths=0.2, **scale)
         axes.plot(edges, edges, color=_MUTED, linewidth=0.8, linestyle=':')
         axes.set(xscale='log', yscale='log', xlim=edges, ylim=edges, xlabel='width (pixels)')
+        step = 2.0 if edges[1] < 50 * edges[0] else 4.0
         for axis in (axes.xaxis, axes.yaxis):
-            _plain_ticks(axis, [4.0**power for power in range(8)])
+            _plain_ticks(axis, [step**power for power in range(14)])
         axes.set_title(f'{name} ({len(pairs):,})', fontsize=12, loc='left')
     grid[0].set_ylabel('height (pixels)')
     _size_shares(grid[2], sets, edges)

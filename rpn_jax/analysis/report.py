@@ -48,9 +48,9 @@ def write_report(path, *, title, config, history, evaluation, curves, sizes, gal
       sizes: {'objects': [n, 2], 'proposals': [m, 2]} float widths and heights in pixels.
       gallery: list of dicts with `image` [H, W, 3] uint8 RGB, `image_id`, `group` ('best' or
         'worst'), `boxes` [G, 4] and `kind` [G], `proposals` [P, 4] and `scores` [P], best first,
-        `top_iou` (float or None), and the numbers `recalled` and `objects`.
+        `top_iou` (float or None), and how many `objects` there are and, by these proposals at IoU
+        0.5, `recalled`.
     """
-    # Names and ids come from outside: everything that the template prints is escaped.
     template = importlib.resources.files(__package__).joinpath('report.html.j2')
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -117,8 +117,7 @@ def findings(history, evaluation, sizes):
 
     Args:
       history: as in write_report.
-      evaluation: as in write_report.
-      sizes: as in spread_ratio.
+      evaluation: as in write_report; sizes: as in spread_ratio.
 
     Returns:
       A list of (sentence, whether it is good news).
@@ -181,9 +180,14 @@ def _say_found(evaluation):
     value = evaluation['proposals'].get(metric)
     if value is None:
         return None
+    name, blind = best_blind(evaluation, metric)
     said = f'They find {value:.1%} of the objects at an IoU of 0.5 or more'
+    if name:
+        said += f'; {name}: {blind:.1%}'
     bound = evaluation['baselines'].get('oracle', {}).get(metric)
-    return f'{said} (the oracle: {bound:.1%}).' if bound is not None else f'{said}.', True
+    if bound is not None:
+        said += f'; these anchors, scored and moved perfectly: {bound:.1%}'
+    return f'{said}.', blind is None or value > blind
 
 
 def _say_loss(history):

@@ -37,11 +37,15 @@ class Options(NamedTuple):
 
 
 def check(options):
-    """Raises InputError for options that contradict themselves or are not there yet; returns them otherwise."""
+    """Returns the options; raises InputError where they contradict themselves."""
     if options.source not in ('voc', 'shapes'):
-        raise InputError(f"config key data.source: {options.source!r} is not one of 'voc', 'shapes'")
+        raise InputError(
+            f"config key data.source: {options.source!r} is not one of 'voc', 'shapes'"
+        )
     if options.resize != 'square':
-        raise InputError(f"config key data.resize: {options.resize!r} is not 'square', the only one so far")
+        raise InputError(
+            f"config key data.resize: {options.resize!r} is not 'square', the only one so far"
+        )
     for key in ('image_size', 'batch_size', 'max_boxes'):
         if (value := getattr(options, key)) < 1:
             raise InputError(f'config key data.{key}: {value} is not at least 1')

@@ -1,4 +1,4 @@
-"""Batches: resized, flipped and padded on background threads, each a pure function of (seed, step)."""
+"""Batches: resized, flipped, padded on background threads; a pure function of (seed, step)."""
 
 import functools
 from typing import NamedTuple
@@ -13,7 +13,7 @@ THREADS, AHEAD = 2, 4  # batches are made by so many threads, at most so many ah
 
 
 class TrainBatches(NamedTuple):
-    """The endless training stream: element `step` is the batch of that step, whatever came before."""
+    """The endless training stream: called with a step, returns its batch."""
 
     source: tuple
     seed: int
@@ -57,7 +57,11 @@ class EvaluationBatches(NamedTuple):
 
 
 def example(source, position, canvas, max_boxes, flip):
-    """Returns one image as a dict: image uint8 [H, W, 3], boxes [G, 4] in canvas pixels, kind [G], size [2], index."""
+    """Returns one image as a dict: image [H, W, 3], boxes [G, 4], kind [G], size [2], index.
+
+    The image is uint8 RGB, resized to the canvas (H, W); boxes are in its pixels, rows beyond the
+    record's are zero; size is the real image's (height, width) on the canvas.
+    """
     record = source.records[position]
     image = source.read(position)
     height, width = canvas
@@ -93,7 +97,7 @@ def shuffled(seed, epoch, count):
 
 
 def threaded(batches, steps):
-    """Iterates over batches(step) for step in the range `steps`, made ahead of time by background threads."""
+    """Iterates over batches(step) for the range `steps`, made ahead by background threads."""
     stream = grain.MapDataset.range(steps.start, steps.stop).map(batches)
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
     return iter(stream.to_iter_dataset(options))
@@ -104,6 +108,6 @@ def check_boxes(source, max_boxes):
     for record in source.records:
         if len(record.boxes) > max_boxes:
             raise InputError(
-                f'image {record.image_id}: {len(record.boxes)} boxes, but config key data.max_boxes is {max_boxes}; raise it'
+                f'image {record.image_id}: {len(record.boxes)} boxes, but config key '
+                f'data.max_boxes is {max_boxes}; raise it'
             )
-

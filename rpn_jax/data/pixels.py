@@ -9,7 +9,7 @@ from rpn_jax.errors import InputError
 
 
 class Pixels(NamedTuple):
-    """How uint8 RGB pixels become network input: (channels in `order` - mean) / std, all on a 0..255 scale."""
+    """How uint8 RGB becomes network input: (channels in `order` - mean) / std, all in 0..255."""
 
     order: str
     mean: tuple[float, ...]
@@ -27,14 +27,20 @@ FAMILIES = {
 
 
 def pixel_family(pixels, mean=(), std=()):
-    """Returns the Pixels of a family by name, with its mean and std (in its channel order) replaced where given."""
+    """Returns the Pixels of a family by name, its mean and std replaced where given.
+
+    mean and std are in the family's channel order; () keeps the family's. Raises InputError for an
+    unknown family and for what is not three numbers.
+    """
     if pixels not in FAMILIES:
         choices = ', '.join(map(repr, ('auto', *FAMILIES)))
         raise InputError(f'config key data.pixels: {pixels!r} is not one of {choices}')
     family = FAMILIES[pixels]
     for key, values in (('mean', mean), ('std', std)):
         if len(values) not in (0, 3) or (key == 'std' and 0 in values):
-            raise InputError(f'config key data.{key}: {values!r} is not three numbers, or () for the default')
+            raise InputError(
+                f'config key data.{key}: {values!r} is not three numbers, or () for the default'
+            )
     return family._replace(mean=tuple(mean) or family.mean, std=tuple(std) or family.std)
 
 
@@ -56,7 +62,7 @@ def normalise(images, size, pixels):
 
 
 def denormalise(images, pixels):
-    """Returns uint8 RGB images from network input [B, H, W, 3]: the way back of normalise, for the eye."""
+    """Returns uint8 RGB images from network input [B, H, W, 3]: the way back of normalise."""
     images = np.asarray(images, np.float32) * np.float32(pixels.std) + np.float32(pixels.mean)
     images = images[..., ::-1] if pixels.order == 'BGR' else images
     return np.clip(np.round(images), 0, 255).astype(np.uint8)

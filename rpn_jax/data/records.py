@@ -1,4 +1,4 @@
-"""What every source of images looks like: annotated records, and a function that reads one's pixels."""
+"""What every source of images looks like: annotated records, and a function to read pixels."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class Record(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A split of a data set: the records of all its images, and read(position) -> uint8 [height, width, 3] RGB."""
+    """A split of a data set: all its records; read(position) gives uint8 [height, width, 3] RGB."""
 
     name: str
     records: Sequence[Record]

@@ -7,7 +7,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(2**27))  # before cv2: a bound on what is decoded
+os.environ.setdefault(
+    'OPENCV_IO_MAX_IMAGE_PIXELS', str(2**27)
+)  # before cv2: a bound on what is decoded
 import cv2  # noqa: E402
 
 from rpn_jax.data.records import DIFFICULT, OBJECT, Record, Source  # noqa: E402
@@ -18,18 +20,20 @@ SLACK = 1.0  # pixels a box may reach outside and is clipped; further out is an 
 
 
 def voc(split, *, path, images='', annotations=''):
-    """Opens a split: the image ids of the list ImageSets/Main/{split}.txt, or all of Annotations for ''.
+    """Opens a split: the images listed in ImageSets/Main/{split}.txt, or all of Annotations for ''.
 
-    `images` and `annotations` override where the pictures and the XML files lie. Difficult objects are of kind 2;
-    VOC's 1-based inclusive corners become half open (x0 and y0 lose 1). Raises InputError, with the
-    file, for whatever could not be trained on.
+    `images` and `annotations` override where the pictures and the XML files lie. Difficult objects
+    are of kind 2; VOC's 1-based inclusive corners become half open (x0 and y0 lose 1). Raises
+    InputError, with the file, for whatever could not be trained on.
     """
     folder = Path(path)
     pictures = Path(images) if images else folder / 'JPEGImages'
     labels = Path(annotations) if annotations else folder / 'Annotations'
     for key, place in (('path', folder), ('images', pictures), ('annotations', labels)):
         if not place.is_dir():
-            raise InputError(f'config key data.{key}: no folder {place}; it needs a VOCdevkit/VOCxxxx folder')
+            raise InputError(
+                f'config key data.{key}: no folder {place}; it needs a VOCdevkit/VOCxxxx folder'
+            )
     ids = _image_ids(folder, labels, split)
     records = [parse(labels / f'{image_id}.xml', image_id) for image_id in ids]
     files = [_find(pictures, image_id) for image_id in ids]
@@ -45,16 +49,22 @@ def parse(path, image_id):
     try:
         text = Path(path).read_bytes()
         if b'<!DOCTYPE' in text or b'<!ENTITY' in text:
-            raise InputError(f'{path}: declares a DOCTYPE or entities, which no VOC annotation needs')
+            raise InputError(
+                f'{path}: declares a DOCTYPE or entities, which no VOC annotation needs'
+            )
         root = ElementTree.fromstring(text)
     except (OSError, ElementTree.ParseError) as error:
-        raise InputError(f'{path}: not a readable XML file ({error}); mend it or take {image_id} off the list') from error
+        raise InputError(
+            f'{path}: not a readable XML file ({error}); mend it or take {image_id} off the list'
+        ) from error
     size = root.find('size')
     if size is None:
         raise InputError(f'{path}: no <size>; add the width and height of the image')
     height, width = (_number(path, size, side, '<size>') for side in ('height', 'width'))
     if min(height, width) < 1:
-        raise InputError(f'{path}: <size> is {width:g} x {height:g}; it needs at least 1 x 1 pixels')
+        raise InputError(
+            f'{path}: <size> is {width:g} x {height:g}; it needs at least 1 x 1 pixels'
+        )
     boxes, kind = [], []
     for number, item in enumerate(root.findall('object')):
         boxes.append(_box(path, item, number, width, height))
@@ -68,9 +78,10 @@ def parse(path, image_id):
 
 
 def decode(path, size=None):
-    """Decodes an image file into uint8 [height, width, 3] RGB, its orientation tag ignored as the boxes do.
+    """Decodes an image file into uint8 [height, width, 3] RGB; its orientation tag is ignored.
 
-    Raises InputError where the file is truncated, no image, or of another (height, width) than annotated.
+    Raises InputError where the file is truncated, no image, or of another (height, width) than
+    annotated.
     """
     try:
         data = Path(path).read_bytes()
@@ -105,7 +116,10 @@ def _image_ids(folder, labels, split):
     else:
         where = folder / 'ImageSets' / 'Main' / f'{split}.txt'
         if not where.is_file():
-            raise InputError(f"config keys data.train_split and data.eval_split: no list {where}; '' takes every annotation")
+            raise InputError(
+                f'config keys data.train_split and data.eval_split: no list {where}; '
+                "'' takes every annotation"
+            )
         ids = [line.split()[0] for line in where.read_text().splitlines() if line.strip()]
     if not ids:
         raise InputError(f'{where}: the split is empty')
@@ -119,7 +133,9 @@ def _find(pictures, image_id):
     for extension in EXTENSIONS:
         if (path := pictures / f'{image_id}{extension}').is_file():
             return path
-    raise InputError(f'{pictures / image_id}.jpg: no such image; fetch it or take {image_id} off the list')
+    raise InputError(
+        f'{pictures / image_id}.jpg: no such image; fetch it or take {image_id} off the list'
+    )
 
 
 def _number(path, parent, name, where):

@@ -1,0 +1,68 @@
+"""A trained RPN as notebooks use it: scores, features and proposals of one image."""
+
+import functools
+
+import cv2
+import jax
+import numpy as np
+
+from rpn_jax import checkpoint, data, rpn
+from rpn_jax.data.pixels import normalise, pixel_family
+from rpn_jax.evaluate import make_predict
+from rpn_jax.workdir import read_config
+
+
+def restore(workdir, step=None):
+    """Returns the TrainedRPN of a workdir's newest checkpoint, or of a step, on the first device.
+
+    Raises InputError where there is no such checkpoint.
+    """
+    config = read_config(workdir)
+    state, step = checkpoint.restore(workdir, step)
+    variables = {name: state[name] for name in ('params', 'batch_stats') if state[name]}
+    return TrainedRPN(config, step, variables)
+
+
+class TrainedRPN:
+    """A checkpoint: its config, step and variables (nested dicts), and what it sees in images.
+
+    Every method takes an image uint8 [height, width, 3] RGB of any size and compiles once.
+    """
+
+    def __init__(self, config, step, variables):
+        self.config, self.step, self.variables = config, step, variables
+        self.model = rpn.build(config)
+        self._canvas = data.Options(**config.data).canvas
+        self._pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
+        self._predict = make_predict(self.model, config, jax.local_devices()[:1])
+
+    def propose(self, image):
+        """Returns Proposals of NumPy arrays, boxes in pixels of the image as given, best first."""
+        proposals = jax.tree.map(lambda x: x[0], self._predict(self.variables, self._batch(image)))
+        height, width = image.shape[:2]
+        scale = np.float32([width / self._canvas[1], height / self._canvas[0]] * 2)
+        return proposals._replace(boxes=proposals.boxes * scale)
+
+    def features(self, image):
+        """Returns the backbone's last feature map [h, w, C]."""
+        return np.asarray(self._look('features', self._normalised(image))[0])
+
+    def scores(self, image):
+        """Returns the objectness [h, w, K] of every anchor, between 0 and 1, before any NMS."""
+        images = self._normalised(image)
+        h, w = self._look('features', images).shape[1:3]
+        logits = self._look('__call__', images)[0]
+        return np.asarray(jax.nn.sigmoid(logits[0])).reshape(h, w, -1)
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def _look(self, method, images):
+        return self.model.apply(self.variables, images, method=method)
+
+    def _batch(self, image):
+        height, width = self._canvas
+        image = cv2.resize(np.asarray(image, np.uint8), (width, height))
+        return {'image': image[None], 'size': np.float32([self._canvas])}
+
+    def _normalised(self, image):
+        batch = self._batch(image)
+        return normalise(batch['image'], batch['size'], self._pixels)
