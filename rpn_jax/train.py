@@ -54,7 +54,7 @@ def make_update(model, optimizer, config, devices):
         positives = sums.pop('positives') / images
         metrics = {name: value / count for name, value in sums.items()}
         gradients = jax.tree.map(lambda g: g / count, gradients)
-        finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(optax.global_norm(gradients))
+        finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(optax.tree.norm(gradients))
 
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         is_frozen = rpn.frozen(model, state.params)
@@ -252,6 +252,6 @@ def describe(config, model, state, source, start):
     learning = jax.tree.map(lambda p, f: jnp.zeros(0) if f else p, state.params, fixed)
     return (
         f'ResNet-{config.model.depth} conv{config.model.last_stage}: '
-        f'{count(state.params) / 1e6:.1f} M parameters, {count(learning) / 1e6:.1f} M of them learn; '
+        f'{count(state.params) / 1e6:.1f} M parameters, {count(learning) / 1e6:.1f} M learn; '
         f'{source.name}: {len(source.records)} images; steps {start} to {config.steps}'
     )

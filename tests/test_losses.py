@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rpn_jax import boxes as box
 from rpn_jax import losses, targets
 
-S = 12
+S = 6
 few = settings(max_examples=50)
 objectness = jax.jit(jax.value_and_grad(losses.objectness_loss))
 
@@ -20,7 +20,10 @@ objectness = jax.jit(jax.value_and_grad(losses.objectness_loss))
 @jax.jit
 def regression(deltas, target_deltas, labels, beta):
     """Returns the box loss and its gradients for both kinds of deltas."""
-    loss = lambda a, b: losses.box_loss(a, b, labels, beta=beta)  # noqa: E731
+
+    def loss(a, b):
+        return losses.box_loss(a, b, labels, beta=beta)
+
     return jax.value_and_grad(loss, (0, 1))(deltas, target_deltas)
 
 
@@ -71,10 +74,10 @@ def test_objectness_agrees_with_loops(logits, labels):
 
 
 def test_objectness_keeps_small_losses_and_does_not_overflow():
-    logits = np.array([20, -20, 80, 1e4, 1e4, -1e4, 3e38, 0] + [0] * 4, np.float32)
-    labels = np.array([1, 0, 1, 1, 0, 1, 1, 0] + [-1] * 4, np.int32)
+    logits = np.array([20, -20, 80, 1e4, 1e4, -1e4, 3e38, 0], np.float32)
+    labels = np.array([1, 0, 1, 1, 0, 1, 1, 0], np.int32)
     alone = jax.vmap(jax.value_and_grad(losses.objectness_loss))
-    values, gradients = alone(logits[:8, None], labels[:8, None])
+    values, gradients = alone(logits[:, None], labels[:, None])
     small, tiny = math.log1p(math.exp(-20)), math.exp(-80)
     expected = [small, small, tiny, 0, 1e4, 1e4, 0, math.log(2)]
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=0)
@@ -109,7 +112,7 @@ def test_without_a_beta_the_loss_is_the_distance():
 @pytest.mark.parametrize('poison', [np.nan, np.inf, -np.inf])
 def test_rows_without_a_use_touch_neither_value_nor_gradient(poison):
     rng = np.random.default_rng(0)
-    labels = np.array([-1, 0, 1] * 4, np.int32)
+    labels = np.array([-1, 0, 1] * 2, np.int32)
     logits = rng.standard_normal(S).astype(np.float32)
     a, b = rng.standard_normal((2, S, 4)).astype(np.float32)
     spoilt_logits = np.where(labels < 0, poison, logits).astype(np.float32)
@@ -126,12 +129,10 @@ def test_rows_without_a_use_touch_neither_value_nor_gradient(poison):
 def test_both_are_sums_over_the_rows():
     rng = np.random.default_rng(1)
     logits, (a, b) = rng.standard_normal(S), rng.standard_normal((2, S, 4))
-    labels = rng.integers(-1, 2, S)
+    labels = np.array([1, 0, -1, 1, 0, 1])
     for loss, rows in ((losses.objectness_loss, (logits,)), (losses.box_loss, (a, b))):
         whole = loss(*rows, labels)
-        halves = [
-            loss(*(v[part] for v in rows), labels[part]) for part in np.split(np.arange(S), 2)
-        ]
+        halves = [loss(*(v[i] for v in rows), labels[i]) for i in (slice(0, 2), slice(2, S))]
         np.testing.assert_allclose(whole, sum(halves), rtol=1e-6)
         assert whole.shape == () and loss(*rows, np.full(S, -1)) == 0
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import default
 from rpn_jax import anchors as anchor
 from rpn_jax import boxes as box
-from rpn_jax import losses, pretrained, resnet, rpn, targets
+from rpn_jax import losses, pretrained, resnet, rpn, targets, train
 from rpn_jax.nms import nms
 from rpn_jax.proposals import propose
 
@@ -178,3 +179,40 @@ def test_backbone(depth, dilated):
     ):
         a, b = outputs[ours], figures[f'{depth}.{theirs}'].transpose(0, 2, 3, 1)
         assert np.abs(a - b).max() / np.abs(b).max() <= 1e-4
+
+
+def trajectory_config(figures):
+    """The config of the stored trajectory: every labelled anchor is used, so nothing is random."""
+    config = default.get_config()
+    config.anchors.sizes = tuple(int(size) for size in figures['sizes'])
+    config.targets.samples = 10 * 12 * 15 * 2  # twice the anchors: all positives, all background
+    config.targets.positive_fraction = 0.5
+    config.optim.update(learning_rate=float(figures['lr']), schedule='constant')
+    config.optim.update(momentum=0.9, weight_decay=5e-4)
+    return config
+
+
+def test_six_training_steps():
+    figures = golden('training')
+    config = trajectory_config(figures)
+    model, optimizer = train.build(config)
+    devices = jax.local_devices()[:1]
+    state = train.init_state(model, optimizer, 0)
+    variables = load_formula(train.variables_of(state))
+    state = train.place(state.replace(**variables), devices)
+    boxes, kind = np.zeros((2, 5, 4), np.float32), np.zeros((2, 5), np.int32)
+    for image in range(2):
+        objects = figures[f'boxes{image}']
+        boxes[image, : len(objects)], kind[image, : len(objects)] = objects, 1
+    image = figures['image'].transpose(0, 2, 3, 1)
+    batch = {'image': image, 'boxes': boxes, 'kind': kind}
+    update = train.make_update(model, optimizer, config, devices)
+    for losses_before in figures['losses']:
+        state, metrics = update(state, batch)
+        found = metrics['loss_objectness'], metrics['loss_box']
+        np.testing.assert_allclose(found, losses_before, rtol=1e-3)
+    tensors = pretrained.from_variables(train.variables_of(state))
+    for name in figures.files:
+        if name.endswith(('weight', 'bias')):
+            stored, ours = figures[name], tensors[name].reshape(-1)[:512]
+            assert np.abs(stored - ours).max() <= 1e-3 * np.abs(stored).max(), name
