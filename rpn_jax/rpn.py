@@ -118,11 +118,16 @@ def build(config):
     )
 
 
+def feature_shape(model, canvas):
+    """Returns the (h, w) of the feature map under the head for a canvas (height, width)."""
+    stride = _stride(model)
+    return tuple(-(-side // stride) for side in canvas)
+
+
 def anchors(model, canvas):
     """Returns the anchors [A, 4] of a canvas (height, width), in pixels, in the logits' order."""
-    stride = resnet.total_stride(model.backbone.last_stage, model.backbone.dilations)
-    shape = tuple(-(-side // stride) for side in canvas)
-    return anchor.grid(anchor.base_anchors(model.sizes, model.aspect_ratios), shape, stride)
+    base = anchor.base_anchors(model.sizes, model.aspect_ratios)
+    return anchor.grid(base, feature_shape(model, canvas), _stride(model))
 
 
 def frozen(model, params):
@@ -145,6 +150,10 @@ def frozen(model, params):
 def is_norm(path):
     """Says whether a parameter's path belongs to a norm, which weight decay leaves alone."""
     return 'norm' in path[-2].key
+
+
+def _stride(model):
+    return resnet.total_stride(model.backbone.last_stage, model.backbone.dilations)
 
 
 def _neighbourhoods(features, cell):

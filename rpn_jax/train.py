@@ -199,6 +199,8 @@ def train(config, folder, *, devices=None, print=print):
         state = checkpoints.load(place(state, devices))
         start = int(state.step)
         print(describe(config, model, state, source, start))
+        if config.model.norm == 'frozen' and not config.model.pretrained:
+            print("warning: model.norm='frozen' without model.pretrained normalises nothing")
         with workdir.History(folder, start) as history, Signals() as signals:
             progress = Progress(config, source.records, history, print)
             steps = range(start, config.steps)

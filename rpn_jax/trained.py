@@ -1,7 +1,5 @@
 """A trained RPN as notebooks use it: scores, features and proposals of one image."""
 
-import functools
-
 import cv2
 import jax
 import numpy as np
@@ -34,6 +32,7 @@ class TrainedRPN:
         self.model = rpn.build(config)
         self._canvas = data.Options(**config.data).canvas
         self._pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
+        self._apply = jax.jit(self.model.apply, static_argnames='method')
         self._predict = make_predict(self.model, config, jax.local_devices()[:1])
 
     def propose(self, image):
@@ -45,18 +44,14 @@ class TrainedRPN:
 
     def features(self, image):
         """Returns the backbone's last feature map [h, w, C]."""
-        return np.asarray(self._look('features', self._normalised(image))[0])
+        features = self._apply(self.variables, self._normalised(image), method='features')
+        return np.asarray(features[0])
 
     def scores(self, image):
         """Returns the objectness [h, w, K] of every anchor, between 0 and 1, before any NMS."""
-        images = self._normalised(image)
-        h, w = self._look('features', images).shape[1:3]
-        logits = self._look('__call__', images)[0]
+        logits, _ = self._apply(self.variables, self._normalised(image))
+        h, w = rpn.feature_shape(self.model, self._canvas)
         return np.asarray(jax.nn.sigmoid(logits[0])).reshape(h, w, -1)
-
-    @functools.partial(jax.jit, static_argnums=(0, 1))
-    def _look(self, method, images):
-        return self.model.apply(self.variables, images, method=method)
 
     def _batch(self, image):
         height, width = self._canvas

@@ -200,7 +200,7 @@ def test_degenerate_boxes_have_finite_values_and_gradients(function):
 
 def test_the_gradient_of_a_target_is_that_of_the_formula():
     b, a = np.array([[2, 3, 10, 7]], np.float32), np.array([[0, 0, 4, 8]], np.float32)
-    jacobian = jax.jacobian(lambda x: box.encode(x, a)[0])(b)[:, 0]
+    jacobian = jax.jit(jax.jacobian(lambda x: box.encode(x, a)[0]))(b)[:, 0]
     eighth = 1 / 8
     np.testing.assert_allclose(jacobian[0], [eighth, 0, eighth, 0])
     np.testing.assert_allclose(jacobian[1], [0, eighth / 2, 0, eighth / 2])

