@@ -1,6 +1,5 @@
 """Checkpoints: written while training goes on, the newest kept. All Orbax calls live here."""
 
-import logging
 from pathlib import Path
 
 import jax
@@ -8,8 +7,6 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from rpn_jax.errors import InputError
-
-logging.getLogger('absl').addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 class Checkpoints:

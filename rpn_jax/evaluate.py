@@ -1,6 +1,7 @@
 """Evaluation: proposals over a split, measured beside boxes that never saw an image."""
 
 import functools
+import math
 import time
 from typing import NamedTuple
 
@@ -62,6 +63,8 @@ def make_evaluate(model, config, train_records, *, devices, print=print):
     """
     options = data.check(data.Options(**config.data))
     source = data.open_split(options, options.eval_split, seed=config.seed, training=False)
+    # A run on many devices may be evaluated where they do not divide its batch.
+    devices = devices[: math.gcd(options.batch_size, len(devices))]
     predict = make_predict(model, config, devices)
     images = min(config.evaluation.images or len(source.records), len(source.records))
     objects = [_canvas_objects(source, i, options) for i in range(images)]

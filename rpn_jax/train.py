@@ -190,9 +190,9 @@ def train(config, folder, *, devices=None, print=print):
         workdir.check(folder, config)
     tensors = None if resuming else load_pretrained(config)
     model, optimizer = build(config)
-    state = init_state(model, optimizer, config.seed, tensors)
     source = data.open_split(options, options.train_split, seed=config.seed)
     evaluate = make_evaluate(model, config, source.records, devices=devices, print=print)
+    state = init_state(model, optimizer, config.seed, tensors)
     workdir.begin(folder, config)
     update = make_update(model, optimizer, config, devices)
     with checkpoint.Checkpoints(folder, **config.checkpoint) as checkpoints:
@@ -201,6 +201,8 @@ def train(config, folder, *, devices=None, print=print):
         print(describe(config, model, state, source, start))
         if config.model.norm == 'frozen' and not config.model.pretrained:
             print("warning: model.norm='frozen' without model.pretrained normalises nothing")
+        if start < config.steps:
+            print('compiling the update; the first step takes a while')
         with workdir.History(folder, start) as history, Signals() as signals:
             progress = Progress(config, source.records, history, print)
             steps = range(start, config.steps)
