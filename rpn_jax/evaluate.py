@@ -165,7 +165,7 @@ def _gallery(source, options, kept, objects):
     ranked = sorted((i for i, b in enumerate(best) if len(b)), key=lambda i: -best[i].mean())
     count = min(GALLERY, len(ranked) // 2)
     rows = [('best', i) for i in ranked[:count]]
-    rows += [('worst', i) for i in ranked[::-1][: GALLERY if count else len(ranked)]]
+    rows += [('worst', i) for i in ranked[::-1][: count or len(ranked)]]
     return [_picture(source, options, i, group, kept[i], best[i], objects[i]) for group, i in rows]
 
 

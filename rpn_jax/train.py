@@ -140,19 +140,29 @@ def step_key(seed, step):
 
 
 def shard(batch, devices):
-    """Splits a global batch [N, ...] into [devices, N / devices, ...]."""
-    count, *canvas = np.shape(batch['image'])[:3]
-    if count % devices:
-        raise InputError(
-            f'config key data.batch_size: {count} images cannot be divided among {devices} devices'
-        )
+    """Splits a global batch [N, ...] into [devices, N / devices, ...]; one that is split passes.
+
+    Without `size` the images fill their canvas, without `index` they are counted from 0.
+    """
+    *lead, height, width, _ = np.shape(batch['image'])
     batch = {
-        'index': np.arange(count, dtype=np.int32),
-        'size': np.tile(np.float32(canvas), (count, 1)),
+        'index': np.arange(np.prod(lead), dtype=np.int32).reshape(lead),
+        'size': np.broadcast_to(np.float32([height, width]), (*lead, 2)),
     } | batch
-    return {
-        k: np.reshape(v, (devices, count // devices, *np.shape(v)[1:])) for k, v in batch.items()
-    }
+    if len(lead) == 2:
+        return batch
+    check_divides(lead[0], devices)
+    rows = (devices, lead[0] // devices)
+    return {key: np.reshape(value, (*rows, *np.shape(value)[1:])) for key, value in batch.items()}
+
+
+def check_divides(images, devices):
+    """Raises InputError where the images of a batch cannot be divided among the devices."""
+    if images % devices:
+        raise InputError(
+            f'config key data.batch_size: {images} images cannot be divided among '
+            f'{devices} devices; take a multiple of {devices}'
+        )
 
 
 def place(state, devices):
@@ -180,11 +190,7 @@ def train(config, folder, *, devices=None, print=print):
     """
     devices = devices or jax.local_devices()
     options = data.check(data.Options(**config.data))
-    if options.batch_size % len(devices):
-        raise InputError(
-            f'config key data.batch_size: {options.batch_size} images cannot be divided among '
-            f'{len(devices)} devices'
-        )
+    check_divides(options.batch_size, len(devices))
     resuming = bool(checkpoint.steps(folder))
     if resuming:
         workdir.check(folder, config)
@@ -218,8 +224,10 @@ def train(config, folder, *, devices=None, print=print):
                     raise Interrupted(step, signals.received)
                 if not last and config.evaluation.every and step % config.evaluation.every == 0:
                     figures = evaluate(variables_of(state), step).summary['proposals']
-                    history.log(step, {k: v for k, v in figures.items() if '/' not in k})
-                    print(f'step {step}: AR@100 {figures.get("AR@100") or 0:.3f}')
+                    figures = {k: v for k, v in figures.items() if '/' not in k}
+                    history.log(step, figures)
+                    known = {k: v for k, v in figures.items() if v is not None}
+                    print(f'step {step}:', *(f'{k} {v:.3f}' for k, v in known.items()), sep='  ')
     return state, evaluate(variables_of(state), int(state.step))
 
 

@@ -38,9 +38,10 @@ class TrainedRPN:
     def propose(self, image):
         """Returns Proposals of NumPy arrays, boxes in pixels of the image as given, best first."""
         proposals = jax.tree.map(lambda x: x[0], self._predict(self.variables, self._batch(image)))
-        height, width = image.shape[:2]
-        scale = np.float32([width / self._canvas[1], height / self._canvas[0]] * 2)
-        return proposals._replace(boxes=proposals.boxes * scale)
+        (height, width), canvas = image.shape[:2], self._canvas
+        # Whole numbers, and divided last: rounding cannot carry a box out of the image.
+        boxes = proposals.boxes * np.float32([width, height] * 2) / np.float32(canvas[::-1] * 2)
+        return proposals._replace(boxes=boxes)
 
     def features(self, image):
         """Returns the backbone's last feature map [h, w, C]."""
