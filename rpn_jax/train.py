@@ -226,8 +226,8 @@ def train(config, folder, *, devices=None, print=print):
                     figures = evaluate(variables_of(state), step).summary['proposals']
                     figures = {k: v for k, v in figures.items() if '/' not in k}
                     history.log(step, figures)
-                    known = {k: v for k, v in figures.items() if v is not None}
-                    print(f'step {step}:', *(f'{k} {v:.3f}' for k, v in known.items()), sep='  ')
+                    known = (f'{k} {v:.3f}' for k, v in figures.items() if v is not None)
+                    print('  '.join([f'step {step}:', *known]))
     return state, evaluate(variables_of(state), int(state.step))
 
 

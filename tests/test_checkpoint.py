@@ -1,5 +1,7 @@
 """Checkpoints keep every bit, the newest ones, and open on any devices."""
 
+import shutil
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -90,11 +92,9 @@ def test_restore_does_not_read_the_state_of_the_optimizer(tmp_path):
 
 def test_a_checkpoint_that_was_cut_off_does_not_count(tmp_path):
     write(tmp_path, [1, 2])
-    whole = checkpoint.folder(tmp_path)
-    (whole / '3').mkdir()
-    (whole / '3' / 'state').mkdir()
-    (whole / '4.orbax-checkpoint-tmp').mkdir()
-    (whole / 'notes').write_text('something else')
+    place_of = checkpoint.folder(tmp_path)
+    shutil.copytree(place_of / '2', place_of / '3.orbax-checkpoint-tmp')  # Orbax renames it last
+    (place_of / 'notes').write_text('something else')
     assert checkpoint.steps(tmp_path) == [1, 2]
     assert checkpoint.restore(tmp_path)[1] == 2
     with Checkpoints(tmp_path, every=1, keep=3) as checkpoints:

@@ -2,19 +2,29 @@
 
 import atexit
 import functools
+import json
 import logging
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import main
+import rpn_jax
 from configs import quickstart
+from rpn_jax import checkpoint, train
+from rpn_jax.progress import Progress
 
 ROOT = Path(__file__).parent.parent
 TINY = {  # of quickstart: a fraction of a second for its steps, seconds to compile
@@ -113,3 +123,175 @@ def quick_compilation():
     for name, (_, after) in options.items():
         jax.config.update(name, after)
     compilation_cache.reset_cache()
+
+
+def last_state(config, folder):
+    """Returns the newest checkpoint's whole state as NumPy arrays."""
+    model, optimizer = train.build(config)
+    state = train.place(train.init_state(model, optimizer, 0), jax.devices())
+    with checkpoint.Checkpoints(folder, **config.checkpoint) as checkpoints:
+        assert checkpoints.latest is not None
+        return jax.device_get(checkpoints.load(state))
+
+
+def assert_same(a, b):
+    """Checks that two states are equal bit for bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    equal = jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b)
+    assert all(jax.tree.leaves(equal))
+
+
+def lines_of(folder):
+    """Returns the lines of metrics.jsonl that hold a loss, without the speed."""
+    lines = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+    return [{**line, 'images_per_second': 0} for line in lines if 'loss' in line]
+
+
+def run_python(*arguments, devices=4, **changes):
+    """Starts Python in the root of the repository, with so many devices."""
+    count = f'--xla_force_host_platform_device_count={devices}'
+    environment = os.environ | {'XLA_FLAGS': count, 'PYTHONPATH': str(ROOT)} | changes
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, **pipes)
+
+
+def finish(process):
+    """Waits for a process that must succeed and returns what it printed."""
+    out, error = process.communicate(timeout=900)
+    assert process.returncode == 0, error
+    return out
+
+
+def test_an_interrupted_run_goes_on_by_the_same_command(monkeypatch, tmp_path, capsys):
+    read = Progress.read
+
+    def interrupted(self, step, *rest):
+        read(self, step, *rest)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, 'read', interrupted)
+        assert main.main(tiny_flags(tmp_path)) == 143
+    said = capsys.readouterr().err
+    assert said == 'interrupted at step 3; the same command goes on from there\n'
+    assert checkpoint.steps(tmp_path) == [2, 3]
+    assert not (tmp_path / 'evaluation.json').exists()
+    config = tiny_config()
+    before = last_state(config, tmp_path)
+
+    assert main.main(tiny_flags(tmp_path)) == 0
+    assert 'steps 3 to 8' in capsys.readouterr().out
+    state = last_state(config, tmp_path)
+    assert_same(state, last_state(config, finished_run().folder))
+    assert state.step == 8 and before.step == 3
+    with pytest.raises(AssertionError):
+        assert_same(before.params, state.params)
+    assert checkpoint.steps(tmp_path) == [4, 6, 8]
+    assert lines_of(tmp_path) == lines_of(finished_run().folder)
+    assert [line['step'] for line in lines_of(tmp_path)] == list(range(1, 9))
+
+
+def test_a_workdir_of_another_config_is_refused(tmp_path, capsys):
+    folder = shutil.copytree(finished_run().folder, tmp_path / 'tiny')
+    before = (folder / 'config.json').read_text()
+    flags = tiny_flags(folder, seed=1, optim__learning_rate=0.5, data__path='elsewhere', steps=9)
+    assert main.main(flags) == 1
+    said = capsys.readouterr().err
+    assert 'seed was 0, is 1; optim.learning_rate was 0.02, is 0.5; name another' in said
+    assert said.startswith('error: ') and said.count('\n') == 1
+    assert (folder / 'config.json').read_text() == before
+    assert checkpoint.steps(folder) == [4, 6, 8]
+
+
+def test_a_notebook_looks_inside_a_workdir(tmp_path):
+    notebook = ROOT / 'experiments' / 'restore.ipynb'
+    execute = (
+        'import sys, nbclient, nbformat\n'
+        'notebook = nbformat.read(sys.argv[1], 4)\n'
+        'resources = {"metadata": {"path": sys.argv[2]}}\n'
+        'client = nbclient.NotebookClient(notebook, kernel_name="python3", resources=resources)\n'
+        'client.execute()\n'
+        'nbformat.write(notebook, sys.argv[3])\n'
+    )
+    settings = {
+        'RPN_JAX_WORKDIR': str(finished_run().folder),
+        'IPYTHONDIR': str(tmp_path / 'ipython'),
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+        'JAX_COMPILATION_CACHE_DIR': str(_compiled()),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+    result = tmp_path / 'executed.ipynb'
+    finish(run_python('-c', execute, notebook, notebook.parent, result, **settings))
+    outputs = [
+        output
+        for cell in json.loads(result.read_text())['cells']
+        for output in cell.get('outputs', [])
+    ]
+    printed = ''.join(''.join(output.get('text', '')) for output in outputs)
+    assert 'image_size: 64' in printed and 'step 8\n' in printed and 'objects' in printed
+    assert sum('image/png' in output.get('data', {}) for output in outputs) == 2
+    assert 'error' not in {output['output_type'] for output in outputs}
+
+
+def test_the_notebook_is_stored_clean():
+    notebook = json.loads((ROOT / 'experiments' / 'restore.ipynb').read_text())
+    assert (notebook['nbformat'], notebook['nbformat_minor']) == (4, 5)
+    names = [cell['id'] for cell in notebook['cells']]
+    assert len(set(names)) == len(names) > 4
+    code = [cell for cell in notebook['cells'] if cell['cell_type'] == 'code']
+    assert code and not any(cell['outputs'] or cell['execution_count'] for cell in code)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_bit_for_bit_like_one_that_was_left_alone(tmp_path):
+    changes = {'steps': 300, 'checkpoint.every': 20, 'evaluation.every': 0}
+    for name in ('alone', 'killed'):
+        process = run_python('main.py', *tiny_flags(tmp_path / name, **changes))
+        if name == 'alone':
+            finish(process)
+            continue
+        while not any(step >= 60 for step in checkpoint.steps(tmp_path / name)):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    left = checkpoint.steps(tmp_path / 'killed')
+    assert left and left[-1] < 300
+    out = finish(run_python('main.py', *tiny_flags(tmp_path / 'killed', **changes)))
+    assert f'steps {left[-1]} to 300' in out
+    config = tiny_config(**changes)
+    assert_same(*(last_state(config, tmp_path / name) for name in ('alone', 'killed')))
+    assert lines_of(tmp_path / 'killed') == lines_of(tmp_path / 'alone')
+    assert [line['step'] for line in lines_of(tmp_path / 'killed')] == list(range(1, 301))
+
+
+@pytest.mark.slow
+def test_a_run_of_four_devices_goes_on_with_one(tmp_path):
+    changes = {'steps': 12, 'optim.schedule_steps': 12}
+    for name, devices in (('one', 1), ('four', 4)):
+        folder = shutil.copytree(finished_run().folder, tmp_path / name)
+        out = finish(run_python('main.py', *tiny_flags(folder, **changes), devices=devices))
+        assert 'steps 8 to 12' in out
+    one, four = (
+        [line['loss'] for line in lines_of(tmp_path / name)[8:]] for name in ('one', 'four')
+    )
+    assert one == pytest.approx(four, rel=1e-4) and len(one) == 4
+
+
+@pytest.mark.slow
+def test_a_workdir_is_restored_where_there_is_one_device(tmp_path):
+    look = (
+        'import sys, jax, numpy, rpn_jax\n'
+        'assert len(jax.devices()) == 1\n'
+        'rpn = rpn_jax.restore(sys.argv[1])\n'
+        'image = numpy.arange(50 * 80 * 3, dtype=numpy.uint8).reshape(50, 80, 3)\n'
+        'numpy.savez(sys.argv[2], image=image, **rpn.propose(image)._asdict())\n'
+    )
+    place = tmp_path / 'found.npz'
+    finish(run_python('-c', look, finished_run().folder, place, devices=1))
+    found = np.load(place)
+    expected = rpn_jax.restore(finished_run().folder).propose(found['image'])
+    for name, value in expected._asdict().items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-3, err_msg=name)

@@ -188,11 +188,28 @@ def test_there_is_an_answer_for_every_anchor(last_stage, dilations, stride):
     (logits, deltas), variables = jax.eval_shape(
         model.init_with_output, KEY, shape_of(2, 75, 110, 3)
     )
-    count = 15 * math.ceil(75 / stride) * math.ceil(110 / stride)
+    h, w = math.ceil(75 / stride), math.ceil(110 / stride)
+    count = 15 * h * w
+    assert rpn.feature_shape(model, (75, 110)) == (h, w)
     assert len(rpn.anchors(model, (75, 110))) == count
     assert (logits.shape, deltas.shape) == ((2, count), (2, count, 4))
     assert logits.dtype == deltas.dtype == np.float32
     assert set(variables['params']) == {'backbone', 'head'}
+
+
+@pytest.mark.parametrize('slots', [5, CELLS], ids=['sampled', 'dense'])
+def test_a_bfloat16_head_multiplies_in_halves_and_answers_in_full(slots):
+    head = rpn.build(config_of(dtype='bfloat16')).head
+    variables, index = head_variables(15), np.zeros((2, slots), np.int32)
+    jaxpr = jax.make_jaxpr(head.apply)(variables, normal(*MAP), index)
+    products = [
+        e for e in jaxpr.eqns if e.primitive.name in ('dot_general', 'conv_general_dilated')
+    ]
+    assert {v.aval.dtype.name for e in products for v in e.invars} == {'bfloat16'}
+    assert [v.dtype.name for v in jaxpr.out_avals] == ['float32', 'float32']
+    full = rpn.Head(15).apply(variables, normal(*MAP), index)
+    for half, expected in zip(head.apply(variables, normal(*MAP), index), full, strict=True):
+        assert np.abs(half - expected).max() < 0.05 * np.abs(expected).max()
 
 
 # Initial weights

@@ -61,9 +61,9 @@ def random_case(seed):
     """Draws boxes on a coarse grid, where ties and IoUs equal to a threshold are common."""
     rng = np.random.default_rng(seed)
 
-    def draw(count):
+    def draw(count, least):
         corner = rng.integers(-2, 10, (count, 2))
-        return np.concatenate([corner, corner + rng.integers(1, 7, (count, 2))], 1)
+        return floats(np.concatenate([corner, corner + rng.integers(least, 7, (count, 2))], 1))
 
     thresholds = {
         'positive_iou': rng.choice([0.4, 0.5, 0.7]),
@@ -73,7 +73,7 @@ def random_case(seed):
         'border': float(rng.choice([-1, 0, 1, 2])),
     }
     kind = rng.choice(4, G, p=[0.1, 0.5, 0.2, 0.2])
-    return floats(draw(A)), floats(draw(G)), kind, thresholds
+    return draw(A, 1), draw(G, 0), kind, thresholds
 
 
 def test_match_agrees_with_loops_and_compiles_once():

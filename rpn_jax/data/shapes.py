@@ -16,7 +16,7 @@ import numpy as np
 from rpn_jax.data.records import DIFFICULT, OBJECT, Record, Source
 from rpn_jax.errors import InputError
 
-SCALES = 1 / 12, 1 / 2  # geometric mean of a box's sides over the canvas side, log-uniform
+SCALES = 1 / 8, 1 / 2  # geometric mean of a box's sides over the canvas side, log-uniform
 LONGEST = 2 / 3  # of the canvas side, for the longer side of a box
 ELONGATION = 2.2  # the most an outline is drawn out, before it is turned
 HIDDEN = 0.5  # at most this part of a box lies under the boxes of later objects
@@ -24,7 +24,7 @@ PLACEMENTS = 8  # tries to find a place, then the scene does without the object
 EMPTY = 0.03  # of scenes have nothing to find
 FAINT = 0.03  # of objects are of kind DIFFICULT, and hardly to be seen
 # Distances of an object's mean colour to its surroundings: Euclidean, in RGB of 0 to 255.
-CONTRAST = 36  # at least; textures and the rim take a little from it
+CONTRAST = 48  # at least; textures and the rim take a little from it
 FAINT_CONTRAST = 8, 14
 FADE = 0.3  # an object keeps this part of its colour's distance, or more
 # Hues of the objects relative to the background's; a scene takes one row.

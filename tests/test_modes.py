@@ -1,0 +1,133 @@
+"""What each mode writes, from a config or from a workdir alone."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from test_end_to_end import finished_run, quick_compilation, tiny_config, tiny_flags
+
+import main
+from rpn_jax import data, modes
+from rpn_jax.analysis.drawings import COLOURS
+
+pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """Returns a copy of the finished run's workdir without what an evaluation writes."""
+    shutil.copytree(finished_run().folder, tmp_path / 'tiny')
+    (tmp_path / 'tiny' / 'evaluation.json').unlink()
+    (tmp_path / 'tiny' / 'report.html').unlink()
+    return tmp_path / 'tiny'
+
+
+def test_training_writes_what_the_contract_says():
+    folder = finished_run().folder
+    names = {path.name for path in folder.iterdir()}
+    events = {name for name in names if name.startswith('events')}
+    assert len(events) == 1
+    files = {'config.json', 'metrics.jsonl', 'evaluation.json', 'report.html'}
+    assert names - events == files | {'checkpoints'}
+    expected = tiny_config(data__pixels='torchvision').to_dict()
+    assert json.loads((folder / 'config.json').read_text()) == json.loads(json.dumps(expected))
+    line = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])
+    assert line.keys() == {
+        *('step', 'loss', 'loss_objectness', 'loss_box'),
+        *('learning_rate', 'images_per_second', 'positives'),
+    }
+    assert sorted(int(p.name) for p in (folder / 'checkpoints').iterdir()) == [4, 6, 8]
+    report = (folder / 'report.html').read_text()
+    assert report.lstrip().startswith('<!DOCTYPE html>') and 'shapes/val/' in report
+
+
+def test_evaluation_needs_the_workdir_alone_and_finds_the_same(copied, capsys):
+    assert main.main([f'--workdir={copied}', '--mode=evaluate']) == 0
+    written = (copied / 'evaluation.json').read_bytes()
+    assert written == (finished_run().folder / 'evaluation.json').read_bytes()
+    assert (copied / 'report.html').stat().st_size > 10_000
+    said = capsys.readouterr().out
+    assert 'shapes/val, step 8: 6 images' in said and str(copied / 'report.html') in said
+    assert not list(copied.glob('*.tmp'))
+
+
+def test_evaluation_works_with_a_batch_that_devices_cannot_share(copied):
+    flags = [f'--workdir={copied}', '--mode=evaluate', '--config.data.batch_size=3']
+    assert main.main(flags) == 0
+    found, before = (
+        json.loads((folder / 'evaluation.json').read_text())
+        for folder in (copied, finished_run().folder)
+    )
+    assert found['proposals'] == pytest.approx(before['proposals'], abs=1e-5)
+
+
+def test_evaluation_of_another_split_says_so(copied):
+    flags = [f'--workdir={copied}', '--mode=evaluate', '--config.data.eval_split=other']
+    assert main.main([*flags, '--config.evaluation.images=4']) == 0
+    found = json.loads((copied / 'evaluation.json').read_text())
+    assert (found['dataset'], found['images'], found['step']) == ('shapes/other', 4, 8)
+
+
+def test_evaluation_refuses_another_network(copied, capsys):
+    flags = [f'--workdir={copied}', '--mode=evaluate', '--config.anchors.sizes=(16, 64)']
+    assert main.main(flags) == 1
+    said = capsys.readouterr().err
+    assert 'anchors.sizes was (16, 32), is (16, 64)' in said and said.count('\n') == 1
+    assert not (copied / 'evaluation.json').exists()
+
+
+def test_evaluation_without_a_checkpoint_is_an_error_of_one_line(copied, capsys):
+    shutil.rmtree(copied / 'checkpoints')
+    assert main.main([f'--workdir={copied}', '--mode=evaluate']) == 1
+    said = capsys.readouterr().err
+    assert said.startswith('error: ') and 'no checkpoint; train first' in said
+    assert said.count('\n') == 1
+
+
+def test_a_mode_that_does_not_exist_is_refused(tmp_path, capsys):
+    assert main.main([*tiny_flags(tmp_path / 'x'), '--mode=guess']) == 1
+    assert "no mode 'guess'; there are train, evaluate, inspect" in capsys.readouterr().err
+    assert list(modes.MODES) == ['train', 'evaluate', 'inspect']
+    assert not (tmp_path / 'x').exists()
+
+
+def test_inspection_shows_the_pixels_that_the_network_gets(tmp_path, capsys):
+    flags = tiny_flags(tmp_path, data__pixels='caffe', targets__samples=8)
+    assert main.main([*flags, '--mode=inspect']) == 0
+    config = tiny_config()
+    options = data.Options(**config.data)
+    source = data.open_split(options, 'train', seed=config.seed)
+    batch_of = data.train_batch(source, options, seed=config.seed)
+    said = capsys.readouterr().out
+    ink = [*COLOURS.values(), (31, 35, 40)]
+    for step in range(modes.INSPECTED):
+        path = tmp_path / 'inspect' / f'batch_{step:04}.png'
+        sheet = cv2.imread(str(path))[..., ::-1]
+        batch = batch_of(step)
+        for row, image in enumerate(batch['image']):
+            x = 10 + row * (64 + 10)
+            cell = sheet[10 : 10 + 64, x : x + 64]
+            same = (cell == image).all(axis=-1)
+            drawn = np.any([(cell == colour).all(axis=-1) for colour in ink], axis=0)
+            assert (same | drawn).all() and same.mean() > 0.25
+            assert source.records[batch['index'][row]].image_id in said
+        assert str(path) in said
+    assert len(list((tmp_path / 'inspect').iterdir())) == modes.INSPECTED
+
+
+def test_inspection_draws_objects_where_they_are(tmp_path):
+    assert main.main([*tiny_flags(tmp_path, targets__samples=1), '--mode=inspect']) == 0
+    config = tiny_config()
+    options = data.Options(**config.data)
+    source = data.open_split(options, 'train', seed=config.seed)
+    batch = data.train_batch(source, options, seed=config.seed)(0)
+    sheet = cv2.imread(str(tmp_path / 'inspect' / 'batch_0000.png'))[..., ::-1]
+    edges = 0
+    for row, (boxes, kind) in enumerate(zip(batch['boxes'], batch['kind'], strict=True)):
+        cell = sheet[10 : 10 + 64, 10 + row * 74 : 74 + row * 74]
+        for x0, y0, x1, _ in boxes[kind == 1].astype(int):
+            top = cell[y0 + 2, x0:x1]  # the frame is three pixels wide, the border's two
+            edges += (top == COLOURS['object']).all(axis=-1).mean() > 0.5
+    assert edges >= 0.8 * (batch['kind'] == 1).sum() > 4
