@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from configs import default
 from rpn_jax import modes
 from rpn_jax.errors import InputError
 from rpn_jax.progress import Interrupted
@@ -69,19 +70,34 @@ def _parse(argv):
 
 def _load(arguments):
     if not arguments.config:
-        return read_config(arguments.workdir)
+        where = f'{arguments.workdir}/config.json'
+        return _complete(read_config(arguments.workdir), where)
     path = Path(arguments.config)
-    if not path.is_file():
-        raise InputError(f'--config {path}: no such file; see configs/')
+    if not path.is_file() or path.suffix != '.py':
+        raise InputError(f'--config {path}: no such Python file; see configs/')
     spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except (KeyError, AttributeError, TypeError, SyntaxError, ImportError) as error:
+    except (Exception, SystemExit) as error:  # it runs a stranger's code
         raise InputError(f'--config {path}: {_one_line(error)}') from error
     if not isinstance(config, ConfigDict):
         raise InputError(f'--config {path}: get_config() returned no ConfigDict')
+    return _complete(config, f'--config {path}')
+
+
+def _complete(config, where):
+    """Returns the config; raises InputError unless it has the default's keys and types."""
+    expected, given = dict(_items(default.get_config())), dict(_items(config))
+    for key in sorted(given.keys() - expected.keys()):
+        raise InputError(f'{where}: no config key {key!r}{_hint(key, expected)}')
+    for key, before in expected.items():
+        if key not in given:
+            raise InputError(f'{where}: config key {key} is missing; see configs/default.py')
+        if not _fits(given[key], before):
+            kind = type(before).__name__
+            raise InputError(f'{where}: config key {key}: {given[key]!r} is not a {kind}')
     return config
 
 
@@ -96,9 +112,7 @@ def _override(config, overrides):
             if not isinstance(parent, ConfigDict):
                 break
         if not isinstance(parent, ConfigDict) or section not in parent:
-            near = difflib.get_close_matches(key, _keys(config), n=1, cutoff=0.5)
-            hint = f'; did you mean {near[0]}?' if near else ''
-            raise InputError(f'no config key {key!r}{hint}')
+            raise InputError(f'no config key {key!r}{_hint(key, dict(_items(config)))}')
         try:
             parent[section] = _read(text, parent[section])
         except (ValueError, SyntaxError, TypeError) as error:
@@ -108,7 +122,7 @@ def _override(config, overrides):
 
 
 def _read(text, before):
-    """Reads text as the type of the value before it; numbers of a tuple keep the tuple's."""
+    """Reads text as the type of the value before it."""
     if isinstance(before, str):
         return text
     if isinstance(before, ConfigDict):
@@ -117,27 +131,37 @@ def _read(text, before):
     value = ast.literal_eval(text) if value is None else value
     if isinstance(before, tuple):
         value = tuple(value) if isinstance(value, tuple | list) else (value,)
-        numbers = all(isinstance(item, int | float) for item in value)
-        whole = before and all(isinstance(item, int) for item in before)
-        if not numbers or (whole and not all(isinstance(item, int) for item in value)):
-            raise TypeError('not numbers')
-        return value
-    if isinstance(before, float) and type(value) is int:
-        return float(value)
-    if type(value) is not type(before):
+    if not _fits(value, before):
         raise TypeError('another type')
     return value
 
 
-def _keys(config):
+def _fits(value, before):
+    """Says whether a value may stand where `before` stands; tuples are of numbers."""
+    if isinstance(before, tuple):
+        return isinstance(value, tuple) and all(_fits(item, 0.0) for item in value)
+    kinds = (int, float) if isinstance(before, float) else type(before)
+    return isinstance(value, kinds) and isinstance(value, bool) == isinstance(before, bool)
+
+
+def _items(config, prefix=''):
+    """Yields ('section.key', value) of every value in a config."""
     for name, value in config.items():
-        yield from (
-            (f'{name}.{k}' for k in _keys(value)) if isinstance(value, ConfigDict) else (name,)
-        )
+        if isinstance(value, ConfigDict):
+            yield from _items(value, f'{prefix}{name}.')
+        else:
+            yield f'{prefix}{name}', value
+
+
+def _hint(key, keys):
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    return f'; did you mean {near[0]}?' if near else ''
 
 
 def _one_line(error):
-    return ' '.join(str(error.args[0] if error.args else error).split())
+    if isinstance(error, SyntaxError):
+        return f'line {error.lineno}: {error.msg}'
+    return ' '.join(f'{type(error).__name__}: {error}'.split())
 
 
 if __name__ == '__main__':

@@ -135,8 +135,8 @@ def test_objects_vary(source, scenes):
     boxes = np.concatenate([record.boxes for record in source.records])
     sides = boxes[:, 2:] - boxes[:, :2]
     scale = np.sqrt(sides.prod(axis=1)) / SIZE
-    assert 0.07 < scale.min() < 0.1 and 0.4 < scale.max() < 0.55
-    np.testing.assert_allclose(np.median(scale), np.sqrt(1 / 24), rtol=0.2)  # log-uniform
+    assert 0.1 < scale.min() < 0.15 and 0.4 < scale.max() < 0.55
+    np.testing.assert_allclose(np.median(scale), np.sqrt(1 / 16), rtol=0.2)  # log-uniform
     aspect = sides[:, 1] / sides[:, 0]
     assert aspect.min() < 0.5 and aspect.max() > 2
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / SIZE

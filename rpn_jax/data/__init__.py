@@ -1,6 +1,9 @@
 """Data: a source's records -> resized, flipped, padded uint8 batches."""
 
+import os
 from typing import NamedTuple
+
+os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(2**27))  # read when cv2 is imported
 
 from rpn_jax.data import batches as batching
 from rpn_jax.data.pixels import pixel_family
@@ -49,13 +52,17 @@ def check(options):
     for key in ('image_size', 'batch_size', 'max_boxes'):
         if (value := getattr(options, key)) < 1:
             raise InputError(f'config key data.{key}: {value} is not at least 1')
-    if options.pixels != 'auto':
-        pixel_family(options.pixels, options.mean, options.std)
+    if len(options.scenes) != 2 or not all(isinstance(count, int) for count in options.scenes):
+        raise InputError(f'config key data.scenes: {options.scenes!r} is not two whole numbers')
+    family = 'torchvision' if options.pixels == 'auto' else options.pixels
+    pixel_family(family, options.mean, options.std)
     return options
 
 
 def open_split(options, split, *, seed=0, training=True):
     """Opens the source of one split and checks that its boxes fit a batch."""
+    if seed < 0:
+        raise InputError(f'config key seed: {seed} is not at least 0')
     if options.source == 'shapes':
         count = options.scenes[0 if training else 1]
         source = shapes(split, count=count, size=options.image_size, seed=seed)

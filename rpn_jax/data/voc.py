@@ -1,19 +1,14 @@
 """A VOCdevkit/VOCxxxx folder of one's own: JPEGImages, Annotations, and lists in ImageSets/Main."""
 
 import math
-import os
 from pathlib import Path
 from xml.etree import ElementTree
 
+import cv2
 import numpy as np
 
-os.environ.setdefault(
-    'OPENCV_IO_MAX_IMAGE_PIXELS', str(2**27)
-)  # before cv2: a bound on what is decoded
-import cv2  # noqa: E402
-
-from rpn_jax.data.records import DIFFICULT, OBJECT, Record, Source  # noqa: E402
-from rpn_jax.errors import InputError  # noqa: E402
+from rpn_jax.data.records import DIFFICULT, OBJECT, Record, Source
+from rpn_jax.errors import InputError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.JPG', '.JPEG', '.PNG')
 SLACK = 1.0  # pixels a box may reach outside and is clipped; further out is an error
@@ -48,15 +43,14 @@ def parse(path, image_id):
     """Reads one VOC annotation into a Record; raises InputError naming the file and the object."""
     try:
         text = Path(path).read_bytes()
-        if b'<!DOCTYPE' in text or b'<!ENTITY' in text:
-            raise InputError(
-                f'{path}: declares a DOCTYPE or entities, which no VOC annotation needs'
-            )
-        root = ElementTree.fromstring(text)
-    except (OSError, ElementTree.ParseError) as error:
+        declares = b'<!DOCTYPE' in text or b'<!ENTITY' in text
+        root = None if declares else ElementTree.fromstring(text)
+    except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
         raise InputError(
             f'{path}: not a readable XML file ({error}); mend it or take {image_id} off the list'
         ) from error
+    if declares:
+        raise InputError(f'{path}: declares a DOCTYPE or entities, which no VOC annotation needs')
     size = root.find('size')
     if size is None:
         raise InputError(f'{path}: no <size>; add the width and height of the image')
@@ -120,7 +114,8 @@ def _image_ids(folder, labels, split):
                 f'config keys data.train_split and data.eval_split: no list {where}; '
                 "'' takes every annotation"
             )
-        ids = [line.split()[0] for line in where.read_text().splitlines() if line.strip()]
+        text = where.read_text('utf-8-sig', errors='replace')
+        ids = [line.split()[0] for line in text.splitlines() if line.strip()]
     if not ids:
         raise InputError(f'{where}: the split is empty')
     for image_id in ids:
@@ -160,6 +155,8 @@ def _box(path, item, number, width, height):
     shown = f'({x0 + 1:g}, {y0 + 1:g}, {x1:g}, {y1:g})'
     if x1 <= x0 or y1 <= y0:
         raise InputError(f'{path}: {where} is inverted: {shown}')
-    if min(x0, y0) < -SLACK or x1 > width + SLACK or y1 > height + SLACK:
+    inside = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    is_empty = inside[0] >= inside[2] or inside[1] >= inside[3]
+    if is_empty or min(x0, y0) < -SLACK or x1 > width + SLACK or y1 > height + SLACK:
         raise InputError(f'{path}: {where} lies outside the {width:g} x {height:g} image: {shown}')
-    return max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    return inside

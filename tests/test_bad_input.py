@@ -1,0 +1,350 @@
+"""What a user can get wrong ends as one line that names it, before anything is half written."""
+
+import json
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from test_end_to_end import finished_run, quick_compilation, tiny_flags
+from test_voc import damaged, write_voc
+
+import main
+import rpn_jax
+from rpn_jax import checkpoint, pretrained, train
+from rpn_jax.errors import InputError
+
+pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+IMAGE, XML, LIST = 'JPEGImages/000002', 'Annotations/000002.xml', 'ImageSets/Main/train.txt'
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_voc(tmp_path / 'VOC')
+
+
+@pytest.fixture
+def flags(tmp_path, folder):
+    """Returns the command line of a run on the folder."""
+    return tiny_flags(tmp_path / 'run', data__source='voc', data__path=folder)
+
+
+@pytest.fixture
+def refuse(capfd):
+    """Returns the function that runs main, which must fail by one line, and returns the line."""
+
+    def run(words):
+        capfd.readouterr()
+        code = main.main([str(word) for word in words])
+        said = capfd.readouterr()
+        assert code == 1
+        assert said.err.count('\n') == 1 and re.match('error: .', said.err), said.err
+        assert 'Traceback' not in said.out
+        return said.err[len('error: ') : -1]
+
+    return run
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Fails a test in which the network is initialised, which takes half a minute of compiling."""
+
+    def fail(*_):
+        raise AssertionError('the network was initialised first')
+
+    monkeypatch.setattr(train, 'init_state', fail)
+
+
+def change(path, edit):
+    """Writes edit(bytes of a file) back, or removes the file where that is None."""
+    data = edit(path.read_bytes())
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+
+
+def swap(old, new):
+    """Returns the function that replaces text in the bytes of a file that has it."""
+
+    def edit(data):
+        assert old.encode() in data
+        return data.replace(old.encode(), new.encode())
+
+    return edit
+
+
+@pytest.mark.usefixtures(uncompiled.__name__)
+@pytest.mark.parametrize(
+    ('words', 'complaint'),
+    [
+        ('--config.data.pth=x', "no config key 'data.pth'; did you mean data.path?"),
+        ('--config.nothing.of.this=1', "no config key 'nothing.of.this'"),
+        ('--config.steps.more=1', "no config key 'steps.more'"),
+        ('--config.=1', "no config key ''"),
+        ('--config.steps=abc', "config key steps: 'abc' is not a int"),
+        ('--config.steps=1.5', "config key steps: '1.5' is not a int"),
+        ('--config.steps=True', "config key steps: 'True' is not a int"),
+        ('--config.steps=', "config key steps: '' is not a int"),
+        ("--config.steps=open('x')", 'config key steps: "open(\'x\')" is not a int'),
+        ('--config.optim.momentum=high', "optim.momentum: 'high' is not a float"),
+        ('--config.anchors.sizes=abc', "config key anchors.sizes: 'abc' is not a tuple"),
+        ('--config.anchors.sizes=(16,"a")', 'anchors.sizes: \'(16,"a")\' is not a tuple'),
+        ('--config.data.mean=(1,2,True)', "data.mean: '(1,2,True)' is not a tuple"),
+        ('--config.data.flip=maybe', "config key data.flip: 'maybe' is not a bool"),
+        ('--config.data.flip=1', "config key data.flip: '1' is not a bool"),
+        ('--config.data=3', "config key data: '3' is not a ConfigDict"),
+        ('--config.data.source=tfds', "data.source: 'tfds' is not one of 'voc', 'shapes'"),
+        ('--config.data.source=coco', "data.source: 'coco' is not one of 'voc', 'shapes'"),
+        ('--config.data.resize=short_side', "data.resize: 'short_side' is not 'square'"),
+        ('--config.data.image_size=0', 'config key data.image_size: 0'),
+        ('--config.data.batch_size=3', 'data.batch_size: 3 images cannot be divided among 4'),
+        ('--config.data.batch_size=0', 'config key data.batch_size: 0'),
+        ('--config.data.max_boxes=1', 'image 000002: 2 boxes, but config key data.max_boxes is 1'),
+        ('--config.data.mean=(1,2)', 'config key data.mean: (1, 2) is not three numbers'),
+        ('--config.data.path=/no/where', 'config key data.path: no folder /no/where'),
+        ('--config.data.images=/no/where', 'config key data.images: no folder /no/where'),
+        ('--config.data.annotations=/no/x', 'config key data.annotations: no folder /no/x'),
+        ('--config.data.train_split=no', 'ImageSets/Main/no.txt'),
+        ('--config.data.eval_split=no', 'ImageSets/Main/no.txt'),
+        ('--config.model.pretrained=/no/x', 'weights /no/x: no such file; config key model.pre'),
+        ('--config.model.pretrained=/tmp', 'weights /tmp: no such file'),
+        ('--config.anchors.sizes=()', 'config keys anchors.sizes and anchors.aspect_ratios'),
+        ('--config.model.depth=34', 'config key model.depth: 34'),
+        ('--config.optim.schedule=fast', "config key optim.schedule: 'fast'"),
+        ('--config.seed=-1', 'config key seed: -1'),
+        ('--mode=dance', "no mode 'dance'; there are train, evaluate, inspect"),
+        ('--mode', 'argument --mode: expected one argument'),
+        ('--frobnicate', "unknown argument '--frobnicate'"),
+        ('--conf=x.py', "unknown argument '--conf=x.py'"),
+        ('--config.steps', "unknown argument '--config.steps'"),
+        ('steps=3', "unknown argument 'steps=3'"),
+        ('--config=/no/x.py', '--config /no/x.py: no such Python file'),
+        ('--config=/tmp', '--config /tmp: no such Python file'),
+    ],
+)
+def test_a_wrong_word_is_refused_by_its_name(refuse, flags, tmp_path, words, complaint):
+    assert complaint in refuse([*flags, words])
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    ('words', 'complaint'),
+    [
+        ([], 'name a --config'),
+        (['--workdir=x'], '--mode=train needs a --config'),
+        (['--mode=evaluate'], 'name a --config'),
+        (['--mode=inspect', '--workdir=/no/where'], '/no/where/config.json: no such file'),
+    ],
+)
+def test_a_command_line_without_a_config_is_refused(refuse, words, complaint):
+    assert complaint in refuse(words)
+
+
+DEFAULT = 'from configs import default\ndef get_config():\n    c = default.get_config()\n    '
+
+
+@pytest.mark.usefixtures(uncompiled.__name__)
+@pytest.mark.parametrize(
+    ('text', 'complaint'),
+    [
+        ('raise RuntimeError("one\\ntwo")', 'RuntimeError: one two'),
+        ('def get_config(): return 1 / 0', 'ZeroDivisionError: division by zero'),
+        ('import no_such_module', "No module named 'no_such_module'"),
+        ('import sys; sys.exit(0)', 'SystemExit'),
+        ('def get_config(:', 'line 1: invalid syntax'),
+        ('steps = 3', "no attribute 'get_config'"),
+        ('def get_config(): return {"steps": 3}', 'get_config() returned no ConfigDict'),
+        (f'{DEFAULT}c.stepz = 3\n    return c', "no config key 'stepz'; did you mean steps?"),
+        (
+            f'{DEFAULT}c.data.update(pth="x")\n    return c',
+            "no config key 'data.pth'; did you mean",
+        ),
+        (f'{DEFAULT}c.steps = "abc"\n    return c', 'steps'),
+        (
+            f'{DEFAULT}c.anchors.sizes = ("a",)\n    return c',
+            "anchors.sizes: ('a',) is not a tuple",
+        ),
+        (f'{DEFAULT}del c.optim.momentum\n    return c', 'config key optim.momentum is missing'),
+        (f'{DEFAULT}del c.data\n    return c', 'config key data.annotations is missing'),
+    ],
+)
+def test_a_wrong_config_file_is_refused_by_its_name(refuse, flags, tmp_path, text, complaint):
+    path = tmp_path / 'mine.py'
+    path.write_text(text)
+    said = refuse([f'--config={path}', f'--workdir={tmp_path}/run'])
+    assert said.startswith(f'--config {path}: ') and complaint in said
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.usefixtures(uncompiled.__name__)
+@pytest.mark.parametrize(
+    ('path', 'edit', 'complaint'),
+    [
+        (XML, swap('size>', 'scale>'), 'no <size>'),
+        (XML, swap('<xmax>40<', '<xmax>66<'), 'object 0 (cat) lies outside the 64 x 64 image'),
+        (XML, swap('<xmin>20<', '<xmin>46<'), 'object 1 (cat) is inverted: (46, 20, 45, 45)'),
+        (XML, swap('<ymin>6<', '<ymin>six<'), "ymin = 'six', which is not a number"),
+        (XML, swap('<ymin>6<', '<ymin>nan<'), "ymin = 'nan', which is not a number"),
+        (XML, swap('<annotation>', '<!DOCTYPE a><annotation>'), 'declares a DOCTYPE'),
+        (XML, swap('</annotation>', ''), 'not a readable XML file'),
+        (XML, lambda _: None, 'not a readable XML file'),
+        (f'{IMAGE}.jpg', lambda _: None, 'no such image; fetch it or take 000002 off the list'),
+        (LIST, lambda _: b'\n \n', 'the split is empty'),
+        (LIST, lambda _: b'000000\n../x\n', "image id '../x' would leave the folder"),
+        (LIST, lambda _: b'\xff\xfe', 'not a readable XML file'),
+    ],
+)
+def test_a_wrong_folder_is_refused_by_its_file(
+    refuse, flags, folder, tmp_path, path, edit, complaint
+):
+    change(folder / path, edit)
+    said = refuse(flags)
+    assert complaint in said and str(folder) in said and (path in said or '.xml' in said)
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.usefixtures(uncompiled.__name__)
+def test_no_annotations_are_an_empty_split(refuse, flags, folder):
+    shutil.rmtree(folder / 'Annotations')
+    (folder / 'Annotations').mkdir()
+    said = refuse([*flags, '--config.data.train_split='])
+    assert said == f'{folder}/Annotations: the split is empty'
+
+
+@pytest.mark.parametrize(
+    ('name', 'data', 'complaint'), [pytest.param(*rest, id=title) for title, *rest in damaged()]
+)
+def test_a_damaged_picture_ends_the_run_by_its_file(
+    refuse, flags, folder, tmp_path, name, data, complaint
+):
+    """Pictures are read by background threads, when their turn comes."""
+    change(folder / XML, swap('<width>64</width><height>64<', '<width>80</width><height>60<'))
+    (folder / f'{IMAGE}.jpg').unlink()
+    path = (folder / IMAGE).with_suffix(name[-4:])
+    path.write_bytes(data)
+    said = refuse(flags)
+    assert said.startswith(f'{path}: ') and re.search(complaint, said)
+    assert checkpoint.steps(tmp_path / 'run') == []
+
+
+def test_a_damaged_picture_leaves_an_older_run_as_it_was(refuse, flags, folder, tmp_path):
+    run = tmp_path / 'run'
+    assert main.main([*flags, '--config.steps=2']) == 0
+    before = {path: (run / path).read_bytes() for path in ('metrics.jsonl', 'evaluation.json')}
+    change(folder / f'{IMAGE}.jpg', lambda data: data[:-300])
+    assert f'{IMAGE}.jpg: the image is truncated' in refuse([*flags, '--config.steps=9'])
+    assert checkpoint.steps(run) == [2]
+    assert before == {path: (run / path).read_bytes() for path in before}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Returns a copy of the workdir of a finished run."""
+    return shutil.copytree(finished_run().folder, tmp_path / 'finished')
+
+
+def test_a_damaged_picture_is_found_by_every_mode(refuse, flags, folder, finished):
+    change(folder / 'JPEGImages/000005.jpg', lambda data: data[:-300])
+    words = [f'--workdir={finished}', '--config.data.source=voc', f'--config.data.path={folder}']
+    before = (finished / 'evaluation.json').read_bytes()
+    assert '000005.jpg: the image is truncated' in refuse([*words, '--mode=evaluate'])
+    assert (finished / 'evaluation.json').read_bytes() == before
+    change(folder / f'{IMAGE}.jpg', lambda _: b'no image')
+    assert f'{IMAGE}.jpg: not an image' in refuse([*words, '--mode=inspect'])
+    assert list((finished / 'inspect').iterdir()) == []
+
+
+def tensors_without(name):
+    """Returns the weights of the finished run by torchvision name, without the head's and one."""
+    tensors = pretrained.from_variables(rpn_jax.restore(finished_run().folder).variables)
+    return {k: v for k, v in tensors.items() if k != name and not k.startswith('rpn.')}
+
+
+@pytest.mark.parametrize(
+    ('name', 'tensors', 'complaint'),
+    [
+        ('layer1.0.conv1.weight', {}, 'missing layer1.0.conv1.weight'),
+        ('', {'layer1.7.conv1.weight': (8, 8, 1, 1)}, 'unexpected layer1.7.conv1.weight'),
+        ('', {'conv1.weight': (8, 3, 5, 5)}, 'misshapen conv1.weight is (8, 3, 5, 5)'),
+    ],
+    ids=['missing', 'unexpected', 'misshapen'],
+)
+def test_weights_that_do_not_fit_are_refused_by_their_tensors(
+    refuse, flags, tmp_path, name, tensors, complaint
+):
+    weights = {key: np.zeros(shape, np.float32) for key, shape in tensors.items()}
+    save_file(tensors_without(name) | weights, tmp_path / 'w.safetensors')
+    said = refuse([*flags, f'--config.model.pretrained={tmp_path}/w.safetensors'])
+    assert said.startswith('weights do not fit') and complaint in said
+    assert not (tmp_path / 'run').exists()
+
+
+def test_what_is_no_weights_file_is_refused(refuse, flags, tmp_path):
+    (tmp_path / 'w.safetensors').write_bytes(b'PK\3\4 no tensors')
+    said = refuse([*flags, f'--config.model.pretrained={tmp_path}/w.safetensors'])
+    assert said.startswith(f'weights {tmp_path}/w.safetensors: not a whole .safetensors file')
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.usefixtures(uncompiled.__name__)
+def test_a_workdir_of_another_config_is_refused_by_the_keys(refuse, finished):
+    before = (finished / 'config.json').read_bytes()
+    words = tiny_flags(finished, optim__momentum=0.5, model__width=16)
+    said = refuse(words)
+    assert str(finished) in said
+    assert 'model.width was 8, is 16' in said and 'optim.momentum was 0.9, is 0.5' in said
+    assert (finished / 'config.json').read_bytes() == before
+
+
+def test_anchors_that_contradict_the_head_are_refused(refuse, finished):
+    before = (finished / 'evaluation.json').read_bytes()
+    words = [f'--workdir={finished}', '--mode=evaluate', '--config.anchors.sizes=(16,32,64)']
+    assert 'anchors.sizes was (16, 32), is (16, 32, 64)' in refuse(words)
+    assert (finished / 'evaluation.json').read_bytes() == before
+
+
+@pytest.mark.parametrize('mode', ['evaluate', 'inspect'])
+@pytest.mark.parametrize(
+    ('section', 'key', 'value', 'complaint'),
+    [
+        ('data', 'colour', True, "no config key 'data.colour'"),
+        ('data', 'image_size', '64', "config key data.image_size: '64' is not a int"),
+    ],
+)
+def test_a_workdir_with_a_wrong_config_is_refused(
+    refuse, finished, mode, section, key, value, complaint
+):
+    path = finished / 'config.json'
+    config = json.loads(path.read_text())
+    config[section][key] = value
+    path.write_text(json.dumps(config))
+    said = refuse([f'--workdir={finished}', f'--mode={mode}'])
+    assert said.startswith(f'{path}: ') and complaint in said
+
+
+def test_a_workdir_that_is_a_file_is_refused(refuse, flags, tmp_path):
+    (tmp_path / 'run').write_text('mine')
+    assert refuse(flags).startswith(f'workdir {tmp_path}/run: ')
+    assert (tmp_path / 'run').read_text() == 'mine'
+
+
+def test_debug_shows_the_traceback(flags):
+    with pytest.raises(InputError, match='config key data.batch_size: 3') as error:
+        main.main([*flags, '--config.data.batch_size=3', '--debug'])
+    assert 'check_divides' in [entry.name for entry in error.traceback]
+
+
+def test_images_without_objects_are_legal(flags, folder, tmp_path, capfd):
+    (folder / LIST).write_text('000001\n000000\n')
+    empty = np.full((50, 50, 3), 77, np.uint8)
+    cv2.imwrite(str(folder / 'JPEGImages/000004.jpg'), empty)
+    change(
+        folder / 'Annotations/000004.xml',
+        lambda _: b'<annotation><size><width>50</width><height>50</height></size></annotation>',
+    )
+    assert main.main([*flags, '--config.steps=2']) == 0
+    assert capfd.readouterr().err == ''
+    found = json.loads((tmp_path / 'run' / 'evaluation.json').read_text())
+    assert (found['images'], found['objects']) == (2, 1)

@@ -1,0 +1,204 @@
+"""Batches are a function of (seed, step), visit every image, and move boxes with their pixels."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from rpn_jax.data import batches as batching
+from rpn_jax.data.batches import EvaluationBatches, TrainBatches, threaded
+from rpn_jax.data.records import Record, Source
+from rpn_jax.errors import InputError
+
+CANVAS, ROWS = (40, 60), 3  # height, width; rows of boxes
+
+
+def bright(count, size=CANVAS):
+    """Returns a source of dark images, each with a bright rectangle at its only box.
+
+    The last image has no object; the blue of an image is its position.
+    """
+    random, records, images = np.random.default_rng(1), [], []
+    for position in range(count):
+        image = np.zeros((*size, 3), np.uint8)
+        image[..., 2] = position
+        boxes = np.zeros((0, 4), np.float32)
+        if position < count - 1:
+            y0, x0 = random.integers(0, size[0] // 2), random.integers(0, size[1] // 2)
+            y1, x1 = random.integers(y0 + 3, size[0] + 1), random.integers(x0 + 3, size[1] + 1)
+            image[y0:y1, x0:x1, :2] = 255
+            boxes = np.float32([[x0, y0, x1, y1]])
+        records.append(Record(f'{position}', size, boxes, np.ones(len(boxes), np.int32)))
+        images.append(image)
+    return Source('bright', records, images.__getitem__)
+
+
+def seen(image):
+    """Returns the box of the bright pixels of an image, or None."""
+    y, x = np.nonzero(image[..., 0] > 127)
+    return [x.min(), y.min(), x.max() + 1, y.max() + 1] if len(y) else None
+
+
+def make(source, *, seed=0, batch_size=4, canvas=CANVAS, flip=True):
+    return TrainBatches(source, seed, batch_size, canvas, ROWS, flip)
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_a_batch_holds_what_the_update_takes():
+    batch = make(bright(5))(0)
+    shapes = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
+    assert shapes == {
+        'image': ((4, 40, 60, 3), 'uint8'),
+        'boxes': ((4, 3, 4), 'float32'),
+        'kind': ((4, 3), 'int32'),
+        'size': ((4, 2), 'float32'),
+        'index': ((4,), 'int32'),
+    }
+    np.testing.assert_array_equal(batch['size'], [CANVAS] * 4)
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    source = bright(5)
+    first, second = make(source), make(bright(5))
+    forward = [first(step) for step in range(4)]
+    backward = [second(step) for step in reversed(range(4))][::-1]
+    for a, b in zip(forward, backward, strict=True):
+        assert_equal(a, b)
+    orders = [
+        [make(source, seed=seed)(step)['index'].tolist() for step in range(4)] for seed in (0, 1)
+    ]
+    assert orders[0] != orders[1] and orders[0][0] != orders[0][1]
+
+
+def test_an_epoch_visits_every_image_once_across_the_borders_of_batches():
+    batches = make(bright(5), batch_size=4)
+    index = np.concatenate([batches(step)['index'] for step in range(10)])  # 8 epochs
+    epochs = index.reshape(8, 5)
+    np.testing.assert_array_equal(np.sort(epochs), [range(5)] * 8)
+    assert len({tuple(epoch) for epoch in epochs}) > 4
+
+
+def test_a_batch_may_be_larger_than_the_split():
+    index = make(bright(3), batch_size=8)(1)['index']  # images 8 to 15 of the stream
+    assert sorted(index[1:4]) == sorted(index[4:7]) == [0, 1, 2]
+
+
+def test_the_index_is_the_position_of_the_image():
+    batch = make(bright(5), flip=False)(2)
+    assert batch['image'][:, -1, -1, 2].tolist() == batch['index'].tolist()
+
+
+def test_a_flip_takes_the_box_along():
+    source, flipped = bright(5), collections.Counter()
+    batches = make(source, batch_size=8)
+    for step in range(8):
+        batch = batches(step)
+        rows = (batch[key] for key in ('image', 'boxes', 'kind', 'index'))
+        for image, boxes, kind, index in zip(*rows, strict=True):
+            original, record = source.read(index), source.records[index]
+            is_flipped = not np.array_equal(image, original)
+            np.testing.assert_array_equal(image, original[:, ::-1] if is_flipped else original)
+            count = len(record.boxes)
+            assert kind.tolist() == [1] * count + [0] * (ROWS - count)
+            np.testing.assert_array_equal(boxes[count:], 0)
+            if count:
+                np.testing.assert_array_equal(boxes[0], seen(image))
+                flipped[is_flipped] += 1
+    assert flipped.total() > 40 and 0.3 < flipped[True] / flipped.total() < 0.7
+
+
+def test_an_image_is_not_flipped_for_good():
+    source = bright(2)
+    batches = make(source._replace(records=source.records[:1]), batch_size=1)
+    images = {batches(step)['image'].tobytes() for step in range(12)}
+    assert len(images) == 2
+
+
+def test_without_flips_images_are_as_they_were_read():
+    source = bright(5)
+    batches = make(source, flip=False)
+    for step in range(8):
+        batch = batches(step)
+        for image, index in zip(batch['image'], batch['index'], strict=True):
+            np.testing.assert_array_equal(image, source.read(index))
+
+
+@pytest.mark.parametrize('flip', [False, True])
+@pytest.mark.parametrize('size', [(20, 20), (40, 30), (120, 180)])
+def test_a_resize_takes_the_box_along(size, flip):
+    source = bright(9, size)
+    for position in range(8):
+        row = batching.example(source, position, CANVAS, ROWS, flip)
+        assert row['image'].shape == (*CANVAS, 3)
+        np.testing.assert_allclose(row['boxes'][0], seen(row['image']), atol=1.01)
+        scale = np.tile(np.divide(CANVAS[::-1], size[::-1]), 2)
+        x0, y0, x1, y1 = source.records[position].boxes[0] * scale
+        exact = (60 - x1, y0, 60 - x0, y1) if flip else (x0, y0, x1, y1)
+        np.testing.assert_allclose(row['boxes'][0], exact, rtol=1e-6)
+
+
+def test_rows_beyond_the_objects_are_padding():
+    for flip in (False, True):
+        row = batching.example(bright(2), 1, CANVAS, ROWS, flip)
+        assert not row['boxes'].any() and not row['kind'].any()
+
+
+@pytest.mark.parametrize(('images', 'steps'), [(5, 3), (4, 2), (3, 2), (1, 1)])
+def test_evaluation_covers_every_image_once_and_marks_padding(images, steps):
+    source = bright(5)
+    batches = [EvaluationBatches(source, 2, CANVAS, ROWS, images)(step) for step in range(steps)]
+    index = np.concatenate([batch['index'] for batch in batches])
+    assert index.tolist() == [*range(images), *[-1] * (images % 2)]
+    pictures = np.concatenate([batch['image'] for batch in batches])
+    boxes = np.concatenate([batch['boxes'] for batch in batches])
+    for position in range(images):
+        np.testing.assert_array_equal(pictures[position], source.read(position))
+        if position < 4:
+            np.testing.assert_array_equal(boxes[position, 0], seen(pictures[position]))
+    assert not pictures[images:].any() and not boxes[images:].any()
+    assert not np.concatenate([batch['kind'] for batch in batches])[images:].any()
+    assert all(np.all(batch['size'] == CANVAS) for batch in batches)
+
+
+@pytest.mark.parametrize('start', [0, 7])
+def test_threads_give_the_same_batches_in_order(start):
+    batches, steps = make(bright(5)), range(start, start + 12)
+    for step, batch in zip(steps, threaded(batches, steps), strict=True):
+        assert_equal(batch, batches(step))
+
+
+def test_threads_with_nothing_to_do_end():
+    assert list(threaded(make(bright(5)), range(4, 4))) == []
+
+
+def test_an_error_in_a_thread_arrives_as_it_is(capfd):
+    source = bright(5)
+
+    def read(position):
+        if position == 3:
+            raise InputError('3.jpg: the image is truncated')
+        return source.read(position)
+
+    batches = make(source._replace(read=read), batch_size=1)
+    order = [int(make(source, batch_size=1)(step)['index'][0]) for step in range(5)]
+    stream = threaded(batches, range(5))
+    for index in order[: order.index(3)]:
+        assert next(stream)['index'] == [index]
+    with pytest.raises(InputError) as error:
+        next(stream)
+    assert str(error.value) == '3.jpg: the image is truncated'
+    assert capfd.readouterr() == ('', '')
+
+
+def test_more_boxes_than_rows_are_refused_by_the_image():
+    source = bright(3)
+    crowded = source.records[1]._replace(image_id='crowded', boxes=np.zeros((4, 4), np.float32))
+    source.records[1] = crowded
+    batching.check_boxes(source, 4)
+    with pytest.raises(InputError, match=r'image crowded: 4 boxes, .* data\.max_boxes is 3; raise'):
+        batching.check_boxes(source, 3)
