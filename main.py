@@ -71,7 +71,7 @@ def _parse(argv):
 def _load(arguments):
     if not arguments.config:
         where = f'{arguments.workdir}/config.json'
-        return _complete(read_config(arguments.workdir), where)
+        return _complete(read_config(arguments.workdir), where, fill=True)
     path = Path(arguments.config)
     if not path.is_file() or path.suffix != '.py':
         raise InputError(f'--config {path}: no such Python file; see configs/')
@@ -87,15 +87,20 @@ def _load(arguments):
     return _complete(config, f'--config {path}')
 
 
-def _complete(config, where):
-    """Returns the config; raises InputError unless it has the default's keys and types."""
+def _complete(config, where, fill=False):
+    """Returns the config; raises InputError unless it has the default's keys and types.
+
+    With `fill`, a missing key takes the default: the config is of a run made before the key was.
+    """
     expected, given = dict(_items(default.get_config())), dict(_items(config))
     for key in sorted(given.keys() - expected.keys()):
         raise InputError(f'{where}: no config key {key!r}{_hint(key, expected)}')
     for key, before in expected.items():
-        if key not in given:
+        if key not in given and fill:
+            _put(config, key, before)
+        elif key not in given:
             raise InputError(f'{where}: config key {key} is missing; see configs/default.py')
-        if not _fits(given[key], before):
+        elif not _fits(given[key], before):
             kind = type(before).__name__
             raise InputError(f'{where}: config key {key}: {given[key]!r} is not a {kind}')
     return config
@@ -151,6 +156,14 @@ def _items(config, prefix=''):
             yield from _items(value, f'{prefix}{name}.')
         else:
             yield f'{prefix}{name}', value
+
+
+def _put(config, key, value):
+    section, _, name = key.rpartition('.')
+    with config.unlocked():
+        if section and section not in config:
+            config[section] = ConfigDict()
+        (config[section] if section else config)[name] = value
 
 
 def _hint(key, keys):

@@ -13,10 +13,6 @@ class Checkpoints:
     """The checkpoints of one workdir, as a context: leaving it waits for the last write to end."""
 
     def __init__(self, workdir, *, every, keep):
-        if every < 1 or keep < 1:
-            raise InputError(
-                'config keys checkpoint.every and checkpoint.keep: both are at least 1'
-            )
         self.every = every
         self._checkpointer = ocp.training.Checkpointer(
             folder(workdir).absolute(),

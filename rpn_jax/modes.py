@@ -4,7 +4,7 @@ import json
 
 import jax
 
-from rpn_jax import checkpoint, data, rpn, train, workdir
+from rpn_jax import checkpoint, data, limits, rpn, train, workdir
 from rpn_jax.analysis import drawings, inputs
 from rpn_jax.analysis.report import write_report
 from rpn_jax.evaluate import make_evaluate, table
@@ -14,6 +14,7 @@ INSPECTED = 4  # batches drawn by --mode=inspect
 
 def run(mode, config, folder):
     """Runs the mode of that name."""
+    limits.check(config)
     MODES[mode](config, folder)
 
 
@@ -41,8 +42,8 @@ def inspect_mode(config, folder):
     train.load_pretrained(config)
     source = data.open_split(options, options.train_split, seed=config.seed)
     place = folder / 'inspect'
-    place.mkdir(parents=True, exist_ok=True)
     for step, picture, lines in inputs.pictures(config, source, range(INSPECTED)):
+        workdir.make(place)
         path = place / f'batch_{step:04}.png'
         drawings.write_png(path, picture)
         print(f'{path}', *lines, sep='\n  ')

@@ -173,8 +173,10 @@ def place(state, devices):
 
 def init_state(model, optimizer, seed, tensors=None):
     """Returns the state before the first step; tensors are weights by torchvision name."""
-    canvas = jnp.zeros((1, 64, 64, 3))  # shapes of parameters do not depend on it
-    variables = jax.jit(model.init)(jax.random.key(seed), canvas)
+    key, canvas = jax.random.key(seed), jnp.zeros((1, 64, 64, 3))  # any canvas gives these shapes
+    if tensors is not None:  # weights that do not fit are refused before anything is compiled
+        pretrained.to_variables(tensors, jax.eval_shape(model.init, key, canvas))
+    variables = jax.jit(model.init)(key, canvas)
     if tensors is not None:
         variables = pretrained.to_variables(tensors, variables)
     params = variables['params']

@@ -55,12 +55,18 @@ def check(workdir, config, sections=IDENTITY):
 
 def begin(workdir, config):
     """Makes the folder and writes its config.json."""
-    workdir = Path(workdir)
+    make(workdir)
+    write_atomically(Path(workdir) / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')
+
+
+def make(folder):
+    """Makes a folder where there is none; raises InputError where there cannot be one."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f'workdir {workdir}: cannot be made ({error.strerror})') from error
-    write_atomically(workdir / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')
+        raise InputError(
+            f'workdir {folder}: cannot be made ({error.strerror}); name another --workdir'
+        ) from error
 
 
 class History:

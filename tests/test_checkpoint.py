@@ -111,12 +111,6 @@ def test_errors_name_the_folder_and_what_is_there(tmp_path):
         checkpoint.restore(tmp_path, 4)
 
 
-@pytest.mark.parametrize('wrong', [{'every': 0, 'keep': 1}, {'every': 1, 'keep': 0}])
-def test_numbers_below_one_are_refused(tmp_path, wrong):
-    with pytest.raises(InputError, match='checkpoint.every and checkpoint.keep'):
-        Checkpoints(tmp_path, **wrong)
-
-
 def test_what_is_being_written_does_not_follow_the_state(tmp_path):
     class State(flax.struct.PyTreeNode):
         step: jax.Array

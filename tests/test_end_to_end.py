@@ -22,27 +22,37 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import main
 import rpn_jax
-from configs import quickstart
+from configs import default
 from rpn_jax import checkpoint, train
 from rpn_jax.progress import Progress
 
 ROOT = Path(__file__).parent.parent
-TINY = {  # of quickstart: a fraction of a second for its steps, seconds to compile
+TINY = {  # beside default.py: a fraction of a second for its steps, seconds to compile
     'steps': 8,
     'log_every': 1,
+    'model.depth': 26,
     'model.width': 8,
     'model.last_stage': 3,
+    'model.norm': 'batch',
+    'model.frozen_stages': 0,
     'anchors.sizes': (16, 32),
     'targets.samples': 48,  # fewer than cells: the head looks only where it has to
+    'loss.box_weight': 2.0,
     'proposals.pre_nms': 200,
     'proposals.post_nms': 50,
+    'data.source': 'shapes',
+    'data.train_split': 'train',
+    'data.eval_split': 'val',
+    'data.scenes': (10, 6),
     'data.image_size': 64,
     'data.batch_size': 4,
-    'data.scenes': (10, 6),
+    'data.max_boxes': 16,
+    'optim.learning_rate': 0.02,
+    'optim.schedule': 'cosine',
+    'optim.warmup_steps': 2,
     'checkpoint.every': 2,
     'checkpoint.keep': 3,
     'evaluation.every': 4,
-    'optim.warmup_steps': 2,
 }
 
 
@@ -55,7 +65,7 @@ class Run(NamedTuple):
 
 def tiny_config(**changes):
     """Returns the config of the tiny run; changes are by dotted key, with __ for the dot."""
-    config = quickstart.get_config()
+    config = default.get_config()
     named = {key.replace('__', '.'): value for key, value in changes.items()}
     config.update_from_flattened_dict(TINY | named)
     return config
@@ -65,7 +75,7 @@ def tiny_flags(folder, **changes):
     """Returns the command line of a run of tiny_config(**changes)."""
     named = {key.replace('__', '.'): value for key, value in changes.items()}
     overrides = [f'--config.{key}={value}' for key, value in (TINY | named).items()]
-    return [f'--config={ROOT}/configs/quickstart.py', f'--workdir={folder}', *overrides]
+    return [f'--config={ROOT}/configs/default.py', f'--workdir={folder}', *overrides]
 
 
 def scratch():

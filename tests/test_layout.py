@@ -15,7 +15,7 @@ HOUSE = [
     'errors',
     *GEOMETRY,
     *'metrics baselines resnet rpn pretrained data.records data'.split(),
-    *'optim checkpoint workdir evaluate trained progress train analysis modes'.split(),
+    *'limits optim checkpoint workdir evaluate trained progress train analysis modes'.split(),
     '',
 ]
 LANGUAGE = ['collections', 'functools', 'math', 'typing']  # what a pure function needs of Python

@@ -1,5 +1,6 @@
 """The command line: which mode runs with which config, overrides by type, exit codes."""
 
+import json
 import sys
 
 import pytest
@@ -162,3 +163,12 @@ def test_an_error_of_the_program_keeps_its_traceback(fails):
     fails(ZeroDivisionError('a bug'))
     with pytest.raises(ZeroDivisionError, match='a bug'):
         main.main([CONFIG])
+
+
+def test_keys_younger_than_a_run_take_the_default(tmp_path):
+    config = default.get_config().to_dict()
+    del config['loss'], config['optim']['momentum']
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    arguments, _ = main._parse([f'--workdir={tmp_path}', '--mode=evaluate'])
+    filled = main._load(arguments)
+    assert filled.loss.beta == 1 / 9 and filled.optim.momentum == 0.9

@@ -29,7 +29,10 @@ class Trajectory(NamedTuple):
 
 
 def uneven_config(norm):
-    """Returns a config that leaves anchors out at the border and has parts that never learn."""
+    """Returns a config that leaves anchors out at the border and has parts that never learn.
+
+    Its loss weighs the boxes twice.
+    """
     config = tiny_config(model__norm=norm, targets__border=0)
     config.model.frozen_stages = 1 if norm == 'batch' else 2
     return config
@@ -162,7 +165,7 @@ def test_metrics_are_sums_over_the_sampled_anchors_of_all_devices(trajectories):
             assert figures['positives'] == (labels == 1).sum() / 4
             mean = figures['image_loss'].sum() / (labels >= 0).sum()
             np.testing.assert_allclose(figures['loss'], mean, rtol=1e-5)
-            total = figures['loss_objectness'] + figures['loss_box']
+            total = figures['loss_objectness'] + 2 * figures['loss_box']
             np.testing.assert_allclose(figures['loss'], total, rtol=1e-5)
             assert figures['loss_box'] > 0
 
