@@ -253,7 +253,7 @@ def test_a_damaged_picture_is_found_by_every_mode(refuse, flags, folder, finishe
     assert (finished / 'evaluation.json').read_bytes() == before
     change(folder / f'{IMAGE}.jpg', lambda _: b'no image')
     assert f'{IMAGE}.jpg: not an image' in refuse([*words, '--mode=inspect'])
-    assert list((finished / 'inspect').iterdir()) == []
+    assert not (finished / 'inspect').exists()
 
 
 def tensors_without(name):

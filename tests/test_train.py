@@ -13,10 +13,10 @@ from test_end_to_end import compilations, finished_run, quick_compilation, tiny_
 from rpn_jax import checkpoint, data, rpn, train
 from rpn_jax.data.pixels import normalise, pixel_family
 from rpn_jax.errors import InputError
+from rpn_jax.workdir import read_history
 
 pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
-STEPS = 10
-LOSSES = ['loss', 'loss_objectness', 'loss_box']
+STEPS, LOSSES = 10, ['loss', 'loss_objectness', 'loss_box']
 
 
 class Trajectory(NamedTuple):
@@ -29,10 +29,7 @@ class Trajectory(NamedTuple):
 
 
 def uneven_config(norm):
-    """Returns a config that leaves anchors out at the border and has parts that never learn.
-
-    Its loss weighs the boxes twice.
-    """
+    """Returns a config with parts that never learn; anchors at the border are left out."""
     config = tiny_config(model__norm=norm, targets__border=0)
     config.model.frozen_stages = 1 if norm == 'batch' else 2
     return config
@@ -301,7 +298,7 @@ def test_a_run_that_died_ends_bit_for_bit_like_one_that_did_not(tmp_path):
     with pytest.raises(Killed):
         train.train(tiny_config(), tmp_path, print=die)
     assert checkpoint.steps(tmp_path) == [2, 4]
-    assert [line['step'] for line in history(tmp_path)][-1] == 6
+    assert [line['step'] for line in read_history(tmp_path)][-1] == 6
     with (tmp_path / 'metrics.jsonl').open('a') as file:
         file.write('{"step": 7, "lo')
     said = []
@@ -316,20 +313,15 @@ def test_a_run_that_died_ends_bit_for_bit_like_one_that_did_not(tmp_path):
     moved = paths(state.params)
     assert all(moved[name].tobytes() != x.tobytes() for name, x in paths(middle['params']).items())
     clock = 'images_per_second'
-    mine, theirs = ([{**x, clock: 0} for x in history(place)] for place in (tmp_path, other))
+    mine, theirs = ([{**x, clock: 0} for x in read_history(place)] for place in (tmp_path, other))
     assert mine == theirs
     assert [line['step'] for line in mine if 'loss' in line] == list(range(1, 9))
     assert evaluation.summary == json.loads((other / 'evaluation.json').read_text())
 
 
-def history(folder):
-    """Returns the lines of metrics.jsonl."""
-    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-
-
 def test_a_run_compiles_its_update_and_its_prediction_once():
     run = finished_run()
-    assert [line['step'] for line in history(run.folder) if 'AR@10' in line] == [4]
+    assert [line['step'] for line in read_history(run.folder) if 'AR@10' in line] == [4]
     # Both are called _fun by pmap; two evaluations and eight steps made two of them.
     assert run.compiled.count('jit(_fun)') == 2
     assert run.compiled.count('jit(init)') == 1
@@ -355,4 +347,4 @@ def test_a_run_that_is_done_only_evaluates_again(tmp_path):
     assert state.step == 8 and said[0].endswith('steps 8 to 8')
     expected = json.loads((finished_run().folder / 'evaluation.json').read_text())
     assert evaluation.summary == expected
-    assert history(tmp_path / 'tiny') == history(finished_run().folder)
+    assert read_history(tmp_path / 'tiny') == read_history(finished_run().folder)
