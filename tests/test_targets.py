@@ -284,7 +284,7 @@ def test_vmap_draws_for_every_image_what_it_draws_for_one():
     ],
 )
 def test_assign_is_match_then_sample(matching, sampling):
-    key, (anchors, boxes, _, _) = jax.random.key(5), random_case(2)
+    key, (anchors, boxes, _, _) = jax.random.key(5), random_case(7)
     kind = np.array([THING, THING, DIFFICULT, CROWD, PADDING])
     labels, matched = targets.match(anchors, boxes, kind, **matching)
     index, drawn = targets.sample(key, labels, **sampling)
