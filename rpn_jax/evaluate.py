@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from rpn_jax import baselines, data, metrics, resnet, rpn
+from rpn_jax.data.batches import padded, scale
 from rpn_jax.data.pixels import normalise, pixel_family
 from rpn_jax.proposals import propose
 
@@ -149,7 +150,7 @@ def _bounds(config, source, options, anchors, objects, areas):
     every = metrics.best_overlaps([clipped] * len(objects), objects)
     moved = []
     for position in range(len(objects)):
-        boxes, kind = _padded(source.records[position], options)
+        boxes, kind = padded(source.records[position], options.canvas, options.max_boxes)
         moved.append(baselines.oracle(anchors, boxes, kind, options.canvas, **config.targets))
     return {
         'anchors': metrics.bound(every, areas),
@@ -171,7 +172,6 @@ def _gallery(source, options, kept, objects):
 
 def _picture(source, options, position, group, proposals, best, objects):
     record = source.records[position]
-    scale = _scale(record, options)
     valid = int(proposals.valid[:10].sum())
     return {
         'image': source.read(position),
@@ -179,7 +179,7 @@ def _picture(source, options, position, group, proposals, best, objects):
         'group': group,
         'boxes': record.boxes,
         'kind': record.kind,
-        'proposals': proposals.boxes[:valid] / scale,
+        'proposals': proposals.boxes[:valid] / scale(record, options.canvas),
         'scores': proposals.scores[:valid],
         'top_iou': metrics.top_iou(proposals.boxes[:valid], objects),
         'recalled': int((best >= 0.5).sum()),
@@ -187,27 +187,14 @@ def _picture(source, options, position, group, proposals, best, objects):
     }
 
 
-def _padded(record, options):
-    boxes = np.zeros((options.max_boxes, 4), np.float32)
-    kind = np.zeros(options.max_boxes, np.int32)
-    boxes[: len(record.boxes)] = record.boxes * _scale(record, options)
-    kind[: len(record.kind)] = record.kind
-    return boxes, kind
-
-
 def _canvas_objects(source, position, options):
-    boxes, kind = _padded(source.records[position], options)
+    boxes, kind = padded(source.records[position], options.canvas, options.max_boxes)
     return boxes[kind == 1].astype(np.float64)
 
 
 def _areas(record):
     boxes = np.asarray(record.boxes[record.kind == 1], np.float64)
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
-def _scale(record, options):
-    (height, width), canvas = record.size, options.canvas
-    return np.float32([canvas[1] / width, canvas[0] / height] * 2)
 
 
 def _sides(boxes):

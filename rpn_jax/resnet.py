@@ -110,7 +110,6 @@ class Conv(nn.Module):
     kernel: int
     stride: int = 1
     dilation: int = 1
-    use_bias: bool = False
     dtype: Any = jnp.float32
     distribution: str = 'normal'
 

@@ -67,11 +67,7 @@ def example(source, position, canvas, max_boxes, flip):
     height, width = canvas
     if image.shape[:2] != canvas:
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    scale = np.float32([width / record.size[1], height / record.size[0]] * 2)
-    boxes = np.zeros((max_boxes, 4), np.float32)
-    boxes[: len(record.boxes)] = record.boxes * scale
-    kind = np.zeros(max_boxes, np.int32)
-    kind[: len(record.kind)] = record.kind
+    boxes, kind = padded(record, canvas, max_boxes)
     if flip:
         image = cv2.flip(image, 1)
         mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
@@ -83,6 +79,20 @@ def example(source, position, canvas, max_boxes, flip):
         'size': np.float32(canvas),
         'index': np.int32(position),
     }
+
+
+def padded(record, canvas, max_boxes):
+    """Returns a record's boxes [G, 4] in canvas pixels and kind [G], zero beyond its own rows."""
+    boxes, kind = np.zeros((max_boxes, 4), np.float32), np.zeros(max_boxes, np.int32)
+    boxes[: len(record.boxes)] = record.boxes * scale(record, canvas)
+    kind[: len(record.kind)] = record.kind
+    return boxes, kind
+
+
+def scale(record, canvas):
+    """Returns the factors [4] that carry a record's boxes onto the canvas (height, width)."""
+    height, width = record.size
+    return np.float32([canvas[1] / width, canvas[0] / height] * 2)
 
 
 def collate(examples):
