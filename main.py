@@ -31,7 +31,7 @@ def main(argv=None):
     try:
         arguments, overrides = _parse(argv)
         config = _override(_load(arguments), overrides)
-        modes.run(arguments.mode, config, Path(arguments.workdir))
+        modes.run(arguments.mode, config, Path(arguments.workdir), arguments.output)
     except InputError as error:
         if '--debug' in argv:
             raise
@@ -50,6 +50,7 @@ def _parse(argv):
     )
     parser.add_argument('--workdir', default='', help='default: runs/NAME of the config')
     parser.add_argument('--mode', default='train', help=', '.join(modes.MODES))
+    parser.add_argument('--output', default='', help='the file that --mode=export writes')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     parser.epilog = 'Any key of the config: --config.section.key=value'
     arguments, rest = parser.parse_known_args(argv)

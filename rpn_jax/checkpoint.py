@@ -73,7 +73,19 @@ def restore(workdir, step=None):
         shown = ', '.join(map(str, saved))
         raise InputError(f'{place}: no checkpoint of step {step}; there are {shown}')
     path = place.absolute() / str(step)
-    shape = ocp.metadata(path, checkpointable_name='state').metadata
-    template = {k: jax.tree.map(lambda _: np.ndarray, v) for k, v in shape.items()}
-    template |= {'opt_state': jax.tree.map(lambda _: ..., shape['opt_state'])}
-    return ocp.load(path, template, checkpointable_name='state'), step
+    try:
+        shape = ocp.metadata(path, checkpointable_name='state').metadata
+        template = {k: jax.tree.map(lambda _: np.ndarray, v) for k, v in shape.items()}
+        template |= {'opt_state': jax.tree.map(lambda _: ..., shape['opt_state'])}
+        return ocp.load(path, template, checkpointable_name='state'), step
+    except Exception as error:  # Orbax and what it stands on have many kinds
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise InputError(
+            f'{path}: a damaged checkpoint ({reason}); there are {", ".join(map(str, saved))}'
+        ) from error
+
+
+def variables(workdir, step=None):
+    """Returns (variables, step) of a checkpoint: what model.apply takes, in NumPy arrays."""
+    state, step = restore(workdir, step)
+    return {name: state[name] for name in ('params', 'batch_stats') if state[name]}, step

@@ -1,21 +1,26 @@
 """What --mode names: functions of a config and a workdir."""
 
 import json
+from pathlib import Path
 
 import jax
+import safetensors.numpy
 
-from rpn_jax import checkpoint, data, limits, rpn, train, workdir
+from rpn_jax import checkpoint, data, limits, pretrained, rpn, train, workdir
 from rpn_jax.analysis import drawings, inputs
 from rpn_jax.analysis.report import write_report
+from rpn_jax.errors import InputError
 from rpn_jax.evaluate import make_evaluate, table
 
 INSPECTED = 4  # batches drawn by --mode=inspect
 
 
-def run(mode, config, folder):
-    """Runs the mode of that name."""
+def run(mode, config, folder, output=''):
+    """Runs the mode of that name; output is the file that --mode=export writes."""
+    if bool(output) != (mode == 'export'):
+        raise InputError('--output=FILE.safetensors belongs to --mode=export, which needs it')
     limits.check(config)
-    MODES[mode](config, folder)
+    MODES[mode](config, folder, *([Path(output)] if output else []))
 
 
 def train_mode(config, folder):
@@ -26,13 +31,12 @@ def train_mode(config, folder):
 
 def evaluate_mode(config, folder):
     """Evaluates the newest checkpoint; writes evaluation.json and report.html anew."""
-    state, step = checkpoint.restore(folder)
+    variables, step = checkpoint.variables(folder)
     workdir.check(folder, config, ('model', 'anchors'))
     model = rpn.build(config)
     options = data.check(data.Options(**config.data))
     source = data.open_split(options, options.train_split, seed=config.seed)
     evaluate = make_evaluate(model, config, source.records, devices=jax.local_devices())
-    variables = {name: state[name] for name in ('params', 'batch_stats') if state[name]}
     _publish(config, folder, evaluate(variables, step))
 
 
@@ -47,6 +51,24 @@ def inspect_mode(config, folder):
         path = place / f'batch_{step:04}.png'
         drawings.write_png(path, picture)
         print(f'{path}', *lines, sep='\n  ')
+
+
+def export_mode(config, folder, output):
+    """Writes the newest checkpoint's weights, by torchvision's names, as a .safetensors file."""
+    if output.suffix != '.safetensors' or output.is_dir():
+        raise InputError(f'--output={output}: not the name of a .safetensors file')
+    variables, step = checkpoint.variables(folder)
+    workdir.check(folder, config, ('model', 'anchors'))
+    tensors = pretrained.from_variables(variables)
+    parts = {name: config[name].to_dict() for name in ('model', 'anchors')}
+    made_with = json.dumps({'step': step, 'pixels': config.data.pixels, **parts})
+    content = safetensors.numpy.save(tensors, {'format': 'pt', 'rpn_jax': made_with})
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        workdir.write_atomically(output, content)
+    except OSError as error:
+        raise InputError(f'--output={output}: cannot be written ({error.strerror})') from error
+    print(f'{output}: step {step}, {len(tensors)} tensors, {len(content) / 2**20:.1f} MiB')
 
 
 def _publish(config, folder, evaluation):
@@ -66,4 +88,9 @@ def _publish(config, folder, evaluation):
     print(f'{folder / "report.html"} shows the curves and the best and worst images')
 
 
-MODES = {'train': train_mode, 'evaluate': evaluate_mode, 'inspect': inspect_mode}
+MODES = {
+    'train': train_mode,
+    'evaluate': evaluate_mode,
+    'inspect': inspect_mode,
+    'export': export_mode,
+}

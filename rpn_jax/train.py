@@ -16,6 +16,7 @@ from rpn_jax.data.pixels import normalise, pixel_family
 from rpn_jax.errors import InputError
 from rpn_jax.evaluate import make_evaluate
 from rpn_jax.optim import make_optimizer
+from rpn_jax.pretrained import imagenet
 from rpn_jax.progress import Interrupted, Progress, Signals
 
 
@@ -196,7 +197,7 @@ def train(config, folder, *, devices=None, print=print):
     resuming = bool(checkpoint.steps(folder))
     if resuming:
         workdir.check(folder, config)
-    tensors = None if resuming else load_pretrained(config)
+    tensors = None if resuming else load_pretrained(config, print)
     model, optimizer = build(config)
     source = data.open_split(options, options.train_split, seed=config.seed)
     evaluate = make_evaluate(model, config, source.records, devices=devices, print=print)
@@ -240,12 +241,28 @@ def build(config):
     return model, make_optimizer(**config.optim, steps=config.steps, frozen=frozen)
 
 
-def load_pretrained(config):
-    """Returns the tensors of model.pretrained, None without; settles data.pixels = 'auto'."""
-    path = config.model.pretrained
-    tensors = pretrained.load(path) if path else None
+def load_pretrained(config, print=print):
+    """Returns the tensors of model.pretrained, None without; settles data.pixels = 'auto'.
+
+    Weights that contradict the config's pixels or strides are a warning.
+    """
+    settings, pixels = config.model, 'torchvision'
+    where, tensors = settings.pretrained, None
+    if where in imagenet.FILES:
+        where = imagenet.fetch(where, settings.depth, print=print)
+    if where:
+        tensors = pretrained.load(where, len(config.anchors.aspect_ratios))
+        pixels = pretrained.pixels(tensors)
     if config.data.pixels == 'auto':
-        config.data.pixels = 'torchvision' if tensors is None else pretrained.pixels(tensors)
+        config.data.pixels = pixels
+    if tensors is not None and config.data.pixels != pixels:
+        print(f"warning: {where} wants data.pixels='{pixels}', it is '{config.data.pixels}'")
+    if tensors is not None and settings.stride_in_1x1 != (pixels == 'caffe'):
+        family = 'MSRA (caffe)' if pixels == 'caffe' else 'torchvision'
+        print(
+            f'warning: {where} looks like weights of {family}, whose model.stride_in_1x1 is '
+            f'{not settings.stride_in_1x1}; it is {settings.stride_in_1x1}'
+        )
     return tensors
 
 

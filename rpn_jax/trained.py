@@ -16,8 +16,7 @@ def restore(workdir, step=None):
     Raises InputError where there is no such checkpoint.
     """
     config = read_config(workdir)
-    state, step = checkpoint.restore(workdir, step)
-    variables = {name: state[name] for name in ('params', 'batch_stats') if state[name]}
+    variables, step = checkpoint.variables(workdir, step)
     return TrainedRPN(config, step, variables)
 
 

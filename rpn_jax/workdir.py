@@ -17,11 +17,14 @@ DATA_IDENTITY = (
 HORIZON = ('schedule_steps',)
 
 
-def write_atomically(path, text):
-    """Writes text to a temporary name beside path, then renames it: path is never half-written."""
+def write_atomically(path, content):
+    """Writes text or bytes to a temporary name beside path, then renames it.
+
+    So path is never half-written.
+    """
     path = Path(path)
     temporary = path.with_name(path.name + '.tmp')
-    temporary.write_text(text)
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(temporary, path)
 
 

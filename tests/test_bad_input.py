@@ -109,7 +109,7 @@ def swap(old, new):
         ('--config.data.train_split=no', 'ImageSets/Main/no.txt'),
         ('--config.data.eval_split=no', 'ImageSets/Main/no.txt'),
         ('--config.model.pretrained=/no/x', 'weights /no/x: no such file; config key model.pre'),
-        ('--config.model.pretrained=/tmp', 'weights /tmp: no such file'),
+        ('--config.model.pretrained=/tmp', 'weights /tmp: a folder without checkpoints; config'),
         ('--config.anchors.sizes=()', 'config keys anchors.sizes and anchors.aspect_ratios'),
         ('--config.model.depth=34', 'config key model.depth: 34'),
         ('--config.optim.schedule=fast', "config key optim.schedule: 'fast'"),
@@ -284,7 +284,7 @@ def test_weights_that_do_not_fit_are_refused_by_their_tensors(
 def test_what_is_no_weights_file_is_refused(refuse, flags, tmp_path):
     (tmp_path / 'w.safetensors').write_bytes(b'PK\3\4 no tensors')
     said = refuse([*flags, f'--config.model.pretrained={tmp_path}/w.safetensors'])
-    assert said.startswith(f'weights {tmp_path}/w.safetensors: not a whole .safetensors file')
+    assert said.startswith(f'weights {tmp_path}/w.safetensors: not a whole zip file')
     assert not (tmp_path / 'run').exists()
 
 

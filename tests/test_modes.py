@@ -4,12 +4,15 @@ import json
 import shutil
 
 import cv2
+import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 from test_end_to_end import finished_run, quick_compilation, tiny_config, tiny_flags
 
 import main
-from rpn_jax import data, modes
+import rpn_jax
+from rpn_jax import checkpoint, data, modes, pretrained, train
 from rpn_jax.analysis.drawings import COLOURS
 
 pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
@@ -88,8 +91,8 @@ def test_evaluation_without_a_checkpoint_is_an_error_of_one_line(copied, capsys)
 
 def test_a_mode_that_does_not_exist_is_refused(tmp_path, capsys):
     assert main.main([*tiny_flags(tmp_path / 'x'), '--mode=guess']) == 1
-    assert "no mode 'guess'; there are train, evaluate, inspect" in capsys.readouterr().err
-    assert list(modes.MODES) == ['train', 'evaluate', 'inspect']
+    assert "no mode 'guess'; there are train, evaluate, inspect, export" in capsys.readouterr().err
+    assert list(modes.MODES) == ['train', 'evaluate', 'inspect', 'export']
     assert not (tmp_path / 'x').exists()
 
 
@@ -131,3 +134,49 @@ def test_inspection_draws_objects_where_they_are(tmp_path):
             top = cell[y0 + 2, x0:x1]  # the frame is three pixels wide, the border's two
             edges += (top == COLOURS['object']).all(axis=-1).mean() > 0.5
     assert edges >= 0.8 * (batch['kind'] == 1).sum() > 4
+
+
+# Export, and our own checkpoints as weights
+
+
+def test_export_writes_the_weights_by_torchvisions_names(copied, tmp_path, capsys):
+    output = tmp_path / 'new' / 'rpn.safetensors'
+    assert main.main([f'--workdir={copied}', '--mode=export', f'--output={output}']) == 0
+    assert f'{output}: step 8, ' in capsys.readouterr().out
+    trained = rpn_jax.restore(copied)
+    found = pretrained.load(output)
+    assert {'conv1.weight', 'bn1.running_var', 'rpn.head.bbox_pred.bias'} <= found.keys()
+    zeros = jax.tree.map(np.zeros_like, trained.variables)
+    back = pretrained.to_variables(found, zeros)
+    jax.tree.map(np.testing.assert_array_equal, back, trained.variables)
+    with safe_open(output, framework='numpy') as file:
+        metadata = file.metadata()
+    assert metadata['format'] == 'pt'  # torch's loaders ask for it
+    told = json.loads(metadata['rpn_jax'])
+    assert told['step'] == 8 and told['pixels'] == 'torchvision' and told['model']['width'] == 8
+    assert sorted(path.name for path in output.parent.iterdir()) == ['rpn.safetensors']
+
+
+@pytest.mark.parametrize('place', ['', 'checkpoints/6'])
+def test_a_run_starts_from_another_runs_checkpoint(place):
+    folder = finished_run().folder
+    variables, _ = checkpoint.variables(folder, 6 if place else None)
+    config = tiny_config(model__pretrained=str(folder / place))
+    model, optimizer = train.build(config)
+    state = train.init_state(model, optimizer, 1, train.load_pretrained(config))
+    jax.tree.map(np.testing.assert_array_equal, train.variables_of(state), variables)
+
+
+@pytest.mark.parametrize(
+    ('words', 'complaint'),
+    [
+        (['--mode=export'], '--output=FILE.safetensors belongs to --mode=export, which needs it'),
+        (['--mode=evaluate', '--output=x.safetensors'], 'belongs to --mode=export'),
+        (['--mode=export', '--output=weights.pth'], 'not the name of a .safetensors file'),
+        (['--mode=export', '--output=/proc/none/x.safetensors'], 'cannot be written'),
+    ],
+)
+def test_export_refuses_what_it_cannot_write(copied, capsys, words, complaint):
+    assert main.main([f'--workdir={copied}', *words]) == 1
+    said = capsys.readouterr().err
+    assert complaint in said and said.count('\n') == 1

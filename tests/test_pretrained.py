@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from rpn_jax import pretrained, resnet, rpn
+from configs import default
+from rpn_jax import pretrained, resnet, rpn, train
 from rpn_jax.errors import InputError
 
 
@@ -191,9 +192,15 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path, content):
 
 
 def test_a_path_without_a_file_is_refused(tmp_path):
-    for path in (tmp_path, tmp_path / 'nowhere.safetensors', ''):
+    for path in (tmp_path / 'nowhere.safetensors', ''):
         with pytest.raises(InputError, match='no such file; config key model.pretrained'):
             pretrained.load(path)
+    with pytest.raises(InputError, match='a folder without checkpoints'):
+        pretrained.load(tmp_path)
+    path = tmp_path / 'checkpoints' / '7'
+    path.mkdir(parents=True)
+    with pytest.raises(InputError, match='checkpoints/7: a damaged checkpoint .*; there are 7$'):
+        pretrained.load(path)
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
@@ -224,3 +231,37 @@ def test_the_stem_tells_the_pixels(variance, family):
 
 def test_without_statistics_pixels_are_those_of_torchvision():
     assert pretrained.pixels({'conv1.weight': np.ones((8, 3, 7, 7))}) == 'torchvision'
+
+
+def stem(scale, mean, variance):
+    parts = {'weight': scale, 'running_mean': mean, 'running_var': variance}
+    return {f'bn1.{part}': np.array(values, np.float32) for part, values in parts.items()}
+
+
+def test_folded_norms_are_those_of_caffe():
+    one = 1 - 1e-5
+    assert pretrained.pixels(stem([0.5, 2.0], [0, 0], [one, one])) == 'caffe'
+    assert pretrained.pixels(stem([1.0, 1.0], [0, 0], [1, 1])) == 'torchvision'  # as they begin
+    assert pretrained.pixels(stem([0.5, 2.0], [0.1, 0], [one, one])) == 'torchvision'
+
+
+@pytest.mark.parametrize(
+    ('pixels', 'stride', 'warnings'),
+    [
+        ('auto', True, []),
+        ('caffe', True, []),
+        ('auto', False, ['looks like weights of MSRA (caffe), whose model.stride_in_1x1 is True']),
+        ('torchvision', True, ["wants data.pixels='caffe', it is 'torchvision'"]),
+    ],
+)
+def test_weights_that_contradict_the_config_are_a_warning(tmp_path, pixels, stride, warnings):
+    save_file(stem([0.5, 2.0], [0, 0], [3000, 4000]), tmp_path / 'msra.safetensors')
+    config = default.get_config()
+    config.model.update(pretrained=str(tmp_path / 'msra.safetensors'), stride_in_1x1=stride)
+    config.data.pixels = pixels
+    lines = []
+    train.load_pretrained(config, lines.append)
+    assert config.data.pixels == ('caffe' if pixels == 'auto' else pixels)
+    assert len(lines) == len(warnings)
+    for line, warning in zip(lines, warnings, strict=True):
+        assert line.startswith(f'warning: {tmp_path}/msra.safetensors ') and warning in line

@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
+from rpn_jax import checkpoint
 from rpn_jax.errors import InputError
+from rpn_jax.pretrained import formats, names
 
 IGNORED = re.compile(r'(^|\.)(fc\.(weight|bias)|num_batches_tracked)$')  # classifier, counters
 HEAD = {  # ours -> torchvision's RPNHead
@@ -25,27 +27,52 @@ PARAMETERS = {
 }
 # The stem's variance is in the thousands for pixels in 0..255, below ten for torchvision's.
 CAFFE_VARIANCE = 50
+LARGEST = np.finfo(np.float32).max
 SHOWN = 20  # problems of a kind that an error lists
 
 
-def load(path):
-    """Reads a .safetensors file into a dict of float NumPy arrays by torchvision name.
+def load(path, aspect_ratios=3):
+    """Reads weights into a dict of NumPy arrays by torchvision name, without running their code.
 
-    Nothing in the file is executed. Raises InputError for a missing, truncated or foreign file and
-    for tensors that hold NaN or infinity.
+    path is a file (.safetensors, .npz, torch's .pth, or a .pkl of Caffe2 or detectron2), the
+    workdir of a run of ours, or a folder checkpoints/STEP in one. aspect_ratios is how many a cell
+    of a detectron2 head has, whose anchors are numbered size by size. Raises InputError for what
+    is missing, not whole, hostile or no weights, and for tensors that hold NaN or infinity.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists() or path == Path(''):
         raise InputError(f'weights {path}: no such file; config key model.pretrained names it')
-    try:
-        with safe_open(path, framework='numpy') as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f'weights {path}: not a whole .safetensors file ({error})') from error
-    bad = [name for name, tensor in tensors.items() if not np.all(np.isfinite(tensor))]
+    if path.is_dir():
+        tensors = _load_checkpoint(path)
+    else:
+        try:
+            tensors = names.to_torchvision(formats.read(path), aspect_ratios)
+        except (ValueError, OSError) as error:
+            raise InputError(f'weights {path}: {error}') from error
+    used = {name: tensor for name, tensor in tensors.items() if not IGNORED.search(name)}
+    whole = [name for name, tensor in used.items() if not _is_floating(tensor)]
+    if whole:
+        raise InputError(f'weights {path}: {", ".join(whole[:5])} of whole numbers, not floats')
+    bad = [name for name, tensor in used.items() if not np.all(np.abs(tensor) <= LARGEST)]
     if bad:
         raise InputError(f'weights {path}: NaN or infinity in {", ".join(bad[:5])}')
     return tensors
+
+
+def _load_checkpoint(path):
+    """Returns the tensors of a workdir's newest checkpoint, or of its folder checkpoints/STEP."""
+    is_step = path.name.isdigit() and path.parent.name == checkpoint.folder('').name
+    workdir, step = (path.parent.parent, int(path.name)) if is_step else (path, None)
+    if not checkpoint.steps(workdir):
+        raise InputError(
+            f'weights {path}: a folder without checkpoints; config key '
+            'model.pretrained names a file or the workdir of a run'
+        )
+    return from_variables(checkpoint.variables(workdir, step)[0])
+
+
+def _is_floating(tensor):
+    return np.issubdtype(tensor.dtype, np.floating) or tensor.dtype == ml_dtypes.bfloat16
 
 
 def to_variables(tensors, variables):
@@ -55,9 +82,9 @@ def to_variables(tensors, variables):
     one InputError that lists missing, unexpected and misshapen tensors. Classifier and counters are
     passed over, as are stages above the network's last; parameters come out as float32.
     """
-    names = _names(variables)
+    ours = _names(variables)
     has_head = any(name.startswith('rpn.') for name in tensors)
-    wanted = {name for name in names.values() if has_head or not name.startswith('rpn.')}
+    wanted = {name for name in ours.values() if has_head or not name.startswith('rpn.')}
     stages = {name.split('.')[0] for name in wanted}
     given = {name for name in tensors if not IGNORED.search(name) and not _above(name, stages)}
     shapes = {name: _torch_shape(path, leaf) for path, leaf, name in _leaves(variables)}
@@ -77,7 +104,7 @@ def to_variables(tensors, variables):
         raise InputError(f'weights do not fit the network of config section model: {shown}')
 
     def take(path, leaf):
-        name = names[_keys(path)]
+        name = ours[_keys(path)]
         if name not in given:
             return leaf
         tensor = np.asarray(tensors[name]).astype(np.float32)
@@ -100,11 +127,13 @@ def from_variables(variables):
 
 def pixels(tensors):
     """Tells by the stem's norm which pixels the weights expect: 'caffe' or 'torchvision'."""
-    variance = tensors.get('bn1.running_var')
-    if variance is None:
+    stem = {part: tensors.get(f'bn1.{part}') for part in ('running_var', 'running_mean', 'weight')}
+    if stem['running_var'] is None:
         return 'torchvision'
-    variance = np.median(np.asarray(variance, np.float64))
-    return 'caffe' if variance > CAFFE_VARIANCE else 'torchvision'
+    variance, mean, scale = (np.asarray(0 if t is None else t, np.float64) for t in stem.values())
+    # Caffe2's files, and what was trained from them, keep a norm as a scale and a bias alone.
+    folded = np.ptp(scale) > 0 and np.allclose(variance, 1, atol=1e-2) and not mean.any()
+    return 'caffe' if folded or np.median(variance) > CAFFE_VARIANCE else 'torchvision'
 
 
 def _keys(path):
@@ -113,9 +142,9 @@ def _keys(path):
 
 def _leaves(variables):
     """Yields (path, leaf, torchvision name) of every array in variables."""
-    names = _names(variables)
+    ours = _names(variables)
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        yield path, leaf, names[_keys(path)]
+        yield path, leaf, ours[_keys(path)]
 
 
 def _names(variables):
@@ -150,9 +179,9 @@ def _above(name, stages):
     return bool(re.fullmatch(r'layer[1-4]', stage)) and stage not in stages
 
 
-def _list(problem, names, describe=lambda name: ''):
-    more = [f'and {len(names) - SHOWN} more {problem}'] if len(names) > SHOWN else []
-    return [f'{problem} {name}{describe(name)}' for name in names[:SHOWN]] + more
+def _list(problem, found, describe=lambda name: ''):
+    more = [f'and {len(found) - SHOWN} more {problem}'] if len(found) > SHOWN else []
+    return [f'{problem} {name}{describe(name)}' for name in found[:SHOWN]] + more
 
 
 def _nearest(name, unexpected):
