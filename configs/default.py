@@ -71,7 +71,7 @@ def model():
             stride_in_1x1=False,  # True for MSRA's (caffe) weights
             frozen_stages=3,  # 0 none, 1 stem, 2 ..conv2, 3 ..conv3, 4 ..conv4, 5 all
             init='normal',  # 'normal', 'uniform': of what is not pretrained
-            pretrained='',  # a .safetensors file with torchvision's names; '' none
+            pretrained='',  # 'imagenet', 'imagenet_v2', a weights file, a workdir; '' none
             dtype='float32',  # of the computation: 'float32', 'bfloat16'
         )
     )
