@@ -31,7 +31,7 @@ def main(argv=None):
     try:
         arguments, overrides = _parse(argv)
         config = _override(_load(arguments), overrides)
-        modes.run(arguments.mode, config, Path(arguments.workdir), arguments.output)
+        modes.run(arguments.mode, config, Path(arguments.workdir), output=arguments.output)
     except InputError as error:
         if '--debug' in argv:
             raise

@@ -81,13 +81,13 @@ def data():
     """Returns the section `data`: where images come from and how they become batches."""
     return ConfigDict(
         dict(
-            source='voc',  # 'voc' a folder, 'shapes' drawn scenes
-            path='data/VOCdevkit/VOC2007',  # voc: JPEGImages, Annotations, ImageSets/Main
+            source='voc',  # 'voc' and 'coco' folders, 'shapes' drawn scenes
+            path='data/VOCdevkit/VOC2007',  # voc: with JPEGImages, Annotations, ImageSets/Main
             name='',  # of a TFDS data set
-            train_split='trainval',  # a list in ImageSets/Main, '' every annotation
+            train_split='trainval',  # voc: a list in ImageSets/Main, '' every annotation
             eval_split='test',
             images='',  # overrides where the pictures lie
-            annotations='',  # overrides where the XML files lie
+            annotations='',  # overrides where the XML or json files lie
             scenes=(2000, 200),  # shapes: train and evaluation scenes
             resize='square',  # to image_size x image_size
             image_size=600,  # pixels

@@ -15,7 +15,7 @@ from rpn_jax.evaluate import make_evaluate, table
 INSPECTED = 4  # batches drawn by --mode=inspect
 
 
-def run(mode, config, folder, output=''):
+def run(mode, config, folder, *, output=''):
     """Runs the mode of that name; output is the file that --mode=export writes."""
     if bool(output) != (mode == 'export'):
         raise InputError('--output=FILE.safetensors belongs to --mode=export, which needs it')

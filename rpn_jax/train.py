@@ -208,6 +208,8 @@ def train(config, folder, *, devices=None, print=print):
         state = checkpoints.load(place(state, devices))
         start = int(state.step)
         print(describe(config, model, state, source, start))
+        for note in source.notes:
+            print(f'note: {note}')
         if config.model.norm == 'frozen' and not config.model.pretrained:
             print("warning: model.norm='frozen' without model.pretrained normalises nothing")
         if start < config.steps:

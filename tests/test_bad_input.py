@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from test_end_to_end import finished_run, quick_compilation, tiny_flags
-from test_voc import damaged, write_voc
+from test_images import damaged
+from test_voc import write_voc
 
 import main
 import rpn_jax
 from rpn_jax import checkpoint, pretrained, train
-from rpn_jax.errors import InputError
 
 pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
 IMAGE, XML, LIST = 'JPEGImages/000002', 'Annotations/000002.xml', 'ImageSets/Main/train.txt'
@@ -328,12 +328,6 @@ def test_a_workdir_that_is_a_file_is_refused(refuse, flags, tmp_path):
     (tmp_path / 'run').write_text('mine')
     assert refuse(flags).startswith(f'workdir {tmp_path}/run: ')
     assert (tmp_path / 'run').read_text() == 'mine'
-
-
-def test_debug_shows_the_traceback(flags):
-    with pytest.raises(InputError, match='config key data.batch_size: 3') as error:
-        main.main([*flags, '--config.data.batch_size=3', '--debug'])
-    assert 'check_divides' in [entry.name for entry in error.traceback]
 
 
 def test_images_without_objects_are_legal(flags, folder, tmp_path, capfd):

@@ -18,7 +18,7 @@ CONFIG = f'--config={quickstart.__file__}'
 def ran(monkeypatch):
     """Returns the list of (mode, config, folder) that main ran, while no mode does anything."""
     calls = []
-    monkeypatch.setattr(modes, 'run', lambda *words: calls.append(words))
+    monkeypatch.setattr(modes, 'run', lambda *words, **_: calls.append(words))
     return calls
 
 
@@ -27,7 +27,7 @@ def fails(monkeypatch):
     """Returns the function that makes every mode raise an error."""
 
     def install(error):
-        def run(*_):
+        def run(*_, **__):
             raise error
 
         monkeypatch.setattr(modes, 'run', run)
@@ -172,3 +172,10 @@ def test_keys_younger_than_a_run_take_the_default(tmp_path):
     arguments, _ = main._parse([f'--workdir={tmp_path}', '--mode=evaluate'])
     filled = main._load(arguments)
     assert filled.loss.beta == 1 / 9 and filled.optim.momentum == 0.9
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    words = [CONFIG, f'--workdir={tmp_path}', '--config.data.batch_size=3', '--debug']
+    with pytest.raises(InputError, match='config key data.batch_size: 3') as error:
+        main.main(words)
+    assert 'check_divides' in [entry.name for entry in error.traceback]

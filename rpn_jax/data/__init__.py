@@ -6,10 +6,13 @@ from typing import NamedTuple
 os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(2**27))  # read when cv2 is imported
 
 from rpn_jax.data import batches as batching
+from rpn_jax.data.coco import coco
 from rpn_jax.data.pixels import pixel_family
 from rpn_jax.data.shapes import shapes
 from rpn_jax.data.voc import voc
 from rpn_jax.errors import InputError
+
+SOURCES = ('voc', 'coco', 'shapes')
 
 
 class Options(NamedTuple):
@@ -41,10 +44,9 @@ class Options(NamedTuple):
 
 def check(options):
     """Returns the options; raises InputError where they contradict themselves."""
-    if options.source not in ('voc', 'shapes'):
-        raise InputError(
-            f"config key data.source: {options.source!r} is not one of 'voc', 'shapes'"
-        )
+    if options.source not in SOURCES:
+        choices = ', '.join(map(repr, SOURCES))
+        raise InputError(f'config key data.source: {options.source!r} is not one of {choices}')
     if options.resize != 'square':
         raise InputError(
             f"config key data.resize: {options.resize!r} is not 'square', the only one so far"
@@ -68,7 +70,7 @@ def open_split(options, split, *, seed=0, training=True):
         source = shapes(split, count=count, size=options.image_size, seed=seed)
     else:
         places = dict(path=options.path, images=options.images, annotations=options.annotations)
-        source = voc(split, **places)
+        source = {'voc': voc, 'coco': coco}[options.source](split, **places)
     batching.check_boxes(source, options.max_boxes)
     return source
 

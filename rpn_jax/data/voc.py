@@ -4,14 +4,13 @@ import math
 from pathlib import Path
 from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 
-from rpn_jax.data.records import DIFFICULT, OBJECT, Record, Source
+from rpn_jax.data.images import decode
+from rpn_jax.data.records import DIFFICULT, OBJECT, Record, Source, inside
 from rpn_jax.errors import InputError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.JPG', '.JPEG', '.PNG')
-SLACK = 1.0  # pixels a box may reach outside and is clipped; further out is an error
 
 
 def voc(split, *, path, images='', annotations=''):
@@ -71,38 +70,6 @@ def parse(path, image_id):
     )
 
 
-def decode(path, size=None):
-    """Decodes an image file into uint8 [height, width, 3] RGB; its orientation tag is ignored.
-
-    Raises InputError where the file is truncated, no image, or of another (height, width) than
-    annotated.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f'{path}: cannot be read ({error.strerror})') from error
-    if _truncated(data):
-        raise InputError(f'{path}: the image is truncated; fetch it again or take it off the list')
-    try:
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    except cv2.error as error:
-        raise InputError(f'{path}: cannot be decoded ({error.err})') from error
-    if image is None:
-        raise InputError(f'{path}: not an image; mend it or take it off the list')
-    if size is not None and image.shape[:2] != tuple(size):
-        (h, w), (height, width) = image.shape[:2], size
-        raise InputError(f'{path}: the image is {w} x {h}, its annotation says {width} x {height}')
-    return image
-
-
-def _truncated(data):
-    """Tells a cut-off JPEG or PNG, which decoders fill up with grey without a word."""
-    if data[:2] == b'\xff\xd8':  # the end marker must follow the last scan, not only a thumbnail's
-        return data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda')
-    return data[:8] == b'\x89PNG\r\n\x1a\n' and b'IEND' not in data[-64:]
-
-
 def _image_ids(folder, labels, split):
     if not split:
         ids = sorted(path.stem for path in labels.glob('*.xml'))
@@ -151,12 +118,8 @@ def _box(path, item, number, width, height):
     if corners is None:
         raise InputError(f'{path}: {where} has no <bndbox>')
     x0, y0, x1, y1 = (_number(path, corners, k, where) for k in ('xmin', 'ymin', 'xmax', 'ymax'))
-    x0, y0 = x0 - 1, y0 - 1
-    shown = f'({x0 + 1:g}, {y0 + 1:g}, {x1:g}, {y1:g})'
-    if x1 <= x0 or y1 <= y0:
-        raise InputError(f'{path}: {where} is inverted: {shown}')
-    inside = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
-    is_empty = inside[0] >= inside[2] or inside[1] >= inside[3]
-    if is_empty or min(x0, y0) < -SLACK or x1 > width + SLACK or y1 > height + SLACK:
-        raise InputError(f'{path}: {where} lies outside the {width:g} x {height:g} image: {shown}')
-    return inside
+    try:
+        return inside((x0 - 1, y0 - 1, x1, y1), (height, width))
+    except ValueError as error:
+        shown = f'({x0:g}, {y0:g}, {x1:g}, {y1:g})'
+        raise InputError(f'{path}: {where} {error}: {shown}') from error
