@@ -1,13 +1,14 @@
 """What --mode names: functions of a config and a workdir."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
 import safetensors.numpy
 
 from rpn_jax import checkpoint, data, limits, pretrained, rpn, train, workdir
-from rpn_jax.analysis import drawings, inputs
+from rpn_jax.analysis import drawings, inputs, statistics
 from rpn_jax.analysis.report import write_report
 from rpn_jax.errors import InputError
 from rpn_jax.evaluate import make_evaluate, table
@@ -53,6 +54,20 @@ def inspect_mode(config, folder):
         print(f'{path}', *lines, sep='\n  ')
 
 
+def statistics_mode(config, folder):
+    """Counts the pixels and the boxes of data.train_split; writes json and a picture."""
+    options = data.check(data.Options(**config.data))
+    source = data.open_split(options, options.train_split, seed=config.seed, boxes=False)
+    found = statistics.statistics(source)
+    place = folder / 'statistics'
+    workdir.make(place)
+    stem = re.sub(r'\W+', '_', source.name)
+    workdir.write_atomically(place / f'{stem}.json', json.dumps(found, allow_nan=False) + '\n')
+    workdir.write_atomically(place / f'{stem}.svg', statistics.picture(found, source.records))
+    print('\n'.join(statistics.lines(found)))
+    print(f'{place / stem}.json has the numbers, {stem}.svg shows them')
+
+
 def export_mode(config, folder, output):
     """Writes the newest checkpoint's weights, by torchvision's names, as a .safetensors file."""
     if output.suffix != '.safetensors' or output.is_dir():
@@ -92,5 +107,6 @@ MODES = {
     'train': train_mode,
     'evaluate': evaluate_mode,
     'inspect': inspect_mode,
+    'statistics': statistics_mode,
     'export': export_mode,
 }

@@ -29,6 +29,8 @@ def propose(
     the best post_nms over all (torchvision). Boxes with a side below min_size pixels are dropped
     after clipping. Returns Proposals of post_nms rows.
     """
+    if len(logits) == 0:  # one that is no proposal: nothing can be taken from nothing
+        logits, deltas, anchors, levels = jnp.full(1, -jnp.inf), *jnp.zeros((2, 1, 4)), None
     logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits.astype(jnp.float32))
     logits = jnp.where(logits == 0, 0, logits)  # top_k would rank 0 above -0
     index, group = _candidates(logits, pre_nms, levels)

@@ -23,9 +23,12 @@ def write_atomically(path, content):
     So path is never half-written.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + '.tmp')
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_config(workdir):

@@ -33,7 +33,7 @@ def test_the_canvas_is_a_square_of_the_image_size():
 @pytest.mark.parametrize(
     ('key', 'value', 'complaint'),
     [
-        ('source', 'tfds', "'tfds' is not one of 'voc', 'coco', 'shapes'"),
+        ('source', 'tfds', "'tfds' is not one of 'voc', 'coco', 'shapes', 'images'"),
         ('resize', 'short_side', "'short_side' is not 'square'"),
         ('image_size', 0, '0 is not at least 1'),
         ('batch_size', -4, '-4 is not at least 1'),

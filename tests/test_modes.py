@@ -91,8 +91,11 @@ def test_evaluation_without_a_checkpoint_is_an_error_of_one_line(copied, capsys)
 
 def test_a_mode_that_does_not_exist_is_refused(tmp_path, capsys):
     assert main.main([*tiny_flags(tmp_path / 'x'), '--mode=guess']) == 1
-    assert "no mode 'guess'; there are train, evaluate, inspect, export" in capsys.readouterr().err
-    assert list(modes.MODES) == ['train', 'evaluate', 'inspect', 'export']
+    assert (
+        "no mode 'guess'; there are train, evaluate, inspect, statistics, export"
+        in capsys.readouterr().err
+    )
+    assert list(modes.MODES) == ['train', 'evaluate', 'inspect', 'statistics', 'export']
     assert not (tmp_path / 'x').exists()
 
 

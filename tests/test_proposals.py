@@ -246,3 +246,23 @@ def test_half_precision_goes_in_and_single_comes_out():
     same = check_form(run(*(np.float32(half) for half in halves), anchors))
     for a, b in zip(kept, same, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_no_anchors_give_no_proposals():
+    """Of an image, and of one feature level among others."""
+    keywords = dict(pre_nms=10, post_nms=3, nms_iou=0.7)
+    for levels in (None, (0, 0)):
+        found = propose(
+            jnp.zeros(0),
+            jnp.zeros((0, 4)),
+            jnp.zeros((0, 4)),
+            jnp.ones(2),
+            levels=levels,
+            **keywords,
+        )
+        assert found.boxes.shape == (3, 4) and not found.valid.any() and not found.boxes.any()
+    anchors = jnp.array([[0.0, 0, 4, 4], [5, 5, 9, 9]])
+    found = propose(
+        jnp.zeros(2), jnp.zeros((2, 4)), anchors, jnp.full(2, 9.0), levels=(0, 2, 0), **keywords
+    )
+    np.testing.assert_array_equal(found.boxes[:2], anchors)

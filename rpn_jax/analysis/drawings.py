@@ -1,10 +1,9 @@
 """Draws boxes, anchors and captions onto uint8 RGB images."""
 
-import os
-from pathlib import Path
-
 import cv2
 import numpy as np
+
+from rpn_jax.workdir import write_atomically
 
 # Okabe and Ito's palette, distinct under the common forms of colour blindness, plus grey.
 COLOURS = {
@@ -114,18 +113,7 @@ def encode_png(picture):
 
 def write_png(path, picture):
     """Writes the [H, W, 3] uint8 RGB picture to a PNG file, complete or not at all."""
-    write_bytes(path, encode_png(picture))
-
-
-def write_bytes(path, data):
-    """Writes bytes beside `path`, then renames: readers see a whole file or none."""
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, encode_png(picture))
 
 
 def _outline(picture, box, colour, thickness, dashed):

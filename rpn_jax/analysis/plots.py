@@ -32,7 +32,7 @@ STYLES = {
 _OTHER = _LINE | {'color': '#56B4E9'}
 _POINTS = 600  # most points per line: more cannot be told apart and makes the file large
 
-_RC = {
+RC = {
     'svg.hashsalt': 'rpn_jax',
     'svg.fonttype': 'none',
     'font.family': 'sans-serif',
@@ -102,7 +102,7 @@ def table(series, xlabel, names=None, limit=24):
     return [xlabel, *series], rows
 
 
-@matplotlib.rc_context(_RC)
+@matplotlib.rc_context(RC)
 def losses(series):
     """Draws the loss and its parts over steps, as logged and smoothed.
 
@@ -136,10 +136,10 @@ def losses(series):
     axes.set_xlabel('step')
     _thousands(axes.xaxis)
     _name_ends(axes, ends)
-    return _svg(figure)
+    return svg(figure)
 
 
-@matplotlib.rc_context(_RC)
+@matplotlib.rc_context(RC)
 def panels(series):
     """Draws a row of small panels, {TITLE: (steps [n], values [n])}; returns SVG bytes."""
     figure = Figure(figsize=(15, 3.1))
@@ -156,10 +156,10 @@ def panels(series):
         axes.locator_params(axis='y', nbins=5)
         _thousands(axes.xaxis)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.6g}'))
-    return _svg(figure)
+    return svg(figure)
 
 
-@matplotlib.rc_context(_RC)
+@matplotlib.rc_context(RC)
 def recalls(series, *, xlabel, log_x=False, names=None, full=False):
     """Draws recall, or its average, as one line per name, each named at its right end.
 
@@ -192,10 +192,10 @@ def recalls(series, *, xlabel, log_x=False, names=None, full=False):
     axes.set_xlabel(xlabel)
     axes.set_ylabel('recall')
     _name_ends(axes, ends)
-    return _svg(figure)
+    return svg(figure)
 
 
-@matplotlib.rc_context(_RC)
+@matplotlib.rc_context(RC)
 def sizes(objects, proposals):
     """Draws how boxes spread in size: width over height for both sets, and sqrt(area) shares.
 
@@ -226,7 +226,7 @@ def sizes(objects, proposals):
         axes.set_title(f'{name} ({len(pairs):,})', fontsize=12, loc='left')
     grid[0].set_ylabel('height (pixels)')
     _size_shares(grid[2], sets, edges)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _size_shares(axes, sets, edges):
@@ -316,7 +316,7 @@ def _name_ends(axes, ends, gap=0.068):
         axes.text(text, y, name, va='center', fontsize=11.5, weight=weight, **place)
 
 
-def _svg(figure):
+def svg(figure):
     """Returns the figure as the bytes of an SVG file without date, metadata or font names."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format='svg', metadata={'Date': None})

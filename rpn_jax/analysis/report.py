@@ -8,6 +8,7 @@ import jinja2
 import numpy as np
 
 from rpn_jax.analysis import drawings, plots
+from rpn_jax.workdir import write_atomically
 
 COUNTS = (10, 100, 300, 1000)  # numbers of proposals that an evaluation's metrics are taken at
 COLUMNS = ('AR@10', 'AR@100', 'AR@300', 'AR@1000')
@@ -76,7 +77,7 @@ def write_report(path, *, title, config, history, evaluation, curves, sizes, gal
         config=config,
         data=_plain({'evaluation': evaluation, 'history': some, 'curves': curves}),
     )
-    drawings.write_bytes(path, page.encode())
+    write_atomically(path, page)
 
 
 def headline_count(evaluation):
@@ -327,8 +328,7 @@ def _card(picture):
 def _corners(boxes):
     """Returns [N, 4] boxes as lists of (x, y, width, height), rounded to a tenth of a pixel."""
     x0, y0, x1, y1 = np.asarray(boxes, np.float64).reshape(-1, 4).T
-    sides = np.stack([x0, y0, np.maximum(x1 - x0, 0), np.maximum(y1 - y0, 0)], 1)
-    return np.round(sides, 1).tolist()
+    return np.stack([x0, y0, np.maximum(x1 - x0, 0), np.maximum(y1 - y0, 0)], 1).round(1).tolist()
 
 
 def _above_zero(pairs):

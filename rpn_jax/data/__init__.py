@@ -7,12 +7,13 @@ os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(2**27))  # read when cv2
 
 from rpn_jax.data import batches as batching
 from rpn_jax.data.coco import coco
+from rpn_jax.data.pictures import pictures
 from rpn_jax.data.pixels import pixel_family
 from rpn_jax.data.shapes import shapes
 from rpn_jax.data.voc import voc
 from rpn_jax.errors import InputError
 
-SOURCES = ('voc', 'coco', 'shapes')
+SOURCES = ('voc', 'coco', 'shapes', 'images')
 
 
 class Options(NamedTuple):
@@ -61,10 +62,20 @@ def check(options):
     return options
 
 
-def open_split(options, split, *, seed=0, training=True):
-    """Opens the source of one split and checks that its boxes fit a batch."""
+def open_split(options, split, *, seed=0, training=True, boxes=True):
+    """Opens the source of one split and checks that its boxes fit a batch.
+
+    With boxes=False a folder of images without annotations will do.
+    """
     if seed < 0:
         raise InputError(f'config key seed: {seed} is not at least 0')
+    if options.source == 'images':
+        if boxes:
+            raise InputError(
+                "config key data.source: 'images' has no boxes to learn from; it is for "
+                '--mode=statistics'
+            )
+        return pictures(path=options.path)
     if options.source == 'shapes':
         count = options.scenes[0 if training else 1]
         source = shapes(split, count=count, size=options.image_size, seed=seed)
