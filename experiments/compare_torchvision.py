@@ -31,10 +31,12 @@ ROWS = 'stem conv2 conv3 conv4 conv5 logits deltas proposals'.split()
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--depths', type=int, nargs='+', default=[50, 101], help='50, 101, 152')
+    parser.add_argument('--depths', type=int, nargs='+', default=[50, 101], choices=(50, 101, 152))
     parser.add_argument('--size', type=int, default=256, help='of the image, a multiple of 16')
     parser.add_argument('--weights', default='', help='a file of one depth; default: random ones')
     arguments = parser.parse_args()
+    if arguments.size < 32 or arguments.size % 16:
+        parser.error(f'--size {arguments.size} is not a multiple of 16, and at least 32')
     try:
         tensors = pretrained.load(arguments.weights) if arguments.weights else None
         columns = {
@@ -75,7 +77,9 @@ def compare(depth, last_stage, dilations, size, tensors):
     peer = Peer(depth, last_stage, len(config.anchors.sizes) * len(config.anchors.aspect_ratios))
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, size, size, 3), np.float32))
     variables = jax.tree.map(lambda shape: np.zeros(shape.shape, np.float32), shapes)
-    variables = pretrained.to_variables({**peer.random(), **(tensors or {})}, variables)
+    random = peer.random()
+    head = {name: tensor for name, tensor in random.items() if name.startswith('rpn.')}
+    variables = pretrained.to_variables(random if tensors is None else head | tensors, variables)
     peer.take(pretrained.from_variables(variables))
 
     image = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
@@ -86,7 +90,9 @@ def compare(depth, last_stage, dilations, size, tensors):
     for name, value in theirs['blocks'].items():
         block = seen['intermediates']['backbone'][name]['__call__'][0]
         row = 'stem' if name == 'stem_norm' else name.split('_')[0]
-        found[row] = max(found[row], (relative(block, value.permute(0, 2, 3, 1)), name))
+        difference = relative(block, value.permute(0, 2, 3, 1))
+        if not difference <= found[row][0]:  # NaN is the worst
+            found[row] = (difference, name)
     channels_last = [part.permute(0, 2, 3, 1).reshape(-1) for part in theirs['head']]
     for row, mine, other in zip(('logits', 'deltas'), (logits, deltas), channels_last, strict=True):
         found[row] = (relative(np.ravel(mine), other), 'head')

@@ -8,6 +8,8 @@ from orbax.checkpoint import v1 as ocp
 
 from rpn_jax.errors import InputError
 
+FOLDER = 'checkpoints'  # in a workdir
+
 
 class Checkpoints:
     """The checkpoints of one workdir, as a context: leaving it waits for the last write to end."""
@@ -50,13 +52,13 @@ class Checkpoints:
 
 def folder(workdir):
     """Returns the folder of a workdir's checkpoints."""
-    return Path(workdir) / 'checkpoints'
+    return Path(workdir) / FOLDER
 
 
 def steps(workdir):
     """Returns the steps of the whole checkpoints in a workdir, ascending."""
     place = folder(workdir).absolute()
-    named = sorted(int(path.name) for path in place.glob('*') if path.name.isdigit())
+    named = sorted(int(path.name) for path in place.glob('*') if path.name.isdecimal())
     return [step for step in named if ocp.is_orbax_checkpoint(place / str(step))]
 
 

@@ -44,7 +44,8 @@ def evaluate_mode(config, folder):
 def inspect_mode(config, folder):
     """Draws the first training batches as the network gets them, with sampled anchors."""
     options = data.check(data.Options(**config.data))
-    train.load_pretrained(config)
+    if (tensors := train.load_pretrained(config)) is not None:
+        train.check_pretrained(rpn.build(config), tensors)
     source = data.open_split(options, options.train_split, seed=config.seed)
     place = folder / 'inspect'
     for step, picture, lines in inputs.pictures(config, source, range(INSPECTED)):
@@ -70,7 +71,7 @@ def statistics_mode(config, folder):
 
 def export_mode(config, folder, output):
     """Writes the newest checkpoint's weights, by torchvision's names, as a .safetensors file."""
-    if output.suffix != '.safetensors' or output.is_dir():
+    if output.suffix != '.safetensors':
         raise InputError(f'--output={output}: not the name of a .safetensors file')
     variables, step = checkpoint.variables(folder)
     workdir.check(folder, config, ('model', 'anchors'))
@@ -81,8 +82,8 @@ def export_mode(config, folder, output):
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         workdir.write_atomically(output, content)
-    except OSError as error:
-        raise InputError(f'--output={output}: cannot be written ({error.strerror})') from error
+    except (OSError, ValueError) as error:
+        raise InputError(f'--output={output}: cannot be written ({error})') from error
     print(f'{output}: step {step}, {len(tensors)} tensors, {len(content) / 2**20:.1f} MiB')
 
 

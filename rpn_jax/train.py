@@ -175,8 +175,8 @@ def place(state, devices):
 def init_state(model, optimizer, seed, tensors=None):
     """Returns the state before the first step; tensors are weights by torchvision name."""
     key, canvas = jax.random.key(seed), jnp.zeros((1, 64, 64, 3))  # any canvas gives these shapes
-    if tensors is not None:  # weights that do not fit are refused before anything is compiled
-        pretrained.to_variables(tensors, jax.eval_shape(model.init, key, canvas))
+    if tensors is not None:
+        check_pretrained(model, tensors)
     variables = jax.jit(model.init)(key, canvas)
     if tensors is not None:
         variables = pretrained.to_variables(tensors, variables)
@@ -248,24 +248,30 @@ def load_pretrained(config, print=print):
 
     Weights that contradict the config's pixels or strides are a warning.
     """
-    settings, pixels = config.model, 'torchvision'
-    where, tensors = settings.pretrained, None
+    settings = config.model
+    where, tensors, family = settings.pretrained, None, 'torchvision'
     if where in imagenet.FILES:
         where = imagenet.fetch(where, settings.depth, print=print)
     if where:
         tensors = pretrained.load(where, len(config.anchors.aspect_ratios))
-        pixels = pretrained.pixels(tensors)
+        family, stride_in_1x1 = pretrained.expects(where, tensors)
     if config.data.pixels == 'auto':
-        config.data.pixels = pixels
-    if tensors is not None and config.data.pixels != pixels:
-        print(f"warning: {where} wants data.pixels='{pixels}', it is '{config.data.pixels}'")
-    if tensors is not None and settings.stride_in_1x1 != (pixels == 'caffe'):
-        family = 'MSRA (caffe)' if pixels == 'caffe' else 'torchvision'
-        print(
-            f'warning: {where} looks like weights of {family}, whose model.stride_in_1x1 is '
-            f'{not settings.stride_in_1x1}; it is {settings.stride_in_1x1}'
-        )
+        config.data.pixels = family
+    if tensors is None:
+        return None
+    for key, given, wanted in [
+        ('data.pixels', config.data.pixels, family),
+        ('model.stride_in_1x1', settings.stride_in_1x1, stride_in_1x1),
+    ]:
+        if given != wanted:
+            print(f'warning: the weights {where} want {key}={wanted}, it is {given}')
     return tensors
+
+
+def check_pretrained(model, tensors):
+    """Raises InputError where tensors do not fit the model; nothing is compiled for that."""
+    image = jnp.zeros((1, 64, 64, 3))  # any canvas gives these shapes
+    pretrained.to_variables(tensors, jax.eval_shape(model.init, jax.random.key(0), image))
 
 
 def variables_of(state):

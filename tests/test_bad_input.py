@@ -95,7 +95,10 @@ def swap(old, new):
         ('--config.data.flip=maybe', "config key data.flip: 'maybe' is not a bool"),
         ('--config.data.flip=1', "config key data.flip: '1' is not a bool"),
         ('--config.data=3', "config key data: '3' is not a ConfigDict"),
-        ('--config.data.source=tfds', "data.source: 'tfds' is not one of 'voc', 'shapes'"),
+        (
+            '--config.data.source=tfds',
+            "data.source: 'tfds' is not one of 'voc', 'coco', 'shapes', 'images'",
+        ),
         ('--config.data.source=coco', "data.source: 'coco' is not one of 'voc', 'shapes'"),
         ('--config.data.resize=short_side', "data.resize: 'short_side' is not 'square'"),
         ('--config.data.image_size=0', 'config key data.image_size: 0'),

@@ -11,7 +11,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from rpn_jax import pretrained
 from rpn_jax.errors import InputError
@@ -73,6 +73,25 @@ def test_a_file_is_what_its_first_bytes_say(tmp_path, kind):
         assert found[name].dtype == np.float32
 
 
+@pytest.mark.parametrize('length', [0x80, 0x180, 0x4B50])
+def test_a_length_that_looks_like_another_format_is_a_length(tmp_path, length):
+    """0x80 begins a pickle, and 0x4b50 is PK, as a zip file begins."""
+    empty = int.from_bytes(save(TENSORS, {'a': ''})[:8], 'little')
+    padded = max(0x180, length) if length == 0x80 else length
+    while padded < empty or padded & 0xFF != length & 0xFF:
+        padded += 8
+    data = save(TENSORS, {'a': 'x' * (padded - empty)})
+    assert data[0] == length & 0xFF
+    (tmp_path / 'weights').write_bytes(data)
+    assert pretrained.load(tmp_path / 'weights').keys() == TENSORS.keys()
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_of_any_protocol_is_a_weights_file(tmp_path, protocol):
+    (tmp_path / 'weights').write_bytes(pickle.dumps(TENSORS, protocol))
+    assert pretrained.load(tmp_path / 'weights').keys() == TENSORS.keys()
+
+
 @pytest.mark.parametrize('name', ['torch', 'torch_legacy', 'torch_checkpoint'])
 def test_what_torch_saved_is_read(name):
     """Written by torch.save: views, half floats, a parameter, a counter; a checkpoint around it."""
@@ -122,14 +141,14 @@ def test_what_torch_saved_is_refused_cut_off(tmp_path, name):
 
 def test_changed_bytes_are_refused_or_change_numbers_alone(tmp_path):
     """The names and shapes of a file that is taken are the whole file's, whatever byte changed."""
-    for kind in ('npz', 'pth', 'pkl'):
+    for kind in KINDS:
         path = write(tmp_path / kind, kind)
         whole = path.read_bytes()
         for place in range(0, len(whole), 3):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
             try:
-                formats.read(path)
-            except ValueError:
+                pretrained.load(path)
+            except InputError:
                 pass
 
 
@@ -152,6 +171,7 @@ class Canary:
         return os.system, ('touch canary',)
 
 
+LEGACY = [formats.TORCH_MAGIC, 1001, {'little_endian': True}, {}, 5]
 HUGE = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}"
 OBJECTS = "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"
 
@@ -177,10 +197,18 @@ OBJECTS = "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"
         (pickle.dumps([1, 2]), 'something else than named tensors'),
         (pickle.dumps({}), 'without named tensors'),
         (pickle.dumps({1: np.ones(2)}), 'something else than named tensors'),
-        (pickle.dumps({'a': np.ones(2, np.int32)}), 'a of whole numbers'),
+        (pickle.dumps({'a': np.ones(2, np.int32)}), 'no floating point numbers in a'),
         (pickle.dumps({'a': np.array([1e300])}), 'NaN or infinity in a'),
         (pickle.dumps({'a': np.ones(2), 'b': np.array([1, np.nan])}), 'NaN or infinity in b'),
+        (pickle.dumps({'a\n\x1b[31m': np.array([np.nan])}), r'infinity in a\\n\\x1b\[31m$'),
+        (archive({'a\nb.npy': b''}), r'a\\nb.npy is no whole'),
+        (
+            archive({'a.npy': npy(HUGE.replace('1000000000000', 'True'))}),
+            'shape that is none|whole',
+        ),
         (pickle.dumps(formats.TORCH_MAGIC), 'STOP'),
+        (b''.join(pickle.dumps(part) for part in LEGACY), 'a damaged .pth file'),
+        (b''.join(pickle.dumps(part) for part in [*LEGACY[:4], [[1]]]), 'a damaged .pth file'),
         ((2**62).to_bytes(8, 'little') + b'{' + bytes(50), 'not a whole .safetensors file'),
     ],
     ids=lambda part: '' if isinstance(part, bytes) else part[:30],
@@ -201,6 +229,12 @@ def test_the_numbers_of_a_pth_file_must_be_in_it(tmp_path):
         kept = {name: data for name, data in members.items() if name != 'weights/data/0'}
         path.write_bytes(archive(kept | change))
         assert 'the numbers of conv1.weight are not in the file, or not all' in refusal(path)
+
+
+def test_what_is_neither_file_nor_folder_is_refused(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    assert 'no file; config key' in refusal(tmp_path / 'pipe')
+    assert 'File name too long' in refusal(tmp_path / ('x' * 300))
 
 
 def test_sizes_are_bounded(tmp_path, monkeypatch):

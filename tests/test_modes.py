@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save_file
 from test_end_to_end import finished_run, quick_compilation, tiny_config, tiny_flags
 
 import main
@@ -170,6 +171,33 @@ def test_a_run_starts_from_another_runs_checkpoint(place):
     jax.tree.map(np.testing.assert_array_equal, train.variables_of(state), variables)
 
 
+@pytest.mark.parametrize('exported', [False, True])
+def test_our_own_weights_say_their_pixels(copied, tmp_path, exported):
+    """Even where the stem's norm tells nothing, as in a run from random weights."""
+    text = (copied / 'config.json').read_text()
+    (copied / 'config.json').write_text(
+        text.replace('"pixels": "torchvision"', '"pixels": "caffe"').replace(
+            '"stride_in_1x1": false', '"stride_in_1x1": true'
+        )
+    )
+    weights = copied
+    if exported:
+        weights = tmp_path / 'rpn.safetensors'
+        assert main.main([f'--workdir={copied}', '--mode=export', f'--output={weights}']) == 0
+    lines = []
+    config = tiny_config(model__pretrained=str(weights), data__pixels='auto')
+    train.load_pretrained(config, lines.append)
+    assert config.data.pixels == 'caffe'
+    assert lines == [f'warning: the weights {weights} want model.stride_in_1x1=True, it is False']
+
+
+def test_inspection_refuses_weights_of_another_network(tmp_path, capsys):
+    save_file({'other': np.ones(3, np.float32)}, tmp_path / 'x.safetensors')
+    flags = tiny_flags(tmp_path / 'run', model__pretrained=tmp_path / 'x.safetensors')
+    assert main.main([*flags, '--mode=inspect']) == 1
+    assert 'missing conv1.weight' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ('words', 'complaint'),
     [
@@ -177,6 +205,7 @@ def test_a_run_starts_from_another_runs_checkpoint(place):
         (['--mode=evaluate', '--output=x.safetensors'], 'belongs to --mode=export'),
         (['--mode=export', '--output=weights.pth'], 'not the name of a .safetensors file'),
         (['--mode=export', '--output=/proc/none/x.safetensors'], 'cannot be written'),
+        (['--mode=export', f'--output={"y" * 300}.safetensors'], 'cannot be written'),
     ],
 )
 def test_export_refuses_what_it_cannot_write(copied, capsys, words, complaint):

@@ -75,9 +75,18 @@ def test_caffe2_files_with_folded_norms_fill_the_network(tmp_path, depth):
             assert not leaf.any()
 
 
-def test_caffe2_files_with_statistics_keep_them(tmp_path):
+@pytest.mark.parametrize('long', [False, True])
+def test_caffe2_files_with_statistics_keep_them(tmp_path, long):
     variables, tensors = backbone(26)
     file = {caffe2(name, statistics=True): tensor for name, tensor in tensors.items()}
+    if long:
+        suffixes = {'_bn_s': '_bn_gamma', '_bn_b': '_bn_beta', '_bn_rm': '_bn_running_mean'}
+        suffixes['_bn_riv'] = '_bn_running_var'
+        for short, full in suffixes.items():
+            file = {
+                name.removesuffix(short) + full if name.endswith(short) else name: tensor
+                for name, tensor in file.items()
+            }
     taken = pretrained.to_variables(load(tmp_path / 'R.pkl', file), variables)
     jax.tree.map(np.testing.assert_array_equal, taken, variables)
 
@@ -137,7 +146,7 @@ def test_a_detectron2_head_comes_in_the_order_of_our_anchors(tmp_path, sizes, ra
         sides = [(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in ratios]
         cells = [(-w / 2, -h / 2, w / 2, h / 2) for w, h in sides]
         file['proposal_generator.anchor_generator.cell_anchors.0'] = np.array(cells)
-    found = load(tmp_path / 'R.pkl', file, aspect_ratios=7 if tells else len(ratios))
+    found = load(tmp_path / 'R.pkl', file, aspect_ratios=None if tells else len(ratios))
     base = np.asarray(anchors.base_anchors(sizes, ratios))
     width, height = (base[:, 2:] - base[:, :2]).T
     told = found['rpn.head.cls_logits.weight'][:, :, 0, 0]
@@ -177,6 +186,22 @@ def test_a_head_of_other_anchors_is_refused(tmp_path):
         InputError, match='not of 4 aspect ratios; config key anchors.aspect_ratios'
     ):
         load(tmp_path / 'R.pkl', file, aspect_ratios=4)
+
+
+@pytest.mark.parametrize(
+    ('cells', 'complaint'),
+    [
+        ([(0, 0, 2, 8), (0, 0, 8, 2), (0, 0, 4, 16), (0, 0, 16, 4)], 'its anchors have 2 aspect'),
+        (np.zeros((0, 4)), 'cell_anchors that are no boxes'),
+        ([(0, 0, np.nan, 1)], 'cell_anchors that are no boxes'),
+        ([(0, 0, 2, 2), (0, 0, 2, 2), (0, 0, 9, 9)], 'not some aspect ratios of some sizes'),
+    ],
+)
+def test_anchors_that_contradict_the_config_are_refused(tmp_path, cells, complaint):
+    file = head([(size, ratio) for size in SIZES for ratio in RATIOS], 'detectron2')
+    file['proposal_generator.anchor_generator.cell_anchors.0'] = np.array(cells)
+    with pytest.raises(InputError, match=complaint):
+        load(tmp_path / 'R.pkl', file, aspect_ratios=3)
 
 
 def test_one_tensor_under_two_names_is_refused(tmp_path):

@@ -134,6 +134,9 @@ def test_the_canary_would_sing(tmp_path, protocol):
     assert (tmp_path / 'canary').exists()
 
 
+BOMB = b'X\1\0\0\0a' + b'q\1h\1\x86' * 60  # a pair of pairs of pairs ..: 2**60 leaves
+
+
 @pytest.mark.parametrize(
     ('data', 'complaint'),
     [
@@ -150,6 +153,24 @@ def test_the_canary_would_sing(tmp_path, protocol):
         (b'(S"storage"\nctorch\nFloatStorage\nS"0"\nS"cpu"\nI-5\ntQ.', 'not known here'),
         (b'ctorch.storage\n_load_from_bytes\n(S"x"\ntR.', 'torch.storage._load_from_bytes'),
         (b'ctorch._utils\n_rebuild_tensor_v2\n(I1\nI0\n(t(ttR.', 'without a storage'),
+        (b'\x80\x02}' + BOMB + b'K\1s.', 'keys that are no names'),  # its hash takes for ever
+        (b'\x80\x02}(' + BOMB + b'K\1u.', 'keys that are no names'),
+        (b'\x80\x02(' + BOMB + b'K\1d.', 'keys that are no names'),
+        (b'\x80\x02ccollections\nOrderedDict\n]' + BOMB + b'K\1\x86a\x85R.', 'keys that are'),
+        (b'\x80\x04' + BOMB + b'X\1\0\0\0a\x93.', 'damaged'),
+        (b'\x80\x02cnumpy\ndtype\n(' + BOMB + b'tR.', 'damaged'),  # its repr as well
+        (b'\x80\x02}N' + b'\x85' * 400_000 + b'K\1s.', 'keys that are no names'),
+        (b'\x80\x04\x8e' + struct.pack('<Q', 2**45), 'bytes'),
+        (b'\x80\x04\x8d' + struct.pack('<Q', 2**62), 'bytes'),
+        (
+            b'\x80\x02c_codecs\nencode\nq\0(X'
+            + struct.pack('<I', 2**20)
+            + b'a' * 2**20
+            + b'q\1'
+            + b'h\0h\1\x85R' * 40
+            + b'.',
+            'grow to more than the file holds',
+        ),
         (b'h\x05.', 'damaged'),
         (b'.', 'damaged'),
         (b'(((', 'STOP'),

@@ -1,6 +1,7 @@
 """Pretrained weights: files by torchvision name <-> the network's variables, strict."""
 
 import difflib
+import json
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from rpn_jax import checkpoint
+from rpn_jax import checkpoint, workdir
 from rpn_jax.errors import InputError
 from rpn_jax.pretrained import formats, names
 
@@ -31,48 +32,80 @@ LARGEST = np.finfo(np.float32).max
 SHOWN = 20  # problems of a kind that an error lists
 
 
-def load(path, aspect_ratios=3):
+def load(path, aspect_ratios=None):
     """Reads weights into a dict of NumPy arrays by torchvision name, without running their code.
 
     path is a file (.safetensors, .npz, torch's .pth, or a .pkl of Caffe2 or detectron2), the
     workdir of a run of ours, or a folder checkpoints/STEP in one. aspect_ratios is how many a cell
-    of a detectron2 head has, whose anchors are numbered size by size. Raises InputError for what
-    is missing, not whole, hostile or no weights, and for tensors that hold NaN or infinity.
+    of the network's anchors has: a detectron2 head numbers them size by size. Raises InputError for
+    what is missing, not whole, hostile or no weights, and for tensors that hold NaN or infinity.
     """
-    path = Path(path)
-    if not path.exists() or path == Path(''):
-        raise InputError(f'weights {path}: no such file; config key model.pretrained names it')
-    if path.is_dir():
-        tensors = _load_checkpoint(path)
-    else:
-        try:
+    path, run = Path(path), _run_of(path)
+    try:
+        if run:
+            tensors = from_variables(checkpoint.variables(*run)[0])
+        elif str(path) in ('', '.') or not path.exists():
+            raise InputError(f'weights {path}: no such file; config key model.pretrained names it')
+        elif not path.is_file():
+            what = 'a folder without checkpoints' if path.is_dir() else 'no file'
+            raise InputError(
+                f'weights {path}: {what}; config key model.pretrained names a file or the workdir '
+                'of a run'
+            )
+        else:
             tensors = names.to_torchvision(formats.read(path), aspect_ratios)
-        except (ValueError, OSError) as error:
-            raise InputError(f'weights {path}: {error}') from error
+    except InputError:
+        raise
+    except (ValueError, OSError, MemoryError) as error:
+        raise InputError(f'weights {path}: {error}') from error
     used = {name: tensor for name, tensor in tensors.items() if not IGNORED.search(name)}
-    whole = [name for name, tensor in used.items() if not _is_floating(tensor)]
-    if whole:
-        raise InputError(f'weights {path}: {", ".join(whole[:5])} of whole numbers, not floats')
-    bad = [name for name, tensor in used.items() if not np.all(np.abs(tensor) <= LARGEST)]
-    if bad:
-        raise InputError(f'weights {path}: NaN or infinity in {", ".join(bad[:5])}')
+    for problem, bad in {
+        'no floating point numbers': [n for n, t in used.items() if not _is_floating(t)],
+        'NaN or infinity': [n for n, t in used.items() if _is_floating(t) and not _is_finite(t)],
+    }.items():
+        if bad:
+            more = f' and {len(bad) - SHOWN} more' if len(bad) > SHOWN else ''
+            raise InputError(f'weights {path}: {problem} in {", ".join(bad[:SHOWN])}{more}')
     return tensors
 
 
-def _load_checkpoint(path):
-    """Returns the tensors of a workdir's newest checkpoint, or of its folder checkpoints/STEP."""
-    is_step = path.name.isdigit() and path.parent.name == checkpoint.folder('').name
-    workdir, step = (path.parent.parent, int(path.name)) if is_step else (path, None)
-    if not checkpoint.steps(workdir):
-        raise InputError(
-            f'weights {path}: a folder without checkpoints; config key '
-            'model.pretrained names a file or the workdir of a run'
-        )
-    return from_variables(checkpoint.variables(workdir, step)[0])
+def _run_of(path):
+    """Returns (workdir, step or None) where path is of a run: its folder, or one inside."""
+    try:
+        place = Path(path).resolve()
+        if place.name.isdecimal() and place.parent.name == checkpoint.FOLDER:
+            return place.parent.parent, int(place.name)
+        place = place.parent if place.name == checkpoint.FOLDER else place
+        return (place, None) if checkpoint.steps(place) else None
+    except (OSError, ValueError):
+        return None
+
+
+def expects(path, tensors):
+    """Tells what the weights of a path expect: (pixels 'caffe' or 'torchvision', stride_in_1x1).
+
+    What one of our runs wrote says it; of other files, the stem's norm tells.
+    """
+    told = None
+    if run := _run_of(path):
+        config = workdir.read_config(run[0])
+        told = config.data.pixels, config.model.stride_in_1x1
+    elif (text := formats.metadata(path).get('rpn_jax')) is not None:
+        try:
+            made_with = json.loads(text)
+            told = made_with['pixels'], made_with['model']['stride_in_1x1']
+        except (ValueError, KeyError, TypeError):
+            pass  # somebody else's words
+    family = pixels(tensors)
+    return told if told and told[0] in ('caffe', 'torchvision') else (family, family == 'caffe')
 
 
 def _is_floating(tensor):
     return np.issubdtype(tensor.dtype, np.floating) or tensor.dtype == ml_dtypes.bfloat16
+
+
+def _is_finite(tensor):
+    return np.all(np.abs(tensor) <= LARGEST)
 
 
 def to_variables(tensors, variables):
@@ -132,7 +165,9 @@ def pixels(tensors):
         return 'torchvision'
     variance, mean, scale = (np.asarray(0 if t is None else t, np.float64) for t in stem.values())
     # Caffe2's files, and what was trained from them, keep a norm as a scale and a bias alone.
-    folded = np.ptp(scale) > 0 and np.allclose(variance, 1, atol=1e-2) and not mean.any()
+    if not variance.size:
+        return 'torchvision'
+    folded = np.unique(scale).size > 1 and np.allclose(variance, 1, atol=1e-2) and not mean.any()
     return 'caffe' if folded or np.median(variance) > CAFFE_VARIANCE else 'torchvision'
 
 

@@ -6,8 +6,10 @@ fixed bound.
 """
 
 import io
+import lzma
 import math
 import zipfile
+import zlib
 from pathlib import Path
 
 import ml_dtypes
@@ -19,7 +21,12 @@ from rpn_jax.pretrained import pickles
 LIMIT = 4 * 2**30  # bytes of a file, and of its tensors
 SWELLING = 100  # a zip file may grow to so many times its size; weights hardly shrink
 SMALL = 64 * 2**20  # bytes up to which it may grow anyhow
+PICKLES = (b'\x80', b'(', b'}', b'c')  # how those of protocol 2 and later begin, and earlier ones
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a .pth file before the zip format
+ZIP_ERRORS = (
+    *(zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError),
+    *(zlib.error, lzma.LZMAError, KeyError),
+)
 STATES = ('model', 'state_dict', 'model_state_dict', 'blobs')  # where checkpoints keep the weights
 
 
@@ -37,17 +44,29 @@ def read(path):
         file.seek(0)
         if not start:
             raise ValueError('an empty file')
-        if start.startswith(b'PK'):
-            tensors = _read_zip(file, size)
-        elif start.startswith(b'\x80'):
-            tensors = _read_pickle(file)
-        elif start[8:9] == b'{':
+        # First: the length of its header may begin like any of the others.
+        if start[8:9] == b'{' and int.from_bytes(start[:8], 'little') <= size - 8:
             tensors = _read_safetensors(path)
+        elif start.startswith(b'PK'):
+            tensors = _read_zip(file, size)
+        elif start[:1] in PICKLES:
+            tensors = _read_pickle(io.BytesIO(file.read()))
+        elif start[8:9] == b'{':
+            tensors = _read_safetensors(path)  # which says what is missing
         else:
             raise ValueError('not a .safetensors, .npz, .pth or .pkl file')
     if sum(tensor.nbytes for tensor in tensors.values()) > LIMIT:
         raise ValueError(f'its tensors take more than {LIMIT >> 30} GiB')
     return tensors
+
+
+def metadata(path):
+    """Returns the metadata of a whole .safetensors file, {} of any other."""
+    try:
+        with safe_open(path, framework='numpy') as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
 
 
 def _read_safetensors(path):
@@ -71,7 +90,7 @@ def _read_zip(file, size):
                 return _read_torch_zip(archive, pickled[0], members)
             if members and all(name.endswith('.npy') for name in members):
                 return {name[: -len('.npy')]: _npy(archive.read(name), name) for name in members}
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except ZIP_ERRORS as error:
         raise ValueError(f'not a whole zip file ({error})') from error
     raise ValueError('a zip file that is neither .npz nor .pth')
 
@@ -96,6 +115,8 @@ def _read_pickle(file):
     _, system, state, keys = (pickles.read(file) for _ in range(4))
     if not isinstance(system, dict) or system.get('little_endian') is not True:
         raise ValueError('a .pth file of a big-endian machine')
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ValueError('a damaged .pth file')
     widths = {s.key: s.dtype.itemsize for s in _storages(state)}
     stored = {}
     for key in keys:
@@ -149,7 +170,10 @@ def _torch_array(name, tensor, stored, cached):
         flat = np.frombuffer(cached[storage.key], storage.dtype, storage.count)
     except (KeyError, ValueError) as error:
         raise ValueError(f'the numbers of {name} are not in the file, or not all') from error
-    return tensor.array(flat)
+    try:
+        return tensor.array(flat)
+    except ValueError as error:
+        raise ValueError(f'{name} is {error}') from error
 
 
 def _npy(data, name):
@@ -163,6 +187,8 @@ def _npy(data, name):
         raise ValueError(f'{name} is no whole .npy file') from error
     if dtype.kind == 'V' and dtype.itemsize == 2 and dtype.names is None:
         dtype = np.dtype(ml_dtypes.bfloat16)  # as NumPy writes it
+    if not all(type(side) is int and side >= 0 for side in shape):
+        raise ValueError(f'{name} has a shape that is none')
     if dtype.hasobject or dtype.kind not in 'fiubV':
         raise ValueError(f'{name} holds {dtype}, which are no numbers; nothing was unpickled')
     if math.prod(shape) * dtype.itemsize != len(data) - file.tell():

@@ -44,12 +44,13 @@ def fetch(name, depth, *, print=print):
             f'config key model.pretrained: {name!r} has ResNets of depth '
             f'{", ".join(map(str, FILES[name]))}, not {depth}; model.depth is one of these'
         )
-    file, folder = FILES[name][depth], cache_folder()
-    path, url = folder / file, ADDRESS + file
-    if path.is_file() and _has_hash(path):
-        return path
+    file = FILES[name][depth]
+    url, folder = ADDRESS + file, cache_folder()
+    path = folder / file
     by_hand = f'fetch {url} by other means and put it at {path}'
     try:
+        if path.is_file() and _has_hash(path):
+            return path
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f'{file}.', dir=folder) as place:
             part = Path(place) / file
@@ -58,10 +59,12 @@ def fetch(name, depth, *, print=print):
             if not _has_hash(part):
                 raise InputError(f'weights {url}: what came has another hash; {by_hand}')
             os.replace(part, path)
+    except InputError:
+        raise
     except urllib.error.HTTPError as error:
         error.close()
         raise InputError(f'weights {url}: the server said {error.code}; {by_hand}') from error
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, 'reason', None) or error
         raise InputError(f'weights {url}: cannot be fetched ({reason}); {by_hand}') from error
     return path
@@ -70,14 +73,14 @@ def fetch(name, depth, *, print=print):
 def cache_folder():
     """Returns the folder that keeps what was downloaded: RPN_JAX_CACHE, or the platform's."""
     own = os.environ.get('RPN_JAX_CACHE')
-    return Path(own).expanduser() if own else platformdirs.user_cache_path('rpn_jax')
+    return Path(os.path.expanduser(own)) if own else platformdirs.user_cache_path('rpn_jax')
 
 
 def _download(url, path, print):
     with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, path.open('wb') as file:
         expected = int(answer.headers.get('Content-Length') or 0)
-        if expected > min(LARGEST, shutil.disk_usage(path.parent).free):
-            raise OSError(f'{expected / 2**20:.0f} MiB are too many')
+        if expected < 0 or expected > min(LARGEST, shutil.disk_usage(path.parent).free):
+            raise OSError(f'{expected / 2**20:.0f} MiB are too many, or too few')
         received, shown = 0, 0
         while chunk := answer.read(CHUNK):
             received += file.write(chunk)

@@ -16,21 +16,26 @@ NORM = {  # Caffe2's, detectron2's suffixes
     'w': 'weight',
     'rm': 'running_mean',
     'riv': 'running_var',
+    'gamma': 'weight',
+    'beta': 'bias',
+    'running_mean': 'running_mean',
+    'running_var': 'running_var',
 }
+PART = '(s|b|w|rm|riv|gamma|beta|running_mean|running_var)'
 # Passed over: other parts of a detector, what is computed anyhow, the former optimizer's state, and
 # the bias that Caffe2's ResNet-50 keeps before a norm that has one (some 1e-9; unused there too).
 DROPPED = re.compile(
     r'(.*_momentum|conv1_b|lr|weight_order|pixel_(mean|std)|(proposal_generator|rpn)\.'
-    r'anchor_generator\..*|roi_heads\..*)$'
+    r'anchor_generator\..*|roi_heads\..*|(cls_score|bbox_pred)_[wb])$'
 )
 
 
 def to_torchvision(tensors, aspect_ratios):
     """Returns the tensors under torchvision's names: of a ResNet, with rpn.head.* where given.
 
-    aspect_ratios is how many a cell has; a detectron2 head needs it to be put in order, and has it
-    from the file where the file tells its anchors. Names that no rule knows stay as they are.
-    Raises ValueError where two tensors get one name, or a head's anchors do not divide.
+    aspect_ratios is how many a cell has, which a detectron2 head is put in order by; None takes it
+    from the anchors in the file, or else 3. Names that no rule knows stay as they are. Raises
+    ValueError where two tensors get one name, or where a head has other anchors.
     """
     if all(name.startswith('module.') for name in tensors):  # of torch's DataParallel
         tensors = {name.removeprefix('module.'): tensor for name, tensor in tensors.items()}
@@ -42,11 +47,17 @@ def to_torchvision(tensors, aspect_ratios):
         if new in renamed:
             raise ValueError(f'{origin[new]} and {name} are the same tensor {new}')
         renamed[new], origin[new] = tensor, name
-    if any(name.endswith('_bn_s') for name in tensors):
+    if any(name.endswith(('_bn_s', '_bn_gamma')) for name in tensors):
         renamed |= _statistics(renamed)
     if any(name.startswith('proposal_generator.rpn_head.') for name in tensors):
         cells = [t for name, t in tensors.items() if '.cell_anchors.' in name]
-        _reorder(renamed, _ratios_of(cells[0]) if len(cells) == 1 else aspect_ratios)
+        told = _ratios_of(cells[0]) if len(cells) == 1 else aspect_ratios or 3
+        if aspect_ratios and told != aspect_ratios:
+            raise ValueError(
+                f'its anchors have {told} aspect ratios, config key anchors.aspect_ratios has '
+                f'{aspect_ratios}; these must be those of the head'
+            )
+        _reorder(renamed, told)
     return renamed
 
 
@@ -74,8 +85,8 @@ RULES = [
     for pattern, replacement in (
         # Caffe2 (Detectron, MSRA's files)
         (r'conv1_(w)', lambda p: f'conv1.{NORM[p]}'),
-        (r'(?:res_conv1_bn|conv1_gn)_(s|b|rm|riv)', lambda p: f'bn1.{NORM[p]}'),
-        (r'res(\d)_(\d+)_branch(1|2[abc])(_[bg]n)?_(s|b|w|rm|riv)', _block),
+        (f'(?:res_conv1_bn|conv1_gn)_{PART}', lambda p: f'bn1.{NORM[p]}'),
+        (rf'res(\d)_(\d+)_branch(1|2[abc])(_[bg]n)?_{PART}', _block),
         (r'conv_rpn_(w|b)', lambda p: f'rpn.head.conv.0.0.{NORM[p]}'),
         (r'rpn_(cls_logits|bbox_pred)_(w|b)', lambda m, p: f'rpn.head.{m}.{NORM[p]}'),
         (r'(?:fc1000|pred)_(w|b)', lambda p: f'fc.{NORM[p]}'),
@@ -116,11 +127,18 @@ def _statistics(tensors):
 
 
 def _ratios_of(cell):
-    """Tells the number of aspect ratios from base anchors [K, 4]: the first ones share an area."""
-    cell = np.asarray(cell, np.float64).reshape(-1, 4)
+    """Tells the number of aspect ratios from base anchors [K, 4]: one size has one area."""
+    cell = np.asarray(cell, np.float64)
+    if cell.ndim != 2 or cell.shape[1] != 4 or not len(cell) or not np.all(np.isfinite(cell)):
+        raise ValueError('cell_anchors that are no boxes')
     areas = (cell[:, 2] - cell[:, 0]) * (cell[:, 3] - cell[:, 1])
     same = np.isclose(areas, areas[0], rtol=0.05)
-    return len(areas) if same.all() else int(np.argmin(same))
+    count = len(areas) if same.all() else int(np.argmin(same))
+    if len(areas) % count or not np.allclose(
+        areas.reshape(-1, count), areas[::count, None], rtol=0.05
+    ):
+        raise ValueError('cell_anchors that are not some aspect ratios of some sizes')
+    return count
 
 
 def _reorder(tensors, aspect_ratios):

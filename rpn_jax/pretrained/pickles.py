@@ -4,6 +4,7 @@ The opcodes and their meaning are those of Python's pickletools. Of the names th
 for, only those of NAMES are known; each stands for a function of this module.
 """
 
+import io
 import pickletools
 from typing import NamedTuple
 
@@ -74,23 +75,21 @@ class Array:
         """Takes the state (version, shape, dtype, is Fortran order, bytes)."""
         _, shape, dtype, fortran, data = state
         self.value = _array(data, dtype, shape, 'F' if fortran else 'C')
-        return self
 
 
 class Dtype:
     """A number type of NumPy's; its byte order comes with its state."""
 
     def __init__(self, code, *_):
-        if code not in CODES and code not in [c.encode() for c in CODES]:
-            raise ValueError(f'arrays of {code!r}, which are not numbers')
-        self.code, self.order = code if isinstance(code, str) else code.decode(), '='
+        self.code, self.order = _text(code), '='
+        if self.code not in CODES:
+            raise ValueError(f'arrays of {self.code[:20]!r}, which are not numbers')
 
     def build(self, state):
         """Takes the state (version, byte order, ...)."""
-        self.order = state[1] if isinstance(state[1], str) else state[1].decode()
+        self.order = _text(state[1])
         if self.order not in tuple('<>|='):
-            raise ValueError(f'a byte order {self.order!r}')
-        return self
+            raise ValueError(f'a byte order {self.order[:20]!r}')
 
     @property
     def dtype(self):
@@ -115,6 +114,10 @@ def _array(data, dtype, shape, order='C'):
     return np.frombuffer(bytes(data), dtype.dtype).reshape(shape, order=order)
 
 
+def _text(value):
+    return value.decode('latin1') if isinstance(value, bytes) else _expect(value, str)
+
+
 def _is_count(number):
     return type(number) is int and 0 <= number < 2**40
 
@@ -125,8 +128,19 @@ def _wrapped(value):
     return array
 
 
-def _ordered(*items):
-    return dict(*items)
+def _ordered(pairs=()):
+    return _dict([part for pair in pairs for part in _expect(pair, tuple | list)])
+
+
+def _dict(items):
+    """Returns {key: value} of alternating keys and values; keys must be plain.
+
+    The hash of nested tuples can take for ever, or all of the stack.
+    """
+    keys = items[::2]
+    if not all(isinstance(key, str | int | float | bytes | None) for key in keys):
+        raise ValueError('its pickle has keys that are no names')
+    return dict(zip(keys, items[1::2], strict=True))
 
 
 def _tensor(storage, offset, shape, strides, *_):
@@ -156,27 +170,31 @@ for _core in ('numpy.core', 'numpy._core'):  # before and since NumPy 2
 
 
 def read(file):
-    """Reads one pickle from a binary file, up to its end, as dicts, lists, tuples and numbers.
+    """Reads one pickle from io.BytesIO, up to its end, as dicts, lists, tuples and numbers.
 
-    Tensors of torch come as Tensor, NumPy's as Array. Raises ValueError for a name outside NAMES,
+    Tensors of torch come as Tensor, NumPy's as Array; all arrays together take no more memory than
+    twice the bytes. Raises ValueError for a name outside NAMES,
     which is named, for an opcode that tensors do not need, and for what is not whole.
     """
-    reader = _Reader()
+    start = file.tell()
+    reader = _Reader(bound=2 * (file.seek(0, io.SEEK_END) - start) + 1024)
+    file.seek(start)
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if count >= OPCODES:
                 raise ValueError(f'a pickle of more than {OPCODES} operations')
             reader.step(opcode.name, argument)
         return reader.stack.pop()
-    except (IndexError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (IndexError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         raise ValueError('a damaged pickle') from error
 
 
 class _Reader:
     """The stack and the memo of a pickle, and what each opcode does to them."""
 
-    def __init__(self):
+    def __init__(self, bound):
         self.stack, self.marks, self.memo = [], [], {}
+        self.made, self.bound = 0, bound  # bytes of arrays and of text turned into bytes
 
     def step(self, name, argument):
         stack = self.stack
@@ -200,7 +218,7 @@ class _Reader:
             items = [stack.pop(-2), stack.pop()] if name == 'SETITEM' else self._to_mark()
             if name == 'DICT':
                 stack.append({})
-            _expect(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+            _expect(stack[-1], dict).update(_dict(items))
         elif name in ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
             self.memo[len(self.memo) if argument is None else argument] = stack[-1]
         elif name in ('GET', 'BINGET', 'LONG_BINGET'):
@@ -214,7 +232,7 @@ class _Reader:
         stack = self.stack
         if name in ('GLOBAL', 'STACK_GLOBAL'):
             full = argument.split(' ', 1) if name == 'GLOBAL' else [stack.pop(-2), stack.pop()]
-            asked = _Name(*full)
+            asked = _Name(*(_expect(part, str) for part in full))
             if asked not in NAMES:
                 raise ValueError(
                     f'its pickle asks for {".".join(map(str, asked))}, which is no part of a '
@@ -224,17 +242,29 @@ class _Reader:
         elif name == 'REDUCE':
             arguments, function = _expect(stack.pop(), tuple), NAMES[_expect(stack.pop(), _Name)]
             stack.append(function(*arguments))
+            self._count(stack[-1])
         elif name == 'BUILD':
             state = stack.pop()
             if not isinstance(stack[-1], dict):  # of a state_dict: its modules' versions
                 _expect(stack[-1], Array | Dtype).build(state)
+            self._count(stack[-1])
         elif name == 'BINPERSID':
             kind, storage, key, _, count, *view = _expect(stack.pop(), tuple)
             if kind != 'storage' or any(view) or not _is_count(count):
                 raise ValueError('a tensor that is kept in a way not known here')
-            stack.append(Storage(np.dtype(STORAGES[_expect(storage, _Name).name]), str(key), count))
+            dtype = np.dtype(STORAGES[_expect(storage, _Name).name])
+            stack.append(Storage(dtype, _expect(key, str), count))
         else:
             raise ValueError(f'its pickle uses {name}, which tensors do not need; nothing was run')
+
+    def _count(self, value):
+        """Adds what a new value takes; the same text, used often, could grow without end."""
+        if isinstance(value, Array) and value.value is not None:
+            self.made += value.value.nbytes
+        elif isinstance(value, bytes):
+            self.made += len(value)
+        if self.made > self.bound:
+            raise ValueError('its pickle would grow to more than the file holds')
 
     def _to_mark(self):
         """Takes what stands above the last mark off the stack."""
