@@ -99,7 +99,7 @@ def swap(old, new):
             '--config.data.source=tfds',
             "data.source: 'tfds' is not one of 'voc', 'coco', 'shapes', 'images'",
         ),
-        ('--config.data.source=coco', "data.source: 'coco' is not one of 'voc', 'shapes'"),
+        ('--config.data.source=coco', 'annotations/instances_train.json: no such file; config key'),
         ('--config.data.resize=short_side', "data.resize: 'short_side' is not 'square'"),
         ('--config.data.image_size=0', 'config key data.image_size: 0'),
         ('--config.data.batch_size=3', 'data.batch_size: 3 images cannot be divided among 4'),
