@@ -5,9 +5,13 @@ import http.server
 import threading
 from pathlib import Path
 
+import numpy as np
 import platformdirs
 import pytest
+from test_formats import write
 
+from configs import default
+from rpn_jax import train
 from rpn_jax.errors import InputError
 from rpn_jax.pretrained import imagenet
 
@@ -41,6 +45,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(imagenet, 'ADDRESS', f'http://127.0.0.1:{server.server_port}/')
     monkeypatch.setattr(imagenet, 'FILES', {'imagenet': {50: NAME}})
     monkeypatch.setenv('RPN_JAX_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setenv('no_proxy', '*')
     yield server
     server.shutdown()
     thread.join()
@@ -64,6 +69,24 @@ def test_a_file_is_fetched_once(server, tmp_path):
     assert lines[-1].strip() == '100 %  3 of 3 MiB' and len(lines) <= 11
     assert fetch() == path and server.asked == 1
     assert cached(tmp_path) == [path]
+
+
+def test_a_config_names_them(server, tmp_path, monkeypatch):
+    """model.pretrained='imagenet' goes through the server, the cache and the .pth reader."""
+    tensors = {'conv1.weight': np.ones((2, 3, 7, 7), np.float32)}
+    server.content = write(tmp_path / 'x.pth', 'pth', tensors).read_bytes()
+    server.length = len(server.content)
+    name = f'resnet50-{hashlib.sha256(server.content).hexdigest()[:8]}.pth'
+    monkeypatch.setattr(imagenet, 'FILES', {'imagenet': {50: name}})
+    config = default.get_config()
+    config.model.update(depth=50, pretrained='imagenet')
+    lines = []
+    found = train.load_pretrained(config, lines.append)
+    np.testing.assert_array_equal(found['conv1.weight'], tensors['conv1.weight'])
+    assert config.data.pixels == 'torchvision' and lines[0].startswith('fetching http')
+    assert not any(line.startswith('warning') for line in lines)
+    train.load_pretrained(config)
+    assert server.asked == 1
 
 
 def test_a_length_need_not_be_told(server, tmp_path):

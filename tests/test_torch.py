@@ -76,6 +76,17 @@ def test_an_exported_file_loads_strictly_and_gives_the_same_numbers(compare, exp
         peer.take({k: t for k, t in tensors.items() if k != 'layer3.5.conv2.weight'})
 
 
+def test_the_comparison_says_what_is_beyond_tolerance(compare, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['compare_torchvision.py', '--depths', '50', '--size', '64'])
+    assert compare.main() == 0
+    said = capsys.readouterr().out
+    assert 'ResNet-50 C4' in said and 'ResNet-50 dilated conv5' in said
+    assert said.endswith('all within tolerance\n')
+    monkeypatch.setattr(compare, 'TOLERANCE', 1e-9)
+    assert compare.main() == 1
+    assert 'beyond tolerance: ResNet-50 C4: conv4 at conv4_block' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('zipped', [True, False])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
 def test_a_state_dict_as_torch_saves_it(tmp_path, dtype, zipped):
