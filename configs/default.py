@@ -81,7 +81,7 @@ def data():
     """Returns the section `data`: where images come from and how they become batches."""
     return ConfigDict(
         dict(
-            source='voc',  # 'voc' and 'coco' folders, 'shapes' drawn scenes
+            source='voc',  # 'voc', 'coco' folders, 'shapes' drawn; 'images' for statistics
             path='data/VOCdevkit/VOC2007',  # voc: with JPEGImages, Annotations, ImageSets/Main
             name='',  # of a TFDS data set
             train_split='trainval',  # voc: a list in ImageSets/Main, '' every annotation

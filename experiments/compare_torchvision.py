@@ -13,9 +13,13 @@ from collections import defaultdict
 
 import jax
 import numpy as np
-import torch
-import torchvision
-from torchvision.models.detection import image_list, rpn
+
+try:
+    import torch
+    import torchvision
+    from torchvision.models.detection import image_list, rpn
+except ImportError as error:
+    sys.exit(f'error: {error}; install torch and torchvision beside this project')
 
 from configs import default
 from rpn_jax import pretrained
@@ -43,6 +47,7 @@ def main():
             f'ResNet-{depth} {name}': compare(depth, *variant, arguments.size, tensors)
             for depth in arguments.depths
             for name, variant in VARIANTS.items()
+            if tensors is None or f'layer{variant[0] - 1}.0.conv1.weight' in tensors
         }
     except InputError as error:
         print(f'error: {error}', file=sys.stderr)

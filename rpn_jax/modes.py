@@ -18,8 +18,10 @@ INSPECTED = 4  # batches drawn by --mode=inspect
 
 def run(mode, config, folder, *, output=''):
     """Runs the mode of that name; output is the file that --mode=export writes."""
-    if bool(output) != (mode == 'export'):
-        raise InputError('--output=FILE.safetensors belongs to --mode=export, which needs it')
+    if output and mode != 'export':
+        raise InputError(f'--output={output} belongs to --mode=export, not to --mode={mode}')
+    if mode == 'export' and not output:
+        raise InputError('--mode=export needs --output=FILE.safetensors')
     limits.check(config)
     MODES[mode](config, folder, *([Path(output)] if output else []))
 
@@ -33,7 +35,7 @@ def train_mode(config, folder):
 def evaluate_mode(config, folder):
     """Evaluates the newest checkpoint; writes evaluation.json and report.html anew."""
     variables, step = checkpoint.variables(folder)
-    workdir.check(folder, config, ('model', 'anchors'))
+    workdir.check(folder, config, workdir.NETWORK)
     model = rpn.build(config)
     options = data.check(data.Options(**config.data))
     source = data.open_split(options, options.train_split, seed=config.seed)
@@ -44,8 +46,7 @@ def evaluate_mode(config, folder):
 def inspect_mode(config, folder):
     """Draws the first training batches as the network gets them, with sampled anchors."""
     options = data.check(data.Options(**config.data))
-    if (tensors := train.load_pretrained(config)) is not None:
-        train.check_pretrained(rpn.build(config), tensors)
+    train.check_pretrained(config, train.load_pretrained(config))
     source = data.open_split(options, options.train_split, seed=config.seed)
     place = folder / 'inspect'
     for step, picture, lines in inputs.pictures(config, source, range(INSPECTED)):
@@ -65,7 +66,7 @@ def statistics_mode(config, folder):
     stem = re.sub(r'\W+', '_', source.name)
     workdir.write_atomically(place / f'{stem}.json', json.dumps(found, allow_nan=False) + '\n')
     workdir.write_atomically(place / f'{stem}.svg', statistics.picture(found, source.records))
-    print('\n'.join(statistics.lines(found)))
+    print(*statistics.lines(found), *(f'note: {note}' for note in source.notes), sep='\n')
     print(f'{place / stem}.json has the numbers, {stem}.svg shows them')
 
 
@@ -74,11 +75,15 @@ def export_mode(config, folder, output):
     if output.suffix != '.safetensors':
         raise InputError(f'--output={output}: not the name of a .safetensors file')
     variables, step = checkpoint.variables(folder)
-    workdir.check(folder, config, ('model', 'anchors'))
+    workdir.check(folder, config, workdir.NETWORK)
     tensors = pretrained.from_variables(variables)
-    parts = {name: config[name].to_dict() for name in ('model', 'anchors')}
-    made_with = json.dumps({'step': step, 'pixels': config.data.pixels, **parts})
-    content = safetensors.numpy.save(tensors, {'format': 'pt', 'rpn_jax': made_with})
+    made_with = {
+        'step': step,
+        'model': {k: v for k, v in config.model.items() if k != 'pretrained'},
+        'anchors': config.anchors.to_dict(),
+        'data': {key: config.data[key] for key in ('pixels', 'mean', 'std')},
+    }
+    content = safetensors.numpy.save(tensors, {'format': 'pt', 'rpn_jax': json.dumps(made_with)})
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         workdir.write_atomically(output, content)

@@ -19,6 +19,8 @@ from rpn_jax.optim import make_optimizer
 from rpn_jax.pretrained import imagenet
 from rpn_jax.progress import Interrupted, Progress, Signals
 
+SMALLEST = (1, 64, 64, 3)  # images of any size give the same parameters
+
 
 class TrainState(flax.struct.PyTreeNode):
     """Everything a step changes. No random key: randomness is a function of (seed, step, image)."""
@@ -174,10 +176,7 @@ def place(state, devices):
 
 def init_state(model, optimizer, seed, tensors=None):
     """Returns the state before the first step; tensors are weights by torchvision name."""
-    key, canvas = jax.random.key(seed), jnp.zeros((1, 64, 64, 3))  # any canvas gives these shapes
-    if tensors is not None:
-        check_pretrained(model, tensors)
-    variables = jax.jit(model.init)(key, canvas)
+    variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros(SMALLEST))
     if tensors is not None:
         variables = pretrained.to_variables(tensors, variables)
     params = variables['params']
@@ -198,6 +197,7 @@ def train(config, folder, *, devices=None, print=print):
     if resuming:
         workdir.check(folder, config)
     tensors = None if resuming else load_pretrained(config, print)
+    check_pretrained(config, tensors)
     model, optimizer = build(config)
     source = data.open_split(options, options.train_split, seed=config.seed)
     evaluate = make_evaluate(model, config, source.records, devices=devices, print=print)
@@ -248,30 +248,35 @@ def load_pretrained(config, print=print):
 
     Weights that contradict the config's pixels or strides are a warning.
     """
-    settings = config.model
-    where, tensors, family = settings.pretrained, None, 'torchvision'
+    where, tensors = config.model.pretrained, None
     if where in imagenet.FILES:
-        where = imagenet.fetch(where, settings.depth, print=print)
+        where = imagenet.fetch(where, config.model.depth, print=print)
     if where:
         tensors = pretrained.load(where, len(config.anchors.aspect_ratios))
-        family, stride_in_1x1 = pretrained.expects(where, tensors)
-    if config.data.pixels == 'auto':
-        config.data.pixels = family
-    if tensors is None:
-        return None
-    for key, given, wanted in [
-        ('data.pixels', config.data.pixels, family),
-        ('model.stride_in_1x1', settings.stride_in_1x1, stride_in_1x1),
-    ]:
-        if given != wanted:
-            print(f'warning: the weights {where} want {key}={wanted}, it is {given}')
+        wanted = pretrained.expects(where, tensors)
+        if config.data.pixels == 'auto':
+            own = {k: config.data[k] for k in ('mean', 'std') if config.data[k]}
+            config.data.update(wanted['data'] | own)
+        for section, keys in wanted.items():
+            for key, value in keys.items():
+                if (given := config[section][key]) != value:
+                    print(
+                        f'warning: the weights {where} want {section}.{key}={value}, it is {given}'
+                    )
+    elif config.data.pixels == 'auto':
+        config.data.pixels = 'torchvision'
     return tensors
 
 
-def check_pretrained(model, tensors):
-    """Raises InputError where tensors do not fit the model; nothing is compiled for that."""
-    image = jnp.zeros((1, 64, 64, 3))  # any canvas gives these shapes
-    pretrained.to_variables(tensors, jax.eval_shape(model.init, jax.random.key(0), image))
+def check_pretrained(config, tensors):
+    """Raises InputError where tensors, if any, do not fit the network; nothing is compiled."""
+    if tensors is None:
+        return
+    shapes = jax.eval_shape(rpn.build(config).init, jax.random.key(0), jnp.zeros(SMALLEST))
+    try:
+        pretrained.to_variables(tensors, shapes)
+    except InputError as error:
+        raise InputError(f'{config.model.pretrained}: {error}') from error
 
 
 def variables_of(state):

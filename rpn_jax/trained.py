@@ -6,6 +6,7 @@ import numpy as np
 
 from rpn_jax import checkpoint, data, rpn
 from rpn_jax.data.pixels import normalise, pixel_family
+from rpn_jax.errors import InputError
 from rpn_jax.evaluate import make_predict
 from rpn_jax.workdir import read_config
 
@@ -55,7 +56,12 @@ class TrainedRPN:
 
     def _batch(self, image):
         height, width = self._canvas
-        image = cv2.resize(np.asarray(image, np.uint8), (width, height))
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise InputError(
+                f'an image of {image.dtype} {image.shape}; it must be uint8 [height, width, 3] RGB'
+            )
+        image = cv2.resize(image, (width, height))
         return {'image': image[None], 'size': np.float32([self._canvas])}
 
     def _normalised(self, image):

@@ -15,6 +15,8 @@ DATA_IDENTITY = (
     'source name train_split resize image_size max_size batch_size flip pixels mean std'.split()
 )
 HORIZON = ('schedule_steps',)
+# What the network is and how its input is made: no mode may read its weights otherwise.
+NETWORK = ('model', 'anchors', 'data.pixels', 'data.mean', 'data.std')
 
 
 def write_atomically(path, content):
@@ -117,6 +119,10 @@ def read_history(workdir):
 def _differences(before, now, sections):
     pairs = []
     for section in sections:
+        if '.' in section:
+            part, key = section.split('.')
+            pairs.append((section, before.get(part, {}).get(key), now[part][key]))
+            continue
         if not isinstance(now[section], dict):
             pairs.append((section, before.get(section), now[section]))
             continue

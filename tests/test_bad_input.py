@@ -280,7 +280,7 @@ def test_weights_that_do_not_fit_are_refused_by_their_tensors(
     weights = {key: np.zeros(shape, np.float32) for key, shape in tensors.items()}
     save_file(tensors_without(name) | weights, tmp_path / 'w.safetensors')
     said = refuse([*flags, f'--config.model.pretrained={tmp_path}/w.safetensors'])
-    assert said.startswith('weights do not fit') and complaint in said
+    assert said.startswith(f'{tmp_path}/w.safetensors: weights do not fit') and complaint in said
     assert not (tmp_path / 'run').exists()
 
 

@@ -167,7 +167,7 @@ def test_no_value_is_none_and_every_key_has_one_line():
         ('init', ('normal', 'uniform')),
         ('dtype', ('float32', 'bfloat16')),
         ('last_stage', (3, 4, 5)),
-        ('source', ('voc', 'shapes')),
+        ('source', ('voc', 'coco', 'shapes', 'images')),
         ('pixels', ('auto', 'torchvision', 'caffe')),
     ],
 )

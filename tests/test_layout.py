@@ -14,8 +14,8 @@ GEOMETRY = 'boxes anchors targets losses nms proposals'.split()
 HOUSE = [
     'errors',
     *GEOMETRY,
-    *'metrics baselines resnet rpn checkpoint workdir pretrained data.records data'.split(),
-    *'limits optim evaluate trained progress train analysis modes'.split(),
+    *'metrics baselines resnet rpn checkpoint workdir data.pixels pretrained'.split(),
+    *'data.records data limits optim evaluate trained progress train analysis modes'.split(),
     '',
 ]
 LANGUAGE = ['collections', 'functools', 'math', 'typing']  # what a pure function needs of Python

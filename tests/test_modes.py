@@ -157,7 +157,11 @@ def test_export_writes_the_weights_by_torchvisions_names(copied, tmp_path, capsy
         metadata = file.metadata()
     assert metadata['format'] == 'pt'  # torch's loaders ask for it
     told = json.loads(metadata['rpn_jax'])
-    assert told['step'] == 8 and told['pixels'] == 'torchvision' and told['model']['width'] == 8
+    assert (
+        told['step'] == 8
+        and told['data']['pixels'] == 'torchvision'
+        and told['model']['width'] == 8
+    )
     assert sorted(path.name for path in output.parent.iterdir()) == ['rpn.safetensors']
 
 
@@ -191,6 +195,27 @@ def test_our_own_weights_say_their_pixels(copied, tmp_path, exported):
     assert lines == [f'warning: the weights {weights} want model.stride_in_1x1=True, it is False']
 
 
+def test_our_own_weights_bring_their_mean_and_deviation(copied):
+    config = json.loads((copied / 'config.json').read_text())
+    config['data'] |= {'mean': [1, 2, 3], 'std': [4, 5, 6]}
+    (copied / 'config.json').write_text(json.dumps(config))
+    config = tiny_config(model__pretrained=str(copied), data__pixels='auto', data__std=(7, 8, 9))
+    lines = []
+    train.load_pretrained(config, lines.append)
+    assert config.data.mean == (1, 2, 3) and config.data.std == (7, 8, 9)
+    assert len(lines) == 1 and lines[0].endswith('want data.std=(4.0, 5.0, 6.0), it is (7, 8, 9)')
+
+
+@pytest.mark.parametrize('mode', ['evaluate', 'export'])
+@pytest.mark.parametrize(('key', 'value'), [('pixels', 'caffe'), ('mean', '(1,2,3)')])
+def test_weights_are_not_read_with_other_pixels(copied, tmp_path, capsys, mode, key, value):
+    flags = [f'--workdir={copied}', f'--mode={mode}', f'--config.data.{key}={value}']
+    flags += [f'--output={tmp_path}/x.safetensors'] if mode == 'export' else []
+    assert main.main(flags) == 1
+    assert f'data.{key} was' in capsys.readouterr().err
+    assert not (tmp_path / 'x.safetensors').exists() and not (copied / 'evaluation.json').exists()
+
+
 def test_inspection_refuses_weights_of_another_network(tmp_path, capsys):
     save_file({'other': np.ones(3, np.float32)}, tmp_path / 'x.safetensors')
     flags = tiny_flags(tmp_path / 'run', model__pretrained=tmp_path / 'x.safetensors')
@@ -201,7 +226,7 @@ def test_inspection_refuses_weights_of_another_network(tmp_path, capsys):
 @pytest.mark.parametrize(
     ('words', 'complaint'),
     [
-        (['--mode=export'], '--output=FILE.safetensors belongs to --mode=export, which needs it'),
+        (['--mode=export'], '--mode=export needs --output=FILE.safetensors'),
         (['--mode=evaluate', '--output=x.safetensors'], 'belongs to --mode=export'),
         (['--mode=export', '--output=weights.pth'], 'not the name of a .safetensors file'),
         (['--mode=export', '--output=/proc/none/x.safetensors'], 'cannot be written'),

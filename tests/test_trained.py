@@ -127,3 +127,12 @@ def test_other_variables_are_used_at_once(trained, scene):
     finally:
         trained.variables = mine
     assert not np.array_equal(before[0], other.scores(scene))
+
+
+@pytest.mark.parametrize(
+    'image', [np.zeros((9, 9, 3)), np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8)]
+)
+def test_what_is_no_rgb_image_is_refused(trained, image):
+    """A float image between 0 and 1 would become black without a word."""
+    with pytest.raises(InputError, match='it must be uint8'):
+        trained.propose(image)

@@ -170,9 +170,9 @@ def test_no_list_takes_every_annotation(folder):
 def test_pictures_and_annotations_may_lie_elsewhere(folder, tmp_path):
     (folder / 'JPEGImages').rename(tmp_path / 'pictures')
     (folder / 'Annotations').rename(tmp_path / 'labels')
-    with pytest.raises(InputError, match=r'config key data\.images: no folder .*JPEGImages'):
+    with pytest.raises(InputError, match=r'config key data\.path: no folder .*JPEGImages'):
         voc('train', path=folder)
-    with pytest.raises(InputError, match=r'config key data\.annotations: no folder .*Annotations'):
+    with pytest.raises(InputError, match=r'config key data\.path: no folder .*Annotations'):
         voc('train', path=folder, images=tmp_path / 'pictures')
     places = {'images': tmp_path / 'pictures', 'annotations': tmp_path / 'labels'}
     source = voc('train', path=folder, **places)

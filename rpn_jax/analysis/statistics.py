@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from rpn_jax.analysis import plots
 from rpn_jax.data.batches import threaded
 from rpn_jax.data.records import CROWD, DIFFICULT, OBJECT
+from rpn_jax.metrics import AREAS
 
-SMALL, MEDIUM = 32**2, 96**2  # square pixels: COCO's bounds of small and medium objects
 PERCENTILES = (5, 25, 50, 75, 95)
 CHANNELS = {'red': '#D55E00', 'green': '#009E73', 'blue': '#0072B2'}
 
@@ -64,7 +64,12 @@ def moments(levels):
 
 
 def box_statistics(records):
-    """Returns counts by kind and size, and percentiles of sides and shapes of the objects."""
+    """Returns counts by kind and size, and percentiles of sizes and shapes of the objects.
+
+    None where no image has any box.
+    """
+    if not any(len(record.boxes) for record in records):
+        return None
     kinds = np.concatenate([record.kind for record in records])
     boxes = np.concatenate([record.boxes for record in records]).astype(np.float64)
     per_image = np.array([np.sum(record.kind == OBJECT) for record in records])
@@ -75,9 +80,7 @@ def box_statistics(records):
         'objects': int(np.sum(kinds == OBJECT)),
         'difficult': int(np.sum(kinds == DIFFICULT)),
         'crowd': int(np.sum(kinds == CROWD)),
-        'small': int(np.sum(area < SMALL)),
-        'medium': int(np.sum((area >= SMALL) & (area < MEDIUM))),
-        'large': int(np.sum(area >= MEDIUM)),
+        **{name: int(np.sum((low <= area) & (area < high))) for name, (low, high) in AREAS.items()},
         'images_without_objects': int(np.sum(per_image == 0)),
         'most_boxes': max(len(record.boxes) for record in records),
         'per_image': _percentiles(per_image),
@@ -94,7 +97,7 @@ def lines(found):
         f'{"":16}{"red":>10}{"green":>10}{"blue":>10}',
         *(f'{key:16}' + ''.join(f'{v:10.4f}' for v in found[key]) for key in ('mean', 'std')),
     ]
-    if boxes['objects']:
+    if boxes:
         counted = ('objects', 'small', 'medium', 'large', 'difficult', 'crowd')
         said += [
             ', '.join(f'{boxes[key]} {key}' for key in counted)
@@ -104,7 +107,7 @@ def lines(found):
         ]
         rows = {'per_image': 'per image', 'size': 'size (px)', 'aspect_ratio': 'height / width'}
         for key, name in rows.items():
-            said.append(f'{name:16}' + ''.join(f'{value:10.2f}' for value in boxes[key].values()))
+            said.append(f'{name:16}' + ''.join(_cell(value) for value in boxes[key].values()))
     mean, std = (','.join(f'{value:.4f}' for value in found[key]) for key in ('mean', 'std'))
     said.append(
         'a network trained from scratch takes them as '
@@ -118,9 +121,9 @@ def lines(found):
 def picture(found, records):
     """Returns an SVG of the channels' levels and of the objects' sizes, shapes and numbers."""
     objects = np.concatenate([r.boxes[r.kind == OBJECT] for r in records]).astype(np.float64)
-    width, height = (objects[:, 2:] - objects[:, :2]).T
-    figure = Figure(figsize=(11, 7))
-    axes = figure.subplots(2, 2).ravel()
+    rows = 2 if found['boxes'] else 1
+    figure = Figure(figsize=(11, 3.5 * rows))
+    axes = figure.subplots(rows, rows, squeeze=False).ravel()
     for (name, colour), levels in zip(CHANNELS.items(), found['levels'], strict=True):
         share = 100 * np.asarray(levels) / found['pixels']
         axes[0].plot(np.arange(256), share, color=colour, label=name)
@@ -129,26 +132,39 @@ def picture(found, records):
     axes[0].set_ylim(0, 100 * ceiling / found['pixels'])
     axes[0].legend(frameon=False)
     per_image = [np.sum(record.kind == OBJECT) for record in records]
+    if found['boxes']:
+        _draw_boxes(axes, objects, per_image)
+    axes[0].set_title('levels of each channel', loc='left')
+    axes[0].set_xlabel('level (% of pixels)')
+    figure.suptitle(f'{found["dataset"]}: {found["images"]} images', x=0.02, ha='left')
+    figure.tight_layout()
+    return plots.svg(figure)
+
+
+def _draw_boxes(axes, objects, per_image):
+    """Draws the objects' sizes, shapes and numbers; what is beyond an axis counts at its end."""
+    width, height = (objects[:, 2:] - objects[:, :2]).T
     for axis, values, bins in (
         (axes[1], np.sqrt(width * height), np.geomspace(4, 2048, 37)),
         (axes[2], height / width, np.geomspace(1 / 8, 8, 37)),
         (axes[3], per_image, np.arange(max(per_image) + 2) - 0.5),
     ):
-        axis.hist(values, bins=bins, color=CHANNELS['blue'])
+        axis.hist(np.clip(values, bins[0], bins[-1]), bins=bins, color=CHANNELS['blue'])
     for axis, ticks in ((axes[1], 2.0 ** np.arange(2, 12)), (axes[2], 2.0 ** np.arange(-3, 4))):
         axis.set_xscale('log', base=2)
         axis.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
     for axis, title, label in zip(
-        axes,
-        ('levels of each channel', 'sizes of objects', 'shapes of objects', 'objects per image'),
-        ('level (% of pixels)', 'square root of the area (pixels)', 'height / width', 'objects'),
+        axes[1:],
+        ('sizes of objects', 'shapes of objects', 'objects per image'),
+        ('square root of the area (pixels)', 'height / width', 'objects'),
         strict=True,
     ):
         axis.set_title(title, loc='left')
         axis.set_xlabel(label)
-    figure.suptitle(f'{found["dataset"]}: {found["images"]} images', x=0.02, ha='left')
-    figure.tight_layout()
-    return plots.svg(figure)
+
+
+def _cell(value):
+    return f'{"-":>10}' if value is None else f'{value:10.2f}'
 
 
 def _percentiles(values):

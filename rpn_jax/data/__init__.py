@@ -65,7 +65,7 @@ def check(options):
 def open_split(options, split, *, seed=0, training=True, boxes=True):
     """Opens the source of one split and checks that its boxes fit a batch.
 
-    With boxes=False a folder of images without annotations will do.
+    With boxes=False no batch is meant: a folder of images without annotations will do.
     """
     if seed < 0:
         raise InputError(f'config key seed: {seed} is not at least 0')
@@ -82,7 +82,8 @@ def open_split(options, split, *, seed=0, training=True, boxes=True):
     else:
         places = dict(path=options.path, images=options.images, annotations=options.annotations)
         source = {'voc': voc, 'coco': coco}[options.source](split, **places)
-    batching.check_boxes(source, options.max_boxes)
+    if boxes:
+        batching.check_boxes(source, options.max_boxes)
     return source
 
 

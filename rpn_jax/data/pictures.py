@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from rpn_jax.data.images import decode
 from rpn_jax.data.records import Record, Source
@@ -15,8 +14,7 @@ EXTENSIONS = frozenset('.bmp .jpeg .jpg .png .tif .tiff .webp'.split())
 def pictures(*, path):
     """Opens all images below a folder, in the order of their paths.
 
-    Their sizes come from the files' heads. Raises InputError where there is none, or where a file
-    named like an image is none.
+    Their sizes are not known before they are read. Raises InputError where there is none.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -29,7 +27,7 @@ def pictures(*, path):
     records = [
         Record(
             image_id=file.relative_to(folder).as_posix(),
-            size=_size(file),
+            size=(0, 0),
             boxes=np.zeros((0, 4), np.float32),
             kind=np.zeros(0, np.int32),
         )
@@ -37,17 +35,6 @@ def pictures(*, path):
     ]
 
     def read(position):
-        return decode(files[position], records[position].size)
+        return decode(files[position])
 
     return Source(f'images {folder.name}', records, read)
-
-
-def _size(file):
-    """Returns the (height, width) that a file's head tells, without decoding it."""
-    try:
-        with Image.open(file) as image:
-            return image.height, image.width
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise InputError(f'{file}: not an image; mend it or take it out of the folder') from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f'{file}: an image of too many pixels') from error

@@ -23,7 +23,11 @@ def voc(split, *, path, images='', annotations=''):
     folder = Path(path)
     pictures = Path(images) if images else folder / 'JPEGImages'
     labels = Path(annotations) if annotations else folder / 'Annotations'
-    for key, place in (('path', folder), ('images', pictures), ('annotations', labels)):
+    for key, place in (
+        ('path', folder),
+        ('images' if images else 'path', pictures),
+        ('annotations' if annotations else 'path', labels),
+    ):
         if not place.is_dir():
             raise InputError(
                 f'config key data.{key}: no folder {place}; it needs a VOCdevkit/VOCxxxx folder'
@@ -77,9 +81,10 @@ def _image_ids(folder, labels, split):
     else:
         where = folder / 'ImageSets' / 'Main' / f'{split}.txt'
         if not where.is_file():
+            lists = ', '.join(sorted(path.stem for path in where.parent.glob('*.txt'))[:10])
             raise InputError(
-                f'config keys data.train_split and data.eval_split: no list {where}; '
-                "'' takes every annotation"
+                f'config keys data.train_split and data.eval_split: no list {where}; there are: '
+                f"{lists or 'none'}; '' takes every annotation"
             )
         text = where.read_text('utf-8-sig', errors='replace')
         ids = [line.split()[0] for line in text.splitlines() if line.strip()]

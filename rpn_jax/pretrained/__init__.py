@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from rpn_jax import checkpoint, workdir
+from rpn_jax.data.pixels import pixel_family
 from rpn_jax.errors import InputError
 from rpn_jax.pretrained import formats, names
 
@@ -45,7 +46,10 @@ def load(path, aspect_ratios=None):
         if run:
             tensors = from_variables(checkpoint.variables(*run)[0])
         elif str(path) in ('', '.') or not path.exists():
-            raise InputError(f'weights {path}: no such file; config key model.pretrained names it')
+            raise InputError(
+                f'weights {path}: no such file; config key model.pretrained names '
+                "one, or the workdir of a run, or is 'imagenet' or 'imagenet_v2'"
+            )
         elif not path.is_file():
             what = 'a folder without checkpoints' if path.is_dir() else 'no file'
             raise InputError(
@@ -82,22 +86,26 @@ def _run_of(path):
 
 
 def expects(path, tensors):
-    """Tells what the weights of a path expect: (pixels 'caffe' or 'torchvision', stride_in_1x1).
+    """Tells what the weights of a path expect of a config: {'data': .., 'model': ..}.
 
-    What one of our runs wrote says it; of other files, the stem's norm tells.
+    What one of our runs wrote says it, mean and deviation included; of other files, the stem's norm
+    tells the pixels, and MSRA's have their stride in the first 1x1 convolution.
     """
-    told = None
-    if run := _run_of(path):
-        config = workdir.read_config(run[0])
-        told = config.data.pixels, config.model.stride_in_1x1
-    elif (text := formats.metadata(path).get('rpn_jax')) is not None:
-        try:
-            made_with = json.loads(text)
-            told = made_with['pixels'], made_with['model']['stride_in_1x1']
-        except (ValueError, KeyError, TypeError):
-            pass  # somebody else's words
     family = pixels(tensors)
-    return told if told and told[0] in ('caffe', 'torchvision') else (family, family == 'caffe')
+    guess = {'data': {'pixels': family}, 'model': {'stride_in_1x1': family == 'caffe'}}
+    try:
+        if run := _run_of(path):
+            made_with = workdir.read_config(run[0]).to_dict()
+        else:
+            made_with = json.loads(formats.metadata(path).get('rpn_jax', '{}'))
+        data = {key: made_with['data'][key] for key in ('pixels', 'mean', 'std')}
+        stride_in_1x1 = bool(made_with['model']['stride_in_1x1'])
+        mean, std = (tuple(map(float, data[key])) for key in ('mean', 'std'))
+        pixel_family(data['pixels'], mean, std)
+    except (ValueError, KeyError, TypeError):
+        return guess  # somebody else's words
+    data |= {'mean': mean, 'std': std}
+    return {'data': data, 'model': {'stride_in_1x1': stride_in_1x1}}
 
 
 def _is_floating(tensor):
