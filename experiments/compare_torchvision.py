@@ -8,8 +8,8 @@ the largest number. Exit code 1 where one is beyond the tolerance.
 """
 
 import argparse
+import re
 import sys
-from collections import defaultdict
 
 import jax
 import numpy as np
@@ -29,8 +29,8 @@ from rpn_jax.proposals import propose
 
 VARIANTS = {'C4': (4, (1, 1, 1, 1)), 'dilated conv5': (5, (1, 1, 1, 2))}  # last stage, dilations
 TOLERANCE = 1e-4  # of the largest number of a layer
+LAST = ('logits', 'deltas', 'proposals')  # below the blocks
 PIXELS = 1e-2  # of a proposal's side
-ROWS = 'stem conv2 conv3 conv4 conv5 logits deltas proposals'.split()
 
 
 def main():
@@ -54,28 +54,30 @@ def main():
         return 1
     print(table(columns))
     worst = [
-        f'{column}: {row} at {where}'
-        for column, rows in columns.items()
-        for row, (value, where) in rows.items()
-        if not value <= (PIXELS if row == 'proposals' else TOLERANCE)
+        f'{column}: {layer}'
+        for column, layers in columns.items()
+        for layer, value in layers.items()
+        if not value <= (PIXELS if layer == 'proposals' else TOLERANCE)  # so NaN is beyond it
     ]
     print('\n'.join(f'beyond tolerance: {line}' for line in worst) or 'all within tolerance')
     return 1 if worst else 0
 
 
 def table(columns):
-    """Returns the table: a row per stage, its worst block; proposals in pixels."""
+    """Returns the table: a row per layer, from the stem to the proposals, which are in pixels."""
+    blocks = {layer for layers in columns.values() for layer in layers} - set(LAST)
+    order = sorted(blocks, key=lambda name: [int(n) for n in re.findall(r'\d+', name)])
     lines = [f'{"largest difference":20}' + ''.join(f'{name:>26}' for name in columns)]
-    for row in ROWS:
-        cells = [rows.get(row, (None, ''))[0] for rows in columns.values()]
-        unit = ' (px)' if row == 'proposals' else ''
-        shown = ('-' if cell is None else f'{cell:.1e}' for cell in cells)
-        lines.append(f'{row + unit:20}' + ''.join(f'{cell:>26}' for cell in shown))
+    for layer in (*order, *LAST):
+        values = [layers.get(layer) for layers in columns.values()]
+        shown = ('-' if value is None else f'{value:.1e}' for value in values)
+        unit = ' (px)' if layer == 'proposals' else ''
+        lines.append(f'{layer + unit:20}' + ''.join(f'{cell:>26}' for cell in shown))
     return '\n'.join(lines)
 
 
 def compare(depth, last_stage, dilations, size, tensors):
-    """Returns {row: (largest relative difference, where)} of one network."""
+    """Returns {layer: largest relative difference} of one network; proposals in pixels."""
     config = default.get_config()
     config.model.update(depth=depth, last_stage=last_stage, dilations=dilations)
     model = ours.build(config)
@@ -91,16 +93,13 @@ def compare(depth, last_stage, dilations, size, tensors):
     theirs = peer.look(torch.from_numpy(image))
     look = jax.jit(lambda v, x: model.apply(v, x, capture_intermediates=True))
     (logits, deltas), seen = look(variables, image.transpose(0, 2, 3, 1))
-    found = defaultdict(lambda: (0.0, ''))
+    found = {}
     for name, value in theirs['blocks'].items():
         block = seen['intermediates']['backbone'][name]['__call__'][0]
-        row = 'stem' if name == 'stem_norm' else name.split('_')[0]
-        difference = relative(block, value.permute(0, 2, 3, 1))
-        if not difference <= found[row][0]:  # NaN is the worst
-            found[row] = (difference, name)
+        found[name] = relative(block, value.permute(0, 2, 3, 1))
     channels_last = [part.permute(0, 2, 3, 1).reshape(-1) for part in theirs['head']]
     for row, mine, other in zip(('logits', 'deltas'), (logits, deltas), channels_last, strict=True):
-        found[row] = (relative(np.ravel(mine), other), 'head')
+        found[row] = relative(np.ravel(mine), other)
 
     # The peer's own logits: two that differ by rounding may change places.
     logits, deltas = (part.numpy() for part in channels_last)
@@ -113,9 +112,8 @@ def compare(depth, last_stage, dilations, size, tensors):
     )
     boxes = np.asarray(kept.boxes)[np.asarray(kept.valid)]
     same = boxes.shape == theirs['boxes'].shape
-    pixels = float(np.abs(boxes - theirs['boxes']).max()) if same else np.inf
-    found['proposals'] = (pixels, f'{len(boxes)} of ours, {len(theirs["boxes"])} of torchvision')
-    return dict(found)
+    found['proposals'] = float(np.abs(boxes - theirs['boxes']).max()) if same else np.inf
+    return found
 
 
 def relative(ours, theirs):
