@@ -4,7 +4,7 @@ from configs import voc_c4_resnet50_caffe
 
 
 def get_config():
-    """Returns the config; experiments/README.md tells what each change brought."""
+    """Returns the config; experiments/README.md tells what it brought and what did not help."""
     config = voc_c4_resnet50_caffe.get_config()
     config.steps = 2000
     config.log_every = 20

@@ -47,12 +47,14 @@ def read_config(workdir):
 def check(workdir, config, sections=IDENTITY):
     """Checks that config agrees with the one that workdir's checkpoints were made with.
 
-    pixels = 'auto' becomes what the run settled on when it began. Raises InputError naming every
-    key that differs.
+    pixels = 'auto' becomes what the run settled on when it began, mean and std with it. Raises
+    InputError naming every key that differs.
     """
     before = read_config(workdir)
     if config.data.pixels == 'auto':
         config.data.pixels = before.data.pixels
+        for key in ('mean', 'std'):  # weights of ours bring theirs
+            config.data[key] = config.data[key] or before.data[key]
     differences = _differences(before.to_dict(), config.to_dict(), sections)
     if differences:
         raise InputError(

@@ -13,7 +13,7 @@ from test_end_to_end import finished_run, quick_compilation, tiny_config, tiny_f
 
 import main
 import rpn_jax
-from rpn_jax import checkpoint, data, modes, pretrained, train
+from rpn_jax import checkpoint, data, modes, pretrained, train, workdir
 from rpn_jax.analysis.drawings import COLOURS
 
 pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
@@ -203,6 +203,9 @@ def test_our_own_weights_bring_their_mean_and_deviation(copied):
     lines = []
     train.load_pretrained(config, lines.append)
     assert config.data.mean == (1, 2, 3) and config.data.std == (7, 8, 9)
+    again = tiny_config(data__pixels='auto', data__std=(4, 5, 6))  # the same command, resuming
+    workdir.check(copied, again, ('data',))
+    assert again.data.mean == (1, 2, 3)
     assert len(lines) == 1 and lines[0].endswith('want data.std=(4.0, 5.0, 6.0), it is (7, 8, 9)')
 
 

@@ -135,7 +135,8 @@ def picture(found, records):
     if found['boxes']:
         _draw_boxes(axes, objects, per_image)
     axes[0].set_title('levels of each channel', loc='left')
-    axes[0].set_xlabel('level (% of pixels)')
+    axes[0].set_xlabel('level')
+    axes[0].set_ylabel('% of pixels')
     figure.suptitle(f'{found["dataset"]}: {found["images"]} images', x=0.02, ha='left')
     figure.tight_layout()
     return plots.svg(figure)

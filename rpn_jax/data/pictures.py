@@ -27,7 +27,7 @@ def pictures(*, path):
     records = [
         Record(
             image_id=file.relative_to(folder).as_posix(),
-            size=(0, 0),
+            size=(0, 0),  # not known before it is read
             boxes=np.zeros((0, 4), np.float32),
             kind=np.zeros(0, np.int32),
         )

@@ -23,10 +23,8 @@ SWELLING = 100  # a zip file may grow to so many times its size; weights hardly 
 SMALL = 64 * 2**20  # bytes up to which it may grow anyhow
 PICKLES = (b'\x80', b'(', b'}', b'c')  # how those of protocol 2 and later begin, and earlier ones
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a .pth file before the zip format
-ZIP_ERRORS = (
-    *(zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError),
-    *(zlib.error, lzma.LZMAError, KeyError),
-)
+BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
+UNSUPPORTED = (NotImplementedError, RuntimeError, KeyError)  # encrypted, or another compression
 STATES = ('model', 'state_dict', 'model_state_dict', 'blobs')  # where checkpoints keep the weights
 
 
@@ -90,7 +88,7 @@ def _read_zip(file, size):
                 return _read_torch_zip(archive, pickled[0], members)
             if members and all(name.endswith('.npy') for name in members):
                 return {name[: -len('.npy')]: _npy(archive.read(name), name) for name in members}
-    except ZIP_ERRORS as error:
+    except BROKEN + UNSUPPORTED as error:
         raise ValueError(f'not a whole zip file ({error})') from error
     raise ValueError('a zip file that is neither .npz nor .pth')
 

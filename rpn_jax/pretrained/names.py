@@ -21,7 +21,7 @@ NORM = {  # Caffe2's, detectron2's suffixes
     'running_mean': 'running_mean',
     'running_var': 'running_var',
 }
-PART = '(s|b|w|rm|riv|gamma|beta|running_mean|running_var)'
+PART = f'({"|".join(NORM)})'
 # Passed over: other parts of a detector, what is computed anyhow, the former optimizer's state, and
 # the bias that Caffe2's ResNet-50 keeps before a norm that has one (some 1e-9; unused there too).
 DROPPED = re.compile(
