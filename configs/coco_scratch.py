@@ -6,7 +6,7 @@ from configs import coco_c4
 def get_config():
     """Returns coco_c4 with group norm, which small batches do not disturb, and nothing frozen."""
     config = coco_c4.get_config()
-    config.model.update(norm='group', init='uniform', frozen_stages=0)
-    config.data.update(train_split='train2014', eval_split='val2014')
+    config.model.update(norm='group', init='uniform', frozen_stages=0, pretrained='')
+    config.data.update(name='coco/2014', train_split='train2014', eval_split='val2014')
     config.optim.update(learning_rate=0.01, warmup_steps=1000)
     return config

@@ -81,23 +81,25 @@ def data():
     """Returns the section `data`: where images come from and how they become batches."""
     return ConfigDict(
         dict(
-            source='voc',  # 'voc', 'coco' folders, 'shapes' drawn; 'images' for statistics
+            source='voc',  # 'tfds'; 'voc', 'coco' folders; 'shapes' drawn; 'images' for statistics
             path='data/VOCdevkit/VOC2007',  # voc: with JPEGImages, Annotations, ImageSets/Main
-            name='',  # of a TFDS data set
+            name='',  # tfds: 'voc/2007', 'voc/2012', 'voc/2007+2012', 'coco/2014', 'coco/2017', ..
             train_split='trainval',  # voc: a list in ImageSets/Main, '' every annotation
             eval_split='test',
             images='',  # overrides where the pictures lie
             annotations='',  # overrides where the XML or json files lie
             scenes=(2000, 200),  # shapes: train and evaluation scenes
-            resize='square',  # to image_size x image_size
+            resize='square',  # 'square' stretches to image_size x image_size; 'short_side' does not
             image_size=600,  # pixels
-            max_size=1000,  # bound on the longer side for resize = 'short_side'
+            max_size=1000,  # short_side: bound on the longer side
+            canvases=4,  # short_side: at most so many static shapes, padded; each is compiled
             batch_size=2,  # images of a step, over all devices
             max_boxes=100,  # rows of boxes per image
             flip=True,  # left to right, every other image
             pixels='auto',  # 'torchvision', 'caffe'; 'auto' follows the weights
             mean=(),  # overrides the family's, 0..255, in its channel order
             std=(),
+            on_bad='error',  # images that would train wrongly: 'error', 'skip' leaves them out
         )
     )
 

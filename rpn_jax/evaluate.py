@@ -2,14 +2,13 @@
 
 import functools
 import math
-import time
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from rpn_jax import baselines, data, metrics, resnet, rpn
-from rpn_jax.data.batches import padded, scale
+from rpn_jax.data.batches import counted, padded, scale
 from rpn_jax.data.pixels import normalise, pixel_family
 from rpn_jax.proposals import propose
 
@@ -68,13 +67,18 @@ def make_evaluate(model, config, train_records, *, devices, print=print):
     devices = devices[: math.gcd(options.batch_size, len(devices))]
     predict = make_predict(model, config, devices)
     images = min(config.evaluation.images or len(source.records), len(source.records))
-    objects = [_canvas_objects(source, i, options) for i in range(images)]
+    canvases = data.evaluation_plan(source, options, images)
+    sizes = [tuple(size.tolist()) for size in canvases.sizes]
+    objects = [
+        _objects(record, size, options) for record, size in zip(source.records, sizes, strict=False)
+    ]
     areas = [_areas(record) for record in source.records[:images]]
     fitted = baselines.fit_gaussian(
         [r.boxes[r.kind == 1] for r in train_records], [r.size for r in train_records]
     )
-    anchors = np.asarray(rpn.anchors(model, options.canvas), np.float64)
-    bounds = _bounds(config, source, options, anchors, objects, areas)
+    grids = [np.asarray(rpn.anchors(model, shape), np.float64) for shape in canvases.shapes]
+    anchors = [grids[canvas] for canvas in canvases.of]
+    bounds = _bounds(config, source, options, sizes, anchors, objects, areas)
 
     def evaluate(variables, step):
         kept = _predict_all(predict, variables, source, options, images, print)
@@ -82,7 +86,7 @@ def make_evaluate(model, config, train_records, *, devices, print=print):
         overlaps = {'proposals': metrics.measure(boxes, objects, areas)}
         for name in baselines.BLIND:
             blind = [
-                baselines.draw(name, config.seed, i, len(b), options.canvas, anchors, fitted)
+                baselines.draw(name, config.seed, i, len(b), sizes[i], anchors[i], fitted)
                 for i, b in enumerate(boxes)
             ]
             overlaps[name] = metrics.measure(blind, objects, areas)
@@ -101,7 +105,7 @@ def make_evaluate(model, config, train_records, *, devices, print=print):
             summary,
             {name: metrics.curves(o, counts) for name, o in overlaps.items()},
             {'objects': _sides(objects), 'proposals': _sides([b[:10] for b in boxes])},
-            _gallery(source, options, kept, objects),
+            _gallery(source, sizes, kept, objects),
         )
 
     evaluate.predict = predict
@@ -129,36 +133,36 @@ def table(summary):
 
 
 def _predict_all(predict, variables, source, options, images, print):
-    kept, began = [], time.monotonic()
+    """Returns the Proposals of the first `images` of a source, in its order."""
     batches = data.evaluation_batches(source, options, batch_size=options.batch_size, images=images)
-    shown = began
-    for batch in batches:
-        proposals = predict(variables, batch)
-        real = np.flatnonzero(batch['index'] >= 0)
-        kept += [jax.tree.map(lambda x, row=row: x[row], proposals) for row in real]
-        if (now := time.monotonic()) - shown > 10:
-            rate, shown = len(kept) / (now - began), now
-            left = (images - len(kept)) / rate
-            print(f'evaluated {len(kept)}/{images} images  {rate:.1f} images/s  {left:.0f} s left')
-    return kept
+
+    def rows():
+        for batch in batches:
+            proposals = predict(variables, batch)
+            for row in np.flatnonzero(batch['index'] >= 0):
+                yield int(batch['index'][row]), jax.tree.map(lambda x, row=row: x[row], proposals)
+
+    kept = dict(counted(rows(), images, 'evaluated', print))
+    return [kept[position] for position in range(images)]
 
 
-def _bounds(config, source, options, anchors, objects, areas):
+def _bounds(config, source, options, sizes, anchors, objects, areas):
     """Returns the Overlaps of the bounds: all anchors, and anchors with perfect deltas."""
-    height, width = options.canvas
-    clipped = np.clip(anchors, 0, [width, height, width, height])
-    every = metrics.best_overlaps([clipped] * len(objects), objects)
-    moved = []
-    for position in range(len(objects)):
-        boxes, kind = padded(source.records[position], options.canvas, options.max_boxes)
-        moved.append(baselines.oracle(anchors, boxes, kind, options.canvas, **config.targets))
+    every, moved = [], []
+    for record, size, boxes in zip(source.records, sizes, anchors, strict=False):
+        every.append(np.clip(boxes, 0, [*size[::-1]] * 2))
+        moved.append(
+            baselines.oracle(
+                boxes, *padded(record, size, options.max_boxes), size, **config.targets
+            )
+        )
     return {
-        'anchors': metrics.bound(every, areas),
+        'anchors': metrics.bound(metrics.best_overlaps(every, objects), areas),
         'oracle': metrics.bound(metrics.best_overlaps(moved, objects), areas),
     }
 
 
-def _gallery(source, options, kept, objects):
+def _gallery(source, sizes, kept, objects):
     """Returns the images whose ten best proposals cover the objects best, and worst."""
     best = [
         metrics.best_overlaps(p.boxes[p.valid], o, 10) for p, o in zip(kept, objects, strict=True)
@@ -167,10 +171,10 @@ def _gallery(source, options, kept, objects):
     count = min(GALLERY, len(ranked) // 2)
     rows = [('best', i) for i in ranked[:count]]
     rows += [('worst', i) for i in ranked[::-1][: count or len(ranked)]]
-    return [_picture(source, options, i, group, kept[i], best[i], objects[i]) for group, i in rows]
+    return [_picture(source, sizes[i], i, group, kept[i], best[i], objects[i]) for group, i in rows]
 
 
-def _picture(source, options, position, group, proposals, best, objects):
+def _picture(source, size, position, group, proposals, best, objects):
     record = source.records[position]
     valid = int(proposals.valid[:10].sum())
     return {
@@ -179,7 +183,7 @@ def _picture(source, options, position, group, proposals, best, objects):
         'group': group,
         'boxes': record.boxes,
         'kind': record.kind,
-        'proposals': proposals.boxes[:valid] / scale(record, options.canvas),
+        'proposals': proposals.boxes[:valid] / scale(record, size),
         'scores': proposals.scores[:valid],
         'top_iou': metrics.top_iou(proposals.boxes[:valid], objects),
         'recalled': int((best >= 0.5).sum()),
@@ -187,8 +191,8 @@ def _picture(source, options, position, group, proposals, best, objects):
     }
 
 
-def _canvas_objects(source, position, options):
-    boxes, kind = padded(source.records[position], options.canvas, options.max_boxes)
+def _objects(record, size, options):
+    boxes, kind = padded(record, size, options.max_boxes)
     return boxes[kind == 1].astype(np.float64)
 
 

@@ -213,7 +213,7 @@ def train(config, folder, *, devices=None, print=print):
         if config.model.norm == 'frozen' and not config.model.pretrained:
             print("warning: model.norm='frozen' without model.pretrained normalises nothing")
         if start < config.steps:
-            print('compiling the update; the first step takes a while')
+            print(describe_canvases(data.train_plan(source, options)))
         with workdir.History(folder, start) as history, Signals() as signals:
             progress = Progress(config, source.records, history, print)
             steps = range(start, config.steps)
@@ -283,6 +283,21 @@ def variables_of(state):
     """Returns the variables that model.apply takes."""
     return {'params': state.params} | (
         {'batch_stats': state.batch_stats} if state.batch_stats else {}
+    )
+
+
+def describe_canvases(canvases):
+    """Returns a line on the static shapes of a run: one compilation of the update for each."""
+    if len(canvases.shapes) == 1 and canvases.padding == 0:
+        return 'compiling the update; the first step takes a while'
+    shares = np.bincount(canvases.of) / len(canvases.of)
+    named = ', '.join(
+        f'{height} x {width} ({share:.0%} of the images)'
+        for (height, width), share in zip(canvases.shapes, shares, strict=True)
+    )
+    return (
+        f'canvases: {named}; {canvases.padding:.1%} of their pixels are padding; the update is '
+        f'compiled {len(canvases.shapes)} times, when each is first met'
     )
 
 

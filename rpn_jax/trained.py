@@ -24,45 +24,51 @@ def restore(workdir, step=None):
 class TrainedRPN:
     """A checkpoint: its config, step and variables (nested dicts), and what it sees in images.
 
-    Every method takes an image uint8 [height, width, 3] RGB of any size and compiles once.
+    Every method takes an image uint8 [height, width, 3] RGB of any size. It compiles once for each
+    canvas: one where data.resize is 'square', else one for each size after the resize, rounded up
+    to multiples of 32.
     """
 
     def __init__(self, config, step, variables):
         self.config, self.step, self.variables = config, step, variables
         self.model = rpn.build(config)
-        self._canvas = data.Options(**config.data).canvas
+        self._options = data.Options(**config.data)
         self._pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
         self._apply = jax.jit(self.model.apply, static_argnames='method')
         self._predict = make_predict(self.model, config, jax.local_devices()[:1])
 
     def propose(self, image):
         """Returns Proposals of NumPy arrays, boxes in pixels of the image as given, best first."""
-        proposals = jax.tree.map(lambda x: x[0], self._predict(self.variables, self._batch(image)))
-        (height, width), canvas = image.shape[:2], self._canvas
+        batch = self._batch(image)
+        proposals = jax.tree.map(lambda x: x[0], self._predict(self.variables, batch))
+        (height, width), size = image.shape[:2], batch['size'][0]
         # Whole numbers, and divided last: rounding cannot carry a box out of the image.
-        boxes = proposals.boxes * np.float32([width, height] * 2) / np.float32(canvas[::-1] * 2)
+        boxes = proposals.boxes * np.float32([width, height] * 2) / np.tile(size[::-1], 2)
         return proposals._replace(boxes=boxes)
 
     def features(self, image):
-        """Returns the backbone's last feature map [h, w, C]."""
+        """Returns the backbone's last feature map [h, w, C], of the whole canvas."""
         features = self._apply(self.variables, self._normalised(image), method='features')
         return np.asarray(features[0])
 
     def scores(self, image):
         """Returns the objectness [h, w, K] of every anchor, between 0 and 1, before any NMS."""
-        logits, _ = self._apply(self.variables, self._normalised(image))
-        h, w = rpn.feature_shape(self.model, self._canvas)
+        normalised = self._normalised(image)
+        logits, _ = self._apply(self.variables, normalised)
+        h, w = rpn.feature_shape(self.model, normalised.shape[1:3])
         return np.asarray(jax.nn.sigmoid(logits[0])).reshape(h, w, -1)
 
     def _batch(self, image):
-        height, width = self._canvas
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(
                 f'an image of {image.dtype} {image.shape}; it must be uint8 [height, width, 3] RGB'
             )
-        image = cv2.resize(image, (width, height))
-        return {'image': image[None], 'size': np.float32([self._canvas])}
+        canvases = data.plan([image.shape[:2]], self._options)
+        (height, width), (tall, wide) = canvases.sizes[0].tolist(), canvases.shapes[0]
+        canvas = np.zeros((1, tall, wide, 3), np.uint8)
+        canvas[0, :height, :width] = cv2.resize(image, (width, height))
+        return {'image': canvas, 'size': np.float32([[height, width]])}
 
     def _normalised(self, image):
         batch = self._batch(image)

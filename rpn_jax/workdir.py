@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import platformdirs
 from ml_collections import ConfigDict
 
 from rpn_jax.errors import InputError
@@ -12,7 +13,8 @@ from rpn_jax.errors import InputError
 # how often something is written or evaluated may change.
 IDENTITY = ('seed', 'model', 'anchors', 'targets', 'loss', 'optim', 'data')
 DATA_IDENTITY = (
-    'source name train_split resize image_size max_size batch_size flip pixels mean std'.split()
+    *'source name train_split resize image_size max_size canvases'.split(),
+    *'batch_size flip pixels mean std'.split(),
 )
 HORIZON = ('schedule_steps',)
 # What the network is and how its input is made: no mode may read its weights otherwise.
@@ -79,6 +81,12 @@ def make(folder):
         ) from error
 
 
+def cache_folder():
+    """Returns the folder of what outlives workdirs: RPN_JAX_CACHE, or the platform's."""
+    own = os.environ.get('RPN_JAX_CACHE')
+    return Path(os.path.expanduser(own)) if own else platformdirs.user_cache_path('rpn_jax')
+
+
 class History:
     """Appends scalars to metrics.jsonl and to TensorBoard; lines after a restored step are cut."""
 
@@ -130,7 +138,7 @@ def _differences(before, now, sections):
             continue
         keys = set(now[section]) | set(before.get(section, {}))
         for key in sorted(keys & set(DATA_IDENTITY) if section == 'data' else keys - set(HORIZON)):
-            old = before.get(section, {}).get(key)
+            old = before.get(section, {}).get(key, now[section].get(key))  # a key may be younger
             pairs.append((f'{section}.{key}', old, now[section].get(key)))
     return [
         f'{key} was {old!r}, is {new!r}' for key, old, new in pairs if _tuples(old) != _tuples(new)

@@ -7,6 +7,7 @@ import pytest
 
 from rpn_jax.data import batches as batching
 from rpn_jax.data.batches import EvaluationBatches, TrainBatches, threaded
+from rpn_jax.data.canvases import Canvases, short_side
 from rpn_jax.data.records import Record, Source
 from rpn_jax.errors import InputError
 
@@ -39,8 +40,23 @@ def seen(image):
     return [x.min(), y.min(), x.max() + 1, y.max() + 1] if len(y) else None
 
 
-def make(source, *, seed=0, batch_size=4, canvas=CANVAS, flip=True):
-    return TrainBatches(source, seed, batch_size, canvas, ROWS, flip)
+def stretched(count, canvas=CANVAS):
+    """Returns the one canvas onto which every image is stretched."""
+    return Canvases((canvas,), np.zeros(count, int), np.tile(canvas, (count, 1)))
+
+
+def make(source, *, canvases=None, seed=0, batch_size=4, flip=True, **hosts):
+    canvases = canvases or stretched(len(source.records))
+    settings = {'seed': seed, 'batch_size': batch_size, 'max_boxes': ROWS, 'flip': flip}
+    return TrainBatches(source, canvases, **settings, **hosts)
+
+
+def evaluation(source, canvases, batch_size, images):
+    """Returns all evaluation batches."""
+    batches = EvaluationBatches(
+        source, canvases, batch_size=batch_size, max_boxes=ROWS, images=images
+    )
+    return [batches(step) for step in range(len(batches))]
 
 
 def assert_equal(a, b):
@@ -133,7 +149,7 @@ def test_without_flips_images_are_as_they_were_read():
 def test_a_resize_takes_the_box_along(size, flip):
     source = bright(9, size)
     for position in range(8):
-        row = batching.example(source, position, CANVAS, ROWS, flip)
+        row = batching.example(source, stretched(9), position, ROWS, flip)
         assert row['image'].shape == (*CANVAS, 3)
         np.testing.assert_allclose(row['boxes'][0], seen(row['image']), atol=1.01)
         scale = np.tile(np.divide(CANVAS[::-1], size[::-1]), 2)
@@ -144,14 +160,15 @@ def test_a_resize_takes_the_box_along(size, flip):
 
 def test_rows_beyond_the_objects_are_padding():
     for flip in (False, True):
-        row = batching.example(bright(2), 1, CANVAS, ROWS, flip)
+        row = batching.example(bright(2), stretched(2), 1, ROWS, flip)
         assert not row['boxes'].any() and not row['kind'].any()
 
 
 @pytest.mark.parametrize(('images', 'steps'), [(5, 3), (4, 2), (3, 2), (1, 1)])
 def test_evaluation_covers_every_image_once_and_marks_padding(images, steps):
     source = bright(5)
-    batches = [EvaluationBatches(source, 2, CANVAS, ROWS, images)(step) for step in range(steps)]
+    batches = evaluation(source, stretched(5), 2, images)
+    assert len(batches) == steps
     index = np.concatenate([batch['index'] for batch in batches])
     assert index.tolist() == [*range(images), *[-1] * (images % 2)]
     pictures = np.concatenate([batch['image'] for batch in batches])
@@ -163,6 +180,86 @@ def test_evaluation_covers_every_image_once_and_marks_padding(images, steps):
     assert not pictures[images:].any() and not boxes[images:].any()
     assert not np.concatenate([batch['kind'] for batch in batches])[images:].any()
     assert all(np.all(batch['size'] == CANVAS) for batch in batches)
+
+
+SIZES = [(40, 60)] * 7 + [(60, 40)] * 5 + [(40, 90)] * 3
+MIXED = short_side(SIZES, image_size=64, max_size=128, limit=3)
+
+
+def mixed():
+    """Returns a source of images of several shapes, each bright but for its last rows."""
+    records = [
+        Record(f'{i}', size, np.float32([[0, 0, size[1] / 2, size[0]]]), np.int32([1]))
+        for i, size in enumerate(SIZES)
+    ]
+    images = [np.full((*size, 3), 100 + i, np.uint8) for i, size in enumerate(SIZES)]
+    for image in images:
+        image[:, : image.shape[1] // 2, 0] = 255
+    return Source('mixed', records, images.__getitem__)
+
+
+def test_images_keep_their_shape_and_their_canvas_is_zero_beside_them():
+    source = mixed()
+    assert len(MIXED.shapes) == 3
+    batches = make(source, canvases=MIXED, batch_size=2)
+    for step in range(30):
+        batch = batches(step)
+        canvas, positions = batches.positions(step)
+        assert batch['image'].shape[1:3] == MIXED.shapes[canvas]
+        assert batch['index'].tolist() == positions
+        assert set(MIXED.of[positions]) == {canvas}
+        for image, size, boxes in zip(batch['image'], batch['size'], batch['boxes'], strict=True):
+            height, width = size.astype(int)
+            assert image[:height, :width].min() >= 100
+            assert not image[height:].any() and not image[:, width:].any()
+            left = image[height // 2, 2, 0] > 220
+            middle = pytest.approx(width / 2, abs=0.51)
+            assert boxes[0, 1::2].tolist() == [0, height]
+            assert boxes[0, 2 if left else 0] == middle and boxes[0, 0 if left else 2] in (0, width)
+
+
+@pytest.mark.parametrize('batch_size', [1, 2, 3])
+def test_every_epoch_visits_every_image_once_on_any_canvas(batch_size):
+    batches = make(mixed(), canvases=MIXED, batch_size=batch_size)
+    epochs = 12
+    steps = [batches.positions(step) for step in range(len(SIZES) * epochs // batch_size)]
+    for canvas in range(3):
+        stream = [p for c, positions in steps if c == canvas for p in positions]
+        members = np.flatnonzero(MIXED.of == canvas)
+        whole = len(stream) // len(members)
+        rounds = np.reshape(stream[: whole * len(members)], (whole, len(members)))
+        np.testing.assert_array_equal(np.sort(rounds), [members] * whole)
+        assert whole >= epochs - 1 and len({tuple(row) for row in rounds}) > 3
+    order = [canvas for canvas, _ in steps]
+    assert 15 < np.count_nonzero(np.diff(order))  # the canvases alternate
+    assert steps[7] == make(mixed(), canvases=MIXED, batch_size=batch_size).positions(7)
+
+
+@pytest.mark.parametrize('hosts', [2, 4])
+def test_hosts_share_a_batch_and_take_the_same_canvas(hosts):
+    source = mixed()
+    whole = make(source, canvases=MIXED, batch_size=4)
+    shares = [
+        make(source, canvases=MIXED, batch_size=4, host=host, hosts=hosts) for host in range(hosts)
+    ]
+    for step in range(6):
+        parts = [share(step) for share in shares]
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        assert {len(part['index']) for part in parts} == {4 // hosts}
+        assert_equal(joined, whole(step))
+
+
+@pytest.mark.parametrize('images', [15, 9, 1])
+def test_evaluation_goes_canvas_by_canvas_and_over_every_image_once(images):
+    batches = evaluation(mixed(), MIXED, 4, images)
+    index = np.concatenate([batch['index'] for batch in batches])
+    assert sorted(index[index >= 0]) == list(range(images))
+    for batch in batches:
+        real = batch['index'] >= 0
+        assert real[0] and {MIXED.shapes[c] for c in MIXED.of[batch['index'][real]]} == {
+            batch['image'].shape[1:3]
+        }
+        assert not batch['image'][~real].any() and not batch['kind'][~real].any()
 
 
 @pytest.mark.parametrize('start', [0, 7])

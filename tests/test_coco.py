@@ -7,6 +7,7 @@ import pytest
 from test_images import encoded
 
 from rpn_jax.data.coco import coco, parse
+from rpn_jax.data.records import CLIPPED
 from rpn_jax.errors import InputError
 
 SIZES = {7: (60, 80), 3: (90, 50), 12: (64, 64)}  # image id -> height, width
@@ -62,8 +63,8 @@ def test_records_are_the_files_images_in_order(folder):
 
 
 def test_empty_boxes_are_left_out_and_counted(folder):
-    (note,) = coco('train2017', path=folder).notes
-    assert note.endswith('instances_train2017.json: 1 boxes without width or height left out')
+    remarks = [record.remarks for record in coco('train2017', path=folder).records]
+    assert sum(remarks, ()) == ('box without width or height, left out',)
 
 
 def test_pictures_and_annotations_may_lie_elsewhere(folder, tmp_path):
@@ -87,9 +88,9 @@ def test_pictures_may_lie_in_folders_of_their_own(folder):
 def test_a_box_a_little_outside_is_clipped(tmp_path):
     file = tmp_path / 'x.json'
     file.write_text(json.dumps(content() | {'annotations': [box(7, [-0.5, 59, 81, 1.9])]}))
-    records, empty = parse(file)
+    records, problems = parse(file)
     np.testing.assert_array_equal(records[0].boxes, [[0, 59, 80, 60]])
-    assert empty == 0
+    assert problems == [] and records[0].remarks == (CLIPPED,)
 
 
 def wrong():
@@ -136,8 +137,21 @@ def test_a_wrong_file_is_refused_by_its_entry(tmp_path, file, complaint):
     path = tmp_path / 'instances.json'
     path.write_bytes(file if isinstance(file, bytes) else json.dumps(file).encode())
     with pytest.raises(InputError, match=complaint) as error:
-        parse(path)
+        _, problems = parse(path)
+        raise InputError(problems[0].message)  # of one annotation: the others may be whole
     assert str(error.value).startswith(f'{path}: ') and '\n' not in str(error.value)
+
+
+def test_a_wrong_annotation_is_a_problem_of_its_image(folder):
+    whole = content()
+    file = folder / 'annotations' / 'instances_train2017.json'
+    entries = [box(7, [10, 10, -3, 5]), *whole['annotations'], box('12', [1, 1, 99, 9]), 17]
+    file.write_text(json.dumps(whole | {'annotations': entries}))
+    problems = coco('train2017', path=folder).problems
+    kinds = ['box inverted', 'box outside its image', 'object without a box']
+    assert [problem.kind for problem in problems] == kinds
+    keys = list(SIZES)
+    assert [problem.position for problem in problems] == [keys.index(7), keys.index(12), -1]
 
 
 def test_what_is_not_there_is_refused_by_its_path(folder):
@@ -145,7 +159,7 @@ def test_what_is_not_there_is_refused_by_its_path(folder):
         coco('val2017', path=folder)
     (folder / 'train2017' / '000000000012.jpg').unlink()
     with pytest.raises(InputError, match='000000000012.jpg: no such image; fetch it or take it'):
-        coco('train2017', path=folder)
+        coco('train2017', path=folder).read(list(SIZES).index(12))
     (folder / 'train2017').rename(folder / 'elsewhere')
     with pytest.raises(InputError, match='train2017: no such folder; config key data.images'):
         coco('train2017', path=folder)

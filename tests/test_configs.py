@@ -7,8 +7,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from test_end_to_end import compilations, quick_compilation
 
 from configs import default
 from rpn_jax import checkpoint, data, losses, optim, proposals, resnet, rpn, targets, train
@@ -48,6 +50,39 @@ def line_of(key):
 
 def test_there_are_configs_for_the_mission_and_for_a_start():
     assert {*MISSION, 'quickstart', 'voc_c4_resnet50_caffe'} <= set(VARIANTS)
+    names = {name: config_of(name).data.name for name in VARIANTS}
+    expected = {'voc2007': 'voc/2007', 'voc2012': 'voc/2012'}
+    expected |= {'coco_c4': 'coco/2017', 'coco_scratch': 'coco/2014'}
+    assert names.items() >= expected.items()
+    scratch = config_of('coco_scratch').model
+    assert (scratch.pretrained, scratch.norm, scratch.init) == ('', 'group', 'uniform')
+    assert scratch.frozen_stages == 0
+
+
+@pytest.mark.usefixtures(quick_compilation.__name__)
+@pytest.mark.parametrize('name', ['default', *VARIANTS])
+def test_a_config_trains_two_steps_on_drawn_scenes(name):
+    config = config_of(name)
+    config.steps = 2
+    config.model.update(depth=26, width=8, pretrained='')
+    config.anchors.sizes = (16, 32)
+    config.data.update(source='shapes', scenes=(8, 4), image_size=64, max_size=96, batch_size=4)
+    config.data.update(max_boxes=16, pixels='torchvision')
+    options = data.check(data.Options(**config.data))
+    source = data.open_split(options, options.train_split, seed=config.seed)
+    devices = jax.local_devices()[:4]
+    model, optimizer = train.build(config)
+    state = train.place(train.init_state(model, optimizer, config.seed), devices)
+    before = jax.device_get(state.params)
+    update = train.make_update(model, optimizer, config, devices)
+    with compilations() as compiled:
+        for batch in data.train_batches(source, options, seed=config.seed, steps=range(2)):
+            state, metrics = update(state, batch)
+            assert metrics['finite'] and metrics['loss'] > 0
+    assert state.step == 2 and compiled.count('jit(_fun)') == 1  # what pmap calls the update
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, jax.device_get(state.params))
+    assert any(jax.tree.leaves(moved['head']))
+    assert any(jax.tree.leaves(moved['backbone'])) == (config.model.frozen_stages < 4)
 
 
 @pytest.mark.parametrize('name', ['default', *VARIANTS])
@@ -55,10 +90,11 @@ def test_a_config_builds_its_network_and_optimizer(name):
     config = config_of(name)
     options = data.check(data.Options(**config.data))
     model, optimizer = train.build(config)
-    canvas = jax.ShapeDtypeStruct((1, *options.canvas, 3), jnp.float32)
+    (shape,) = data.plan([(300, 400)], options).shapes
+    canvas = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), canvas)
     logits, deltas = jax.eval_shape(model.apply, variables, canvas)
-    count = len(jax.eval_shape(lambda: rpn.anchors(model, options.canvas)))
+    count = len(jax.eval_shape(lambda: rpn.anchors(model, shape)))
     assert logits.shape == (1, count) and deltas.shape == (1, count, 4)
     jax.eval_shape(optimizer.init, variables['params'])
 
@@ -83,7 +119,8 @@ def test_the_voc_configs_are_the_mission(name):
     config = config_of(name)
     assert config.model.depth == 101 and config.model.norm == 'frozen'
     assert config.model.frozen_stages == 3
-    assert config.data.source == 'voc' and config.data.image_size == 600
+    assert config.data.source == 'tfds' and config.data.image_size == 600
+    assert config.data.name == 'voc/2007+2012' and config.model.pretrained == 'imagenet'
     assert config.data.train_split == 'trainval' and config.data.eval_split == 'test'
     assert config.optim.optimizer == 'sgd'
     assert config.optim.momentum == 0.9 and config.optim.weight_decay == 5e-4
@@ -167,7 +204,9 @@ def test_no_value_is_none_and_every_key_has_one_line():
         ('init', ('normal', 'uniform')),
         ('dtype', ('float32', 'bfloat16')),
         ('last_stage', (3, 4, 5)),
-        ('source', ('voc', 'coco', 'shapes', 'images')),
+        ('source', data.SOURCES),
+        ('resize', data.RESIZES),
+        ('on_bad', data.ON_BAD),
         ('pixels', ('auto', 'torchvision', 'caffe')),
     ],
 )

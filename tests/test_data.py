@@ -26,15 +26,23 @@ def test_the_options_are_the_keys_of_the_config():
         data.Options(**section, colour=True)
 
 
-def test_the_canvas_is_a_square_of_the_image_size():
-    assert options(image_size=64).canvas == (64, 64)
+def test_the_canvas_is_a_square_of_the_image_size_or_keeps_the_shape():
+    canvases = data.plan([(30, 40), (90, 20)], options(image_size=64))
+    assert canvases.shapes == ((64, 64),) and canvases.sizes.tolist() == [[64, 64]] * 2
+    settings = options(image_size=64, max_size=128, resize='short_side')
+    canvases = data.plan([(30, 40), (90, 20)], settings)
+    assert canvases.sizes.tolist() == [[64, 85], [128, 28]]
+    assert canvases.shapes == ((64, 96), (128, 32)) and canvases.of.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
     ('key', 'value', 'complaint'),
     [
-        ('source', 'tfds', "'tfds' is not one of 'voc', 'coco', 'shapes', 'images'"),
-        ('resize', 'short_side', "'short_side' is not 'square'"),
+        ('source', 'zip', "'zip' is not one of 'tfds', 'voc', 'coco', 'shapes', 'images'"),
+        ('resize', 'long_side', "'long_side' is not one of 'square', 'short_side'"),
+        ('on_bad', 'ignore', "'ignore' is not one of 'error', 'skip'"),
+        ('max_size', 0, '0 is not at least 1'),
+        ('canvases', 0, '0 is not at least 1'),
         ('image_size', 0, '0 is not at least 1'),
         ('batch_size', -4, '-4 is not at least 1'),
         ('max_boxes', 0, '0 is not at least 1'),

@@ -19,11 +19,12 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from test_voc import write_voc
 
 import main
 import rpn_jax
 from configs import default
-from rpn_jax import checkpoint, train
+from rpn_jax import checkpoint, data, train
 from rpn_jax.progress import Progress
 
 ROOT = Path(__file__).parent.parent
@@ -251,6 +252,37 @@ def test_the_notebook_is_stored_clean():
     assert len(set(names)) == len(names) > 4
     code = [cell for cell in notebook['cells'] if cell['cell_type'] == 'code']
     assert code and not any(cell['outputs'] or cell['execution_count'] for cell in code)
+
+
+def test_a_run_that_keeps_shapes_compiles_once_for_each_canvas(tmp_path):
+    folder, said = write_voc(tmp_path / 'VOC'), []
+    changes = {'resize': 'short_side', 'image_size': 48, 'max_size': 96, 'canvases': 3}
+    changes |= {'source': 'voc', 'path': str(folder), 'batch_size': 1}
+    config = tiny_config(
+        **{f'data__{key}': value for key, value in changes.items()},
+        data__train_split='',
+        evaluation__every=0,
+        steps=12,
+    )
+    options = data.check(data.Options(**config.data))
+    source = data.open_split(options, '')
+    canvases = data.train_plan(source, options)
+    with compilations() as compiled:
+        _, evaluation = train.train(
+            config, tmp_path / 'run', devices=jax.devices()[:1], print=said.append
+        )
+    (line,) = (line for line in said if line.startswith('canvases: '))
+    assert len(canvases.shapes) == 2
+    assert all(f'{height} x {width}' in line for height, width in canvases.shapes)
+    assert 'the update is compiled 2 times' in line and f'{canvases.padding:.1%}' in line
+    assert compiled.count('jit(_fun)') == 4  # what pmap calls them: two updates, two predictions
+    assert evaluation.summary['images'] == 2
+    rpn = rpn_jax.restore(tmp_path / 'run')
+    image = source.read(0)
+    proposals = rpn.propose(image)
+    height, width = image.shape[:2]
+    assert proposals.valid.any() and np.all(proposals.boxes <= [width, height, width, height])
+    assert rpn.scores(image).ndim == 3
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 from test_end_to_end import compilations, finished_run, quick_compilation, tiny_config
 
 from rpn_jax import baselines, checkpoint, data, evaluate, metrics, rpn
+from rpn_jax.data.canvases import square
 from rpn_jax.data.records import Record, Source
 from rpn_jax.proposals import Proposals
 
@@ -118,8 +119,9 @@ def test_figures_are_those_of_the_predicted_boxes():
     variables = {name: state[name] for name in ('params', 'batch_stats')}
     predict = evaluate.make_predict(rpn.build(config), config, jax.devices())
     source, boxes, objects = split(config), [], []
+    canvases = square(64, len(source.records))
     for positions, new in (((0, 1, 2, 3), range(4)), ((2, 3, 4, 5), (2, 3))):
-        rows = [data.batching.example(source, i, (64, 64), 16, False) for i in positions]
+        rows = [data.batching.example(source, canvases, i, 16, False) for i in positions]
         proposals = predict(variables, data.batching.collate(rows))
         for row in new:
             boxes.append(proposals.boxes[row][proposals.valid[row]])

@@ -10,10 +10,16 @@ import cv2
 import numpy as np
 import pytest
 
-from rpn_jax.data.images import decode
+from rpn_jax.data import images
+from rpn_jax.data.images import load
 from rpn_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
+
+
+def decode(path, size=()):
+    """Decodes a file."""
+    return images.decode(load(path), path, size)
 
 
 def jpeg_with(jpeg, segment):
@@ -111,8 +117,11 @@ def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path):
         b'\x89PNG\r\n\x1a\n' + head + chunk(b'IDAT', zlib.compress(bytes(9))) + chunk(b'IEND', b'')
     )
     (tmp_path / 'huge.png').write_bytes(data)
-    look = 'import sys; from rpn_jax.data.images import decode; decode(sys.argv[1])'
+    look = (
+        'import sys, rpn_jax.data; from rpn_jax.data.images import decode, load; '
+        'decode(load(sys.argv[1]), sys.argv[1])'
+    )
     command = [sys.executable, '-c', look, tmp_path / 'huge.png']
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     last = answer.stderr.splitlines()[-1]
-    assert 'InputError' in last and 'huge.png: cannot be decoded (pixels <= CV_IO_MAX' in last
+    assert 'BadRecord' in last and 'huge.png: cannot be decoded (pixels <= CV_IO_MAX' in last

@@ -15,7 +15,8 @@ HOUSE = [
     'errors',
     *GEOMETRY,
     *'metrics baselines resnet rpn checkpoint workdir data.pixels pretrained'.split(),
-    *'data.records data limits optim evaluate trained progress train analysis modes'.split(),
+    *'data.images data.records data limits optim evaluate trained'.split(),
+    *'progress train analysis modes'.split(),
     '',
 ]
 LANGUAGE = ['collections', 'functools', 'math', 'typing']  # what a pure function needs of Python

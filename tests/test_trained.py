@@ -9,6 +9,7 @@ from test_end_to_end import finished_run, quick_compilation, tiny_config
 
 import rpn_jax
 from rpn_jax import checkpoint, data, evaluate, rpn
+from rpn_jax.data.canvases import square
 from rpn_jax.data.shapes import shapes
 from rpn_jax.errors import InputError
 from rpn_jax.proposals import Proposals
@@ -73,7 +74,8 @@ def test_proposals_are_in_pixels_of_the_image_as_given(trained, scene, shape):
 def test_proposals_are_those_of_the_evaluation(trained):
     config = tiny_config(data__pixels='torchvision')
     source = data.open_split(data.Options(**config.data), 'val', training=False)
-    rows = [data.batching.example(source, i, (64, 64), 16, False) for i in range(4)]
+    canvases = square(64, len(source.records))
+    rows = [data.batching.example(source, canvases, i, 16, False) for i in range(4)]
     predict = evaluate.make_predict(rpn.build(config), config, jax.devices())
     expected = predict(trained.variables, data.batching.collate(rows))
     for i in range(4):

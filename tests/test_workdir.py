@@ -1,7 +1,9 @@
 """A workdir belongs to the config that made it, and its history to the newest checkpoint."""
 
 import json
+from pathlib import Path
 
+import platformdirs
 import pytest
 from test_end_to_end import tiny_config
 
@@ -39,6 +41,7 @@ OTHER = {  # every key that makes a run another one, with another value than def
     'data.train_split': 'train',
     'data.resize': 'short_side',
     'data.image_size': 512,
+    'data.canvases': 2,
     'data.max_size': 800,
     'data.batch_size': 4,
     'data.flip': False,
@@ -67,6 +70,7 @@ MAY_CHANGE = {
     'data.annotations': 'XML',
     'data.eval_split': 'val',
     'data.scenes': (4000, 200),
+    'data.on_bad': 'skip',
     'data.max_boxes': 200,
     'proposals.pre_nms': 2000,
     'proposals.post_nms': 300,
@@ -215,3 +219,18 @@ def test_scalars_go_to_tensorboard_as_well(tmp_path):
     (events,) = tmp_path.glob('events*')
     content = events.read_bytes()
     assert b'loss' in content and b'undefined' not in content
+
+
+def test_a_key_younger_than_the_run_does_not_matter(folder):
+    path = folder / 'config.json'
+    config = json.loads(path.read_text())
+    del config['data']['canvases'], config['model']['init']
+    path.write_text(json.dumps(config))
+    workdir.check(folder, changed())
+
+
+def test_the_cache_folder_is_the_users_choice(monkeypatch):
+    monkeypatch.delenv('RPN_JAX_CACHE', raising=False)
+    assert workdir.cache_folder() == platformdirs.user_cache_path('rpn_jax')
+    monkeypatch.setenv('RPN_JAX_CACHE', '~/weights')
+    assert workdir.cache_folder() == Path.home() / 'weights'

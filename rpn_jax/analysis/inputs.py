@@ -18,13 +18,18 @@ def pictures(config, source, steps):
     options = data.Options(**config.data)
     model = rpn.build(config)
     pixels = pixel_family(options.pixels, options.mean, options.std)
-    anchors = rpn.anchors(model, options.canvas)
-    assign = jax.jit(lambda key, batch: assign_images(key, anchors, batch, config.targets))
+
+    @jax.jit
+    def assign(key, batch):
+        anchors = rpn.anchors(model, batch['image'].shape[1:3])
+        return anchors, assign_images(key, anchors, batch, config.targets)
+
     for step, batch in zip(
         steps, data.train_batches(source, options, seed=config.seed, steps=steps), strict=True
     ):
         seen = denormalise(normalise(batch['image'], batch['size'], pixels), pixels)
-        index, labels, _ = map(np.asarray, assign(step_key(config.seed, step), batch))
+        anchors, targets = assign(step_key(config.seed, step), batch)
+        index, labels, _ = map(np.asarray, targets)
         drawn, captions = [], []
         for row, image in enumerate(seen):
             sampled = np.asarray(anchors)[index[row]]

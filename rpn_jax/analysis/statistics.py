@@ -1,14 +1,13 @@
 """What a data set is like: pixels of each channel, sizes and shapes of the boxes, exactly."""
 
 import math
-import time
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from rpn_jax.analysis import plots
-from rpn_jax.data.batches import threaded
+from rpn_jax.data.batches import counted, threaded
 from rpn_jax.data.records import CROWD, DIFFICULT, OBJECT
 from rpn_jax.metrics import AREAS
 
@@ -42,12 +41,8 @@ def channel_levels(source, print=print):
         return np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)])
 
     total, images = np.zeros((3, 256), np.int64), len(source.records)
-    began = shown = time.monotonic()
-    for done, levels in enumerate(threaded(count, range(images)), start=1):
+    for levels in counted(threaded(count, range(images)), images, 'read', print):
         total += levels
-        if (now := time.monotonic()) - shown > 10:
-            rate, shown = done / (now - began), now
-            print(f'read {done}/{images}  {rate:.0f} images/s  {(images - done) / rate:.0f} s left')
     return total
 
 

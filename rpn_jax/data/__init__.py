@@ -6,7 +6,9 @@ from typing import NamedTuple
 os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(2**27))  # read when cv2 is imported
 
 from rpn_jax.data import batches as batching
+from rpn_jax.data import canvases
 from rpn_jax.data.coco import coco
+from rpn_jax.data.lint import ON_BAD, lint
 from rpn_jax.data.pictures import pictures
 from rpn_jax.data.pixels import pixel_family
 from rpn_jax.data.shapes import shapes
@@ -14,6 +16,7 @@ from rpn_jax.data.voc import voc
 from rpn_jax.errors import InputError
 
 SOURCES = ('voc', 'coco', 'shapes', 'images')
+RESIZES = ('square', 'short_side')
 
 
 class Options(NamedTuple):
@@ -30,29 +33,23 @@ class Options(NamedTuple):
     resize: str
     image_size: int
     max_size: int
+    canvases: int
     batch_size: int
     max_boxes: int
     flip: bool
     pixels: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-    @property
-    def canvas(self):
-        """(height, width) of every image as the network sees it, in pixels."""
-        return (self.image_size, self.image_size)
+    on_bad: str
 
 
 def check(options):
     """Returns the options; raises InputError where they contradict themselves."""
-    if options.source not in SOURCES:
-        choices = ', '.join(map(repr, SOURCES))
-        raise InputError(f'config key data.source: {options.source!r} is not one of {choices}')
-    if options.resize != 'square':
-        raise InputError(
-            f"config key data.resize: {options.resize!r} is not 'square', the only one so far"
-        )
-    for key in ('image_size', 'batch_size', 'max_boxes'):
+    for key, choices in (('source', SOURCES), ('resize', RESIZES), ('on_bad', ON_BAD)):
+        if (value := getattr(options, key)) not in choices:
+            known = ', '.join(map(repr, choices))
+            raise InputError(f'config key data.{key}: {value!r} is not one of {known}')
+    for key in ('image_size', 'max_size', 'canvases', 'batch_size', 'max_boxes'):
         if (value := getattr(options, key)) < 1:
             raise InputError(f'config key data.{key}: {value} is not at least 1')
     if len(options.scenes) != 2 or not all(isinstance(count, int) for count in options.scenes):
@@ -62,8 +59,8 @@ def check(options):
     return options
 
 
-def open_split(options, split, *, seed=0, training=True, boxes=True):
-    """Opens the source of one split and checks that its boxes fit a batch.
+def open_split(options, split, *, seed=0, training=True, boxes=True, print=print):
+    """Opens the source of one split, checks every image of it, and that its boxes fit a batch.
 
     With boxes=False no batch is meant: a folder of images without annotations will do.
     """
@@ -75,16 +72,35 @@ def open_split(options, split, *, seed=0, training=True, boxes=True):
                 "config key data.source: 'images' has no boxes to learn from; it is for "
                 '--mode=statistics'
             )
-        return pictures(path=options.path)
+        return lint(pictures(path=options.path), options.on_bad, print)
     if options.source == 'shapes':
         count = options.scenes[0 if training else 1]
         source = shapes(split, count=count, size=options.image_size, seed=seed)
     else:
         places = dict(path=options.path, images=options.images, annotations=options.annotations)
         source = {'voc': voc, 'coco': coco}[options.source](split, **places)
+    source = lint(source, options.on_bad, print)
     if boxes:
         batching.check_boxes(source, options.max_boxes)
     return source
+
+
+def plan(sizes, options, *, least=1):
+    """Returns the Canvases for images of these sizes (height, width), at least so many on each."""
+    if options.resize == 'square':
+        return canvases.square(options.image_size, len(sizes))
+    return canvases.short_side(
+        sizes,
+        image_size=options.image_size,
+        max_size=options.max_size,
+        limit=options.canvases,
+        least=least,
+    )
+
+
+def train_plan(source, options):
+    """Returns the Canvases of a training split: each has images for a batch."""
+    return plan([r.size for r in source.records], options, least=options.batch_size)
 
 
 def train_batches(source, options, *, seed, steps):
@@ -92,16 +108,34 @@ def train_batches(source, options, *, seed, steps):
     return batching.threaded(train_batch(source, options, seed=seed), steps)
 
 
-def train_batch(source, options, *, seed):
-    """Returns the function step -> training batch."""
-    size = options.batch_size, options.canvas, options.max_boxes
-    return batching.TrainBatches(source, seed, *size, options.flip)
+def train_batch(source, options, *, seed, host=0, hosts=1):
+    """Returns the function step -> training batch, or host's share of it, one of `hosts`."""
+    return batching.TrainBatches(
+        source,
+        train_plan(source, options),
+        seed=seed,
+        batch_size=options.batch_size,
+        max_boxes=options.max_boxes,
+        flip=options.flip,
+        host=host,
+        hosts=hosts,
+    )
+
+
+def evaluation_plan(source, options, images=0):
+    """Returns the Canvases of the first `images` of a split; 0 means all of them."""
+    sizes = [record.size for record in source.records[: images or None]]
+    return plan(sizes, options, least=options.batch_size)
 
 
 def evaluation_batches(source, options, *, batch_size, images=0):
-    """Iterates over a split in order, every image once; images = 0 means all of them."""
+    """Iterates over a split, every image once; images = 0 means all of them."""
     images = min(images or len(source.records), len(source.records))
     batches = batching.EvaluationBatches(
-        source, batch_size, options.canvas, options.max_boxes, images
+        source,
+        evaluation_plan(source, options, images),
+        batch_size=batch_size,
+        max_boxes=options.max_boxes,
+        images=images,
     )
-    return batching.threaded(batches, range(-(-images // batch_size)))
+    return batching.threaded(batches, range(len(batches)))

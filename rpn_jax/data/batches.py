@@ -1,7 +1,7 @@
 """Batches: resized, flipped, padded on background threads; a pure function of (seed, step)."""
 
 import functools
-from typing import NamedTuple
+import time
 
 import cv2
 import grain
@@ -12,87 +12,136 @@ from rpn_jax.errors import InputError
 THREADS, AHEAD = 2, 4  # batches are made by so many threads, at most so many ahead of the step
 
 
-class TrainBatches(NamedTuple):
-    """The endless training stream: called with a step, returns its batch."""
+class TrainBatches:
+    """The endless training stream: called with a step, returns its batch, or a host's share of it.
 
-    source: tuple
-    seed: int
-    batch_size: int
-    canvas: tuple[int, int]
-    max_boxes: int
-    flip: bool
+    An epoch visits every image once, in an order of its own; a batch is complete, and its turn has
+    come, when so many images of its canvas have been met. What an epoch leaves over of a canvas
+    begins that canvas's first batch of the next.
+    """
+
+    def __init__(self, source, canvases, *, seed, batch_size, max_boxes, flip, host=0, hosts=1):
+        self._source, self._canvases, self._seed = source, canvases, seed
+        self._batch_size, self._max_boxes, self._flip = batch_size, max_boxes, flip
+        self._rows = slice(batch_size * host // hosts, batch_size * (host + 1) // hosts)
+        self._counts = np.bincount(canvases.of, minlength=len(canvases.shapes))
+        self._order = functools.lru_cache(maxsize=4)(self._make_order)
+        self._turns = functools.lru_cache(maxsize=4)(self._make_turns)
 
     def __call__(self, step):
-        stream = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, offsets = np.divmod(stream, len(self.source.records))
-        positions = [
-            int(shuffled(self.seed, int(epoch), len(self.source.records))[offset])
-            for epoch, offset in zip(epochs, offsets, strict=True)
-        ]
-        coins = [np.random.default_rng((self.seed, step, p)).random() for p in positions]
+        canvas, positions = self.positions(step)
+        coins = [np.random.default_rng((self._seed, step, p)).random() < 0.5 for p in positions]
+        rows = list(zip(positions, coins, strict=True))[self._rows]
         return collate(
             [
-                example(self.source, p, self.canvas, self.max_boxes, self.flip and coin < 0.5)
-                for p, coin in zip(positions, coins, strict=True)
+                example(self._source, self._canvases, p, self._max_boxes, self._flip and coin)
+                for p, coin in rows
             ]
         )
 
+    def positions(self, step):
+        """Returns the canvas of a step and the positions of its images, on all hosts together."""
+        epoch = step * self._batch_size // len(self._canvases.of)
+        while self._steps_before(epoch + 1) <= step:
+            epoch += 1
+        canvas, number = self._turns(epoch)[step - self._steps_before(epoch)]
+        stream = np.arange(number * self._batch_size, (number + 1) * self._batch_size)
+        epochs, offsets = np.divmod(stream, self._counts[canvas])
+        orders = [self._order(int(epoch))[canvas] for epoch in epochs]
+        return canvas, [int(order[o]) for order, o in zip(orders, offsets, strict=True)]
 
-class EvaluationBatches(NamedTuple):
-    """Every image exactly once, in order; rows that only fill the last batch have index -1."""
+    def _steps_before(self, epoch):
+        return int(np.sum(epoch * self._counts // self._batch_size))
 
-    source: tuple
-    batch_size: int
-    canvas: tuple[int, int]
-    max_boxes: int
-    images: int
+    def _make_order(self, epoch):
+        """Returns, for each canvas, the positions of its images in the order of an epoch."""
+        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._canvases.of))
+        return [order[self._canvases.of[order] == c] for c in range(len(self._counts))]
+
+    def _make_turns(self, epoch):
+        """Returns (canvas, number of its batch) of each step of an epoch."""
+        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._canvases.of))
+        turns = []
+        for canvas, count in enumerate(self._counts):
+            met = np.flatnonzero(self._canvases.of[order] == canvas)
+            first, last = epoch * count // self._batch_size, (epoch + 1) * count // self._batch_size
+            for number in range(int(first), int(last)):
+                complete = met[(number + 1) * self._batch_size - 1 - epoch * count]
+                turns.append((complete, canvas, number))
+        return [turn[1:] for turn in sorted(turns)]
+
+
+class EvaluationBatches:
+    """Every image exactly once, canvas by canvas; rows that only fill a batch have index -1."""
+
+    def __init__(self, source, canvases, *, batch_size, max_boxes, images):
+        self._source, self._canvases, self._max_boxes = source, canvases, max_boxes
+        self._batch_size = batch_size
+        members = [np.flatnonzero(canvases.of[:images] == c) for c in range(len(canvases.shapes))]
+        self._batches = [
+            positions[start : start + batch_size].tolist()
+            for positions in members
+            for start in range(0, len(positions), batch_size)
+        ]
+
+    def __len__(self):
+        return len(self._batches)
 
     def __call__(self, step):
-        start = step * self.batch_size
-        positions = range(start, min(start + self.batch_size, self.images))
-        rows = [example(self.source, p, self.canvas, self.max_boxes, False) for p in positions]
+        rows = [
+            example(self._source, self._canvases, p, self._max_boxes, False)
+            for p in self._batches[step]
+        ]
         padding = {k: np.zeros_like(v) for k, v in rows[0].items()} | {'index': np.int32(-1)}
         padding['size'] = rows[0]['size']
-        return collate(rows + [padding] * (self.batch_size - len(rows)))
+        return collate(rows + [padding] * (self._batch_size - len(rows)))
 
 
-def example(source, position, canvas, max_boxes, flip):
+def example(source, canvases, position, max_boxes, flip):
     """Returns one image as a dict: image [H, W, 3], boxes [G, 4], kind [G], size [2], index.
 
-    The image is uint8 RGB, resized to the canvas (H, W); boxes are in its pixels, rows beyond the
-    record's are zero; size is the real image's (height, width) on the canvas.
+    The image is uint8 RGB, resized to `size` (height, width) in the upper left corner of its
+    canvas, which is zero elsewhere; boxes are in the canvas's pixels, rows beyond the record's are
+    zero.
     """
     record = source.records[position]
     image = source.read(position)
-    height, width = canvas
-    if image.shape[:2] != canvas:
+    canvas = canvases.shapes[canvases.of[position]]
+    height, width = map(int, canvases.sizes[position])
+    if image.shape[:2] != (height, width):
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    boxes, kind = padded(record, canvas, max_boxes)
+    boxes, kind = padded(record, (height, width), max_boxes)
     if flip:
         image = cv2.flip(image, 1)
         mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
         boxes = np.where(kind[:, None] > 0, mirrored, 0)
+    if canvas != (height, width):
+        below, right = canvas[0] - height, canvas[1] - width
+        image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=0)
     return {
         'image': image,
         'boxes': boxes,
         'kind': kind,
-        'size': np.float32(canvas),
+        'size': np.float32([height, width]),
         'index': np.int32(position),
     }
 
 
-def padded(record, canvas, max_boxes):
-    """Returns a record's boxes [G, 4] in canvas pixels and kind [G], zero beyond its own rows."""
+def padded(record, size, max_boxes):
+    """Returns a record's boxes [G, 4], resized, and kind [G], zero beyond its own rows.
+
+    size is the (height, width) that its image is resized to.
+    """
     boxes, kind = np.zeros((max_boxes, 4), np.float32), np.zeros(max_boxes, np.int32)
-    boxes[: len(record.boxes)] = record.boxes * scale(record, canvas)
+    boxes[: len(record.boxes)] = record.boxes * scale(record, size)
     kind[: len(record.kind)] = record.kind
     return boxes, kind
 
 
-def scale(record, canvas):
-    """Returns the factors [4] that carry a record's boxes onto the canvas (height, width)."""
+def scale(record, size):
+    """Returns the factors [4] that carry a record's boxes to an image of size (height, width)."""
     height, width = record.size
-    return np.float32([canvas[1] / width, canvas[0] / height] * 2)
+    return np.float32([size[1] / width, size[0] / height] * 2)
 
 
 def collate(examples):
@@ -100,17 +149,22 @@ def collate(examples):
     return {key: np.stack([row[key] for row in examples]) for key in examples[0]}
 
 
-@functools.lru_cache(maxsize=4)
-def shuffled(seed, epoch, count):
-    """Returns the order [count] in which an epoch visits the images."""
-    return np.random.default_rng((seed, epoch)).permutation(count)
-
-
 def threaded(batches, steps):
     """Iterates over batches(step) for the range `steps`, made ahead by background threads."""
     stream = grain.MapDataset.range(steps.start, steps.stop).map(batches)
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
     return iter(stream.to_iter_dataset(options))
+
+
+def counted(stream, total, what, print):
+    """Passes on what a stream yields; every ten seconds prints how much of the total is done."""
+    began = shown = time.monotonic()
+    for done, item in enumerate(stream, start=1):
+        yield item
+        if (now := time.monotonic()) - shown > 10 and done < total:
+            rate, shown = done / (now - began), now
+            left = (total - done) / rate
+            print(f'{what} {done}/{total} images  {rate:.1f} images/s  {left:.0f} s left')
 
 
 def check_boxes(source, max_boxes):

@@ -2,13 +2,24 @@
 
 import json
 import math
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from rpn_jax.data.images import decode
-from rpn_jax.data.records import CROWD, OBJECT, Record, Source, inside
+from rpn_jax.data.images import BadRecord
+from rpn_jax.data.records import (
+    CLIPPED,
+    CROWD,
+    OBJECT,
+    Problem,
+    Record,
+    from_paths,
+    inside,
+    inside_folder,
+)
 from rpn_jax.errors import InputError
+
+EMPTY = 'box without width or height, left out'
 
 
 def coco(split, *, path, images='', annotations=''):
@@ -16,8 +27,8 @@ def coco(split, *, path, images='', annotations=''):
 
     `images` overrides where the pictures lie, `annotations` the folder of the json files, or the
     file itself. Boxes (x, y, width, height) become corners; iscrowd is of kind 3; boxes without
-    width or height are left out and counted. Raises InputError, with the file, for whatever could
-    not be trained on.
+    width or height are left out and counted. What would train wrongly becomes a problem of the
+    source. Raises InputError, with the file, where there is no split.
     """
     folder = Path(path)
     pictures = Path(images) if images else folder / split
@@ -31,23 +42,16 @@ def coco(split, *, path, images='', annotations=''):
         )
     if not pictures.is_dir():
         raise InputError(f'{pictures}: no such folder; config key data.images names the pictures')
-    records, empty = parse(labels)
-    files = [pictures / record.image_id for record in records]
-    for file in files:
-        if not file.is_file():
-            raise InputError(f'{file}: no such image; fetch it or take it out of {labels}')
-    notes = (f'{labels}: {empty} boxes without width or height left out',) if empty else ()
-
-    def read(position):
-        return decode(files[position], records[position].size)
-
-    return Source(f'coco {folder.name} {split}', records, read, notes)
+    records, problems = parse(labels)
+    paths = [pictures / record.image_id for record in records]
+    return from_paths(f'coco {folder.name} {split}', records, paths, problems)
 
 
 def parse(path):
-    """Reads an instances json into (records, number of empty boxes left out).
+    """Reads an instances json into (records, problems).
 
-    A record's image_id is its file name. Raises InputError naming the file and the entry.
+    A record's image_id is its file name. Raises InputError where the file as a whole, or an image's
+    name or size, cannot be used.
     """
     try:
         content = json.loads(Path(path).read_text('utf-8'))
@@ -61,48 +65,67 @@ def parse(path):
         what = 'two images of one id' if doubled else 'no images'
         raise InputError(f'{path}: {what}; the split cannot be used')
     sizes = {key: _size(path, entry) for key, entry in entries.items()}
-    boxes, kind, empty = {key: [] for key in entries}, {key: [] for key in entries}, 0
+    names = {key: _file_name(path, entry) for key, entry in entries.items()}
+    positions = {key: position for position, key in enumerate(entries)}
+    boxes, kind, remarks = ([[] for _ in entries] for _ in range(3))
+    problems = []
     for number, annotation in enumerate(annotations):
-        key, box, is_crowd = _annotation(path, number, annotation, sizes)
-        if box is None:
-            empty += 1
+        position = positions.get(_image_id(annotation), -1)
+        try:
+            box, given, is_crowd = _annotation(path, number, annotation, sizes)
+        except BadRecord as error:
+            problems.append(Problem(error.kind, str(error), position))
             continue
-        boxes[key].append(box)
-        kind[key].append(CROWD if is_crowd else OBJECT)
+        if box is None:
+            remarks[position].append(EMPTY)
+            continue
+        remarks[position] += [CLIPPED] if box != given else []
+        boxes[position].append(box)
+        kind[position].append(CROWD if is_crowd else OBJECT)
     records = [
         Record(
-            image_id=_file_name(path, entry),
+            image_id=names[key],
             size=sizes[key],
-            boxes=np.asarray(boxes[key], np.float32).reshape(-1, 4),
-            kind=np.asarray(kind[key], np.int32),
+            boxes=np.asarray(boxes[position], np.float32).reshape(-1, 4),
+            kind=np.asarray(kind[position], np.int32),
+            remarks=tuple(remarks[position]),
         )
-        for key, entry in entries.items()
+        for position, key in enumerate(entries)
     ]
-    return records, empty
+    return records, problems
+
+
+def _image_id(annotation):
+    try:
+        return int(annotation['image_id'])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _annotation(path, number, annotation, sizes):
-    """Returns (image, box or None where it is empty, whether it is a crowd)."""
+    """Returns (box or None where it is empty, box as given, whether it is a crowd)."""
     try:
         where = f'annotation {annotation.get("id", f"number {number}")}'
         key, corners = int(annotation['image_id']), annotation['bbox']
         x, y, width, height = (float(value) for value in corners)
         is_crowd = bool(int(annotation.get('iscrowd', 0)))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f'{path}: annotation number {number} has no image_id or no bbox of four numbers'
-        ) from error
+        what = f'{path}: annotation number {number} has no image_id or no bbox of four numbers'
+        raise BadRecord('object without a box', what) from error
     if key not in sizes:
-        raise InputError(f'{path}: {where} is of image {key}, which the file does not list')
+        what = f'{path}: {where} is of image {key}, which the file does not list'
+        raise BadRecord('annotation of an unlisted image', what)
     shown = f'[{x:g}, {y:g}, {width:g}, {height:g}]'
     if not all(map(math.isfinite, (x, y, width, height))):
-        raise InputError(f'{path}: {where} has a bbox that is not finite: {shown}')
+        what = f'{path}: {where} has a bbox that is not finite: {shown}'
+        raise BadRecord('annotation with what is not a number', what)
     if width == 0 or height == 0:
-        return key, None, is_crowd
+        return None, None, is_crowd
+    given = x, y, x + width, y + height
     try:
-        return key, inside((x, y, x + width, y + height), sizes[key]), is_crowd
-    except ValueError as error:
-        raise InputError(f'{path}: {where} {error}: bbox {shown}') from error
+        return inside(given, sizes[key]), given, is_crowd
+    except BadRecord as error:
+        raise BadRecord(error.kind, f'{path}: {where} {error}: bbox {shown}') from error
 
 
 def _size(path, entry):
@@ -117,7 +140,6 @@ def _size(path, entry):
 
 def _file_name(path, entry):
     name = entry.get('file_name')
-    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
-    if not parts or parts[0].startswith('/') or '..' in parts or '\\' in name or '\0' in name:
+    if not isinstance(name, str) or not inside_folder(name, nested=True):
         raise InputError(f'{path}: image {entry["id"]}: file_name {name!r} leads out of the folder')
     return name

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import numpy as np
-
-from rpn_jax.data.images import decode
-from rpn_jax.data.records import Record, Source
+from rpn_jax.data.records import from_paths, without_boxes
 from rpn_jax.errors import InputError
 
 EXTENSIONS = frozenset('.bmp .jpeg .jpg .png .tif .tiff .webp'.split())
@@ -24,17 +21,5 @@ def pictures(*, path):
     )
     if not files:
         raise InputError(f'{folder}: no images ({", ".join(sorted(EXTENSIONS))})')
-    records = [
-        Record(
-            image_id=file.relative_to(folder).as_posix(),
-            size=(0, 0),  # not known before it is read
-            boxes=np.zeros((0, 4), np.float32),
-            kind=np.zeros(0, np.int32),
-        )
-        for file in files
-    ]
-
-    def read(position):
-        return decode(files[position])
-
-    return Source(f'images {folder.name}', records, read)
+    records = [without_boxes(file.relative_to(folder).as_posix()) for file in files]
+    return from_paths(f'images {folder.name}', records, files)

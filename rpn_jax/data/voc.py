@@ -6,8 +6,18 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from rpn_jax.data.images import decode
-from rpn_jax.data.records import DIFFICULT, OBJECT, Record, Source, inside
+from rpn_jax.data.images import BadRecord
+from rpn_jax.data.records import (
+    CLIPPED,
+    DIFFICULT,
+    OBJECT,
+    Problem,
+    Record,
+    from_paths,
+    inside,
+    inside_folder,
+    without_boxes,
+)
 from rpn_jax.errors import InputError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.JPG', '.JPEG', '.PNG')
@@ -17,8 +27,8 @@ def voc(split, *, path, images='', annotations=''):
     """Opens a split: the images listed in ImageSets/Main/{split}.txt, or all of Annotations for ''.
 
     `images` and `annotations` override where the pictures and the XML files lie. Difficult objects
-    are of kind 2; VOC's 1-based inclusive corners become half open (x0 and y0 lose 1). Raises
-    InputError, with the file, for whatever could not be trained on.
+    are of kind 2; VOC's 1-based inclusive corners become half open (x0 and y0 lose 1). What would
+    train wrongly becomes a problem of the source. Raises InputError where there is no split.
     """
     folder = Path(path)
     pictures = Path(images) if images else folder / 'JPEGImages'
@@ -33,44 +43,49 @@ def voc(split, *, path, images='', annotations=''):
                 f'config key data.{key}: no folder {place}; it needs a VOCdevkit/VOCxxxx folder'
             )
     ids = _image_ids(folder, labels, split)
-    records = [parse(labels / f'{image_id}.xml', image_id) for image_id in ids]
-    files = [_find(pictures, image_id) for image_id in ids]
-
-    def read(position):
-        return decode(files[position], records[position].size)
-
-    return Source(f'voc {folder.name} {split or "all"}', records, read)
+    records, problems = [], []
+    for position, image_id in enumerate(ids):
+        try:
+            records.append(parse(labels / f'{image_id}.xml', image_id))
+        except BadRecord as error:
+            records.append(without_boxes(image_id))
+            problems.append(Problem(error.kind, str(error), position))
+    paths = [_find(pictures, image_id) for image_id in ids]
+    return from_paths(f'voc {folder.name} {split or "all"}', records, paths, problems)
 
 
 def parse(path, image_id):
-    """Reads one VOC annotation into a Record; raises InputError naming the file and the object."""
+    """Reads one VOC annotation into a Record; raises BadRecord naming the file and the object."""
     try:
         text = Path(path).read_bytes()
         declares = b'<!DOCTYPE' in text or b'<!ENTITY' in text
         root = None if declares else ElementTree.fromstring(text)
     except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
-        raise InputError(
-            f'{path}: not a readable XML file ({error}); mend it or take {image_id} off the list'
-        ) from error
+        what = f'{path}: not a readable XML file ({error}); mend it or take {image_id} off the list'
+        raise BadRecord('annotation unreadable', what) from error
     if declares:
-        raise InputError(f'{path}: declares a DOCTYPE or entities, which no VOC annotation needs')
+        what = f'{path}: declares a DOCTYPE or entities, which no VOC annotation needs'
+        raise BadRecord('annotation unreadable', what)
     size = root.find('size')
     if size is None:
-        raise InputError(f'{path}: no <size>; add the width and height of the image')
+        what = f'{path}: no <size>; add the width and height of the image'
+        raise BadRecord('annotation without a size', what)
     height, width = (_number(path, size, side, '<size>') for side in ('height', 'width'))
     if min(height, width) < 1:
-        raise InputError(
-            f'{path}: <size> is {width:g} x {height:g}; it needs at least 1 x 1 pixels'
-        )
-    boxes, kind = [], []
+        what = f'{path}: <size> is {width:g} x {height:g}; it needs at least 1 x 1 pixels'
+        raise BadRecord('annotation without a size', what)
+    boxes, kind, remarks = [], [], []
     for number, item in enumerate(root.findall('object')):
-        boxes.append(_box(path, item, number, width, height))
+        box, given = _box(path, item, number, width, height)
+        boxes.append(box)
+        remarks += [CLIPPED] if box != given else []
         kind.append(DIFFICULT if (item.findtext('difficult') or '0').strip() == '1' else OBJECT)
     return Record(
         image_id=image_id,
         size=(int(height), int(width)),
         boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
         kind=np.asarray(kind, np.int32),
+        remarks=tuple(remarks),
     )
 
 
@@ -91,7 +106,7 @@ def _image_ids(folder, labels, split):
     if not ids:
         raise InputError(f'{where}: the split is empty')
     for image_id in ids:
-        if '/' in image_id or '\\' in image_id or image_id.startswith('.'):
+        if not inside_folder(image_id) or image_id.startswith('.'):
             raise InputError(f'{where}: image id {image_id!r} would leave the folder')
     return ids
 
@@ -100,9 +115,7 @@ def _find(pictures, image_id):
     for extension in EXTENSIONS:
         if (path := pictures / f'{image_id}{extension}').is_file():
             return path
-    raise InputError(
-        f'{pictures / image_id}.jpg: no such image; fetch it or take {image_id} off the list'
-    )
+    return pictures / f'{image_id}.jpg'
 
 
 def _number(path, parent, name, where):
@@ -112,7 +125,8 @@ def _number(path, parent, name, where):
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f'{path}: {where} has {name} = {text!r}, which is not a number')
+        what = f'{path}: {where} has {name} = {text!r}, which is not a number'
+        raise BadRecord('annotation with what is not a number', what)
     return value
 
 
@@ -121,10 +135,11 @@ def _box(path, item, number, width, height):
     where = f'object {number} ({name})'
     corners = item.find('bndbox')
     if corners is None:
-        raise InputError(f'{path}: {where} has no <bndbox>')
+        raise BadRecord('object without a box', f'{path}: {where} has no <bndbox>')
     x0, y0, x1, y1 = (_number(path, corners, k, where) for k in ('xmin', 'ymin', 'xmax', 'ymax'))
+    given = x0 - 1, y0 - 1, x1, y1
     try:
-        return inside((x0 - 1, y0 - 1, x1, y1), (height, width))
-    except ValueError as error:
+        return inside(given, (height, width)), given
+    except BadRecord as error:
         shown = f'({x0:g}, {y0:g}, {x1:g}, {y1:g})'
-        raise InputError(f'{path}: {where} {error}: {shown}') from error
+        raise BadRecord(error.kind, f'{path}: {where} {error}: {shown}') from error

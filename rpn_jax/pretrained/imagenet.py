@@ -9,9 +9,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import platformdirs
-
 from rpn_jax.errors import InputError
+from rpn_jax.workdir import cache_folder
 
 ADDRESS = 'https://download.pytorch.org/models/'
 # The eight digits in a name begin the file's SHA-256.
@@ -68,12 +67,6 @@ def fetch(name, depth, *, print=print):
         reason = getattr(error, 'reason', None) or error
         raise InputError(f'weights {url}: cannot be fetched ({reason}); {by_hand}') from error
     return path
-
-
-def cache_folder():
-    """Returns the folder that keeps what was downloaded: RPN_JAX_CACHE, or the platform's."""
-    own = os.environ.get('RPN_JAX_CACHE')
-    return Path(os.path.expanduser(own)) if own else platformdirs.user_cache_path('rpn_jax')
 
 
 def _download(url, path, print):

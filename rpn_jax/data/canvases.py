@@ -1,0 +1,118 @@
+"""Canvases: the few static shapes that images of all sizes are resized onto."""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+MULTIPLE = 32  # sides of canvases are multiples: the largest stride of a backbone
+WORTH = 0.02  # share of the pixels that another canvas must save
+
+
+class Canvases(NamedTuple):
+    """Where each image of a split goes."""
+
+    shapes: tuple[tuple[int, int], ...]  # (height, width) of each canvas, pixels
+    of: np.ndarray  # [n] int: the canvas of each image
+    sizes: np.ndarray  # [n, 2] int: (height, width) of each image, resized
+
+    @property
+    def padding(self):
+        """The share of the canvases' pixels that no image covers, over one pass of the split."""
+        areas = np.prod(self.shapes, 1)[self.of]
+        return 1 - np.prod(self.sizes, 1).sum() / areas.sum()
+
+
+def square(size, count):
+    """Returns the one canvas that every image is stretched to: (size, size)."""
+    whole = np.full((count, 2), size)
+    return Canvases(((size, size),), np.zeros(count, int), whole)
+
+
+def short_side(sizes, *, image_size, max_size, limit, least=1):
+    """Returns at most `limit` canvases with little padding for images of these sizes [n, 2].
+
+    Every image is resized to a short side of image_size pixels, or less where its long side would
+    exceed max_size (Faster R-CNN, section 3.3). A canvas holds at least `least` images, if there
+    are as many: a smaller group goes to the canvas that costs least.
+    """
+    resized = np.array([resized_size(size, image_size, max_size) for size in sizes])
+    needed = -(-resized // MULTIPLE) * MULTIPLE
+    lying = needed[:, 1] >= needed[:, 0]
+    options = [_groupings(needed, np.flatnonzero(part), limit) for part in (lying, ~lying)]
+    best, cost = [np.arange(len(needed))], needed[:, 0].max() * needed[:, 1].max() * len(needed)
+    for number in range(1, limit + 1):
+        choices = [
+            (
+                options[0][a][0] + options[1][number - a][0],
+                options[0][a][1] + options[1][number - a][1],
+            )
+            for a in range(number + 1)
+            if a in options[0] and number - a in options[1]
+        ]
+        for price, groups in choices:
+            if price < cost * (1 - WORTH):
+                best, cost = groups, price
+    groups = _merged(best, needed, least)
+    of = np.zeros(len(resized), int)
+    for number, group in enumerate(groups):
+        of[group] = number
+    shapes = tuple(tuple(needed[group].max(0).tolist()) for group in groups)
+    return Canvases(shapes, of, resized)
+
+
+def resized_size(size, image_size, max_size):
+    """Returns the (height, width) in whole pixels that short_side gives an image of `size`."""
+    scale = min(image_size / min(size), max_size / max(size))
+    return tuple(max(1, int(side * scale + 0.5)) for side in size)
+
+
+def _groupings(needed, members, limit):
+    """Splits images into 0 to limit groups of neighbours in length: {number: (cost, groups)}.
+
+    The cheapest splits, by dynamic programming over the distinct long sides; the cost of a group is
+    the area of its canvas for each of its images.
+    """
+    if not len(members):
+        return {0: (0, [])}
+    sides = np.sort(needed[members], 1)  # short, long
+    lengths, bucket = np.unique(sides[:, 1], return_inverse=True)
+    widths = np.array([sides[bucket == k, 0].max() for k in range(len(lengths))])
+    counts = np.bincount(bucket)
+
+    def cost(first, last):
+        return counts[first:last].sum() * lengths[last - 1] * widths[first:last].max()
+
+    best = {(0, 0): (0, ())}  # (groups, lengths covered) -> cost, where each group ends
+    for number in range(1, limit + 1):
+        for last in range(number, len(lengths) + 1):
+            best[number, last] = min(
+                (
+                    best[number - 1, first][0] + cost(first, last),
+                    (*best[number - 1, first][1], last),
+                )
+                for first in range(number - 1, last)
+                if (number - 1, first) in best
+            )
+    found = {}
+    for (number, last), (total, ends) in best.items():
+        if number and last == len(lengths):
+            parts = itertools.pairwise((0, *ends))
+            found[number] = total, [members[(bucket >= a) & (bucket < b)] for a, b in parts]
+    return found
+
+
+def _merged(groups, needed, least):
+    """Merges every group of fewer than `least` images into the one where that costs least."""
+
+    def area(*members):
+        joined = np.concatenate(members)
+        return np.prod(needed[joined].max(0)) * len(joined)
+
+    groups = list(groups)
+    while len(groups) > 1 and min(map(len, groups)) < least:
+        small = groups.pop(int(np.argmin([len(group) for group in groups])))
+        extra = [area(group, small) - area(group) for group in groups]
+        host = int(np.argmin(extra))
+        groups[host] = np.sort(np.concatenate([groups[host], small]))
+    return groups

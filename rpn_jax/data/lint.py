@@ -1,0 +1,150 @@
+"""Checks a source before it is used: what would train wrongly is an error, what is odd a note."""
+
+import collections
+import hashlib
+import json
+import os
+import warnings
+
+from rpn_jax.data import images
+from rpn_jax.data.batches import counted, threaded
+from rpn_jax.data.images import BadRecord, Facts
+from rpn_jax.data.records import Problem, select
+from rpn_jax.errors import InputError
+from rpn_jax.workdir import cache_folder, write_atomically
+
+ON_BAD = ('error', 'skip')
+SHOWN = 20  # problems that are printed
+VERSION = 1  # of the cache: goes up with what examine finds
+TWICE = 'image that is there under another name too'
+THIN = 'box of at most 1 pixel in width or height'
+
+
+def lint(source, on_bad='error', print=print):
+    """Returns a checked source, with notes on what is odd in it and harmless.
+
+    Every image file is decoded once; what was found is remembered in the cache folder, and holds as
+    long as the file does not change. on_bad 'error' raises InputError if any image would train
+    wrongly, once the first twenty problems are printed; 'skip' leaves these images out.
+    """
+    facts = examined(source, print)
+    problems = [*source.problems, *file_problems(source, facts)]
+    notes = [*source.notes, *remarks(source, facts)]
+    if not problems:
+        return source._replace(notes=tuple(notes))
+    counts = collections.Counter(problem.kind for problem in problems)
+    said = ', '.join(f'{kind}: {count}' for kind, count in counts.most_common())
+    if on_bad == 'error':
+        raise InputError(_refusal(source, problems, said, print))
+    bad = {problem.position for problem in problems}
+    good = [position for position in range(len(source.records)) if position not in bad]
+    if not good:
+        raise InputError(f'{source.name}: no image is left without the bad ones ({said})')
+    left_out = len(source.records) - len(good)
+    notes.append(f"{left_out} of {len(source.records)} images left out, as on_bad='skip' ({said})")
+    return select(source, good)._replace(notes=tuple(notes))
+
+
+def examined(source, print=print):
+    """Returns the Facts of every image file, from the cache where a file has not changed."""
+    if source.files is None:
+        return []
+    names = list(map(os.path.abspath, source.files.names))
+    stamps = list(map(source.files.stamp, range(len(names))))
+    place = _place(names)
+    known = _read(place)
+    kept = zip(names, stamps, strict=True)
+    stale = [
+        i for i, (name, stamp) in enumerate(kept) if not stamp or known.get(name, [''])[0] != stamp
+    ]
+
+    def look(number):
+        position = stale[number]
+        try:
+            return images.examine(source.files.load(position), source.files.names[position])
+        except BadRecord as problem:
+            return Facts((0, 0), '', (), (problem.kind, str(problem)))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # Pillow's, on damaged tags: they become remarks
+        found = threaded(look, range(len(stale)))
+        found = list(counted(found, len(stale), f'{source.name}: checked', print))
+    for position, facts in zip(stale, found, strict=True):
+        known[names[position]] = [stamps[position], *facts]
+    if stale:
+        _write(place, known)
+    return [Facts(tuple(size), *rest) for _, size, *rest in (known[name] for name in names)]
+
+
+def file_problems(source, facts):
+    """Yields the Problems of image files: missing, unreadable, of another size than annotated."""
+    for position, (record, fact) in enumerate(zip(source.records, facts, strict=False)):
+        if fact.problem:
+            kind, message = fact.problem
+            yield Problem(kind, message, position)
+            continue
+        try:
+            size, turned = record.size, images.TURNED in fact.remarks
+            images.check_size(
+                fact.size, size if any(size) else (), source.files.names[position], turned
+            )
+        except BadRecord as error:
+            yield Problem(error.kind, str(error), position)
+
+
+def remarks(source, facts):
+    """Returns a line for each kind of harmless oddity: how often, and where first."""
+    found = collections.defaultdict(list)
+    first_of = {}
+    for position, record in enumerate(source.records):
+        own = list(record.remarks)
+        sides = record.boxes[:, 2:] - record.boxes[:, :2]
+        own += [THIN] * int((sides <= 1).any(axis=1).sum())
+        if facts:
+            own += facts[position].remarks
+            digest = facts[position].digest
+            own += [TWICE] if digest and first_of.setdefault(digest, position) != position else []
+        for remark in own:
+            found[remark].append(record.image_id)
+    return [
+        f'{source.name}: {remark}: {len(ids)} ({ids[0]}{", .." if len(ids) > 1 else ""})'
+        for remark, ids in found.items()
+    ]
+
+
+def _refusal(source, problems, counts, print):
+    """Prints the first problems; returns the message of the error."""
+    remedy = 'mend it, or leave the image out with --config.data.on_bad=skip'
+    if len(problems) == 1:
+        return f'{problems[0].message}; {remedy}'
+    for problem in problems[:SHOWN]:
+        print(f'bad: {InputError(problem.message)}')
+    if len(problems) > SHOWN:
+        print(f'bad: .. and {len(problems) - SHOWN} more')
+    return (
+        f'{problems[0].message}; {source.name} has {len(problems)} such problems ({counts}); mend '
+        'them, or leave the images out with --config.data.on_bad=skip'
+    )
+
+
+def _place(names):
+    """Returns the cache file for images of these names: one for a folder, whatever the split."""
+    folder = os.path.commonpath([os.path.dirname(name) for name in names])
+    return cache_folder() / 'lint' / f'{hashlib.sha256(folder.encode()).hexdigest()[:16]}.json'
+
+
+def _read(place):
+    """Returns {name: [stamp, *Facts]}; empty where there is no cache, or none that can be read."""
+    try:
+        content = json.loads(place.read_text())
+        return content['files'] if content['version'] == VERSION else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _write(place, known):
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(place, json.dumps({'version': VERSION, 'files': known}))
+    except OSError:
+        pass  # a cache that cannot be written only costs time
