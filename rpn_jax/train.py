@@ -192,7 +192,7 @@ def train(config, folder, *, devices=None, print=print):
     """
     devices = devices or jax.local_devices()
     options = data.check(data.Options(**config.data))
-    check_divides(options.batch_size, len(devices))
+    check_divides(options.batch_size, len(devices) * jax.process_count())
     resuming = bool(checkpoint.steps(folder))
     if resuming:
         workdir.check(folder, config)
@@ -217,7 +217,8 @@ def train(config, folder, *, devices=None, print=print):
         with workdir.History(folder, start) as history, Signals() as signals:
             progress = Progress(config, source.records, history, print)
             steps = range(start, config.steps)
-            batches = data.train_batches(source, options, seed=config.seed, steps=steps)
+            share = dict(host=jax.process_index(), hosts=jax.process_count())
+            batches = data.train_batches(source, options, seed=config.seed, steps=steps, **share)
             for step, batch in zip(range(start + 1, config.steps + 1), batches, strict=True):
                 state, metrics = update(state, batch)
                 progress.read(step, metrics, batch['index'], checkpoints.latest)

@@ -51,6 +51,13 @@ def make(source, *, canvases=None, seed=0, batch_size=4, flip=True, **hosts):
     return TrainBatches(source, canvases, **settings, **hosts)
 
 
+def alone(source, position, flip):
+    """Returns the batch of one image, without its leading axis."""
+    canvases = stretched(len(source.records))
+    batch = batching.collate(source, canvases, [position], [flip], max_boxes=ROWS)
+    return {key: value[0] for key, value in batch.items()}
+
+
 def evaluation(source, canvases, batch_size, images):
     """Returns all evaluation batches."""
     batches = EvaluationBatches(
@@ -149,7 +156,7 @@ def test_without_flips_images_are_as_they_were_read():
 def test_a_resize_takes_the_box_along(size, flip):
     source = bright(9, size)
     for position in range(8):
-        row = batching.example(source, stretched(9), position, ROWS, flip)
+        row = alone(source, position, flip)
         assert row['image'].shape == (*CANVAS, 3)
         np.testing.assert_allclose(row['boxes'][0], seen(row['image']), atol=1.01)
         scale = np.tile(np.divide(CANVAS[::-1], size[::-1]), 2)
@@ -160,7 +167,7 @@ def test_a_resize_takes_the_box_along(size, flip):
 
 def test_rows_beyond_the_objects_are_padding():
     for flip in (False, True):
-        row = batching.example(bright(2), stretched(2), 1, ROWS, flip)
+        row = alone(bright(2), 1, flip)
         assert not row['boxes'].any() and not row['kind'].any()
 
 

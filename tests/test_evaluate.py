@@ -121,11 +121,11 @@ def test_figures_are_those_of_the_predicted_boxes():
     source, boxes, objects = split(config), [], []
     canvases = square(64, len(source.records))
     for positions, new in (((0, 1, 2, 3), range(4)), ((2, 3, 4, 5), (2, 3))):
-        rows = [data.batching.example(source, canvases, i, 16, False) for i in positions]
-        proposals = predict(variables, data.batching.collate(rows))
+        batch = data.batching.collate(source, canvases, positions, max_boxes=16)
+        proposals = predict(variables, batch)
         for row in new:
             boxes.append(proposals.boxes[row][proposals.valid[row]])
-            objects.append(rows[row]['boxes'][rows[row]['kind'] == 1])
+            objects.append(batch['boxes'][row][batch['kind'][row] == 1])
     by_hand = {
         'AR@10': metrics.average_recall(boxes, objects, 10),
         'recall@0.5/10': metrics.recall(boxes, objects, 0.5, 10),

@@ -11,7 +11,7 @@ import pytest
 from test_formats import write
 
 from configs import default
-from rpn_jax import train
+from rpn_jax import downloads, train
 from rpn_jax.errors import InputError
 from rpn_jax.pretrained import imagenet
 
@@ -66,7 +66,7 @@ def test_a_file_is_fetched_once(server, tmp_path):
     path = fetch(lines)
     assert path == tmp_path / 'cache' / NAME and path.read_bytes() == CONTENT
     assert lines[0] == f'fetching {imagenet.ADDRESS}{NAME} to {tmp_path / "cache"}'
-    assert lines[-1].strip() == '100 %  3 of 3 MiB' and len(lines) <= 11
+    assert lines[-1].strip().startswith('100 %  3 of 3 MiB  ') and len(lines) <= 11
     assert fetch() == path and server.asked == 1
     assert cached(tmp_path) == [path]
 
@@ -122,7 +122,7 @@ def test_what_is_not_whole_is_not_kept(server, tmp_path, change, complaint):
 
 
 def test_an_endless_answer_is_cut_short(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(imagenet, 'LARGEST', 1000)
+    monkeypatch.setattr(downloads, 'LARGEST', 1000)
     server.length = 0
     with pytest.raises(InputError, match='more than 0 MiB came'):
         fetch()

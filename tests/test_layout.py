@@ -14,7 +14,7 @@ GEOMETRY = 'boxes anchors targets losses nms proposals'.split()
 HOUSE = [
     'errors',
     *GEOMETRY,
-    *'metrics baselines resnet rpn checkpoint workdir data.pixels pretrained'.split(),
+    *'metrics baselines resnet rpn checkpoint workdir downloads data.pixels pretrained'.split(),
     *'data.images data.records data limits optim evaluate trained'.split(),
     *'progress train analysis modes'.split(),
     '',

@@ -75,9 +75,10 @@ def test_proposals_are_those_of_the_evaluation(trained):
     config = tiny_config(data__pixels='torchvision')
     source = data.open_split(data.Options(**config.data), 'val', training=False)
     canvases = square(64, len(source.records))
-    rows = [data.batching.example(source, canvases, i, 16, False) for i in range(4)]
     predict = evaluate.make_predict(rpn.build(config), config, jax.devices())
-    expected = predict(trained.variables, data.batching.collate(rows))
+    expected = predict(
+        trained.variables, data.batching.collate(source, canvases, range(4), max_boxes=16)
+    )
     for i in range(4):
         proposals = trained.propose(source.read(i))
         np.testing.assert_array_equal(proposals.index, expected.index[i])

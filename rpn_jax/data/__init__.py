@@ -1,6 +1,7 @@
 """Data: a source's records -> resized, flipped, padded uint8 batches."""
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(2**27))  # read when cv2 is imported
@@ -12,10 +13,11 @@ from rpn_jax.data.lint import ON_BAD, lint
 from rpn_jax.data.pictures import pictures
 from rpn_jax.data.pixels import pixel_family
 from rpn_jax.data.shapes import shapes
+from rpn_jax.data.tfds import tfds
 from rpn_jax.data.voc import voc
 from rpn_jax.errors import InputError
 
-SOURCES = ('voc', 'coco', 'shapes', 'images')
+SOURCES = ('tfds', 'voc', 'coco', 'shapes', 'images')
 RESIZES = ('square', 'short_side')
 
 
@@ -77,12 +79,35 @@ def open_split(options, split, *, seed=0, training=True, boxes=True, print=print
         count = options.scenes[0 if training else 1]
         source = shapes(split, count=count, size=options.image_size, seed=seed)
     else:
-        places = dict(path=options.path, images=options.images, annotations=options.annotations)
-        source = {'voc': voc, 'coco': coco}[options.source](split, **places)
+        source = _read(options, split, print)
     source = lint(source, options.on_bad, print)
     if boxes:
         batching.check_boxes(source, options.max_boxes)
     return source
+
+
+def _read(options, split, print):
+    """Opens a split of a TFDS data set or of a folder of one's own."""
+    kind = options.source
+    if kind == 'tfds' and (own := _own_folder(options, split)):
+        print(f'{options.path} is a {own} folder: read as with data.source={own}')
+        kind = own
+    if kind == 'tfds':
+        settings = dict(name=options.name, on_bad=options.on_bad, print=print)
+        return tfds(split, path=options.path, **settings)
+    places = dict(path=options.path, images=options.images, annotations=options.annotations)
+    return {'voc': voc, 'coco': coco}[kind](split, **places)
+
+
+def _own_folder(options, split):
+    """Returns 'voc' or 'coco' where data.path is such a folder, not a place for TFDS data."""
+    path, family = Path(options.path), options.name.partition('/')[0]
+    parts = {
+        'voc': (path / 'JPEGImages', path / 'Annotations'),
+        'coco': (path / 'annotations' / f'instances_{split}.json',),
+    }
+    found = [kind for kind, places in parts.items() if all(place.exists() for place in places)]
+    return next((kind for kind in found if family in ('', kind)), '')
 
 
 def plan(sizes, options, *, least=1):
@@ -103,9 +128,9 @@ def train_plan(source, options):
     return plan([r.size for r in source.records], options, least=options.batch_size)
 
 
-def train_batches(source, options, *, seed, steps):
-    """Iterates over the training batches of the range `steps`."""
-    return batching.threaded(train_batch(source, options, seed=seed), steps)
+def train_batches(source, options, *, seed, steps, host=0, hosts=1):
+    """Iterates over the training batches of the range `steps`, or over a host's share of them."""
+    return batching.threaded(train_batch(source, options, seed=seed, host=host, hosts=hosts), steps)
 
 
 def train_batch(source, options, *, seed, host=0, hosts=1):

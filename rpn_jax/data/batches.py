@@ -29,15 +29,13 @@ class TrainBatches:
         self._turns = functools.lru_cache(maxsize=4)(self._make_turns)
 
     def __call__(self, step):
-        canvas, positions = self.positions(step)
-        coins = [np.random.default_rng((self._seed, step, p)).random() < 0.5 for p in positions]
-        rows = list(zip(positions, coins, strict=True))[self._rows]
-        return collate(
-            [
-                example(self._source, self._canvases, p, self._max_boxes, self._flip and coin)
-                for p, coin in rows
-            ]
-        )
+        _, positions = self.positions(step)
+        flips = [
+            self._flip and np.random.default_rng((self._seed, step, position)).random() < 0.5
+            for position in positions
+        ]
+        rows = positions[self._rows], flips[self._rows]
+        return collate(self._source, self._canvases, *rows, max_boxes=self._max_boxes)
 
     def positions(self, step):
         """Returns the canvas of a step and the positions of its images, on all hosts together."""
@@ -88,38 +86,58 @@ class EvaluationBatches:
         return len(self._batches)
 
     def __call__(self, step):
-        rows = [
-            example(self._source, self._canvases, p, self._max_boxes, False)
-            for p in self._batches[step]
-        ]
-        padding = {k: np.zeros_like(v) for k, v in rows[0].items()} | {'index': np.int32(-1)}
-        padding['size'] = rows[0]['size']
-        return collate(rows + [padding] * (self._batch_size - len(rows)))
+        return collate(
+            self._source,
+            self._canvases,
+            self._batches[step],
+            max_boxes=self._max_boxes,
+            rows=self._batch_size,
+        )
 
 
-def example(source, canvases, position, max_boxes, flip):
-    """Returns one image as a dict: image [H, W, 3], boxes [G, 4], kind [G], size [2], index.
+def collate(source, canvases, positions, flips=(), *, max_boxes, rows=0):
+    """Returns the batch of the images at these positions, which share a canvas.
 
-    The image is uint8 RGB, resized to `size` (height, width) in the upper left corner of its
-    canvas, which is zero elsewhere; boxes are in the canvas's pixels, rows beyond the record's are
-    zero.
+    A dict of image [N, H, W, 3] uint8 RGB and, also with a leading axis, of what example returns.
+    flips say which images are mirrored, none by default; rows is N where there are fewer images:
+    the rest is padding of index -1.
+    """
+    flips = flips or [False] * len(positions)
+    images = np.zeros(
+        (max(rows, len(positions)), *canvases.shapes[canvases.of[positions[0]]], 3), np.uint8
+    )
+    examples = [
+        example(source, canvases, position, flip, max_boxes, out)
+        for position, flip, out in zip(positions, flips, images, strict=False)
+    ]
+    padding = {k: np.zeros_like(v) for k, v in examples[0].items()} | {'index': np.int32(-1)}
+    padding['size'] = examples[0]['size']
+    examples += [padding] * (len(images) - len(examples))
+    return {'image': images} | {k: np.stack([row[k] for row in examples]) for k in padding}
+
+
+def example(source, canvases, position, flip, max_boxes, out):
+    """Puts one image on its canvas `out` and returns the rest of it as a dict.
+
+    out [H, W, 3] uint8 is zero; the image, RGB, resized to `size` (height, width), fills its upper
+    left corner. The dict holds boxes [G, 4] in pixels of the canvas, kind [G], both zero beyond the
+    record's rows, size [2] and index.
     """
     record = source.records[position]
     image = source.read(position)
-    canvas = canvases.shapes[canvases.of[position]]
     height, width = map(int, canvases.sizes[position])
-    if image.shape[:2] != (height, width):
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    boxes, kind = padded(record, (height, width), max_boxes)
     if flip:
         image = cv2.flip(image, 1)
+    place = out[:height, :width]
+    if image.shape[:2] == (height, width):
+        place[:] = image
+    else:
+        cv2.resize(image, (width, height), dst=place, interpolation=cv2.INTER_LINEAR)
+    boxes, kind = padded(record, (height, width), max_boxes)
+    if flip:
         mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
         boxes = np.where(kind[:, None] > 0, mirrored, 0)
-    if canvas != (height, width):
-        below, right = canvas[0] - height, canvas[1] - width
-        image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=0)
     return {
-        'image': image,
         'boxes': boxes,
         'kind': kind,
         'size': np.float32([height, width]),
@@ -142,11 +160,6 @@ def scale(record, size):
     """Returns the factors [4] that carry a record's boxes to an image of size (height, width)."""
     height, width = record.size
     return np.float32([size[1] / width, size[0] / height] * 2)
-
-
-def collate(examples):
-    """Stacks examples into a batch: the same keys with a leading axis."""
-    return {key: np.stack([row[key] for row in examples]) for key in examples[0]}
 
 
 def threaded(batches, steps):

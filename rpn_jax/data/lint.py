@@ -76,6 +76,11 @@ def examined(source, print=print):
     return [Facts(tuple(size), *rest) for _, size, *rest in (known[name] for name in names)]
 
 
+def forget(source):
+    """Removes what the cache remembers of a source's folder, which will not come back."""
+    _place(list(map(os.path.abspath, source.files.names))).unlink(missing_ok=True)
+
+
 def file_problems(source, facts):
     """Yields the Problems of image files: missing, unreadable, of another size than annotated."""
     for position, (record, fact) in enumerate(zip(source.records, facts, strict=False)):
