@@ -62,7 +62,8 @@ def make_evaluate(model, config, train_records, *, devices, print=print):
     baselines that know where objects usually are learn it from train_records.
     """
     options = data.check(data.Options(**config.data))
-    source = data.open_split(options, options.eval_split, seed=config.seed, training=False)
+    settings = dict(seed=config.seed, training=False, print=print)
+    source = data.open_split(options, options.eval_split, **settings)
     # A run on many devices may be evaluated where they do not divide its batch.
     devices = devices[: math.gcd(options.batch_size, len(devices))]
     predict = make_predict(model, config, devices)

@@ -8,8 +8,9 @@ import jax
 import safetensors.numpy
 
 from rpn_jax import checkpoint, data, limits, pretrained, rpn, train, workdir
-from rpn_jax.analysis import drawings, inputs, statistics
+from rpn_jax.analysis import checks, drawings, inputs, statistics
 from rpn_jax.analysis.report import write_report
+from rpn_jax.data.pixels import pixel_family
 from rpn_jax.errors import InputError
 from rpn_jax.evaluate import make_evaluate, table
 
@@ -44,16 +45,33 @@ def evaluate_mode(config, folder):
 
 
 def inspect_mode(config, folder):
-    """Draws the first training batches as the network gets them, with sampled anchors."""
+    """Checks and draws the first training batches as the network gets them, with their anchors."""
     options = data.check(data.Options(**config.data))
-    train.check_pretrained(config, train.load_pretrained(config))
     source = data.open_split(options, options.train_split, seed=config.seed)
-    place = folder / 'inspect'
-    for step, picture, lines in inputs.pictures(config, source, range(INSPECTED)):
+    train.check_pretrained(config, train.load_pretrained(config))
+    place, measured, shown = folder / 'inspect', [], []
+    for batch in inputs.examples(config, source, range(INSPECTED)):
         workdir.make(place)
-        path = place / f'batch_{step:04}.png'
+        path = place / f'batch_{batch[0].step:04}.png'
+        picture, lines = inputs.sheet(batch)
         drawings.write_png(path, picture)
         print(f'{path}', *lines, sep='\n  ')
+        measured += [example.evidence for example in batch]
+        shown += inputs.chosen(batch, inputs.SHOWN // INSPECTED)
+    found, page = checks.verdicts(measured), place / 'index.html'
+    inputs.write_page(
+        page,
+        title=folder.name,
+        dataset=source.name,
+        pixels=pixel_family(*(config.data[key] for key in ('pixels', 'mean', 'std'))),
+        looked=len(measured),
+        verdicts=found,
+        shown=shown,
+    )
+    print(*(f'{check.word:<12} {check.name:<17} {check.text}' for check in found), sep='\n')
+    print(f'{page} shows {len(shown)} images beside their originals')
+    if failed := [check.name for check in found if check.passed is False]:
+        raise InputError(f'the training input is wrong ({", ".join(failed)}); see {page}')
 
 
 def statistics_mode(config, folder):

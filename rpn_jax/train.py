@@ -196,10 +196,10 @@ def train(config, folder, *, devices=None, print=print):
     resuming = bool(checkpoint.steps(folder))
     if resuming:
         workdir.check(folder, config)
+    source = data.open_split(options, options.train_split, seed=config.seed, print=print)
     tensors = None if resuming else load_pretrained(config, print)
     check_pretrained(config, tensors)
     model, optimizer = build(config)
-    source = data.open_split(options, options.train_split, seed=config.seed)
     evaluate = make_evaluate(model, config, source.records, devices=devices, print=print)
     state = init_state(model, optimizer, config.seed, tensors)
     workdir.begin(folder, config)

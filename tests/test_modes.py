@@ -1,6 +1,7 @@
 """What each mode writes, from a config or from a workdir alone."""
 
 import json
+import re
 import shutil
 
 import cv2
@@ -14,7 +15,9 @@ from test_end_to_end import finished_run, quick_compilation, tiny_config, tiny_f
 import main
 import rpn_jax
 from rpn_jax import checkpoint, data, modes, pretrained, train, workdir
+from rpn_jax.analysis import checks
 from rpn_jax.analysis.drawings import COLOURS
+from rpn_jax.data import batches
 
 pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
 
@@ -121,7 +124,30 @@ def test_inspection_shows_the_pixels_that_the_network_gets(tmp_path, capsys):
             assert (same | drawn).all() and same.mean() > 0.25
             assert source.records[batch['index'][row]].image_id in said
         assert str(path) in said
-    assert len(list((tmp_path / 'inspect').iterdir())) == modes.INSPECTED
+    page = tmp_path / 'inspect' / 'index.html'
+    assert f'{page} shows 16 images beside their originals' in said
+    assert page.read_text().count('<article') == 16
+    assert len(list((tmp_path / 'inspect').iterdir())) == modes.INSPECTED + 1
+    for name in checks.CLAIMS:
+        assert re.search(rf'^pass {{9}}{name} ', said, re.MULTILINE)
+
+
+def test_inspection_of_a_wrong_input_fails_and_still_writes_its_page(tmp_path, capsys, monkeypatch):
+    right = batches.example
+
+    def wrong(*arguments):
+        row, canvas = right(*arguments), arguments[-1]
+        canvas[:] = canvas.swapaxes(0, 1).copy()
+        return row | {'boxes': row['boxes'] / 2}
+
+    monkeypatch.setattr(batches, 'example', wrong)
+    assert main.main([*tiny_flags(tmp_path), '--mode=inspect']) == 1
+    said, page = capsys.readouterr(), tmp_path / 'inspect' / 'index.html'
+    assert said.err == f'error: the training input is wrong (height and width); see {page}\n'
+    assert re.search(
+        r'^FAIL {9}height and width  shapes/train/\d+: differs', said.out, re.MULTILINE
+    )
+    assert 'Do not train on this input: 1 of 7 checks fail' in page.read_text()
 
 
 def test_inspection_draws_objects_where_they_are(tmp_path):
