@@ -181,11 +181,18 @@ def alternate(candidates, rounds):
 
 
 def growth(make, steps):
-    """Returns by how many MiB the process's peak grows after the first batches of a pass."""
+    """Returns by how many MiB the process grows, at most, after the first batches of a pass."""
+    before = most = 0
     for step, _ in enumerate(batches.threaded(make, range(steps))):
-        if step == WARM:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        now = resident()
+        before, most = (now, now) if step <= WARM else (before, max(most, now))
+    return most - before
+
+
+def resident():
+    """Returns the MiB of memory that the process holds now."""
+    pages = int(Path('/proc/self/statm').read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 if __name__ == '__main__':
