@@ -7,13 +7,17 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rpn_jax import baselines, data, metrics, resnet, rpn
+from rpn_jax import baselines, data, metrics, misses, resnet, rpn
 from rpn_jax.data.batches import counted, padded, scale
 from rpn_jax.data.pixels import normalise, pixel_family
+from rpn_jax.data.records import Source
+from rpn_jax.parts import PARTS, propose_parts
 from rpn_jax.proposals import propose
 
 COUNTS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000)
 GALLERY = 8  # best and as many worst images in the report
+PICTURES = 4  # of missed objects, for each reason
+MISSED = {'iou': 0.5, 'limit': 100}  # what counts as found, where misses are explained
 
 
 class Evaluation(NamedTuple):
@@ -23,13 +27,14 @@ class Evaluation(NamedTuple):
     curves: dict  # {'proposals' or baseline: metrics.curves}
     sizes: dict  # {'objects': [n, 2], 'proposals': [m, 2]} widths and heights in canvas pixels
     gallery: list  # dicts of one image each, best and worst
+    misses: list  # dicts of missed objects, at MISSED, some with a picture
 
 
 def make_predict(model, config, devices):
     """Returns predict(variables, batch) -> Proposals of NumPy arrays [N, P, ..] in canvas pixels.
 
     batch is a global batch as the data modules make it; its N is a multiple of the number of
-    devices.
+    devices. With dense=True it returns (Proposals, logits [N, A], deltas [N, A, 4]).
     """
     pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
     settings = dict(config.proposals)
@@ -39,16 +44,18 @@ def make_predict(model, config, devices):
         anchors = rpn.anchors(model, images.shape[1:3])
         logits, deltas = model.apply(variables, images)
         each = functools.partial(propose, **settings)
-        return jax.vmap(each, (0, 0, None, 0))(logits, deltas, anchors, batch['size'])
+        proposals = jax.vmap(each, (0, 0, None, 0))(logits, deltas, anchors, batch['size'])
+        return proposals, logits, deltas
 
     mapped = jax.pmap(predict, resnet.AXIS, in_axes=(None, 0), devices=list(devices))
 
-    def sharded(variables, batch):
+    def sharded(variables, batch, dense=False):
         count = len(batch['image'])
         rows = {k: batch[k] for k in ('image', 'size')}
         shards = {k: v.reshape(len(devices), -1, *v.shape[1:]) for k, v in rows.items()}
+        found = mapped(variables, shards)
         return jax.tree.map(
-            lambda x: np.asarray(x).reshape(count, *x.shape[2:]), mapped(variables, shards)
+            lambda x: np.asarray(x).reshape(count, *x.shape[2:]), found if dense else found[0]
         )
 
     sharded.mapped = mapped
@@ -59,58 +66,101 @@ def make_evaluate(model, config, train_records, *, devices, print=print):
     """Returns evaluate(variables, step) -> Evaluation over config.data.eval_split.
 
     Built once for a run, so that its function compiles once and the annotations are read once. The
-    baselines that know where objects usually are learn it from train_records.
+    baselines that know where objects usually are learn it from train_records. With brief=True
+    what takes longer is left out: the parts' contributions and the reasons of misses.
     """
-    options = data.check(data.Options(**config.data))
-    settings = dict(seed=config.seed, training=False, print=print)
-    source = data.open_split(options, options.eval_split, **settings)
     # A run on many devices may be evaluated where they do not divide its batch.
-    devices = devices[: math.gcd(options.batch_size, len(devices))]
+    devices = devices[: math.gcd(config.data.batch_size, len(devices))]
     predict = make_predict(model, config, devices)
-    images = min(config.evaluation.images or len(source.records), len(source.records))
-    canvases = data.evaluation_plan(source, options, images)
-    sizes = [tuple(size.tolist()) for size in canvases.sizes]
-    objects = [
-        _objects(record, size, options) for record, size in zip(source.records, sizes, strict=False)
-    ]
-    areas = [_areas(record) for record in source.records[:images]]
+    split = _open(model, config, print)
     fitted = baselines.fit_gaussian(
         [r.boxes[r.kind == 1] for r in train_records], [r.size for r in train_records]
     )
-    grids = [np.asarray(rpn.anchors(model, shape), np.float64) for shape in canvases.shapes]
-    anchors = [grids[canvas] for canvas in canvases.of]
-    bounds = _bounds(config, source, options, sizes, anchors, objects, areas)
+    bounds = _bounds(config, split)
+    look = _Look(predict, split, config)
+    limit = config.proposals.post_nms
+    counts = [n for n in COUNTS if n <= limit]
 
-    def evaluate(variables, step):
-        kept = _predict_all(predict, variables, source, options, images, print)
+    def evaluate(variables, step, brief=False):
+        kept, parts, missed = look(variables, brief, print)
         boxes = [proposals.boxes[proposals.valid] for proposals in kept]
-        overlaps = {'proposals': metrics.measure(boxes, objects, areas)}
-        for name in baselines.BLIND:
-            blind = [
-                baselines.draw(name, config.seed, i, len(b), sizes[i], anchors[i], fitted)
-                for i, b in enumerate(boxes)
-            ]
-            overlaps[name] = metrics.measure(blind, objects, areas)
-        limit = config.proposals.post_nms
-        counts = [n for n in COUNTS if n <= limit]
-        figures = {k: metrics.summarise(v, post_nms=limit) for k, v in (overlaps | bounds).items()}
+        overlaps = {'proposals': split.measure(boxes)} | _blind(config.seed, split, boxes, fitted)
+        parts = {name: split.measure(found) for name, found in parts.items()}
+        figures, contributions = (
+            {name: metrics.summarise(o, post_nms=limit) for name, o in sets.items()}
+            for sets in (overlaps | bounds, parts)
+        )
         summary = {
             'step': int(step),
-            'dataset': source.name,
-            'images': images,
-            'objects': sum(map(len, objects)),
+            'dataset': split.source.name,
+            'images': len(split.objects),
+            'objects': sum(map(len, split.objects)),
             'proposals': figures.pop('proposals'),
             'baselines': figures,
         }
+        if not brief:
+            summary |= {'parts': contributions, 'missed': misses.counts(missed)}
         return Evaluation(
             summary,
-            {name: metrics.curves(o, counts) for name, o in overlaps.items()},
-            {'objects': _sides(objects), 'proposals': _sides([b[:10] for b in boxes])},
-            _gallery(source, sizes, kept, objects),
+            {name: metrics.curves(o, counts) for name, o in (overlaps | parts).items()},
+            {'objects': _sides(split.objects), 'proposals': _sides([b[:10] for b in boxes])},
+            _gallery(split, kept),
+            _missed_objects(split, kept, missed),
         )
 
     evaluate.predict = predict
     return evaluate
+
+
+class _Split(NamedTuple):
+    """The images that are evaluated, and what the host must know of each."""
+
+    source: Source
+    options: data.Options
+    sizes: list  # (height, width) of each image on its canvas
+    anchors: list  # [A, 4] float64 of each image's canvas
+    objects: list  # [n, 4] float64, kind 1, in pixels of the canvas
+    areas: list  # [n] of the objects in the original image
+
+    def measure(self, boxes):
+        """Returns the Overlaps of ranked boxes of each image with its objects."""
+        return metrics.measure(boxes, self.objects, self.areas)
+
+    def padded(self, position):
+        """Returns boxes [G, 4] and kind [G] of an image, and its size, as the network has them."""
+        size = np.float32(self.sizes[position])
+        return *padded(self.source.records[position], size, self.options.max_boxes), size
+
+
+def _open(model, config, print):
+    """Returns the _Split of a config's evaluation."""
+    options = data.check(data.Options(**config.data))
+    settings = dict(seed=config.seed, training=False, print=print)
+    source = data.open_split(options, options.eval_split, **settings)
+    records = source.records[: config.evaluation.images or None]
+    canvases = data.evaluation_plan(source, options, len(records))
+    grids = [np.asarray(rpn.anchors(model, shape), np.float64) for shape in canvases.shapes]
+    sizes = [tuple(size.tolist()) for size in canvases.sizes]
+    return _Split(
+        source,
+        options,
+        sizes,
+        [grids[canvas] for canvas in canvases.of],
+        [_objects(record, size, options) for record, size in zip(records, sizes, strict=True)],
+        [_areas(record) for record in records],
+    )
+
+
+def _blind(seed, split, boxes, fitted):
+    """Returns the Overlaps of the blind baselines: as many boxes as the network kept."""
+    found = {}
+    for name in baselines.BLIND:
+        drawn = [
+            baselines.draw(name, seed, i, len(b), split.sizes[i], split.anchors[i], fitted)
+            for i, b in enumerate(boxes)
+        ]
+        found[name] = split.measure(drawn)
+    return found
 
 
 def table(summary):
@@ -127,66 +177,109 @@ def table(summary):
     columns = [c for c in (*columns, 'top10_max_iou') if c in summary['proposals']]
     head = '{dataset}, step {step}: {images} images, {objects} objects'.format(**summary)
     lines = [head, ' ' * 16 + ''.join(f'{c:>16}' for c in columns)]
-    for name, figures in {'proposals': summary['proposals'], **summary['baselines']}.items():
+    sets = {'proposals': summary['proposals'], **summary.get('parts', {}), **summary['baselines']}
+    for name, figures in sets.items():
         cells = ('-' if figures[c] is None else f'{figures[c]:.3f}' for c in columns)
         lines.append(f'{name:<16}' + ''.join(f'{cell:>16}' for cell in cells))
+    if missed := {reason: n for reason, n in summary.get('missed', {}).items() if n}:
+        said = ', '.join(f'{reason} {number}' for reason, number in missed.items())
+        where = f'IoU {MISSED["iou"]} and {MISSED["limit"]} proposals'
+        lines.append(f'missed at {where}: {sum(missed.values())} ({said})')
     return lines
 
 
-def _predict_all(predict, variables, source, options, images, print):
-    """Returns the Proposals of the first `images` of a source, in its order."""
-    batches = data.evaluation_batches(source, options, batch_size=options.batch_size, images=images)
+class _Look:
+    """Predicts over a split; unless brief, looks at what the parts bring and at what is missed."""
 
-    def rows():
-        for batch in batches:
-            proposals = predict(variables, batch)
+    def __init__(self, predict, split, config):
+        self._predict, self._split, self._config = predict, split, config
+        self._parts = jax.jit(functools.partial(propose_parts, **config.proposals))
+
+    def __call__(self, variables, brief, print):
+        """Returns the images' Proposals, {part: boxes of each image}, and the Misses."""
+        images = len(self._split.objects)
+        rows = counted(self._rows(variables, images, brief), images, 'evaluated', print)
+        found = {position: rest for position, *rest in rows}
+        kept, parts, missed = zip(*(found[i] for i in range(images)), strict=True)
+        names = () if brief else PARTS
+        return list(kept), {n: [part[n] for part in parts] for n in names}, sum(missed, [])
+
+    def _rows(self, variables, images, brief):
+        source, options = self._split.source, self._split.options
+        settings = dict(batch_size=options.batch_size, images=images)
+        for batch in data.evaluation_batches(source, options, **settings):
+            found = self._predict(variables, batch, dense=not brief)
             for row in np.flatnonzero(batch['index'] >= 0):
-                yield int(batch['index'][row]), jax.tree.map(lambda x, row=row: x[row], proposals)
+                position = int(batch['index'][row])
+                own = jax.tree.map(lambda x, row=row: x[row], found)
+                if brief:
+                    yield position, own, {}, []
+                else:
+                    yield position, own[0], *self._explain(position, own[0], own[1:])
 
-    kept = dict(counted(rows(), images, 'evaluated', print))
-    return [kept[position] for position in range(images)]
+    def _explain(self, position, proposals, maps):
+        """Returns the boxes of each part and the Misses of one image."""
+        anchors, objects = np.float32(self._split.anchors[position]), self._split.padded(position)
+        key = jax.random.fold_in(jax.random.key(self._config.seed), position)
+        parts = jax.device_get(self._parts(key, *maps, anchors, *objects))
+        boxes = {name: part.boxes[part.valid] for name, part in parts.items()}
+        missed = misses.find(
+            position, proposals, *maps, anchors, *objects, **MISSED, config=self._config
+        )
+        return boxes, missed
 
 
-def _bounds(config, source, options, sizes, anchors, objects, areas):
+def _bounds(config, split):
     """Returns the Overlaps of the bounds: all anchors, and anchors with perfect deltas."""
     every, moved = [], []
-    for record, size, boxes in zip(source.records, sizes, anchors, strict=False):
+    for position, (size, boxes) in enumerate(zip(split.sizes, split.anchors, strict=True)):
         every.append(np.clip(boxes, 0, [*size[::-1]] * 2))
-        moved.append(
-            baselines.oracle(
-                boxes, *padded(record, size, options.max_boxes), size, **config.targets
-            )
-        )
+        moved.append(baselines.oracle(boxes, *split.padded(position), **config.targets))
     return {
-        'anchors': metrics.bound(metrics.best_overlaps(every, objects), areas),
-        'oracle': metrics.bound(metrics.best_overlaps(moved, objects), areas),
+        name: metrics.bound(metrics.best_overlaps(found, split.objects), split.areas)
+        for name, found in (('anchors', every), ('oracle', moved))
     }
 
 
-def _gallery(source, sizes, kept, objects):
+def _gallery(split, kept):
     """Returns the images whose ten best proposals cover the objects best, and worst."""
-    best = [
-        metrics.best_overlaps(p.boxes[p.valid], o, 10) for p, o in zip(kept, objects, strict=True)
-    ]
+    pairs = zip(kept, split.objects, strict=True)
+    best = [metrics.best_overlaps(p.boxes[p.valid], o, 10) for p, o in pairs]
     ranked = sorted((i for i, b in enumerate(best) if len(b)), key=lambda i: -best[i].mean())
     count = min(GALLERY, len(ranked) // 2)
     rows = [('best', i) for i in ranked[:count]]
     rows += [('worst', i) for i in ranked[::-1][: count or len(ranked)]]
-    return [_picture(source, sizes[i], i, group, kept[i], best[i], objects[i]) for group, i in rows]
+    return [_picture(split, i, group, kept[i], best[i]) for group, i in rows]
 
 
-def _picture(source, size, position, group, proposals, best, objects):
-    record = source.records[position]
+def _missed_objects(split, kept, missed):
+    """Returns what the report shows of missed objects; the first few of each reason as pictures."""
+    shown, found = dict.fromkeys(misses.REASONS, 0), []
+    for miss in missed:
+        record, picture = split.source.records[miss.position], None
+        box = record.boxes[miss.row]
+        if shown[miss.reason] < PICTURES:
+            shown[miss.reason] += 1
+            rows = [miss.row] + [miss.rival] * (miss.rival >= 0)
+            best = np.array([miss.best])
+            picture = _picture(split, miss.position, miss.reason, kept[miss.position], best)
+            picture |= {'boxes': record.boxes[rows], 'kind': np.int32([1, 2][: len(rows)])}
+        found.append({'reason': miss.reason, 'size': box[2:] - box[:2], 'picture': picture})
+    return found
+
+
+def _picture(split, position, group, proposals, best):
+    record = split.source.records[position]
     valid = int(proposals.valid[:10].sum())
     return {
-        'image': source.read(position),
+        'image': split.source.read(position),
         'image_id': record.image_id,
         'group': group,
         'boxes': record.boxes,
         'kind': record.kind,
-        'proposals': proposals.boxes[:valid] / scale(record, size),
+        'proposals': proposals.boxes[:valid] / scale(record, split.sizes[position]),
         'scores': proposals.scores[:valid],
-        'top_iou': metrics.top_iou(proposals.boxes[:valid], objects),
+        'top_iou': metrics.top_iou(proposals.boxes[:valid], split.objects[position]),
         'recalled': int((best >= 0.5).sum()),
         'objects': len(best),
     }

@@ -122,6 +122,7 @@ def _publish(config, folder, evaluation):
         curves=evaluation.curves,
         sizes=evaluation.sizes,
         gallery=evaluation.gallery,
+        misses=evaluation.misses,
     )
     print('\n'.join(table(evaluation.summary)))
     print(f'{folder / "report.html"} shows the curves and the best and worst images')

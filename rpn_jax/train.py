@@ -229,7 +229,7 @@ def train(config, folder, *, devices=None, print=print):
                 if signals.received and not last:
                     raise Interrupted(step, signals.received)
                 if not last and config.evaluation.every and step % config.evaluation.every == 0:
-                    figures = evaluate(variables_of(state), step).summary['proposals']
+                    figures = evaluate(variables_of(state), step, brief=True).summary['proposals']
                     figures = {k: v for k, v in figures.items() if '/' not in k}
                     history.log(step, figures)
                     known = (f'{k} {v:.3f}' for k, v in figures.items() if v is not None)

@@ -11,6 +11,8 @@ from test_end_to_end import compilations, finished_run, quick_compilation, tiny_
 from rpn_jax import baselines, checkpoint, data, evaluate, metrics, rpn
 from rpn_jax.data.canvases import square
 from rpn_jax.data.records import Record, Source
+from rpn_jax.misses import REASONS
+from rpn_jax.parts import PARTS
 from rpn_jax.proposals import Proposals
 
 pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
@@ -27,14 +29,17 @@ class Fake:
 
     def make(self, model, config, devices):
         self.devices = list(devices)
+        self._anchors = len(rpn.anchors(model, (64, 64)))
         return self
 
-    def __call__(self, variables, batch):
+    def __call__(self, variables, batch, dense=False):
         assert len(batch['image']) % len(self.devices) == 0
         self.calls.append(len(batch['image']))
         rows = [self._rows(*row) for row in zip(batch['index'], batch['boxes'], strict=True)]
         self.seen += [int(i) for i in batch['index']]
-        return Proposals(*map(np.stack, zip(*rows, strict=True)))
+        proposals = Proposals(*map(np.stack, zip(*rows, strict=True)))
+        maps = (np.zeros((len(rows), self._anchors, *shape), np.float32) for shape in ((), (4,)))
+        return (proposals, *maps) if dense else proposals
 
     def _rows(self, position, boxes):
         kept = self._keep(position) if position >= 0 else self._post_nms
@@ -91,14 +96,20 @@ def test_only_the_first_images_are_seen_on_demand(fake):
 def test_the_summary_has_the_keys_of_the_contract(fake):
     fake(1000)
     summary = run(tiny_config(proposals__post_nms=1000, proposals__pre_nms=1000)).summary
-    assert list(summary) == ['step', 'dataset', 'images', 'objects', 'proposals', 'baselines']
+    expected = ['step', 'dataset', 'images', 'objects', 'proposals', 'baselines', 'parts', 'missed']
+    assert list(summary) == expected
+    assert summary['parts'].keys() == set(PARTS) and summary['missed'].keys() == set(REASONS)
     assert (summary['step'], summary['dataset']) == (3, 'shapes/val')
     assert summary['baselines'].keys() == BLIND | {'anchors', 'oracle'}
     counts = 10, 100, 300, 1000
     names = {f'{name}@{n}' for name in ('AR', 'ABO') for n in counts}
     names |= {f'recall@{t}/{n}' for t in (0.5, 0.7) for n in counts}
     names |= {f'AR@100/{size}' for size in ('small', 'medium', 'large')} | {'top10_max_iou'}
-    for figures in [summary['proposals'], *summary['baselines'].values()]:
+    for figures in [
+        summary['proposals'],
+        *summary['parts'].values(),
+        *summary['baselines'].values(),
+    ]:
         assert figures.keys() == names
         assert all(v is None or 0 <= v <= 1 for v in figures.values())
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
@@ -107,7 +118,11 @@ def test_the_summary_has_the_keys_of_the_contract(fake):
 def test_numbers_above_post_nms_are_left_out():
     summary = json.loads((finished_run().folder / 'evaluation.json').read_text())
     expected = {'AR@10', 'ABO@10', 'recall@0.5/10', 'recall@0.7/10', 'top10_max_iou'}
-    for figures in [summary['proposals'], *summary['baselines'].values()]:
+    for figures in [
+        summary['proposals'],
+        *summary['parts'].values(),
+        *summary['baselines'].values(),
+    ]:
         assert figures.keys() == expected
     assert summary['step'] == 8 and summary['images'] == 6
     assert None not in summary['proposals'].values()
@@ -157,7 +172,11 @@ def test_what_no_image_defines_is_null(fake, monkeypatch):
     evaluation = run(tiny_config(proposals__post_nms=100))
     summary = evaluation.summary
     assert summary['objects'] == 0 and evaluation.gallery == []
-    for figures in [summary['proposals'], *summary['baselines'].values()]:
+    for figures in [
+        summary['proposals'],
+        *summary['parts'].values(),
+        *summary['baselines'].values(),
+    ]:
         assert set(figures.values()) == {None}
     json.dumps(summary, allow_nan=False)
     assert '-' in evaluate.table(summary)[2]
@@ -205,7 +224,7 @@ def test_a_second_evaluation_compiles_nothing_and_agrees(monkeypatch):
 def test_the_report_gets_curves_sizes_and_as_many_best_as_worst_images(fake):
     fake(50)
     evaluation = run(tiny_config())
-    assert evaluation.curves.keys() == BLIND | {'proposals'}
+    assert evaluation.curves.keys() == BLIND | {'proposals', *PARTS}
     assert evaluation.curves['proposals']['count'] == [1, 2, 3, 5, 10, 20, 30, 50]
     assert evaluation.sizes['objects'].shape == (evaluation.summary['objects'], 2)
     assert evaluation.sizes['proposals'].shape == (6 * 10, 2)
@@ -222,12 +241,38 @@ def test_the_report_gets_curves_sizes_and_as_many_best_as_worst_images(fake):
 def test_the_columns_of_the_table_stand_below_each_other(fake):
     fake(1000)
     summary = run(tiny_config(proposals__post_nms=1000)).summary
-    head, names, *rows = evaluate.table(summary)
+    head, names, *rows, missed = evaluate.table(summary)
+    total = sum(summary['missed'].values())
+    assert missed.startswith(f'missed at IoU 0.5 and 100 proposals: {total} (') and total > 0
     assert head == f'shapes/val, step 3: 6 images, {summary["objects"]} objects'
     assert {len(line) for line in rows} == {len(names)}
     ends = [match.end() for match in re.finditer(r'\S+', names)]
     assert len(ends) == 8
     for row in rows:
         assert [match.end() for match in re.finditer(r'\S+', row)][1:] == ends
-    assert [row.split()[0] for row in rows] == ['proposals', *summary['baselines']]
+    names = ['proposals', *PARTS, *summary['baselines']]
+    assert [row.split()[0] for row in rows] == names
     assert rows[0].split()[1] == f'{summary["proposals"]["AR@10"]:.3f}'
+
+
+def test_misses_are_the_objects_that_are_not_recalled(fake):
+    fake(100)
+    summary = (evaluation := run(tiny_config(proposals__post_nms=100))).summary
+    found = round(summary['proposals']['recall@0.5/100'] * summary['objects'])
+    assert sum(summary['missed'].values()) == summary['objects'] - found == len(evaluation.misses)
+    for miss in evaluation.misses:
+        assert miss['reason'] in REASONS and np.all(miss['size'] > 0)
+    pictures = [m['picture'] for m in evaluation.misses if m['picture'] is not None]
+    assert pictures and all(p['kind'][0] == 1 and len(p['boxes']) in (1, 2) for p in pictures)
+
+
+def test_a_brief_evaluation_leaves_out_what_takes_long(fake):
+    fake(50)
+    config = tiny_config()
+    function = evaluate.make_evaluate(
+        rpn.build(config), config, TRAINED_ON, devices=jax.devices(), print=lambda line: None
+    )
+    brief, whole = function({}, 3, brief=True), function({}, 3)
+    assert whole.summary.items() >= brief.summary.items()
+    assert 'missed' not in brief.summary and 'parts' not in brief.summary and brief.misses == []
+    assert brief.curves.keys() == BLIND | {'proposals'}

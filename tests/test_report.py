@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from rpn_jax.analysis import report
+from rpn_jax.analysis import findings, report
 
 COUNTS = (1, 10, 100, 1000)
 IOUS = tuple(np.arange(0.5, 1, 0.05).round(2).tolist())
@@ -259,43 +259,8 @@ def test_few_proposals_move_the_headline_to_fewer(tmp_path):
             if '100' in key or '300' in key:
                 del metrics[key]
     page = _write(tmp_path, **arguments)
-    assert report.headline_count(arguments['evaluation']) == 10
+    assert findings.headline_count(arguments['evaluation']) == 10
     assert 'The first 10 proposals of an image reach an average recall of 0.432' in page.text
-
-
-def _sentences(**changes):
-    arguments = _arguments() | changes
-    return report.findings(arguments['history'], arguments['evaluation'], arguments['sizes'])
-
-
-def test_findings_name_the_best_blind_baseline_and_the_ratio():
-    (recall, good), (found, _), (loss, fell), (spread, wide) = _sentences()
-    assert good and '2.2 times the 0.200 of gaussian_boxes' in recall
-    assert '43.2% of the objects' in found and '98.7%' in found
-    assert fell and 'fell from 0.046 to 0.002' in loss
-    assert wide and 'not collapsed' in spread
-
-
-def test_findings_warn_of_a_network_that_learned_nothing():
-    arguments = _arguments()
-    arguments['evaluation']['proposals'] = _metrics(0.19)
-    flat = [{'step': i, 'loss': 0.8} for i in range(20)]
-    sizes = arguments['sizes'] | {'proposals': np.full((50, 2), 128.0) + np.arange(50)[:, None] / 9}
-    found = _sentences(evaluation=arguments['evaluation'], history=flat, sizes=sizes)
-    assert [good for _, good in found] == [False] * 4
-    text = ' '.join(sentence for sentence, _ in found)
-    assert (
-        'only 0.95 times' in text and 'did not fall' in text and 'collapsed to nearly one' in text
-    )
-
-
-def test_bounds_are_no_blind_baselines():
-    evaluation = _arguments()['evaluation']
-    assert report.best_blind(evaluation, 'AR@100') == ('gaussian_boxes', 0.2)
-    assert report.best_blind(evaluation | {'baselines': {'oracle': _metrics(1.0)}}, 'AR@100') == (
-        None,
-        None,
-    )
 
 
 def test_rows_are_grouped_ordered_and_marked():
@@ -308,16 +273,6 @@ def test_rows_are_grouped_ordered_and_marked():
     assert [row['cells'][column]['best'] for row in rows] == [False, False, True, False, False]
     assert [row['cells'][0]['best'] for row in rows] == [False, True, False, False, False]
     assert rows[0]['cells'][column]['below'] and not rows[0]['cells'][0]['below']
-
-
-def test_spread_ratio_compares_log_sizes():
-    sides = np.exp(np.linspace(3, 5, 101))
-    objects = np.stack([sides, sides], 1)
-    narrow = np.exp(np.stack([np.linspace(3, 3.2, 101)] * 2, 1))
-    assert report.spread_ratio({'objects': objects, 'proposals': 9 * objects}) == pytest.approx(1)
-    assert report.spread_ratio({'objects': objects, 'proposals': narrow}) == pytest.approx(0.1)
-    assert report.spread_ratio({'objects': objects[:1], 'proposals': objects}) is None
-    assert report.spread_ratio({'objects': objects[[3] * 5], 'proposals': objects}) is None
 
 
 def test_a_large_photo_is_made_small(tmp_path):
@@ -346,3 +301,30 @@ def test_the_same_run_gives_the_same_page(tmp_path):
         report.write_report(tmp_path / name, **_arguments())
         pages.append((tmp_path / name).read_bytes())
     assert pages[0] == pages[1]
+
+
+def _missed():
+    return [
+        {'reason': reason, 'size': np.array(size), 'picture': _picture(f'{reason}-{i}', reason)}
+        for reason, size in (('suppressed', (20, 20)), ('beyond_limit', (40, 200)))
+        for i in range(6)
+    ]
+
+
+def test_missed_objects_have_a_table_and_pictures(tmp_path):
+    page = _write(tmp_path, misses=_missed())
+    assert 'Why objects were missed' in page.text and 'is removed by NMS' in page.text
+    assert 'suppressed-3' in page.text and 'suppressed-4' not in page.text  # the first four
+    assert 'Missed: beyond_limit' in page.text and 'no_anchor' not in page.text
+    assert 'Why objects were missed' not in _write(tmp_path).text
+
+
+def test_parts_are_rows_and_a_plot_of_their_own(tmp_path):
+    arguments = _arguments()
+    arguments['evaluation']['parts'] = {'oracle_scores': _metrics(0.6)}
+    arguments['curves']['oracle_scores'] = _curve(0.6)
+    rows = report.metric_rows(arguments['evaluation'])
+    assert [row['group'] for row in rows][:3] == ['proposals', 'part', 'blind']
+    page = _write(tmp_path, **arguments)
+    assert 'What each part contributes' in page.text and 'Parts of the network' in page.text
+    assert 'What each part contributes' not in _write(tmp_path).text

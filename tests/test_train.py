@@ -228,7 +228,7 @@ def spoil(monkeypatch, position):
     """Makes a NaN of the third image of the batch at a position; returns its image id."""
     original, ids = data.train_batches, []
 
-    def batches(source, options, *, seed, steps):
+    def batches(source, options, *, seed, steps, **share):
         stream = original(source, options, seed=seed, steps=steps)
         for step, batch in zip(steps, stream, strict=True):
             batch['image'] = batch['image'] / np.float32(255)

@@ -7,16 +7,19 @@ import cv2
 import jinja2
 import numpy as np
 
-from rpn_jax.analysis import drawings, plots
+from rpn_jax.analysis import drawings, missed, plots
+from rpn_jax.analysis.findings import (
+    COLLAPSED,
+    COUNTS,
+    best_blind,
+    findings,
+    headline_count,
+    spread_ratio,
+)
 from rpn_jax.workdir import write_atomically
 
-COUNTS = (10, 100, 300, 1000)  # numbers of proposals that an evaluation's metrics are taken at
 COLUMNS = ('AR@10', 'AR@100', 'AR@300', 'AR@1000')
 COLUMNS += ('recall@0.5/100', 'recall@0.7/100', 'ABO@100', 'top10_max_iou')
-COLLAPSED = (
-    0.25  # proposals whose log size spreads less than this share of the objects' are one size
-)
-
 _SIDE = 640  # pixels of a gallery picture's longer side: twice what it takes on the page
 _HISTORY = 1000  # most lines of the history that go into the page's data
 _PANELS = {
@@ -33,7 +36,7 @@ _CURVES = (
 )
 
 
-def write_report(path, *, title, config, history, evaluation, curves, sizes, gallery):
+def write_report(path, *, title, config, history, evaluation, curves, sizes, gallery, misses=()):
     """Writes one self-contained HTML file, complete or not at all.
 
     Args:
@@ -51,6 +54,7 @@ def write_report(path, *, title, config, history, evaluation, curves, sizes, gal
         'worst'), `boxes` [G, 4] and `kind` [G], `proposals` [P, 4] and `scores` [P], best first,
         `top_iou` (float or None), and how many `objects` there are and, by these proposals at IoU
         0.5, `recalled`.
+      misses: list of dicts, an object each that was not found: as in analysis.missed.
     """
     template = importlib.resources.files(__package__).joinpath('report.html.j2')
     environment = jinja2.Environment(
@@ -74,77 +78,29 @@ def write_report(path, *, title, config, history, evaluation, curves, sizes, gal
         recall_figures=_recall_figures(curves, evaluation),
         size_figures=_size_figures(sizes),
         cards=[_card(picture) for picture in gallery],
+        part_figures=_part_figures(curves, evaluation),
+        missed=missed.rows(misses),
+        missed_cards=[_card(miss['picture']) for miss in missed.examples(misses)],
         config=config,
         data=_plain({'evaluation': evaluation, 'history': some, 'curves': curves}),
     )
     write_atomically(path, page)
 
 
-def headline_count(evaluation):
-    """Returns 100, or where fewer proposals were kept, the most that average recall is known at."""
-    known = [n for n in COUNTS if n <= 100 and f'AR@{n}' in evaluation['proposals']]
-    return max(known, default=100)
-
-
-def best_blind(evaluation, metric):
-    """Returns (name, value) of the best baseline that never sees the image, or (None, None)."""
-    values = {
-        name: metrics[metric]
-        for name, metrics in evaluation['baselines'].items()
-        if name not in plots.BOUNDS and metrics.get(metric) is not None
-    }
-    name = max(values, key=values.get, default=None)
-    return name, values.get(name)
-
-
-def spread_ratio(sizes):
-    """Returns how widely proposals spread in size, as a share of how widely objects do.
-
-    Args:
-      sizes: {'objects': [n, 2], 'proposals': [m, 2]} float widths and heights, above zero.
-
-    Returns:
-      The ratio of the interquartile ranges of log sqrt(area), or None if there are too few boxes.
-    """
-    if min(len(sizes['objects']), len(sizes['proposals'])) < 2:
-        return None
-    logs = {name: np.log(np.prod(pairs, 1)) / 2 for name, pairs in sizes.items()}
-    ranges = {name: np.subtract(*np.percentile(values, (75, 25))) for name, values in logs.items()}
-    return float(ranges['proposals'] / ranges['objects']) if ranges['objects'] > 0 else None
-
-
-def findings(history, evaluation, sizes):
-    """Says in two to four sentences what the numbers mean.
-
-    Args:
-      history: as in write_report.
-      evaluation: as in write_report; sizes: as in spread_ratio.
-
-    Returns:
-      A list of (sentence, whether it is good news).
-    """
-    found = (
-        _say_recall(evaluation),
-        _say_found(evaluation),
-        _say_loss(history),
-        _say_spread(spread_ratio(sizes)),
-    )
-    return [finding for finding in found if finding]
-
-
 def metric_rows(evaluation):
-    """Returns the table's rows: proposals, blind baselines from best to worst, then bounds.
+    """Returns the table's rows: proposals, parts, blind baselines from best to worst, bounds.
 
     Returns:
-      A list of dicts: `name`, `group` ('proposals', 'blind' or 'bound') and `cells`, one for
+      A list of dicts: `name`, `group` ('proposals', 'part', 'blind', 'bound') and `cells`, one for
       each of COLUMNS: `value` (float or None), `best` (the best blind one of the column) and
       `below` (proposals that are no better than that).
     """
     metric = f'AR@{headline_count(evaluation)}'
-    sets = {'proposals': evaluation['proposals'], **evaluation['baselines']}
+    parts = evaluation.get('parts', {})
+    sets = {'proposals': evaluation['proposals'], **parts, **evaluation['baselines']}
     groups = {name: 'bound' if name in plots.BOUNDS else 'blind' for name in sets}
-    groups['proposals'] = 'proposals'
-    places = ('proposals', 'blind', 'bound')
+    groups |= {'proposals': 'proposals'} | dict.fromkeys(parts, 'part')
+    places = ('proposals', 'part', 'blind', 'bound')
     order = sorted(sets, key=lambda n: (places.index(groups[n]), -(sets[n].get(metric) or 0)))
     rivals = {column: best_blind(evaluation, column) for column in COLUMNS}
     rows = []
@@ -156,60 +112,6 @@ def metric_rows(evaluation):
             cells.append({'value': value, 'best': name == rival, 'below': below})
         rows.append({'name': name, 'group': groups[name], 'cells': cells})
     return rows
-
-
-def _say_recall(evaluation):
-    count = headline_count(evaluation)
-    value = evaluation['proposals'].get(f'AR@{count}')
-    if value is None:
-        return 'No objects were evaluated, so the average recall is not defined.', False
-    said = f'The first {count} proposals of an image reach an average recall of {value:.3f}'
-    name, blind = best_blind(evaluation, f'AR@{count}')
-    if not blind:
-        return f'{said}; no blind baseline is there to compare it with.', True
-    if value > 1.1 * blind:
-        said += f', {value / blind:.1f} times the {blind:.3f} of {name}'
-        return f'{said}, the best baseline that never sees the image.', True
-    said += (
-        f', only {value / blind:.2f} times the {blind:.3f} of {name}, which never sees the image'
-    )
-    return f'{said}: the network knows little more than where objects tend to be.', False
-
-
-def _say_found(evaluation):
-    metric = f'recall@0.5/{headline_count(evaluation)}'
-    value = evaluation['proposals'].get(metric)
-    if value is None:
-        return None
-    name, blind = best_blind(evaluation, metric)
-    said = f'They find {value:.1%} of the objects at an IoU of 0.5 or more'
-    if name:
-        said += f'; {name}: {blind:.1%}'
-    bound = evaluation['baselines'].get('oracle', {}).get(metric)
-    if bound is not None:
-        said += f'; these anchors, scored and moved perfectly: {bound:.1%}'
-    return f'{said}.', blind is None or value > blind
-
-
-def _say_loss(history):
-    values = plots.column(history, 'loss')
-    values = values[np.isfinite(values)]
-    if len(values) < 2:
-        return 'Too little training was recorded to say whether the loss fell.', False
-    tenth = max(1, len(values) // 10)
-    first, last = np.mean(values[:tenth]), np.mean(values[-tenth:])
-    if last < 0.95 * first:
-        return f'The training loss fell from {first:.3f} to {last:.3f}.', True
-    return f'The training loss did not fall: {first:.3f} at first, {last:.3f} at last.', False
-
-
-def _say_spread(ratio):
-    if ratio is None:
-        return None
-    measure = f'the interquartile range of their log size is {ratio:.2f} times that of the objects'
-    if ratio < COLLAPSED:
-        return f'The ten best proposals have collapsed to nearly one size: {measure}.', False
-    return f'The ten best proposals have not collapsed to one size: {measure}.', True
 
 
 def _training_figures(history):
@@ -240,6 +142,7 @@ def _recall_figures(curves, evaluation):
         series = {
             name: (np.array(curve[x], np.float64), np.array(curve[key], np.float64))
             for name, curve in curves.items()
+            if name not in evaluation.get('parts', {})
             if curve and curve.get(x) is not None and curve.get(key) is not None
         }
         series = {name: xy for name, xy in series.items() if np.any(np.isfinite(xy[1]))}
@@ -251,6 +154,20 @@ def _recall_figures(curves, evaluation):
         svg = plots.recalls(series, xlabel=xlabel, log_x=x == 'count', full=x == 'iou')
         figures.append(_figure(title, svg, xlabel, series))
     return figures + _object_size_figures(evaluation)
+
+
+def _part_figures(curves, evaluation):
+    """Returns the plot of what each part of the network is worth, if it was measured."""
+    series = {
+        name: tuple(np.array(curves[name][key], np.float64) for key in ('count', 'AR/count'))
+        for name in ('proposals', *evaluation.get('parts', {}))
+        if curves.get(name) and curves[name].get('AR/count') is not None
+    }
+    if len(series) < 2 or not any(np.any(np.isfinite(y)) for _, y in series.values()):
+        return []
+    svg = plots.recalls(series, xlabel='proposals per image', log_x=True)
+    title = 'Average recall over number of proposals, part by part'
+    return [_figure(title, svg, 'proposals per image', series)]
 
 
 def _bound_lines(evaluation, metric):

@@ -1,0 +1,147 @@
+"""Why objects were missed: each that the first proposals do not find has exactly one reason.
+
+A proposal begins as an anchor, is moved, clipped, ranked, thinned out by NMS and cut off at a rank.
+The reason is the first of these steps after which nothing was left that could have found the
+object. It is looked for in the same logits and deltas that the proposals were made of.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from rpn_jax import boxes as box
+from rpn_jax.metrics import iou as overlaps_of
+from rpn_jax.nms import nms
+from rpn_jax.targets import match
+
+REASONS = {  # in the order in which they are asked for
+    'no_anchor': 'no anchor has an IoU of negative_iou with it',
+    'no_positive_anchor': 'no positive anchor is matched to it',
+    'no_decoded_box': 'no anchor is moved onto it',
+    'clipped': 'what was moved onto it is lost to clipping or to the minimum size',
+    'below_pre_nms': 'what was moved onto it ranks below pre_nms',
+    'suppressed': 'what was moved onto it is removed by NMS',
+    'beyond_limit': 'what was moved onto it is kept, but ranks too low',
+}
+
+
+class Miss(NamedTuple):
+    """An object that was not found, and why."""
+
+    position: int  # of its image in the split
+    row: int  # of the image's boxes
+    reason: str
+    best: float  # IoU with the best of the proposals that count
+    reached: float  # IoU with the best of all decoded boxes
+    rank: int = -1  # of the best ranked box that reaches the object, by score; -1: there is none
+    rival: int = -1  # the row of the object that the box which removed it covers best; -1: none
+
+
+def find(position, proposals, logits, deltas, anchors, boxes, kind, size, *, iou, limit, config):
+    """Returns the Misses of one image: of each object that no proposal finds at this IoU.
+
+    proposals are the image's Proposals, of which the first `limit` count; logits [A], deltas [A, 4]
+    and anchors [A, 4] are what they were made of; boxes [G, 4], kind [G] and size (height, width)
+    are in the same pixels, objects are of kind 1. config has the sections targets and proposals.
+    """
+    rows = np.flatnonzero(np.asarray(kind) == 1)
+    kept = np.asarray(proposals.boxes)[np.asarray(proposals.valid)]
+    best = overlaps_of(np.asarray(boxes)[rows], kept[:limit]).max(axis=1, initial=0)
+    missed = rows[best < iou]
+    if not len(missed):
+        return []
+    stages = _Stages(logits, deltas, anchors, boxes, kind, size, config)
+    found = []
+    for row, covered in zip(missed, best[best < iou], strict=True):
+        reason, rank, rival = stages.reason(int(row), iou)
+        reached = float(stages.decoded[:, row].max())
+        found.append(Miss(position, int(row), reason, float(covered), reached, rank, rival))
+    return found
+
+
+class _Stages:
+    """An image's boxes at every step on their way to proposals, and their IoU with its objects."""
+
+    def __init__(self, logits, deltas, anchors, boxes, kind, size, config):
+        self._targets, self._proposals = config.targets, config.proposals
+        self._kind = np.asarray(kind)
+        keys = 'positive_iou', 'negative_iou', 'crowd_overlap', 'border'
+        rules = {key: float(config.targets[key]) for key in keys}
+        labels, matched, decoded, clipped = jax.device_get(
+            _follow(deltas, anchors, boxes, kind, np.float32(size), rules)
+        )
+        stages = np.asarray(anchors), decoded, clipped
+        self.anchors, self.decoded, self.clipped = (self._overlaps(b, boxes) for b in stages)
+        self._matched = np.where(labels == 1, matched, -1)
+        self._places = clipped
+        logits = np.asarray(logits, np.float64)
+        logits = np.where(np.isnan(logits), -np.inf, logits)
+        self._order = np.argsort(-logits, kind='stable')
+        self._rank = np.argsort(self._order)
+        sides = clipped[:, 2:] - clipped[:, :2]
+        self._alive = np.all(sides >= config.proposals.min_size, axis=1) & (logits > -np.inf)
+
+    def _overlaps(self, places, boxes):
+        """Returns the IoU of places with the image's objects [A, G]; 0 for other kinds."""
+        overlaps, rows = np.zeros((len(places), len(self._kind))), np.flatnonzero(self._kind == 1)
+        overlaps[:, rows] = overlaps_of(places, np.asarray(boxes)[rows])
+        return overlaps
+
+    def reason(self, row, iou):
+        """Returns (reason, rank of the best box that reaches the object, rival) of an object."""
+        if not np.any(self.anchors[:, row] >= self._targets.negative_iou):
+            return 'no_anchor', -1, -1
+        if not np.any(self._matched == row):
+            return 'no_positive_anchor', -1, -1
+        if not np.any(self.decoded[:, row] >= iou):
+            return 'no_decoded_box', -1, -1
+        reaching = np.flatnonzero((self.clipped[:, row] >= iou) & self._alive)
+        if not len(reaching):
+            return 'clipped', -1, -1
+        reaching = reaching[np.argsort(self._rank[reaching])]
+        rank = int(self._rank[reaching[0]])
+        if rank >= self._proposals.pre_nms:
+            return 'below_pre_nms', rank, -1
+        survivors = self._survivors()
+        if not np.isin(reaching, survivors).any():
+            return 'suppressed', rank, self._rival(reaching[0], survivors)
+        return 'beyond_limit', rank, -1
+
+    def _survivors(self):
+        """Returns the anchors that NMS keeps, were there no limit, best first."""
+        if not hasattr(self, '_kept'):
+            best = self._order[: self._proposals.pre_nms]
+            scores = np.where(self._alive[best], -np.arange(len(best), dtype=np.float32), -np.inf)
+            threshold = np.float32(self._proposals.nms_iou)
+            kept, valid = jax.device_get(_thin_out(self._places[best], scores, threshold))
+            self._kept = best[kept[valid]]
+        return self._kept
+
+    def _rival(self, index, survivors):
+        """Returns the object that the box which removed box `index` covers best, -1 for none."""
+        above = survivors[self._rank[survivors] < self._rank[index]]
+        overlap = overlaps_of(self._places[[index]], self._places[above])[0]
+        over = overlap > self._proposals.nms_iou
+        # Where rounding hides the one that was over the threshold, it is the nearest.
+        remover = above[over.argmax() if over.any() else overlap.argmax()]
+        covered = self.clipped[remover]
+        return int(covered.argmax()) if covered.max(initial=0) > 0 else -1
+
+
+@jax.jit
+def _follow(deltas, anchors, boxes, kind, size, rules):
+    """Returns labels and matched [A] of the anchors, and their boxes moved, and clipped [A, 4]."""
+    labels, matched = match(anchors, boxes, kind, size=size, **rules)
+    decoded = box.decode(deltas, anchors)
+    return labels, matched, decoded, box.clip(decoded, size)
+
+
+@jax.jit
+def _thin_out(boxes, scores, threshold):
+    return nms(boxes, scores, iou_threshold=threshold, limit=len(boxes))
+
+
+def counts(misses):
+    """Returns {reason: number} in the order of REASONS, zeros included."""
+    return {reason: sum(miss.reason == reason for miss in misses) for reason in REASONS}
