@@ -31,7 +31,8 @@ def main(argv=None):
     try:
         arguments, overrides = _parse(argv)
         config = _override(_load(arguments), overrides)
-        modes.run(arguments.mode, config, Path(arguments.workdir), output=arguments.output)
+        extra = {'output': arguments.output, 'paths': arguments.paths}
+        modes.run(arguments.mode, config, Path(arguments.workdir), **extra)
     except InputError as error:
         if '--debug' in argv:
             raise
@@ -50,10 +51,17 @@ def _parse(argv):
     )
     parser.add_argument('--workdir', default='', help='default: runs/NAME of the config')
     parser.add_argument('--mode', default='train', help=', '.join(modes.MODES))
-    parser.add_argument('--output', default='', help='the file that --mode=export writes')
+    parser.add_argument('--output', default='', help='what --mode=export or predict writes')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
-    parser.epilog = 'Any key of the config: --config.section.key=value'
+    parser.epilog = (
+        'Any key of the config: --config.section.key=value; '
+        'with --mode=predict also images, and folders of them'
+    )
     arguments, rest = parser.parse_known_args(argv)
+    arguments.paths = []
+    if arguments.mode == 'predict':  # not argparse's: it takes --config.key=(1, 2) for one as well
+        arguments.paths = [word for word in rest if not word.startswith('--')]
+        rest = [word for word in rest if word.startswith('--')]
     unknown = [word for word in rest if not word.startswith('--config.') or '=' not in word]
     if unknown:
         raise InputError(

@@ -8,23 +8,34 @@ import jax
 import safetensors.numpy
 
 from rpn_jax import checkpoint, data, limits, pretrained, rpn, train, workdir
-from rpn_jax.analysis import checks, drawings, inputs, statistics
+from rpn_jax.analysis import checks, drawings, inputs, predict, statistics
 from rpn_jax.analysis.report import write_report
+from rpn_jax.data.batches import counted
 from rpn_jax.data.pixels import pixel_family
 from rpn_jax.errors import InputError
 from rpn_jax.evaluate import make_evaluate, table
+from rpn_jax.trained import TrainedRPN
 
 INSPECTED = 4  # batches drawn by --mode=inspect
 
 
-def run(mode, config, folder, *, output=''):
-    """Runs the mode of that name; output is the file that --mode=export writes."""
-    if output and mode != 'export':
-        raise InputError(f'--output={output} belongs to --mode=export, not to --mode={mode}')
+def run(mode, config, folder, *, output='', paths=()):
+    """Runs the mode of that name.
+
+    output is the file that --mode=export writes or the folder of --mode=predict, paths are the
+    images and folders that predict looks at.
+    """
+    if output and mode not in ('export', 'predict'):
+        raise InputError(f'--output={output} belongs to export and predict, not to --mode={mode}')
     if mode == 'export' and not output:
         raise InputError('--mode=export needs --output=FILE.safetensors')
     limits.check(config)
-    MODES[mode](config, folder, *([Path(output)] if output else []))
+    if mode == 'export':
+        export_mode(config, folder, Path(output))
+    elif mode == 'predict':
+        predict_mode(config, folder, paths, Path(output or folder / 'predictions'))
+    else:
+        MODES[mode](config, folder)
 
 
 def train_mode(config, folder):
@@ -88,6 +99,23 @@ def statistics_mode(config, folder):
     print(f'{place / stem}.json has the numbers, {stem}.svg shows them')
 
 
+def predict_mode(config, folder, paths, place):
+    """Writes the proposals of images as json, and the ten best as pictures, one after the other.
+
+    What cannot be read is reported and skipped; raises InputError at the end if there was any.
+    """
+    if not paths:
+        raise InputError('--mode=predict needs images, or folders of them: main.py .. PATH ..')
+    found = predict.find(paths)
+    workdir.check(folder, config, workdir.NETWORK)
+    trained = TrainedRPN(config, *checkpoint.variables(folder)[::-1])
+    files = counted(found.items(), len(found), 'predicted', print)
+    skipped = [path for path, name in files if not predict.write(trained, path, place / name)]
+    print(f'{place}: proposals of {len(found) - len(skipped)} images, as json and pictures')
+    if skipped:
+        raise InputError(f'{skipped[0]}: skipped, as {len(skipped)} of {len(found)} images')
+
+
 def export_mode(config, folder, output):
     """Writes the newest checkpoint's weights, by torchvision's names, as a .safetensors file."""
     if output.suffix != '.safetensors':
@@ -134,4 +162,5 @@ MODES = {
     'inspect': inspect_mode,
     'statistics': statistics_mode,
     'export': export_mode,
+    'predict': predict_mode,
 }

@@ -256,7 +256,7 @@ def test_inspection_refuses_weights_of_another_network(tmp_path, capsys):
     ('words', 'complaint'),
     [
         (['--mode=export'], '--mode=export needs --output=FILE.safetensors'),
-        (['--mode=evaluate', '--output=x.safetensors'], 'belongs to --mode=export'),
+        (['--mode=evaluate', '--output=x.safetensors'], 'belongs to export and predict'),
         (['--mode=export', '--output=weights.pth'], 'not the name of a .safetensors file'),
         (['--mode=export', '--output=/proc/none/x.safetensors'], 'cannot be written'),
         (['--mode=export', f'--output={"y" * 300}.safetensors'], 'cannot be written'),
