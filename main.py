@@ -32,7 +32,7 @@ def main(argv=None):
         arguments, overrides = _parse(argv)
         config = _override(_load(arguments), overrides)
         extra = {'output': arguments.output, 'paths': arguments.paths}
-        modes.run(arguments.mode, config, Path(arguments.workdir), **extra)
+        modes.run(arguments.mode, config, Path(arguments.workdir).expanduser(), **extra)
     except InputError as error:
         if '--debug' in argv:
             raise

@@ -86,7 +86,7 @@ def data():
             name='',  # tfds: 'voc/2007', 'voc/2012', 'voc/2007+2012', 'coco/2014', 'coco/2017', ..
             train_split='trainval',  # voc: a list in ImageSets/Main, '' every annotation
             eval_split='test',
-            images='',  # overrides where the pictures lie
+            images='',  # overrides where the pictures lie; for 'images' a pattern: '*/rgb/*.png'
             annotations='',  # overrides where the XML or json files lie
             scenes=(2000, 200),  # shapes: train and evaluation scenes
             resize='square',  # 'square' stretches to image_size x image_size; 'short_side' does not

@@ -20,11 +20,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from configs import default
-from rpn_jax import data
-from rpn_jax.data import batches, images
-from rpn_jax.data.pixels import FAMILIES
-from rpn_jax.errors import InputError
+sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
+
+from configs import default  # noqa: E402
+from rpn_jax import data  # noqa: E402
+from rpn_jax.data import batches, images  # noqa: E402
+from rpn_jax.data.pixels import FAMILIES  # noqa: E402
+from rpn_jax.errors import InputError  # noqa: E402
 
 DRAWN, SIDES = 96, (375, 500)  # scenes, where no folder is given; their height and width
 WARM, GROWTH = 25, 200  # batches before memory is measured; MiB that it may grow by then

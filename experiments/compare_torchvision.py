@@ -10,6 +10,7 @@ the largest number. Exit code 1 where one is beyond the tolerance.
 import argparse
 import re
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,11 +22,13 @@ try:
 except ImportError as error:
     sys.exit(f'error: {error}; install torch and torchvision beside this project')
 
-from configs import default
-from rpn_jax import pretrained
-from rpn_jax import rpn as ours
-from rpn_jax.errors import InputError
-from rpn_jax.proposals import propose
+sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
+
+from configs import default  # noqa: E402
+from rpn_jax import pretrained  # noqa: E402
+from rpn_jax import rpn as ours  # noqa: E402
+from rpn_jax.errors import InputError  # noqa: E402
+from rpn_jax.proposals import propose  # noqa: E402
 
 VARIANTS = {'C4': (4, (1, 1, 1, 1)), 'dilated conv5': (5, (1, 1, 1, 2))}  # last stage, dilations
 TOLERANCE = 1e-4  # of the largest number of a layer

@@ -108,7 +108,7 @@ def make_evaluate(model, config, train_records, *, devices, print=print):
             _missed_objects(split, kept, missed),
         )
 
-    evaluate.predict = predict
+    evaluate.predict, evaluate.source = predict, split.source
     return evaluate
 
 
@@ -137,6 +137,8 @@ def _open(model, config, print):
     options = data.check(data.Options(**config.data))
     settings = dict(seed=config.seed, training=False, print=print)
     source = data.open_split(options, options.eval_split, **settings)
+    for note in source.notes:
+        print(f'note: {note}')
     records = source.records[: config.evaluation.images or None]
     canvases = data.evaluation_plan(source, options, len(records))
     grids = [np.asarray(rpn.anchors(model, shape), np.float64) for shape in canvases.shapes]

@@ -80,6 +80,7 @@ def inspect_mode(config, folder):
         shown=shown,
     )
     print(*(f'{check.word:<12} {check.name:<17} {check.text}' for check in found), sep='\n')
+    print(*(f'note: {note}' for note in source.notes), sep='\n', end='\n' if source.notes else '')
     print(f'{page} shows {len(shown)} images beside their originals')
     if failed := [check.name for check in found if check.passed is False]:
         raise InputError(f'the training input is wrong ({", ".join(failed)}); see {page}')

@@ -208,7 +208,7 @@ def train(config, folder, *, devices=None, print=print):
         state = checkpoints.load(place(state, devices))
         start = int(state.step)
         print(describe(config, model, state, source, start))
-        for note in source.notes:
+        for note in (*source.notes, *shared_images(source, evaluate.source)):
             print(f'note: {note}')
         if config.model.norm == 'frozen' and not config.model.pretrained:
             print("warning: model.norm='frozen' without model.pretrained normalises nothing")
@@ -278,6 +278,17 @@ def check_pretrained(config, tensors):
         pretrained.to_variables(tensors, shapes)
     except InputError as error:
         raise InputError(f'{config.model.pretrained}: {error}') from error
+
+
+def shared_images(source, other):
+    """Yields a line where images of one source are in another one too."""
+    if source.files and other.files:
+        names = set(source.files.names) & set(other.files.names)
+        if names:
+            yield (
+                f'{len(names)} of the {len(other.files.names)} images of the evaluation are '
+                f'trained on ({min(names)}, ..); its figures say little'
+            )
 
 
 def variables_of(state):

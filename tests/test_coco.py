@@ -114,8 +114,8 @@ def wrong():
         )
     for title, entry, complaint in [
         ('stranger', box(99, [1, 1, 2, 2]), 'annotation 6 is of image 99, which the file does not'),
-        ('no bbox', {'image_id': 7}, 'annotation number 0 has no image_id or no bbox of four num'),
-        ('no image', {'bbox': [1, 2, 3, 4]}, 'annotation number 0 has no image_id'),
+        ('no bbox', {'image_id': 7}, 'annotation number 0 has no bbox of four numbers'),
+        ('no image', {'bbox': [1, 2, 3, 4]}, 'annotation number 0 has no image_id that is a whole'),
         ('three numbers', box(7, [1, 2, 3]), 'no bbox of four numbers'),
         ('five numbers', box(7, [1, 2, 3, 4, 5]), 'no bbox of four numbers'),
         ('words', {'image_id': 7, 'bbox': [1, 2, 3, 'four']}, 'no bbox of four numbers'),
@@ -148,7 +148,7 @@ def test_a_wrong_annotation_is_a_problem_of_its_image(folder):
     entries = [box(7, [10, 10, -3, 5]), *whole['annotations'], box('12', [1, 1, 99, 9]), 17]
     file.write_text(json.dumps(whole | {'annotations': entries}))
     problems = coco('train2017', path=folder).problems
-    kinds = ['box inverted', 'box outside its image', 'object without a box']
+    kinds = ['box inverted', 'box outside its image', 'annotation of an unlisted image']
     assert [problem.kind for problem in problems] == kinds
     keys = list(SIZES)
     assert [problem.position for problem in problems] == [keys.index(7), keys.index(12), -1]

@@ -81,7 +81,7 @@ def damaged():
     yield 'half a JPEG', 'x.jpg', jpeg[: len(jpeg) // 2], 'truncated'
     yield 'a JPEG without its end', 'x.jpg', jpeg[:-2], 'truncated'
     yield 'a JPEG cut off behind its thumbnail', 'x.jpg', thumbnail[:-200], 'truncated'
-    yield 'a JPEG cut off in its head', 'x.jpg', jpeg[:50], 'not an image'
+    yield 'a JPEG cut off in its head', 'x.jpg', jpeg[:50], 'truncated'
     yield 'half a PNG', 'x.png', png[: len(png) // 2], 'truncated'
     yield 'a text', 'x.jpg', b'This is not the image you are looking for.', 'not an image'
     yield 'nothing', 'x.jpg', b'', 'not an image'

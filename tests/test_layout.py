@@ -14,7 +14,7 @@ GEOMETRY = 'boxes anchors targets losses nms proposals parts'.split()
 HOUSE = [
     'errors',
     *GEOMETRY,
-    *'metrics baselines misses resnet rpn checkpoint workdir downloads'.split(),
+    *'metrics baselines dialects misses resnet rpn checkpoint workdir stored downloads'.split(),
     *'data.pixels pretrained data.images data.records data limits optim evaluate trained'.split(),
     *'progress train analysis modes'.split(),
     '',

@@ -1,8 +1,10 @@
 """What would train wrongly is an error or left out; what is odd and harmless is a note."""
 
 import json
+import os
 import re
 import struct
+import sys
 import zlib
 
 import cv2
@@ -22,6 +24,7 @@ from rpn_jax.data.shapes import shapes
 from rpn_jax.data.voc import voc
 from rpn_jax.errors import InputError
 
+lint_module = sys.modules['rpn_jax.data.lint']  # whose name the function bears in rpn_jax.data
 PICTURE = np.random.default_rng(3).integers(0, 256, (60, 80, 3), np.uint8)
 XML, JPG = 'Annotations/000000.xml', 'JPEGImages/000000.jpg'  # of 80 x 60 pixels
 
@@ -67,7 +70,7 @@ def xml(*objects, size=(60, 80)):
     return annotation(size, *((corners, 0) for corners in objects)).encode()
 
 
-JPEG = encoded(PICTURE)
+JPEG, PNG = encoded(PICTURE), encoded(PICTURE, '.png')
 UNREADABLE, NOT_A_NUMBER = 'annotation unreadable', 'annotation with what is not a number'
 RESIZED = 'image of another size than annotated'
 BAD = {  # what is wrong with one image of a split, by kind: its file, the content, the complaint
@@ -77,13 +80,23 @@ BAD = {  # what is wrong with one image of a split, by kind: its file, the conte
     'image truncated': {
         'half a JPEG': (JPG, JPEG[: len(JPEG) // 2], 'is truncated'),
         'a JPEG without its end': (JPG, JPEG[:-2], 'is truncated'),
+        'a JPEG head alone': (JPG, JPEG[:60], 'is truncated'),
+        'a JPEG of zeros': (JPG, JPEG[:2] + bytes(500), 'is truncated'),
         'half a PNG': (JPG, encoded(PICTURE, '.png')[:900], 'is truncated'),
     },
+    'image damaged': {
+        'half a JPEG with an end': (JPG, JPEG[: len(JPEG) // 2] + b'\xff\xd9', 'are damaged'),
+        'zeros in a JPEG': (JPG, JPEG[:1500] + bytes(900) + b'\xff\xd9', 'are damaged'),
+        'a PNG with a wrong sum': (JPG, PNG[:900] + b'?' + PNG[901:], 'are damaged'),
+    },
     'image unreadable': {
+        'numbers, not pixels': (
+            JPG,
+            encoded(PICTURE[..., 0].astype(np.float32), '.pfm'),
+            'not an image',
+        ),
         'an empty image': (JPG, b'', 'not an image'),
         'a text': (JPG, b'<html>404</html>', 'not an image'),
-        'a JPEG head alone': (JPG, JPEG[:60], 'not an image'),
-        'a JPEG of zeros': (JPG, JPEG[:2] + bytes(500), 'not an image'),
         'a PNG without data': (JPG, png((8, 2, 0, 0, 0)), 'not an image'),
         'a PNG of a strange kind': (JPG, png((8, 5, 0, 0, 0)), 'not an image'),
         'a GIF cut short': (JPG, b'GIF89a\x50\0\x3c\0', 'not an image'),
@@ -99,11 +112,15 @@ BAD = {  # what is wrong with one image of a split, by kind: its file, the conte
         'half an annotation': (XML, xml(BOX)[:70], 'not a readable XML'),
         'an annotation of bytes': (XML, b'\xff\xfe\0', 'not a readable XML'),
         'a DOCTYPE': (XML, b'<!DOCTYPE a>' + xml(BOX), 'declares a DOCTYPE'),
+        'upper case': (XML, xml(BOX).replace(b'object>', b'Object>'), 'not in <Object>'),
         'an unknown encoding': (XML, b'<?xml version="1.0" encoding="x"?>' + xml(BOX), 'readable'),
     },
     'annotation without a size': {
         'no size': (XML, b'<annotation/>', 'no <size>'),
         'a size of zero': (XML, xml(size=(0, 80)), 'is 80 x 0'),
+        'a size without end': (XML, xml(size=(60, '1e300')), '<size> says 1e+300 x 60'),
+        'another case': (XML, xml(BOX).replace(b'size>', b'Size>'), 'names are in lower case'),
+        'a namespace': (XML, xml(BOX).replace(b'ion>', b'ion xmlns="x">', 1), 'namespace'),
     },
     NOT_A_NUMBER: {
         'a size in words': (XML, xml(size=('six', 80)), "height = 'six'"),
@@ -138,7 +155,12 @@ COCO_BAD = {  # an annotation of image 7, and the kind
     'outside': (box(7, [70, 10, 12, 5]), 'box outside its image'),
     'x and y swapped': (box(7, [5, 50, 30, 30]), 'box outside its image'),
     'corners for sides': (box(7, [40, 30, 70, 55]), 'box outside its image'),
-    'no image': ({'bbox': [1, 2, 3, 4]}, 'object without a box'),
+    'no image': ({'bbox': [1, 2, 3, 4]}, 'annotation of an unlisted image'),
+    'half an image': (box(7.5, [1, 2, 3, 4]), 'annotation of an unlisted image'),
+    'an endless image': (box(float('inf'), [1, 2, 3, 4]), 'annotation of an unlisted image'),
+    'a crowd in words': (box(7, [1, 2, 3, 4], 'true'), 'annotation with what is not a number'),
+    'a string for a box': (box(7, '1234'), 'object without a box'),
+    'a huge number': ({'image_id': 7, 'bbox': [1, 2, 10**400, 4]}, 'object without a box'),
     'a stranger': (box(99, [1, 1, 2, 2]), 'annotation of an unlisted image'),
 }
 
@@ -157,7 +179,8 @@ def odd(tmp_path):
     yield 'transparent', JPG, clear, 'image with transparency'
     yield 'turned', JPG, turned(6), 'image that its EXIF tag turns'
     yield 'mirrored', JPG, turned(2), 'image that its EXIF tag turns'
-    yield 'a twin', JPG, None, 'image that is there under another name too'
+    yield 'a twin', JPG, None, 'image that is listed twice'
+    yield 'a copy', 'JPEGImages/000003.jpg', None, 'image that is there under another name too'
     yield 'a pixel outside', XML, xml((0, 2, 81, 40)), 'box up to 1 pixel outside its image'
     yield 'one pixel wide', XML, xml((5, 5, 5, 40)), 'box of at most 1 pixel'
 
@@ -184,11 +207,11 @@ def test_a_bad_file_is_an_error_or_left_out(folder, kind, title):
         checked(voc('train', path=folder))
     message = str(error.value)
     assert message.startswith(str(folder)) and '000000' in message and '\n' not in message
-    assert message.endswith('--config.data.on_bad=skip')
+    assert message.endswith('; --config.data.on_bad=skip leaves the image out')
     source, _ = checked(voc('train', path=folder), 'skip')
     assert [record.image_id for record in source.records] == ['000001', '000002', '000003']
     assert [source.read(i).shape[:2] for i in range(3)] == [r.size for r in source.records]
-    (note,) = source.notes
+    note = source.notes[-1]
     assert note.startswith('1 of 4 images left out, as on_bad=') and f'({kind}: 1)' in note
 
 
@@ -209,24 +232,30 @@ def test_a_bad_annotation_is_an_error_or_its_image_left_out(tmp_path, title):
     assert f'{kind}: 1' in source.notes[-1]
 
 
-@pytest.mark.parametrize('index', range(12))
+@pytest.mark.parametrize('index', range(13))
 def test_what_is_odd_and_harmless_is_a_note(folder, tmp_path, index):
     _, file, content, remark = list(odd(tmp_path))[index]
     if content is None:
-        content = (folder / 'JPEGImages/000000.jpg').read_bytes()
-        (folder / 'ImageSets/Main/train.txt').write_text('000000\n000000\n')
+        content = (folder / JPG).read_bytes()
+        ids = ('000000', '000000') if file == JPG else ('000003', '000000')
+        (folder / 'ImageSets/Main/train.txt').write_text('\n'.join(ids))
+        (folder / 'Annotations/000003.xml').write_bytes((folder / XML).read_bytes())
     write(folder / file, content)
     source, said = checked(voc('train', path=folder))
-    (note,) = source.notes
-    assert note.startswith(f'voc VOC train: {remark}') and note.endswith(': 1 (000000)')
+    notes = [note for note in source.notes if lint_module.WITHOUT not in note]
+    assert len(notes) == 1 and notes[0].endswith(': 1 (000000)')
+    assert notes[0].startswith(f'voc VOC train: {remark}')
     assert said == [] and source.read(0).shape == (60, 80, 3)
 
 
 def test_whole_data_have_nothing_to_say(folder, tmp_path):
-    assert checked(voc('', path=folder))[0].notes == ()
+    (note,) = checked(voc('', path=folder))[0].notes
+    assert note == 'voc VOC : image without objects: 1 (000001)'.replace('VOC :', 'VOC all:')
     assert checked(shapes('train', count=4, size=48))[0].notes == ()
-    (note,) = checked(coco('train2017', path=write_coco(tmp_path / 'coco')))[0].notes
-    assert note.endswith(': box without width or height, left out: 1 (000000000003.jpg)')
+    notes = checked(coco('train2017', path=write_coco(tmp_path / 'coco')))[0].notes
+    assert any(
+        n.endswith(': box without width or height, left out: 1 (000000000003.jpg)') for n in notes
+    )
 
 
 def test_an_image_turned_by_its_tag_says_what_to_do(folder):
@@ -272,7 +301,7 @@ def test_a_file_is_looked_at_again_only_when_it_changed(folder, cache, monkeypat
         checked(voc('train', path=folder))
     assert len(seen) == 7
     write(folder / JPG, encoded(PICTURE))
-    assert checked(voc('train', path=folder))[0].notes == () and len(seen) == 8
+    assert len(checked(voc('train', path=folder))[0].records) == 4 and len(seen) == 8
     for content in ('', '{', '[]', '{"version": 0, "files": {}}', '{"version": 1}'):
         (place,) = (cache / 'lint').iterdir()
         place.write_text(content)
@@ -283,7 +312,7 @@ def test_a_file_is_looked_at_again_only_when_it_changed(folder, cache, monkeypat
 
 def test_a_cache_that_cannot_be_written_only_costs_time(folder, cache):
     cache.write_text('a file where a folder should be')
-    assert checked(voc('train', path=folder))[0].notes == ()
+    assert len(checked(voc('train', path=folder))[0].records) == 4
     assert workdir.cache_folder() == cache and cache.is_file()
 
 
@@ -295,3 +324,25 @@ def test_a_folder_of_pictures_is_checked_too(tmp_path):
         checked(pictures(path=tmp_path / 'p'))
     source, _ = checked(pictures(path=tmp_path / 'p'), 'skip')
     assert [record.image_id for record in source.records] == ['a.jpg']
+
+
+@pytest.mark.parametrize('file', [JPG, XML])
+def test_a_pipe_is_not_waited_for(folder, file):
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with pytest.raises(InputError, match='not a file'):
+        checked(voc('train', path=folder))
+
+
+def test_what_follows_the_end_of_a_jpeg_does_not_matter(folder):
+    (folder / JPG).write_bytes(JPEG + b'video \xff\xda and more \xff\xd8' + JPEG[:300])
+    source, _ = checked(voc('train', path=folder))
+    assert source.read(0).shape == (60, 80, 3)
+
+
+def test_boxes_in_shares_of_the_image_are_refused(folder):
+    for path in (folder / 'Annotations').iterdir():
+        text = path.read_text()
+        path.write_text(re.sub(r'<(xm|ym)(in|ax)>(\d+)<', r'<\1\2>1.0\3<', text))
+    with pytest.raises(InputError, match='at most 1 pixel wide and high; they must be in pixels'):
+        checked(voc('', path=folder))

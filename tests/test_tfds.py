@@ -121,12 +121,13 @@ def test_any_path_to_a_prepared_directory_will_do(root):
     place = root / 'detection/voc_2007/1.0.0'
     for path, name in (
         (place, ''),
-        (place, 'voc/2012'),
         (place.parent, ''),
         (root, 'detection/voc_2007'),
         (root, 'detection/voc_2007:1.0.0'),
     ):
         assert_same(opened('train', path, name), source)
+    with pytest.raises(InputError, match=r"1\.0\.0 is not voc/2012; set data.name=''"):
+        opened('train', place, 'voc/2012')
     assert len(opened('train[:50%]', place, '').records) == 2
     assert len(opened('train[1:]+val', place, '').records) == 5
 
@@ -239,3 +240,10 @@ def test_damaged_records_are_problems_or_told(root, cache):
             continue
         with pytest.raises(InputError):
             lint(source, print=[].append)
+
+
+def test_a_relative_path_is_as_good(root, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    for _ in range(2):  # prepared, and found again
+        source = opened('train', root.name)
+        assert len(source.records) == 4 and source.read(0).shape[:2] == source.records[0].size

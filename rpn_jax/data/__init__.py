@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(2**27))  # read when cv2 is imported
+# Read when cv2 is imported: a bound on images, and nothing on stderr beside our own line.
+os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(2**27))
+os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
 
 from rpn_jax.data import batches as batching
 from rpn_jax.data import canvases
@@ -19,6 +21,7 @@ from rpn_jax.errors import InputError
 
 SOURCES = ('tfds', 'voc', 'coco', 'shapes', 'images')
 RESIZES = ('square', 'short_side')
+PLACES = ('path', 'images', 'annotations')
 
 
 class Options(NamedTuple):
@@ -46,7 +49,7 @@ class Options(NamedTuple):
 
 
 def check(options):
-    """Returns the options; raises InputError where they contradict themselves."""
+    """Returns the options, ~ in their paths expanded; raises InputError where they are wrong."""
     for key, choices in (('source', SOURCES), ('resize', RESIZES), ('on_bad', ON_BAD)):
         if (value := getattr(options, key)) not in choices:
             known = ', '.join(map(repr, choices))
@@ -58,7 +61,8 @@ def check(options):
         raise InputError(f'config key data.scenes: {options.scenes!r} is not two whole numbers')
     family = 'torchvision' if options.pixels == 'auto' else options.pixels
     pixel_family(family, options.mean, options.std)
-    return options
+    places = {key: os.path.expanduser(getattr(options, key)) for key in PLACES}
+    return options._replace(**places)
 
 
 def open_split(options, split, *, seed=0, training=True, boxes=True, print=print):
@@ -74,7 +78,8 @@ def open_split(options, split, *, seed=0, training=True, boxes=True, print=print
                 "config key data.source: 'images' has no boxes to learn from; it is for "
                 '--mode=statistics'
             )
-        return lint(pictures(path=options.path), options.on_bad, print)
+        source = pictures(path=options.path, pattern=options.images)
+        return lint(source, options.on_bad, print)
     if options.source == 'shapes':
         count = options.scenes[0 if training else 1]
         source = shapes(split, count=count, size=options.image_size, seed=seed)

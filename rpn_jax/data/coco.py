@@ -19,6 +19,7 @@ from rpn_jax.data.records import (
 )
 from rpn_jax.errors import InputError
 
+LONGEST = 10**6  # pixels of a side
 EMPTY = 'box without width or height, left out'
 
 
@@ -56,9 +57,9 @@ def parse(path):
     try:
         content = json.loads(Path(path).read_text('utf-8'))
         entries = {int(entry['id']): entry for entry in content['images']}
-        annotations = content['annotations']
+        annotations = [*content['annotations']]
         doubled = len(entries) != len(content['images'])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         reason = f'{type(error).__name__}: {error}'
         raise InputError(f'{path}: not a COCO file of images and annotations ({reason})') from error
     if not entries or doubled:
@@ -70,9 +71,11 @@ def parse(path):
     boxes, kind, remarks = ([[] for _ in entries] for _ in range(3))
     problems = []
     for number, annotation in enumerate(annotations):
-        position = positions.get(_image_id(annotation), -1)
+        position = -1
         try:
-            box, given, is_crowd = _annotation(path, number, annotation, sizes)
+            key = _image_id(path, number, annotation, sizes)
+            position = positions[key]
+            box, given, is_crowd = _annotation(path, number, annotation, sizes[key])
         except BadRecord as error:
             problems.append(Problem(error.kind, str(error), position))
             continue
@@ -95,35 +98,48 @@ def parse(path):
     return records, problems
 
 
-def _image_id(annotation):
+def _image_id(path, number, annotation, sizes):
     try:
-        return int(annotation['image_id'])
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _annotation(path, number, annotation, sizes):
-    """Returns (box or None where it is empty, box as given, whether it is a crowd)."""
-    try:
-        where = f'annotation {annotation.get("id", f"number {number}")}'
-        key, corners = int(annotation['image_id']), annotation['bbox']
-        x, y, width, height = (float(value) for value in corners)
-        is_crowd = bool(int(annotation.get('iscrowd', 0)))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f'{path}: annotation number {number} has no image_id or no bbox of four numbers'
-        raise BadRecord('object without a box', what) from error
+        key = _whole(annotation['image_id'])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        what = f'{path}: annotation number {number} has no image_id that is a whole number'
+        raise BadRecord('annotation of an unlisted image', what) from error
     if key not in sizes:
+        where = f'annotation {annotation.get("id", f"number {number}")}'
         what = f'{path}: {where} is of image {key}, which the file does not list'
         raise BadRecord('annotation of an unlisted image', what)
+    return key
+
+
+def _whole(value):
+    """Returns a whole number, also of its digits; raises ValueError for other numbers."""
+    if isinstance(value, bool) or int(value) != float(value):
+        raise ValueError
+    return int(value)
+
+
+def _annotation(path, number, annotation, size):
+    """Returns (box or None where it is empty, box as given, whether it is a crowd)."""
+    where = f'annotation {annotation.get("id", f"number {number}")}'
+    corners = annotation.get('bbox')
+    try:
+        x, y, width, height = map(float, corners if isinstance(corners, list) else ())
+    except (TypeError, ValueError, OverflowError) as error:
+        what = f'{path}: {where} has no bbox of four numbers'
+        raise BadRecord('object without a box', what) from error
+    crowd = annotation.get('iscrowd', 0)
+    if crowd not in (0, 1):
+        what = f'{path}: {where} has iscrowd = {crowd!r}, which is neither 0 nor 1'
+        raise BadRecord('annotation with what is not a number', what)
     shown = f'[{x:g}, {y:g}, {width:g}, {height:g}]'
     if not all(map(math.isfinite, (x, y, width, height))):
         what = f'{path}: {where} has a bbox that is not finite: {shown}'
         raise BadRecord('annotation with what is not a number', what)
     if width == 0 or height == 0:
-        return None, None, is_crowd
+        return None, None, crowd == 1
     given = x, y, x + width, y + height
     try:
-        return inside(given, sizes[key]), given, is_crowd
+        return inside(given, size), given, crowd == 1
     except BadRecord as error:
         raise BadRecord(error.kind, f'{path}: {where} {error}: bbox {shown}') from error
 
@@ -131,10 +147,12 @@ def _annotation(path, number, annotation, sizes):
 def _size(path, entry):
     try:
         height, width = int(entry['height']), int(entry['width'])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f'{path}: image {entry["id"]} has no height and width') from error
     if min(height, width) < 1:
         raise InputError(f'{path}: image {entry["id"]} is {width} x {height} pixels')
+    if max(height, width) > LONGEST:
+        raise InputError(f'{path}: image {entry["id"]} is said to have more than {LONGEST} pixels')
     return height, width
 
 

@@ -2,17 +2,21 @@
 
 import hashlib
 import io
+import re
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
 
 from rpn_jax.errors import InputError
 
 Image.MAX_IMAGE_PIXELS = 2**27  # above, it warns; by then cv2 has refused
-PNG = b'\x89PNG\r\n\x1a\n'
+JPEG, PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
+MARKER = re.compile(rb'\xff+[^\x00\xff\xd0-\xd7]')  # in a scan: what is no pixel and no restart
 ORIENTATION = 0x0112  # the EXIF tag
 MODES = {  # Pillow's name of what a file holds, and what is odd about that
     **dict.fromkeys(('1', 'L', 'LA', 'La'), 'greyscale image'),
@@ -43,6 +47,8 @@ class Facts(NamedTuple):
 def load(path):
     """Returns the bytes of a file; raises BadRecord where it cannot be read."""
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would be waited for, for ever
+            raise BadRecord('image unreadable', f'{path}: not a file; take it off the list')
         return Path(path).read_bytes()
     except OSError as error:
         is_gone = isinstance(error, FileNotFoundError)
@@ -66,7 +72,7 @@ def decode(data, where, size=()):
     except cv2.error as error:
         what = f'{where}: cannot be decoded ({error.err})'
         raise BadRecord('image unreadable', what) from error
-    if image is None:
+    if image is None or image.dtype != np.uint8 or image.ndim != 3:
         what = f'{where}: not an image; mend it or take it off the list'
         raise BadRecord('image unreadable', what)
     check_size(image.shape[:2], size, where)
@@ -87,6 +93,7 @@ def examine(data, where):
     """Decodes the bytes of an image file and returns its Facts; never raises."""
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     try:
+        _check_whole(data, where)
         size = decode(data, where).shape[:2]
     except BadRecord as problem:
         return Facts((0, 0), digest, (), (problem.kind, str(problem)))
@@ -111,8 +118,42 @@ def _remarks(data):
     return tuple(remarks)
 
 
+def _check_whole(data, where):
+    """Raises BadRecord where pixels are damaged, which decoders fill up with whatever comes."""
+    if _truncated(data):
+        return  # decode says so
+    problem = ''
+    try:
+        if data.startswith(JPEG):
+            simplejpeg.decode_jpeg(data, colorspace='GRAY', min_height=1, min_width=1, strict=True)
+        elif data.startswith(PNG):
+            with Image.open(io.BytesIO(data)) as image:
+                image.verify()  # the sums of its chunks
+    except UnidentifiedImageError:
+        return  # so does it say of this
+    except Exception as error:  # whatever a strange head makes Pillow raise
+        problem = str(error)
+    if 'Corrupt' in problem or (problem and data.startswith(PNG)):
+        what = f'{where}: its pixels are damaged ({problem}); fetch it anew or take it off the list'
+        raise BadRecord('image damaged', what)
+
+
 def _truncated(data):
     """Tells a cut-off JPEG or PNG, which decoders fill up with grey without a word."""
-    if data[:2] == b'\xff\xd8':  # the end marker must follow the last scan, not only a thumbnail's
-        return data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda')
-    return data.startswith(PNG) and b'IEND' not in data[-64:]
+    if data.startswith(PNG):
+        return b'IEND' not in data[-64:]
+    return data.startswith(JPEG) and not _has_end(data)
+
+
+def _has_end(data):
+    """Says whether a JPEG's own end marker is there; those of thumbnails do not count."""
+    place = 2
+    while (found := MARKER.search(data, place)) is not None:
+        marker, place = data[found.end() - 1], found.end()
+        if marker == 0xD9:
+            return True
+        if marker in (0x01, 0xD8):  # these two have no length
+            continue
+        length = int.from_bytes(data[place : place + 2], 'big')
+        place += max(length, 2)
+    return False

@@ -6,18 +6,22 @@ import json
 import os
 import warnings
 
+import numpy as np
+
 from rpn_jax.data import images
 from rpn_jax.data.batches import counted, threaded
 from rpn_jax.data.images import BadRecord, Facts
-from rpn_jax.data.records import Problem, select
+from rpn_jax.data.records import OBJECT, Problem, select
 from rpn_jax.errors import InputError
 from rpn_jax.workdir import cache_folder, write_atomically
 
 ON_BAD = ('error', 'skip')
 SHOWN = 20  # problems that are printed
-VERSION = 1  # of the cache: goes up with what examine finds
+VERSION = 2  # of the cache: goes up with what examine finds
 TWICE = 'image that is there under another name too'
 THIN = 'box of at most 1 pixel in width or height'
+WITHOUT = 'image without objects'
+LISTED = 'image that is listed twice'
 
 
 def lint(source, on_bad='error', print=print):
@@ -29,6 +33,7 @@ def lint(source, on_bad='error', print=print):
     """
     facts = examined(source, print)
     problems = [*source.problems, *file_problems(source, facts)]
+    _check_scale(source)
     notes = [*source.notes, *remarks(source, facts)]
     if not problems:
         return source._replace(notes=tuple(notes))
@@ -100,7 +105,7 @@ def file_problems(source, facts):
 def remarks(source, facts):
     """Returns a line for each kind of harmless oddity: how often, and where first."""
     found = collections.defaultdict(list)
-    first_of = {}
+    first_of, has_boxes = {}, any(len(record.boxes) for record in source.records)
     for position, record in enumerate(source.records):
         own = list(record.remarks)
         sides = record.boxes[:, 2:] - record.boxes[:, :2]
@@ -108,7 +113,10 @@ def remarks(source, facts):
         if facts:
             own += facts[position].remarks
             digest = facts[position].digest
-            own += [TWICE] if digest and first_of.setdefault(digest, position) != position else []
+            first = first_of.setdefault(digest, position) if digest else position
+            same = record.image_id == source.records[first].image_id
+            own += [LISTED if same else TWICE] if first != position else []
+        own += [WITHOUT] if has_boxes and OBJECT not in record.kind else []
         for remark in own:
             found[remark].append(record.image_id)
     return [
@@ -117,11 +125,21 @@ def remarks(source, facts):
     ]
 
 
+def _check_scale(source):
+    """Raises InputError where most boxes are hardly a pixel: they are in other units."""
+    boxes = [record.boxes for record in source.records if len(record.boxes)]
+    sides = np.concatenate([np.zeros((0, 2)), *(b[:, 2:] - b[:, :2] for b in boxes)])
+    if len(sides) and np.mean(np.all(sides <= 1, axis=1)) > 0.5:
+        raise InputError(
+            f'{source.name}: most of its {len(sides)} boxes are at most 1 pixel wide and high; '
+            'they must be in pixels, not in shares of the image'
+        )
+
+
 def _refusal(source, problems, counts, print):
     """Prints the first problems; returns the message of the error."""
-    remedy = 'mend it, or leave the image out with --config.data.on_bad=skip'
     if len(problems) == 1:
-        return f'{problems[0].message}; {remedy}'
+        return f'{problems[0].message}; --config.data.on_bad=skip leaves the image out'
     for problem in problems[:SHOWN]:
         print(f'bad: {InputError(problem.message)}')
     if len(problems) > SHOWN:

@@ -1,5 +1,6 @@
 """A folder of images without annotations: for statistics of pixels, not for training."""
 
+import os
 from pathlib import Path
 
 from rpn_jax.data.records import from_paths, without_boxes
@@ -8,18 +9,34 @@ from rpn_jax.errors import InputError
 EXTENSIONS = frozenset('.bmp .jpeg .jpg .png .tif .tiff .webp'.split())
 
 
-def pictures(*, path):
-    """Opens all images below a folder, in the order of their paths.
+def pictures(*, path, pattern=''):
+    """Opens all images below a folder, in the order of their paths, linked folders as well.
 
-    Their sizes are not known before they are read. Raises InputError where there is none.
+    pattern restricts them: '*/image/*.jpg' as pathlib knows it. Their sizes are not known before
+    they are read. Raises InputError where there is none.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f'config key data.path: no folder {folder}; it needs one of images')
+    files = [Path(place) / name for place, names in _walk(folder) for name in sorted(names)]
     files = sorted(
-        file for file in folder.rglob('*') if file.suffix.lower() in EXTENSIONS and file.is_file()
+        file
+        for file in files
+        if file.suffix.lower() in EXTENSIONS and not file.name.startswith('.')
+        if not pattern or file.relative_to(folder).match(pattern)
     )
     if not files:
         raise InputError(f'{folder}: no images ({", ".join(sorted(EXTENSIONS))})')
     records = [without_boxes(file.relative_to(folder).as_posix()) for file in files]
     return from_paths(f'images {folder.name}', records, files)
+
+
+def _walk(folder):
+    """Yields (folder, names of its files) below a folder, each once however it is linked."""
+    seen = set()
+    for place, inner, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        yield place, names

@@ -1,5 +1,6 @@
 """Pixel families: the channel order, mean and deviation that pretrained weights expect."""
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -37,9 +38,17 @@ def pixel_family(pixels, mean=(), std=()):
         raise InputError(f'config key data.pixels: {pixels!r} is not one of {choices}')
     family = FAMILIES[pixels]
     for key, values in (('mean', mean), ('std', std)):
-        if len(values) not in (0, 3) or (key == 'std' and 0 in values):
+        allowed = all(map(math.isfinite, values)) and (key == 'mean' or all(v > 0 for v in values))
+        if len(values) not in (0, 3) or not allowed:
+            more = ', above 0' if key == 'std' else ''
             raise InputError(
-                f'config key data.{key}: {values!r} is not three numbers, or () for the default'
+                f'config key data.{key}: {values!r} is not three numbers{more}, or () for the '
+                'default'
+            )
+        if values and all(0 < v < 1 for v in values):
+            raise InputError(
+                f'config key data.{key}: {values!r} is on a scale of 0 to 1; here pixels are 0 to '
+                '255: multiply by 255'
             )
     return family._replace(mean=tuple(mean) or family.mean, std=tuple(std) or family.std)
 

@@ -59,6 +59,7 @@ def prepare(dataset, splits, path, *, on_bad='error', print=print):
     hosts; splits that need no more than what is there are prepared with them. Raises InputError
     where that fails, and leaves nothing that the next start would trust.
     """
+    path = Path(path).absolute()  # TFDS joins relative ones twice
     final = directory(dataset, path)
     if set(splits) <= set(stored_splits(final)):
         return final
@@ -77,7 +78,9 @@ def prepare(dataset, splits, path, *, on_bad='error', print=print):
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f'{final}: cannot be prepared ({error})') from error
+        what = f'{final}: cannot be prepared ({error})'
+        remedy = 'config key data.path needs a folder to write to; raw data may be linked there'
+        raise InputError(f'{what}; {remedy}') from error
     return final
 
 
@@ -306,7 +309,8 @@ def _labels(part, places):
     found = {name: [] for name in images.values()}
     for entry in content['annotations']:
         # What is damaged belongs to no image that is left.
-        with contextlib.suppress(KeyError, TypeError, ValueError, IndexError, AttributeError):
+        wrong = KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError
+        with contextlib.suppress(*wrong):
             name, label = images[int(entry['image_id'])], classes.get(entry.get('category_id'), '')
             if float(entry['bbox'][2]) and float(entry['bbox'][3]):  # the reader drops the empty
                 found[name].append(label)

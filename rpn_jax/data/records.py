@@ -59,7 +59,7 @@ def from_paths(name, records, paths, problems=()):
             status = paths[position].stat()
         except OSError:
             return ''
-        return f'{status.st_size}-{status.st_mtime_ns}'
+        return f'{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}'
 
     files = Files([str(path) for path in paths], lambda i: images.load(paths[i]), stamp)
     return Source(name, records, reader(records, files), files, tuple(problems))

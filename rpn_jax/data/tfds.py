@@ -61,8 +61,11 @@ def tfds(split, *, path, name, on_bad='error', print=print):
     with bad images refused or, with on_bad='skip', left out. What would train wrongly becomes a
     problem of the source. Raises InputError where there is no such split or it cannot be prepared.
     """
-    root = Path(path)
+    root = Path(path).absolute()  # TFDS joins relative ones twice
     place = _find(root)
+    if place and name in DATASETS and place.parent.name not in ('', DATASETS[name].config):
+        what = f'config keys data.path and data.name: {place} is not {name}'
+        raise InputError(f"{what}; set data.name='' to take it as it is")
     dataset = None if place else DATASETS.get(name)
     if dataset is None:
         place = place or _find(root / name.replace(':', '/'))

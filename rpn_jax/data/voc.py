@@ -20,6 +20,8 @@ from rpn_jax.data.records import (
 )
 from rpn_jax.errors import InputError
 
+LONGEST = 10**6  # pixels of a side
+MISSPELT = ('object', 'objects')
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.JPG', '.JPEG', '.PNG')
 
 
@@ -57,6 +59,8 @@ def voc(split, *, path, images='', annotations=''):
 def parse(path, image_id):
     """Reads one VOC annotation into a Record; raises BadRecord naming the file and the object."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise OSError('not a file')  # a pipe would be waited for, for ever
         text = Path(path).read_bytes()
         declares = b'<!DOCTYPE' in text or b'<!ENTITY' in text
         root = None if declares else ElementTree.fromstring(text)
@@ -69,17 +73,26 @@ def parse(path, image_id):
     size = root.find('size')
     if size is None:
         what = f'{path}: no <size>; add the width and height of the image'
+        if any(child.tag.lower().rpartition('}')[2] == 'size' for child in root):
+            what = f'{path}: no <size>; names are in lower case, and without a namespace'
         raise BadRecord('annotation without a size', what)
     height, width = (_number(path, size, side, '<size>') for side in ('height', 'width'))
     if min(height, width) < 1:
         what = f'{path}: <size> is {width:g} x {height:g}; it needs at least 1 x 1 pixels'
         raise BadRecord('annotation without a size', what)
+    if max(height, width) > LONGEST:
+        what = f'{path}: <size> says {width:g} x {height:g} pixels'
+        raise BadRecord('annotation without a size', what)
+    if strange := [c.tag for c in root if c.tag != 'object' and c.tag.lower() in MISSPELT]:
+        what = f'{path}: objects are in <object> of <annotation>, not in <{strange[0]}>'
+        raise BadRecord('annotation unreadable', what)
     boxes, kind, remarks = [], [], []
     for number, item in enumerate(root.findall('object')):
         box, given = _box(path, item, number, width, height)
         boxes.append(box)
         remarks += [CLIPPED] if box != given else []
-        kind.append(DIFFICULT if (item.findtext('difficult') or '0').strip() == '1' else OBJECT)
+        said = (item.findtext('difficult') or '0').strip().lower()
+        kind.append(DIFFICULT if said in ('1', 'true') else OBJECT)
     return Record(
         image_id=image_id,
         size=(int(height), int(width)),
@@ -91,7 +104,7 @@ def parse(path, image_id):
 
 def _image_ids(folder, labels, split):
     if not split:
-        ids = sorted(path.stem for path in labels.glob('*.xml'))
+        ids = sorted(p.stem for p in labels.glob('*.xml') if not p.name.startswith('.'))
         where = labels
     else:
         where = folder / 'ImageSets' / 'Main' / f'{split}.txt'
@@ -107,7 +120,8 @@ def _image_ids(folder, labels, split):
         raise InputError(f'{where}: the split is empty')
     for image_id in ids:
         if not inside_folder(image_id) or image_id.startswith('.'):
-            raise InputError(f'{where}: image id {image_id!r} would leave the folder')
+            what = f'{where}: image id {image_id!r} would leave the folder, or lies deeper in it'
+            raise InputError(f'{what}; an id is the name of a file of Annotations')
     return ids
 
 
