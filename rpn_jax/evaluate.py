@@ -13,6 +13,7 @@ from rpn_jax.data.pixels import normalise, pixel_family
 from rpn_jax.data.records import Source
 from rpn_jax.parts import PARTS, propose_parts
 from rpn_jax.proposals import propose
+from rpn_jax.stored import Stored
 
 COUNTS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000)
 GALLERY = 8  # best and as many worst images in the report
@@ -28,6 +29,7 @@ class Evaluation(NamedTuple):
     sizes: dict  # {'objects': [n, 2], 'proposals': [m, 2]} widths and heights in canvas pixels
     gallery: list  # dicts of one image each, best and worst
     misses: list  # dicts of missed objects, at MISSED, some with a picture
+    stored: Stored  # proposals and objects, for any evaluator
 
 
 def make_predict(model, config, devices):
@@ -106,6 +108,7 @@ def make_evaluate(model, config, train_records, *, devices, print=print):
             {'objects': _sides(split.objects), 'proposals': _sides([b[:10] for b in boxes])},
             _gallery(split, kept),
             _missed_objects(split, kept, missed),
+            _store(split, kept, step),
         )
 
     evaluate.predict, evaluate.source = predict, split.source
@@ -268,6 +271,22 @@ def _missed_objects(split, kept, missed):
             picture |= {'boxes': record.boxes[rows], 'kind': np.int32([1, 2][: len(rows)])}
         found.append({'reason': miss.reason, 'size': box[2:] - box[:2], 'picture': picture})
     return found
+
+
+def _store(split, kept, step):
+    """Returns the Stored proposals and objects, in pixels of the original images."""
+    records = split.source.records[: len(kept)]
+    pairs = zip(records, split.sizes, kept, strict=True)
+    return Stored(
+        dataset=split.source.name,
+        step=int(step),
+        image_ids=[record.image_id for record in records],
+        sizes=np.array([record.size for record in records]),
+        proposals=[p.boxes[p.valid] / scale(record, size) for record, size, p in pairs],
+        scores=[p.scores[p.valid] for p in kept],
+        objects=[record.boxes for record in records],
+        kinds=[record.kind for record in records],
+    )
 
 
 def _picture(split, position, group, proposals, best):

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import safetensors.numpy
 
-from rpn_jax import checkpoint, data, limits, pretrained, rpn, train, workdir
+from rpn_jax import checkpoint, data, dialects, limits, pretrained, rpn, stored, train, workdir
 from rpn_jax.analysis import checks, drawings, inputs, predict, statistics
 from rpn_jax.analysis.report import write_report
 from rpn_jax.data.batches import counted
@@ -52,7 +52,10 @@ def evaluate_mode(config, folder):
     options = data.check(data.Options(**config.data))
     source = data.open_split(options, options.train_split, seed=config.seed)
     evaluate = make_evaluate(model, config, source.records, devices=jax.local_devices())
-    _publish(config, folder, evaluate(variables, step))
+    evaluation = evaluate(variables, step)
+    _publish(config, folder, evaluation)
+    print('as other evaluators count, with 95 % intervals over images:')
+    print(*dialects.lines(evaluation.stored), sep='\n')
 
 
 def inspect_mode(config, folder):
@@ -142,6 +145,7 @@ def export_mode(config, folder, output):
 def _publish(config, folder, evaluation):
     text = json.dumps(evaluation.summary, indent=2, allow_nan=False)
     workdir.write_atomically(folder / 'evaluation.json', text + '\n')
+    stored.save(folder / 'proposals.npz', evaluation.stored)
     write_report(
         folder / 'report.html',
         title=folder.name,

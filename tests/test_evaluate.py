@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_end_to_end import compilations, finished_run, quick_compilation, tiny_config
 
-from rpn_jax import baselines, checkpoint, data, evaluate, metrics, rpn
+from rpn_jax import baselines, checkpoint, data, dialects, evaluate, metrics, rpn
 from rpn_jax.data.canvases import square
 from rpn_jax.data.records import Record, Source
 from rpn_jax.misses import REASONS
@@ -264,6 +264,17 @@ def test_misses_are_the_objects_that_are_not_recalled(fake):
         assert miss['reason'] in REASONS and np.all(miss['size'] > 0)
     pictures = [m['picture'] for m in evaluation.misses if m['picture'] is not None]
     assert pictures and all(p['kind'][0] == 1 and len(p['boxes']) in (1, 2) for p in pictures)
+
+
+def test_what_is_stored_gives_the_same_figures(fake):
+    fake(100)
+    evaluation = run(tiny_config(proposals__post_nms=100))
+    found = {k: t.value for k, t in dialects.rpn_jax(evaluation.stored).items()}
+    own = evaluation.summary['proposals']
+    shared = own.keys() & found.keys()
+    assert {'AR@100', 'recall@0.5/10', 'AR@100/large'} <= shared
+    for key in shared:
+        assert found[key] == pytest.approx(own[key], abs=0.02)  # boxes are in other pixels
 
 
 def test_a_brief_evaluation_leaves_out_what_takes_long(fake):

@@ -36,7 +36,7 @@ def test_training_writes_what_the_contract_says():
     names = {path.name for path in folder.iterdir()}
     events = {name for name in names if name.startswith('events')}
     assert len(events) == 1
-    files = {'config.json', 'metrics.jsonl', 'evaluation.json', 'report.html'}
+    files = {'config.json', 'metrics.jsonl', 'evaluation.json', 'report.html', 'proposals.npz'}
     assert names - events == files | {'checkpoints'}
     expected = tiny_config(data__pixels='torchvision').to_dict()
     assert json.loads((folder / 'config.json').read_text()) == json.loads(json.dumps(expected))
@@ -99,7 +99,7 @@ def test_a_mode_that_does_not_exist_is_refused(tmp_path, capsys):
         "no mode 'guess'; there are train, evaluate, inspect, statistics, export"
         in capsys.readouterr().err
     )
-    assert list(modes.MODES) == ['train', 'evaluate', 'inspect', 'statistics', 'export']
+    assert list(modes.MODES) == 'train evaluate inspect statistics export predict'.split()
     assert not (tmp_path / 'x').exists()
 
 
