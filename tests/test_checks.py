@@ -259,3 +259,11 @@ def test_an_image_that_is_its_own_mirror_image_is_neither_flipped_nor_not():
     half = [noise(size)[:, : size[1] // 2] for size in SIZES]
     found = look(files([np.concatenate([h, h[:, ::-1]], 1) for h in half]))
     assert unsure(found) == {'flips'} and failed(found) == set()
+
+
+def test_of_a_sliver_nothing_can_be_told():
+    thin = files([noise((2000, 10)), noise((10, 2000))])
+    plan = canvases.short_side([r.size for r in thin.records], image_size=60, max_size=100, limit=2)
+    records = [r._replace(boxes=r.boxes[:0], kind=r.kind[:0]) for r in thin.records]
+    found = look(thin._replace(records=records), plan)
+    assert failed(found) == set() and found['height and width'].passed is None

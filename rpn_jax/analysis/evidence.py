@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 PLAIN = ('RGB', 'RGBA', 'L', 'LA', 'P', '1')  # of Pillow's modes, those that decoders agree on
+SLIVER = 16  # pixels of a side, below which resizing leaves too little to compare
 THUMBNAIL, PATCH = 32, 8  # cells along a side that pictures and boxes are compared at
 SMALLEST = 8  # pixels along a side, before and after, below which a box's content says too little
 MOVED = 0.1  # of the image's sides: how far a box is moved to see what an error would look like
@@ -96,7 +97,7 @@ def _content(record, original, seen, size, boxes):
     corners = {f: _offsets(record, boxes, size, f) if same else np.zeros(0) for f in (False, True)}
     found = dict(turns={}, colours={}, corners=corners, moved=np.zeros(0))
     found['patches'] = {False: np.zeros(0), True: np.zeros(0)}
-    if original is None:
+    if original is None or min(*size, *original.shape[:2]) < SLIVER:
         return found
     before, after = map(_sums, (original, seen))
     thumbnail = _cells(before, [0, 0, *original.shape[1::-1]], THUMBNAIL)
