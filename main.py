@@ -30,6 +30,9 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         arguments, overrides = _parse(argv)
+        if arguments.mode == 'compare':
+            modes.compare_mode(arguments.runs.split(','), arguments.output)
+            return 0
         config = _override(_load(arguments), overrides)
         extra = {'output': arguments.output, 'paths': arguments.paths}
         modes.run(arguments.mode, config, Path(arguments.workdir).expanduser(), **extra)
@@ -51,7 +54,8 @@ def _parse(argv):
     )
     parser.add_argument('--workdir', default='', help='default: runs/NAME of the config')
     parser.add_argument('--mode', default='train', help=', '.join(modes.MODES))
-    parser.add_argument('--output', default='', help='what --mode=export or predict writes')
+    parser.add_argument('--output', default='', help='what export, predict or compare write')
+    parser.add_argument('--runs', default='', help='workdirs that --mode=compare compares: A,B,..')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     parser.epilog = (
         'Any key of the config: --config.section.key=value; '
@@ -67,8 +71,11 @@ def _parse(argv):
         raise InputError(
             f'unknown argument {unknown[0]!r}; overrides look like --config.section.key=value'
         )
+    if arguments.mode == 'compare':
+        return arguments, rest
     if arguments.mode not in modes.MODES:
-        raise InputError(f'no mode {arguments.mode!r}; there are {", ".join(modes.MODES)}')
+        known = ', '.join([*modes.MODES, 'compare'])
+        raise InputError(f'no mode {arguments.mode!r}; there are {known}')
     if not arguments.config and not arguments.workdir:
         raise InputError('name a --config (see configs/), or the --workdir of a run')
     if not arguments.config and arguments.mode == 'train':

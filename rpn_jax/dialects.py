@@ -34,11 +34,11 @@ detectron adds 96-128, 128-256, 256-512 and 512-inf, the sides of squares.
 
 import functools
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from rpn_jax import metrics
+from rpn_jax.bootstrap import Estimate, Tally, intervals
 
 LIMITS = metrics.LIMITS
 COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # not rounded: equal to COCOeval's, bit for bit
@@ -57,27 +57,6 @@ COLUMNS = (
     *('AR@100/small', 'AR@100/medium', 'AR@100/large', 'recall@0.5/100'),
 )
 UNSKIPPED = 'detectron2 unskipped'
-
-
-class Tally(NamedTuple):
-    """A figure as the sums that each image contributes to it, which a bootstrap draws from."""
-
-    numerator: np.ndarray  # [images]
-    denominator: np.ndarray  # [images]
-
-    @property
-    def value(self):
-        """The figure: a ratio of sums, None where the denominator is 0."""
-        below = self.denominator.sum()
-        return float(self.numerator.sum() / below) if below else None
-
-
-class Estimate(NamedTuple):
-    """A figure and its interval; None where undefined."""
-
-    value: float | None
-    low: float | None
-    high: float | None
 
 
 def rpn_jax(stored, limits=LIMITS):
@@ -149,33 +128,6 @@ DIALECTS = {
     'mmdetection': mmdetection,
     'voc': voc,
 }
-
-
-def intervals(tallies, resamples=1000, seed=0, level=0.95):
-    """Finds the bootstrap interval over images of every figure: {name: (low, high) or None}.
-
-    Images are drawn with replacement, the same ones for all figures, and with one seed and number
-    of images the same ones for all dialects. A resample in which a figure is undefined does not
-    count for it; one without any is None. The bounds are percentiles.
-    """
-    columns = np.stack([part for tally in tallies.values() for part in tally], axis=1)
-    images = len(columns)
-    if not images:
-        return dict.fromkeys(tallies)
-    rng = np.random.default_rng(seed)
-    sums = []
-    for start in range(0, resamples, 100):  # a slab of 100 bounds the memory
-        rows = min(100, resamples - start)
-        drawn = rng.integers(images, size=(rows, images)) + images * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * images)
-        sums.append(counts.reshape(rows, images).astype(np.float64) @ columns)
-    above, below = np.concatenate(sums).T.reshape(-1, 2, resamples).swapaxes(0, 1)
-    tails = (1 - level) / 2, (1 + level) / 2
-    found = {}
-    for name, top, bottom in zip(tallies, above, below, strict=True):
-        values = top[bottom > 0] / bottom[bottom > 0]
-        found[name] = tuple(np.quantile(values, tails).tolist()) if len(values) else None
-    return found
 
 
 def table(stored, names=tuple(DIALECTS), limits=LIMITS, resamples=1000, seed=0):

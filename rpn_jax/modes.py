@@ -8,7 +8,7 @@ import jax
 import safetensors.numpy
 
 from rpn_jax import checkpoint, data, dialects, limits, pretrained, rpn, stored, train, workdir
-from rpn_jax.analysis import checks, drawings, inputs, predict, statistics
+from rpn_jax.analysis import checks, compare, drawings, inputs, predict, statistics
 from rpn_jax.analysis.report import write_report
 from rpn_jax.data.batches import counted
 from rpn_jax.data.pixels import pixel_family
@@ -17,6 +17,15 @@ from rpn_jax.evaluate import make_evaluate, table
 from rpn_jax.trained import TrainedRPN
 
 INSPECTED = 4  # batches drawn by --mode=inspect
+
+
+def compare_mode(runs, output=''):
+    """Prints runs side by side; with an output, writes their figures and differences as json."""
+    found = compare.compare(runs)
+    print(*compare.lines(found), sep='\n')
+    if output:
+        workdir.write_atomically(Path(output), json.dumps(found, indent=2, allow_nan=False) + '\n')
+        print(f'{output} has the numbers')
 
 
 def run(mode, config, folder, *, output='', paths=()):

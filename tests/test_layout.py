@@ -14,9 +14,9 @@ GEOMETRY = 'boxes anchors targets losses nms proposals parts'.split()
 HOUSE = [
     'errors',
     *GEOMETRY,
-    *'metrics baselines dialects misses resnet rpn checkpoint workdir stored downloads'.split(),
-    *'data.pixels pretrained data.images data.records data limits optim evaluate trained'.split(),
-    *'progress train analysis modes'.split(),
+    *'metrics baselines bootstrap dialects misses resnet rpn checkpoint'.split(),
+    *'workdir stored downloads data.pixels pretrained data.images data.records'.split(),
+    *'data limits optim evaluate trained progress train analysis modes'.split(),
     '',
 ]
 LANGUAGE = ['collections', 'functools', 'math', 'typing']  # what a pure function needs of Python

@@ -1,0 +1,88 @@
+"""Runs side by side: their figures, by how much they differ, and whether that is beyond noise."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from rpn_jax import dialects, stored
+from rpn_jax.bootstrap import differences
+from rpn_jax.errors import InputError
+
+FIGURES = (
+    *('AR@10', 'AR@100', 'AR@300', 'AR@1000'),
+    *('AR@100/small', 'AR@100/medium', 'AR@100/large'),
+    *('recall@0.5/100', 'recall@0.7/100', 'ABO@100', 'top10_max_iou'),
+)
+
+
+def compare(folders):
+    """Compares workdirs by their proposals.npz: {run: {figure: {value, difference, low, high}}}.
+
+    Differences are against the first run, with their 95 % intervals over images. A figure that a
+    run cannot have, for want of so many proposals, is left out. Raises InputError where there are
+    not two runs, or where their images or objects differ.
+    """
+    if len(folders) < 2 or len(set(folders)) < len(folders):
+        raise InputError('--mode=compare needs --runs=A,B,..: two workdirs or more, each once')
+    found = [stored.load(Path(folder) / 'proposals.npz') for folder in folders]
+    for folder, other in zip(folders[1:], found[1:], strict=True):
+        _check_same(folders[0], found[0], folder, other)
+    most = min(max(map(len, each.proposals), default=0) for each in found)
+    tallies = [dialects.rpn_jax(each) for each in found]
+    names = [name for name in FIGURES if _count(name) <= most]
+    tallies = [{name: each[name] for name in names} for each in tallies]
+    return {
+        str(folder): _row(own, tallies[0]) for folder, own in zip(folders, tallies, strict=True)
+    }
+
+
+def lines(compared):
+    """Returns a table of text: a figure per line, a run per column, * beyond noise."""
+    runs = list(compared)
+    width = max(24, *(len(Path(run).name) + 2 for run in runs))
+    said = [f'{"":16}' + ''.join(f'{Path(run).name:>{width}}' for run in runs)]
+    for figure in compared[runs[0]]:
+        cells = [_cell(compared[run][figure], run == runs[0]) for run in runs]
+        said.append(f'{figure:16}' + ''.join(f'{cell:>{width}}' for cell in cells))
+    first = Path(runs[0]).name
+    return [*said, f'differences from {first}; * where the 95 % interval over images leaves out 0']
+
+
+def _row(own, first):
+    row = {}
+    for name, change in differences(own, first).items():
+        row[name] = {
+            'value': own[name].value,
+            'difference': change.value,
+            'low': change.low,
+            'high': change.high,
+        }
+    return row
+
+
+def _cell(figure, is_first):
+    if figure['value'] is None:
+        return '-'
+    if is_first or figure['low'] is None:
+        return f'{figure["value"]:.3f}'
+    beyond = '*' if figure['low'] > 0 or figure['high'] < 0 else ' '
+    half = (figure['high'] - figure['low']) / 2
+    return f'{figure["value"]:.3f}  {figure["difference"]:+.3f} ±{half:.3f}{beyond}'
+
+
+def _count(name):
+    """Returns the number of proposals that a figure is taken at."""
+    return max(map(int, re.findall(r'\d+', name)))
+
+
+def _check_same(folder, first, other_folder, other):
+    """Raises InputError unless two runs were evaluated on the same images and objects."""
+    same = list(first.image_ids) == list(other.image_ids) and all(
+        np.array_equal(a, b) for a, b in zip(first.objects, other.objects, strict=False)
+    )
+    if not same:
+        raise InputError(
+            f'{folder} and {other_folder}: evaluated on other images or objects '
+            f'({first.dataset}, {other.dataset}); evaluate them on the same split'
+        )

@@ -1,0 +1,84 @@
+"""Intervals of figures by drawing images with replacement; a figure is a ratio of sums over images.
+
+The resamples of all figures are one product of matrices: how often each image was drawn, times what
+each image contributes to each sum. With one seed and number of images the draws are the same, so
+that two runs on the same images are compared on the same resamples.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Tally(NamedTuple):
+    """A figure as the sums that each image contributes to it, which a bootstrap draws from."""
+
+    numerator: np.ndarray  # [images]
+    denominator: np.ndarray  # [images]
+
+    @property
+    def value(self):
+        """The figure: a ratio of sums, None where the denominator is 0."""
+        below = self.denominator.sum()
+        return float(self.numerator.sum() / below) if below else None
+
+
+class Estimate(NamedTuple):
+    """A figure and its interval; None where undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def intervals(tallies, resamples=1000, seed=0, level=0.95):
+    """Finds the interval of every figure: {name: (low, high) or None}.
+
+    A resample in which a figure is undefined does not count for it; one without any is None. The
+    bounds are percentiles.
+    """
+    found = {}
+    for name, values in _resampled(tallies, resamples, seed).items():
+        found[name] = _bounds(values[np.isfinite(values)], level)
+    return found
+
+
+def differences(tallies, others, resamples=1000, seed=0, level=0.95):
+    """Finds by how much figures exceed those of another run on the same images: {name: Estimate}.
+
+    Raises ValueError where the numbers of images differ.
+    """
+    lengths = {len(t.numerator) for both in (tallies, others) for t in both.values()}
+    if len(lengths) > 1:
+        raise ValueError(f'runs on {sorted(lengths)} images cannot be compared')
+    here, there = (_resampled(each, resamples, seed) for each in (tallies, others))
+    found = {}
+    for name in tallies:
+        values = here[name] - there[name]
+        bounds = _bounds(values[np.isfinite(values)], level) or (None, None)
+        both = tallies[name].value, others[name].value
+        found[name] = Estimate(None if None in both else both[0] - both[1], *bounds)
+    return found
+
+
+def _bounds(values, level):
+    tails = (1 - level) / 2, (1 + level) / 2
+    return tuple(np.quantile(values, tails).tolist()) if len(values) else None
+
+
+def _resampled(tallies, resamples, seed):
+    """Returns every figure's values [resamples], NaN where it is undefined."""
+    columns = np.stack([part for tally in tallies.values() for part in tally], axis=1)
+    images = len(columns)
+    if not images:
+        return dict.fromkeys(tallies, np.zeros(0))
+    rng = np.random.default_rng(seed)
+    sums = []
+    for start in range(0, resamples, 100):  # a slab of 100 bounds the memory
+        rows = min(100, resamples - start)
+        drawn = rng.integers(images, size=(rows, images)) + images * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * images)
+        sums.append(counts.reshape(rows, images).astype(np.float64) @ columns)
+    above, below = np.concatenate(sums).T.reshape(-1, 2, resamples).swapaxes(0, 1)
+    values = np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+    return dict(zip(tallies, values, strict=True))

@@ -1,0 +1,83 @@
+"""Runs side by side: the better one is beyond noise, the same one is not."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import main
+from rpn_jax import stored
+from rpn_jax.analysis import compare
+from rpn_jax.stored import Stored
+
+
+def write(folder, noise, images=60, seed=0, moved=0):
+    """Writes the proposals.npz of a run whose boxes are off by so many pixels."""
+    random = np.random.default_rng(seed)
+    objects = [random.uniform(0, 50, (3, 2)) for _ in range(images)]
+    objects = [np.float32(np.concatenate([o, o + 40], 1)) + moved for o in objects]
+    random = np.random.default_rng((seed, round(noise)))
+    boxes = [np.repeat(o, 5, 0) + random.normal(0, noise, (15, 4)) for o in objects]
+    folder.mkdir()
+    run = Stored(
+        dataset='drawn',
+        step=7,
+        image_ids=[f'{i}' for i in range(images)],
+        sizes=np.full((images, 2), 128),
+        proposals=[np.float32(np.sort(b.reshape(-1, 2, 2), 1).reshape(-1, 4)) for b in boxes],
+        scores=[np.linspace(1, 0, 15, dtype=np.float32)] * images,
+        objects=objects,
+        kinds=[np.ones(3, np.int32)] * images,
+    )
+    stored.save(folder / 'proposals.npz', run)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [write(tmp_path / name, noise) for name, noise in (('a', 12), ('b', 4), ('c', 12))]
+
+
+def test_a_better_run_is_beyond_noise_and_the_same_one_is_not(runs):
+    found = compare.compare(runs)
+    figures = [found[str(run)]['AR@10'] for run in runs]
+    assert figures[0]['difference'] == figures[2]['difference'] == 0
+    better = figures[1]
+    assert better['low'] > 0.1 and better['difference'] == better['value'] - figures[0]['value']
+    assert 'AR@10' in found[str(runs[0])] and 'AR@100' not in found[str(runs[0])]  # 15 proposals
+
+
+def test_the_table_marks_what_is_beyond_noise(runs, tmp_path, capsys):
+    out = tmp_path / 'compared.json'
+    words = [f'--runs={",".join(map(str, runs))}', f'--output={out}']
+    assert main.main(['--mode=compare', *words]) == 0
+    said = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in said if line.startswith('AR@10 '))
+    assert re.fullmatch(
+        r'AR@10 +0\.\d+ +0\.\d+  \+0\.\d+ ±0\.\d+\* +0\.\d+  \+0\.000 ±0\.000 ?', line
+    )
+    assert said[0].split() == ['a', 'b', 'c'] and 'differences from a' in said[-2]
+    assert json.loads(out.read_text()).keys() == set(map(str, runs))
+
+
+@pytest.mark.parametrize(
+    ('make', 'complaint'),
+    [
+        (lambda a, p: [a], 'needs --runs=A,B,..: two workdirs or more'),
+        (lambda a, p: [a, a], 'each once'),
+        (lambda a, p: [a, p / 'none'], 'none/proposals.npz'),
+        (lambda a, p: [a, write(p / 'd', 4, images=59)], 'evaluated on other images or objects'),
+        (lambda a, p: [a, write(p / 'e', 4, moved=1)], 'evaluate them on the same split'),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys, make, complaint):
+    words = ','.join(map(str, make(runs[0], tmp_path)))
+    assert main.main(['--mode=compare', f'--runs={words}']) == 1
+    said = capsys.readouterr().err
+    assert said.startswith('error: ') and complaint in said and said.count('\n') == 1
+
+
+def test_a_comparison_without_runs_is_refused(capsys):
+    assert main.main(['--mode=compare']) == 1
+    assert 'needs --runs=A,B' in capsys.readouterr().err
