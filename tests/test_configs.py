@@ -59,6 +59,7 @@ def test_there_are_configs_for_the_mission_and_for_a_start():
     assert scratch.frozen_stages == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures(quick_compilation.__name__)
 @pytest.mark.parametrize('name', ['default', *VARIANTS])
 def test_a_config_trains_two_steps_on_drawn_scenes(name):
