@@ -59,7 +59,8 @@ def test_a_reason_of_misses_comes_with_what_to_try():
     said, good = _sentences(evaluation=evaluation)[2]
     assert not good
     assert said == (
-        '75% of the 4 missed objects: NMS removes what covers them: try a higher proposals.nms_iou.'
+        '75% of the 4 objects missed at IoU 0.5: NMS removes what covers them: try a higher '
+        'proposals.nms_iou.'
     )
     evaluation = evaluation | {'missed': dict.fromkeys(misses.REASONS, 0)}
     assert len(_sentences(evaluation=evaluation)) == 4

@@ -132,5 +132,5 @@ def _say_missed(evaluation):
     if not total:
         return None
     reason = max(missed, key=missed.get)
-    share = f'{missed[reason] / total:.0%} of the {total} missed objects'
+    share = f'{missed[reason] / total:.0%} of the {total} objects missed at IoU 0.5'
     return f'{share}: {REMEDIES[reason]}.', False
