@@ -181,6 +181,7 @@ def odd(tmp_path):
     yield 'mirrored', JPG, turned(2), 'image that its EXIF tag turns'
     yield 'a twin', JPG, None, 'image that is listed twice'
     yield 'a copy', 'JPEGImages/000003.jpg', None, 'image that is there under another name too'
+    yield 'stray bytes', JPG, JPEG[:-2] + bytes(7) + JPEG[-2:], 'JPEG with stray bytes'
     yield 'a pixel outside', XML, xml((0, 2, 81, 40)), 'box up to 1 pixel outside its image'
     yield 'one pixel wide', XML, xml((5, 5, 5, 40)), 'box of at most 1 pixel'
 
@@ -232,7 +233,7 @@ def test_a_bad_annotation_is_an_error_or_its_image_left_out(tmp_path, title):
     assert f'{kind}: 1' in source.notes[-1]
 
 
-@pytest.mark.parametrize('index', range(13))
+@pytest.mark.parametrize('index', range(14))
 def test_what_is_odd_and_harmless_is_a_note(folder, tmp_path, index):
     _, file, content, remark = list(odd(tmp_path))[index]
     if content is None:

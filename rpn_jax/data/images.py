@@ -24,6 +24,7 @@ MODES = {  # Pillow's name of what a file holds, and what is odd about that
     **dict.fromkeys(('I', 'F', 'I;16', 'I;16B', 'I;16L', 'I;16N'), 'image of 16 bits or more'),
     'CMYK': 'CMYK image',
 }
+EXTRA, STRAY = 'JPEG with stray bytes between its parts', 1024  # at most so many
 TURNED = 'image that its EXIF tag turns; the tag is ignored'
 
 
@@ -93,11 +94,11 @@ def examine(data, where):
     """Decodes the bytes of an image file and returns its Facts; never raises."""
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     try:
-        _check_whole(data, where)
+        stray = _check_whole(data, where)
         size = decode(data, where).shape[:2]
     except BadRecord as problem:
         return Facts((0, 0), digest, (), (problem.kind, str(problem)))
-    return Facts(size, digest, _remarks(data))
+    return Facts(size, digest, _remarks(data) + stray)
 
 
 def _remarks(data):
@@ -119,9 +120,12 @@ def _remarks(data):
 
 
 def _check_whole(data, where):
-    """Raises BadRecord where pixels are damaged, which decoders fill up with whatever comes."""
+    """Raises BadRecord where pixels are damaged, which decoders fill up with whatever comes.
+
+    Returns remarks: a few bytes too many do no harm.
+    """
     if _truncated(data):
-        return  # decode says so
+        return ()  # decode says so
     problem = ''
     try:
         if data.startswith(JPEG):
@@ -130,12 +134,16 @@ def _check_whole(data, where):
             with Image.open(io.BytesIO(data)) as image:
                 image.verify()  # the sums of its chunks
     except UnidentifiedImageError:
-        return  # so does it say of this
+        return ()  # so does it say of this
     except Exception as error:  # whatever a strange head makes Pillow raise
         problem = str(error)
+    stray = re.search(r'(\d+) extraneous bytes', problem)
+    if stray and int(stray[1]) <= STRAY:
+        return (EXTRA,)
     if 'Corrupt' in problem or (problem and data.startswith(PNG)):
         what = f'{where}: its pixels are damaged ({problem}); fetch it anew or take it off the list'
         raise BadRecord('image damaged', what)
+    return ()
 
 
 def _truncated(data):
