@@ -71,6 +71,8 @@ def _parse(argv):
         raise InputError(
             f'unknown argument {unknown[0]!r}; overrides look like --config.section.key=value'
         )
+    if arguments.runs and arguments.mode != 'compare':
+        raise InputError(f'--runs belongs to --mode=compare, not to --mode={arguments.mode}')
     if arguments.mode == 'compare':
         return arguments, rest
     if arguments.mode not in modes.MODES:

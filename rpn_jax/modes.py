@@ -24,7 +24,11 @@ def compare_mode(runs, output=''):
     found = compare.compare(runs)
     print(*compare.lines(found), sep='\n')
     if output:
-        workdir.write_atomically(Path(output), json.dumps(found, indent=2, allow_nan=False) + '\n')
+        text = json.dumps(found, indent=2, allow_nan=False) + '\n'
+        try:
+            workdir.write_atomically(Path(output), text)
+        except (OSError, ValueError) as error:
+            raise InputError(f'--output={output}: cannot be written ({error})') from error
         print(f'{output} has the numbers')
 
 

@@ -308,8 +308,8 @@ def describe_canvases(canvases):
         for (height, width), share in zip(canvases.shapes, shares, strict=True)
     )
     return (
-        f'canvases: {named}; {canvases.padding:.1%} of their pixels are padding; the update is '
-        f'compiled {len(canvases.shapes)} times, when each is first met'
+        f'canvases: {named}; {canvases.padding:.1%} of their pixels are padding; '
+        f'compilations of the update: {len(canvases.shapes)}, each when its canvas is first met'
     )
 
 

@@ -78,6 +78,14 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys, make, compla
     assert said.startswith('error: ') and complaint in said and said.count('\n') == 1
 
 
+def test_what_cannot_be_written_is_told(runs, tmp_path, capsys):
+    words = [f'--runs={runs[0]},{runs[1]}', f'--output={tmp_path}/none/x.json']
+    assert main.main(['--mode=compare', *words]) == 1
+    assert 'x.json: cannot be written' in capsys.readouterr().err
+    assert main.main(['--mode=evaluate', words[0], '--workdir=x']) == 1
+    assert '--runs belongs to --mode=compare' in capsys.readouterr().err
+
+
 def test_a_comparison_without_runs_is_refused(capsys):
     assert main.main(['--mode=compare']) == 1
     assert 'needs --runs=A,B' in capsys.readouterr().err

@@ -274,7 +274,7 @@ def test_a_run_that_keeps_shapes_compiles_once_for_each_canvas(tmp_path):
     (line,) = (line for line in said if line.startswith('canvases: '))
     assert len(canvases.shapes) == 2
     assert all(f'{height} x {width}' in line for height, width in canvases.shapes)
-    assert 'the update is compiled 2 times' in line and f'{canvases.padding:.1%}' in line
+    assert 'compilations of the update: 2,' in line and f'{canvases.padding:.1%}' in line
     assert compiled.count('jit(_fun)') == 4  # what pmap calls them: two updates, two predictions
     assert evaluation.summary['images'] == 2
     rpn = rpn_jax.restore(tmp_path / 'run')

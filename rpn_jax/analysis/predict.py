@@ -10,7 +10,7 @@ from rpn_jax import workdir
 from rpn_jax.analysis import drawings
 from rpn_jax.data import images
 from rpn_jax.data.images import BadRecord
-from rpn_jax.data.pictures import EXTENSIONS
+from rpn_jax.data.pictures import image_files
 from rpn_jax.errors import InputError
 
 SHOWN = 10  # best proposals in a picture
@@ -25,10 +25,7 @@ def find(paths):
     found, taken = {}, set()
     for path in map(Path, paths):
         if path.is_dir():
-            inner = sorted(f for f in path.rglob('*') if f.suffix.lower() in EXTENSIONS)
-            files = {file: file.relative_to(path) for file in inner if file.is_file()}
-            if not files:
-                raise InputError(f'{path}: no images ({", ".join(sorted(EXTENSIONS))})')
+            files = {file: file.relative_to(path) for file in image_files(path)}
         elif path.exists():
             files = {path: Path(path.name)}
         else:

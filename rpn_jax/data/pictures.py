@@ -18,17 +18,27 @@ def pictures(*, path, pattern=''):
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f'config key data.path: no folder {folder}; it needs one of images')
-    files = [Path(place) / name for place, names in _walk(folder) for name in sorted(names)]
-    files = sorted(
+    files = [
         file
-        for file in files
-        if file.suffix.lower() in EXTENSIONS and not file.name.startswith('.')
+        for file in image_files(folder)
         if not pattern or file.relative_to(folder).match(pattern)
-    )
+    ]
     if not files:
-        raise InputError(f'{folder}: no images ({", ".join(sorted(EXTENSIONS))})')
+        raise InputError(f'{folder}: no images like {pattern!r}; config key data.images')
     records = [without_boxes(file.relative_to(folder).as_posix()) for file in files]
     return from_paths(f'images {folder.name}', records, files)
+
+
+def image_files(folder):
+    """Returns the paths of all images below a folder, sorted; hidden files are none.
+
+    Raises InputError where there is none.
+    """
+    files = [Path(place) / name for place, names in _walk(folder) for name in names]
+    files = [f for f in files if f.suffix.lower() in EXTENSIONS and not f.name.startswith('.')]
+    if not files:
+        raise InputError(f'{folder}: no images ({", ".join(sorted(EXTENSIONS))})')
+    return sorted(files)
 
 
 def _walk(folder):
