@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 
-from experiments.bench_ours import KINDS, Case, Costs, Ours, config_of, floor, rates  # noqa: E402
+from experiments.bench_ours import KINDS, Case, Costs, Ours, config_of  # noqa: E402
 from experiments.bench_peer import Peer, Refused  # noqa: E402
 from rpn_jax import rpn  # noqa: E402
 from rpn_jax.errors import InputError  # noqa: E402
@@ -35,6 +36,7 @@ LEAST = 0.1  # seconds of one measurement: what is shorter is called several tim
 REST = 0.2  # seconds between two turns, in which the other's threads fall asleep
 ALONE = ('metrics',)  # torchvision has no such thing
 LOOPS = ('nms',)  # XLA counts a loop once: no floor
+MATRIX, COPY = {'cpu': 2048, 'gpu': 8192}, 2**26  # rows of a square matrix; numbers copied
 
 
 class _Parser(argparse.ArgumentParser):
@@ -230,6 +232,39 @@ def machine(speed, dtype, peer):
         f'GFLOP/s, copies {speed[1] / 1e9:.3g} GB/s; jax {jax.__version__}'
         + (f'; {peer.ready}' if peer else '')
     )
+
+
+def rates(dtype):
+    """Measures this machine: (flops per second of a matrix product, bytes per second of a copy).
+
+    Each is the best of several, for a floor must not be too high.
+    """
+    rows = MATRIX.get(jax.local_devices()[0].platform, MATRIX['cpu'])
+    matrix = jnp.ones((rows, rows), dtype)
+    product = jax.jit(jnp.matmul)
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place: no new pages of memory
+    numbers = [jnp.zeros(COPY, jnp.float32)]
+
+    def copy():
+        numbers[0] = jax.block_until_ready(add(numbers[0]))
+
+    multiplied = fastest(lambda: product(matrix, matrix).block_until_ready())
+    return 2 * rows**3 / multiplied, 2 * 4 * COPY / fastest(copy)  # it reads and writes
+
+
+def fastest(call, times=8):
+    """Returns the fewest seconds of a call; the first one compiles."""
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def floor(costs, rates):
+    """Returns the seconds that a program takes at least at these rates (flops/s, bytes/s)."""
+    return max(costs.flops / rates[0], costs.bytes / rates[1])
 
 
 def ratio(row):

@@ -30,7 +30,6 @@ OBJECTS = 8  # of an image that is trained on; the other rows of boxes are paddi
 MATCHED = (608, 1024), 100  # canvas (36,480 anchors at stride 16) and objects of matching
 COUNTED = 5000, 1000, 8  # images, proposals of each, objects of each: of the metrics
 TAME = 0.2  # scale of the last norm of a block: without it random weights overflow in 33 blocks
-MATRIX, COPY = {'cpu': 2048, 'gpu': 8192}, 2**26  # rows of a square matrix; numbers copied
 
 
 class Case(NamedTuple):
@@ -107,6 +106,7 @@ class Ours:
         """Returns the most memory of the calls in bytes, and the answer."""
         on_host = jax.local_devices()[0].platform == 'cpu' or self.costs is None
         memory = resident()[1] - self._resting if on_host else self.costs.planned
+        memory = max(memory, 0)  # what the case before left may do
         return {'memory': memory, 'answer': self._program.answer(self._program.call())}
 
     def arrays(self, case):
@@ -149,8 +149,8 @@ def variables_of(model):
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-def training(case, arrays):
-    """Returns the update that train.py runs: uint8 batch in, sampled head, SGD, state donated."""
+def start(case, arrays):
+    """Returns the update that train.py runs, a state and a uint8 batch, on the device."""
     config, devices = config_of(case), jax.local_devices()[:1]
     model, optimizer = train.build(config)
     update = train.make_update(model, optimizer, config, devices)
@@ -165,7 +165,14 @@ def training(case, arrays):
     boxes[:, :OBJECTS], kind[:, :OBJECTS] = arrays['objects'], 1
     batch = {'image': picture(case), 'boxes': boxes, 'kind': kind}
     batch = on_device(train.shard(batch, 1), devices)
-    held = [train.place(state, devices)]
+    return update, train.place(state, devices), batch
+
+
+def training(case, arrays):
+    """Returns the training step: pixels normalised, head at sampled cells, SGD, state donated."""
+    update, state, batch = start(case, arrays)
+    held = [state]
+    del state  # it is donated
 
     def call():
         held[0], figures = jax.block_until_ready(update(held[0], batch))
@@ -315,36 +322,3 @@ def fresh_cache():
             for key, value in zip(keys, before, strict=True):
                 jax.config.update(key, value)
             compilation_cache.reset_cache()
-
-
-def rates(dtype):
-    """Measures this machine: (flops per second of a matrix product, bytes per second of a copy).
-
-    Each is the best of several, for a floor must not be too high.
-    """
-    rows = MATRIX.get(jax.local_devices()[0].platform, MATRIX['cpu'])
-    matrix = jnp.ones((rows, rows), dtype)
-    product = jax.jit(jnp.matmul)
-    add = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place: no new pages of memory
-    numbers = [jnp.zeros(COPY, jnp.float32)]
-
-    def copy():
-        numbers[0] = jax.block_until_ready(add(numbers[0]))
-
-    multiplied = fastest(lambda: product(matrix, matrix).block_until_ready())
-    return 2 * rows**3 / multiplied, 2 * 4 * COPY / fastest(copy)  # it reads and writes
-
-
-def fastest(call, times=8):
-    """Returns the fewest seconds of a call; the first one compiles."""
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
-
-
-def floor(costs, rates):
-    """Returns the seconds that a program takes at least at these rates (flops/s, bytes/s)."""
-    return max(costs.flops / rates[0], costs.bytes / rates[1])

@@ -191,7 +191,7 @@ class Worker:
 
     def report(self):
         """Returns the most memory of the calls, in bytes, and what they found, where it counts."""
-        grown = resident()[1] - self.resting
+        grown = max(resident()[1] - self.resting, 0)
         memory = torch.cuda.max_memory_allocated() if self.cuda else grown
         return {'memory': memory, 'answer': self.answer()}
 

@@ -67,8 +67,8 @@ def small(monkeypatch):
     monkeypatch.setattr(bench, 'LEAST', 1e-9)
     monkeypatch.setattr(bench_ours, 'MATCHED', ((64, 64), 5))
     monkeypatch.setattr(bench_ours, 'COUNTED', (3, 20, 2))
-    monkeypatch.setattr(bench_ours, 'MATRIX', {'cpu': 64})
-    monkeypatch.setattr(bench_ours, 'COPY', 2**10)
+    monkeypatch.setattr(bench, 'MATRIX', {'cpu': 64})
+    monkeypatch.setattr(bench, 'COPY', 2**10)
 
 
 @pytest.fixture
