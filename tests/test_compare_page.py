@@ -57,7 +57,7 @@ def test_the_page_says_who_is_ahead_and_what_differs(page):
     learning_rate = default.get_config().optim.learning_rate
     said = f'The configs differ in one key: optim.learning_rate ({learning_rate}, 0.5).'
     assert said in page.text
-    assert 'Look next at what B · lower still misses, 76%: NMS removes' in page.text
+    assert 'Look next at what B · lower misses. 76% of it: NMS removes' in page.text
     assert '60 images' in page.text and '180 objects' in page.text and 'step 7' in page.text
     assert page.text.count('▲ +') >= 2 and 'Left out, as a run keeps fewer' in page.text
     assert 'AR@100' in page.text.split('Left out')[1]
@@ -79,7 +79,7 @@ def test_every_plot_has_its_numbers(page):
 
 
 def test_what_a_run_lacks_is_left_out_and_told(page):
-    assert page.text.count('C · <i>propos…e & long') >= 5  # its name is shortened, and escaped
+    assert page.text.count('C · <i>propo… & long') >= 5  # its name is shortened, and escaped
     for name in ('evaluation.json', 'metrics.jsonl', 'config.json'):
         assert f'for want of a readable {name}: C · ' in page.text
 

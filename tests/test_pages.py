@@ -115,7 +115,9 @@ class _Outline(html.parser.HTMLParser):
             self.wrong.append('a style refers elsewhere')
         if where == 'script':
             json.loads(data, parse_constant=lambda name: self.wrong.append(f'{name} in the data'))
-        elif where != 'style' and (said := re.search(r'\b(NaN|nan|undefined|None)\b', data)):
+        elif where != 'style' and (
+            said := re.search(r'\b(NaN|nan|undefined|None(?! of ))\b', data)
+        ):
             self.wrong.append(f'says {said[0]}')
 
 

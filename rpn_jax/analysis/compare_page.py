@@ -12,7 +12,7 @@ from rpn_jax.evaluate import COUNTS
 from rpn_jax.misses import REASONS
 
 HEADLINES = ('AR@100', 'AR@10')
-LONGEST = 18  # letters of a run's name in a plot
+LONGEST = 16  # letters of a run's name in a plot
 _LOSSES = {
     'loss': 'Total loss over steps, as logged (thin) and smoothed',
     'loss_objectness': 'Objectness loss over steps',
@@ -176,11 +176,11 @@ def _say_next(figure, found, tallies, names, missed):
         return f'Look next at the report of {names[ahead]}, and repeat with another seed.', True
     reason = max(reasons, key=reasons.get)
     share = reasons[reason] / sum(reasons.values())
-    return f'Look next at what {names[ahead]} still misses, {share:.0%}: {REMEDIES[reason]}.', True
+    return f'Look next at what {names[ahead]} misses. {share:.0%} of it: {REMEDIES[reason]}.', True
 
 
 def _interval(row):
-    return f'{row["difference"]:+.3f} ({row["low"]:+.3f} to {row["high"]:+.3f})'
+    return f'{row["difference"]:+.3f} (95 % interval {row["low"]:+.3f} to {row["high"]:+.3f})'
 
 
 def _difference_figures(compared, names):
@@ -229,7 +229,7 @@ def _curve_figures(runs, names):
         if not all(np.any(np.isfinite(y)) for _, y in series.values()):
             continue
         xlabel = 'IoU' if x == 'iou' else 'proposals per image'
-        options = {'log_x': x == 'count', 'full': x == 'iou', 'styles': styles}
+        options = {'log_x': x == 'count', 'full': x == 'iou', 'styles': styles, 'right': 0.66}
         svg = plots.recalls(series, xlabel=xlabel, **options)
         found.append(pages.figure(title, svg, xlabel, series))
     return found

@@ -54,15 +54,14 @@ def intervals(names, rows):
                 *(row[chosen, 0], y[chosen]),
                 **(dots | {'color': look['color'], 'markerfacecolor': face, 'zorder': 4}),
             )
-        # The names stand in the order of the dots of a row, at its own height where there is one.
         at = 1 - (i + 0.5) * min(0.32 / height, 1 / len(rows))
         axes.text(1.045, at, name, transform=axes.transAxes, va='center', fontsize=11.5)
         axes.plot(1.025, at, 'o', color=look['color'], transform=axes.transAxes, clip_on=False)
     axes.set_yticks(places, names, color='#1f2328')
     axes.set_ylim(places[-1] - 0.5, 0.5)
     known = np.concatenate([row[np.isfinite(row)] for row in rows.values()])
-    reach = 1.08 * np.max(np.abs(known), initial=0.005)
-    axes.set_xlim(-reach, reach)
+    low, high = np.min(known, initial=-0.005), np.max(known, initial=0.005)
+    axes.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     axes.grid(axis='y', visible=False)
     axes.xaxis.set_major_formatter(lambda value, _: f'{value:+.3g}' if abs(value) > 1e-12 else '0')
     axes.set_xlabel('difference from the first run: worse to the left, better to the right')
@@ -113,8 +112,9 @@ def counts(names, series):
         y = -np.arange(len(names)) + _offset(drawn, bars)
         axes.barh(y, values, height=0.88 * _BAND / bars, color=style(i)['color'])
         for place, value in zip(y, values, strict=True):
-            said = f'  {value:,.0f}   {run}' if place == y[0] else f'  {value:,.0f}'
-            axes.text(value, place, said, va='center', fontsize=10.5)
+            said = f'{value:,.0f}, {run}' if place == y[0] else f'{value:,.0f}'
+            aside = {'xytext': (5, 0), 'textcoords': 'offset points'}
+            axes.annotate(said, (value, place), va='center', fontsize=10.5, **aside)
         drawn += 1
     axes.set_yticks(-np.arange(len(names)), names, color='#1f2328')
     axes.set_ylim(-len(names) + 0.5, 0.5)

@@ -163,7 +163,7 @@ def panels(series):
 
 
 @matplotlib.rc_context(RC)
-def recalls(series, *, xlabel, log_x=False, names=None, full=False, styles=STYLES):
+def recalls(series, *, xlabel, log_x=False, names=None, full=False, styles=STYLES, right=0.73):
     """Draws recall, or its average, as one line per name, each named at its right end.
 
     Args:
@@ -173,11 +173,12 @@ def recalls(series, *, xlabel, log_x=False, names=None, full=False, styles=STYLE
       names: what to write at x = 0, 1, ... where these are no numbers.
       full: whether y runs to 1 even if no line comes near it.
       styles: {NAME: how its line is drawn}.
+      right: where the axes end and names begin, as a share of the width.
 
     Returns:
       SVG bytes.
     """
-    figure, axes = axes_of(7.4, 4.9, right=0.73)
+    figure, axes = axes_of(7.4, 4.9, right=right)
     ends, top = {}, 0
     order = sorted(series, key=lambda name: (name != 'proposals', name in BOUNDS))
     for name in order:
