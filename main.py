@@ -8,6 +8,8 @@ import argparse
 import ast
 import difflib
 import importlib.util
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -53,7 +55,7 @@ def _parse(argv):
         '--config', default='', help="a file of configs/; default: the workdir's own"
     )
     parser.add_argument('--workdir', default='', help='default: runs/NAME of the config')
-    parser.add_argument('--mode', default='train', help=', '.join(modes.MODES))
+    parser.add_argument('--mode', default='train', help=', '.join([*modes.MODES, 'compare']))
     parser.add_argument('--output', default='', help='what export, predict or compare write')
     parser.add_argument('--runs', default='', help='workdirs that --mode=compare compares: A,B,..')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
@@ -74,6 +76,8 @@ def _parse(argv):
     if arguments.runs and arguments.mode != 'compare':
         raise InputError(f'--runs belongs to --mode=compare, not to --mode={arguments.mode}')
     if arguments.mode == 'compare':
+        if rest:
+            raise InputError(f'{rest[0]}: --mode=compare takes no config, only --runs and --output')
         return arguments, rest
     if arguments.mode not in modes.MODES:
         known = ', '.join([*modes.MODES, 'compare'])
@@ -196,4 +200,13 @@ def _one_line(error):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    code = 0
+    try:
+        try:
+            code = main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)

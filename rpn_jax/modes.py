@@ -8,7 +8,15 @@ import jax
 import safetensors.numpy
 
 from rpn_jax import checkpoint, data, dialects, limits, pretrained, rpn, stored, train, workdir
-from rpn_jax.analysis import checks, compare, drawings, inputs, predict, statistics
+from rpn_jax.analysis import (
+    checks,
+    compare,
+    compare_page,
+    drawings,
+    inputs,
+    predict,
+    statistics,
+)
 from rpn_jax.analysis.report import write_report
 from rpn_jax.data.batches import counted
 from rpn_jax.data.pixels import pixel_family
@@ -19,17 +27,33 @@ from rpn_jax.trained import TrainedRPN
 INSPECTED = 4  # batches drawn by --mode=inspect
 
 
-def compare_mode(runs, output=''):
-    """Prints runs side by side; with an output, writes their figures and differences as json."""
-    found = compare.compare(runs)
+def compare_mode(names, output=''):
+    """Prints runs side by side and writes a page that shows them.
+
+    The page lies beside the first run's folder, or is the output, where that is an .html file; an
+    output of .json gets the figures and their differences. Raises InputError where it is neither.
+    """
+    kind = Path(output).suffix
+    if output and kind not in ('.html', '.json'):
+        raise InputError(f'--output={output}: not the name of an .html or a .json file')
+    runs = compare.load(names)
+    tallies = compare.tally(runs)
+    found = compare.compare(tallies)
     print(*compare.lines(found), sep='\n')
-    if output:
-        text = json.dumps(found, indent=2, allow_nan=False) + '\n'
-        try:
-            workdir.write_atomically(Path(output), text)
-        except (OSError, ValueError) as error:
-            raise InputError(f'--output={output}: cannot be written ({error})') from error
-        print(f'{output} has the numbers')
+    page = Path(output) if kind == '.html' else Path(names[0]).parent / 'compare.html'
+    target = output or page
+    try:
+        if kind == '.json':
+            text = json.dumps(found, indent=2, allow_nan=False) + '\n'
+            workdir.write_atomically(target, text)
+            print(f'{output} has the numbers')
+            target = page
+        compare_page.write_page(page, runs, tallies, found)
+    except OSError as error:
+        raise InputError(
+            f'{target}: cannot be written ({error}); name another --output=FILE.html'
+        ) from error
+    print(f'{page} shows them side by side')
 
 
 def run(mode, config, folder, *, output='', paths=()):

@@ -1,6 +1,8 @@
 """The command line: which mode runs with which config, overrides by type, exit codes."""
 
 import json
+import os
+import runpy
 import sys
 
 import pytest
@@ -179,3 +181,25 @@ def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(InputError, match='config key data.batch_size: 3') as error:
         main.main(words)
     assert 'check_divides' in [entry.name for entry in error.traceback]
+
+
+def test_a_comparison_takes_no_config(capsys):
+    words = ['--mode=compare', '--runs=a,b', '--config.seed=1']
+    assert main.main(words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith('error: --config.seed=1: --mode=compare takes no config')
+    assert said.count('\n') == 1
+
+
+@pytest.mark.parametrize('words', [['--help'], [CONFIG]])
+def test_a_reader_that_leaves_ends_the_program_quietly(fails, monkeypatch, capfd, words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    fails(BrokenPipeError())
+    with os.fdopen(writer, 'w') as gone:
+        monkeypatch.setattr(sys, 'stdout', gone)
+        monkeypatch.setattr(sys, 'argv', ['main.py', *words])
+        with pytest.raises(SystemExit) as leaving:
+            runpy.run_path(main.__file__, run_name='__main__')
+        gone.flush()
+    assert leaving.value.code == 128 + 13 and capfd.readouterr() == ('', '')

@@ -16,25 +16,43 @@ FIGURES = (
 )
 
 
-def compare(folders):
-    """Compares workdirs by their proposals.npz: {run: {figure: {value, difference, low, high}}}.
+def load(folders):
+    """Loads the proposals.npz of workdirs: {run: Stored}.
 
-    Differences are against the first run, with their 95 % intervals over images. A figure that a
-    run cannot have, for want of so many proposals, is left out. Raises InputError where there are
-    not two runs, or where their images or objects differ.
+    Raises InputError where there are not two runs, or where their images or objects differ.
     """
     if len(folders) < 2 or len(set(folders)) < len(folders):
         raise InputError('--mode=compare needs --runs=A,B,..: two workdirs or more, each once')
     found = [stored.load(Path(folder) / 'proposals.npz') for folder in folders]
     for folder, other in zip(folders[1:], found[1:], strict=True):
         _check_same(folders[0], found[0], folder, other)
-    most = min(max(map(len, each.proposals), default=0) for each in found)
-    tallies = [dialects.rpn_jax(each) for each in found]
+    return dict(zip(map(str, folders), found, strict=True))
+
+
+def tally(runs):
+    """Tallies FIGURES of each run, {run: {figure: Tally}}; runs are {run: Stored}.
+
+    A figure that a run cannot have, for want of so many proposals, is left out.
+    """
+    most = min(max(map(len, each.proposals), default=0) for each in runs.values())
     names = [name for name in FIGURES if _count(name) <= most]
-    tallies = [{name: each[name] for name in names} for each in tallies]
-    return {
-        str(folder): _row(own, tallies[0]) for folder, own in zip(folders, tallies, strict=True)
-    }
+    tallies = {run: dialects.rpn_jax(each) for run, each in runs.items()}
+    return {run: {name: each[name] for name in names} for run, each in tallies.items()}
+
+
+def compare(tallies, base=None):
+    """Compares runs: {run: {figure: {value, difference, low, high}}}.
+
+    Differences are against `base`, by default the first run, with their 95 % intervals over images;
+    tallies are as `tally` returns them.
+    """
+    first = tallies[base or next(iter(tallies))]
+    return {run: _row(own, first) for run, own in tallies.items()}
+
+
+def is_beyond(figure):
+    """Says whether the interval of a figure's difference leaves out 0."""
+    return figure['low'] is not None and (figure['low'] > 0 or figure['high'] < 0)
 
 
 def lines(compared):
@@ -51,7 +69,7 @@ def lines(compared):
 
 def _row(own, first):
     row = {}
-    for name, change in differences(own, first).items():
+    for name, change in differences(own, first).items() if own else ():
         row[name] = {
             'value': own[name].value,
             'difference': change.value,
@@ -66,7 +84,7 @@ def _cell(figure, is_first):
         return '-'
     if is_first or figure['low'] is None:
         return f'{figure["value"]:.3f}'
-    beyond = '*' if figure['low'] > 0 or figure['high'] < 0 else ' '
+    beyond = '*' if is_beyond(figure) else ' '
     half = (figure['high'] - figure['low']) / 2
     return f'{figure["value"]:.3f}  {figure["difference"]:+.3f} ±{half:.3f}{beyond}'
 

@@ -1,20 +1,17 @@
 """Training inputs for the eye: what the network gets beside the file that it was made from."""
 
-import base64
-import importlib.resources
 from typing import NamedTuple
 
 import cv2
 import jax
-import jinja2
 import numpy as np
 
 from rpn_jax import data, rpn
-from rpn_jax.analysis import checks, drawings, evidence
+from rpn_jax.analysis import checks, drawings, evidence, pages
+from rpn_jax.analysis.pages import corners
 from rpn_jax.data.pixels import denormalise, normalise, pixel_family
 from rpn_jax.data.records import Record
 from rpn_jax.train import assign_images, step_key
-from rpn_jax.workdir import write_atomically
 
 SHOWN = 16  # most images on a page
 LARGEST = 2 * 2**20  # bytes of a picture on the page; a larger one is shrunk
@@ -125,12 +122,9 @@ def write_page(path, *, title, dataset, pixels, looked, verdicts, shown):
       verdicts: the Checks over all images that were looked at.
       shown: list of Examples; a page of more than SHOWN gets long.
     """
-    template = importlib.resources.files(__package__).joinpath('inspect.html.j2')
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters['base64'] = lambda data: base64.b64encode(data).decode()
-    page = environment.from_string(template.read_text('utf-8')).render(
+    pages.write(
+        path,
+        'inspect.html.j2',
         title=title,
         dataset=dataset,
         pixels=pixels,
@@ -140,7 +134,6 @@ def write_page(path, *, title, dataset, pixels, looked, verdicts, shown):
         unsure=[check.name for check in verdicts if check.passed is None],
         cards=[_card(example) for example in shown],
     )
-    write_atomically(path, page)
 
 
 def _card(example):
@@ -163,7 +156,7 @@ def _card(example):
             'canvas': canvas,
             'size': example.size,
             'outlines': _outlines(example.kind, example.boxes),
-            'positive': _corners(example.positive),
+            'positive': corners(example.positive),
             'background': centres.round(1).tolist(),
         },
         'file': {
@@ -185,13 +178,7 @@ def _failures(example):
 
 
 def _outlines(kinds, boxes):
-    return [(drawings.KINDS[k], b) for k, b in zip(kinds.tolist(), _corners(boxes), strict=True)]
-
-
-def _corners(boxes):
-    """Returns [n, 4] boxes as lists of (x, y, width, height), rounded to a tenth of a pixel."""
-    x0, y0, x1, y1 = np.asarray(boxes, np.float64).reshape(-1, 4).T
-    return np.stack([x0, y0, np.maximum(x1 - x0, 0), np.maximum(y1 - y0, 0)], 1).round(1).tolist()
+    return [(drawings.KINDS[k], b) for k, b in zip(kinds.tolist(), corners(boxes), strict=True)]
 
 
 def _file(example):

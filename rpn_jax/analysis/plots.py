@@ -95,7 +95,7 @@ def describe(title, series, names=None):
 
 def table(series, xlabel, names=None, limit=24):
     """Returns the header and at most `limit` rows of strings that hold the numbers of a plot."""
-    values = [{a: b for a, b in zip(*_finite(*xy), strict=True)} for xy in series.values()]
+    values = [{a: b for a, b in zip(*finite(*xy), strict=True)} for xy in series.values()]
     places = sorted(set().union(*values))
     rows = []
     for i in evenly(len(places), limit):
@@ -115,10 +115,10 @@ def losses(series):
     Returns:
       SVG bytes.
     """
-    figure, axes = _axes(15, 5.2, right=0.87)
+    figure, axes = axes_of(15, 5.2, right=0.87)
     ends, low, high = {}, np.inf, np.log(2)
     for key, (x, y) in series.items():
-        x, y = _finite(x, y)
+        x, y = finite(x, y)
         mean = smooth(y, max(1, len(y) // 25))
         low, high = min(low, np.min(mean)), max(high, np.max(mean))
         thin = evenly(len(x), _POINTS)
@@ -137,8 +137,8 @@ def losses(series):
     else:
         axes.set_ylim(min(0, low), 1.1 * high)
     axes.set_xlabel('step')
-    _thousands(axes.xaxis)
-    _name_ends(axes, ends)
+    thousands(axes.xaxis)
+    name_ends(axes, ends)
     return svg(figure)
 
 
@@ -149,7 +149,7 @@ def panels(series):
     grid = figure.subplots(1, len(series), squeeze=False)[0]
     figure.subplots_adjust(left=0.052, right=0.985, top=0.86, bottom=0.2, wspace=0.22)
     for axes, (title, (x, y)) in zip(grid, series.items(), strict=True):
-        x, y = _finite(x, y)
+        x, y = finite(x, y)
         thin = evenly(len(x), _POINTS)
         axes.plot(x[thin], y[thin], color=_BLUE, linewidth=1.8, **_marker(x))
         axes.set_title(title, fontsize=12, loc='left', color=_INK)
@@ -157,13 +157,13 @@ def panels(series):
         axes.set_xlabel('step')
         axes.locator_params(axis='x', nbins=4)
         axes.locator_params(axis='y', nbins=5)
-        _thousands(axes.xaxis)
+        thousands(axes.xaxis)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.6g}'))
     return svg(figure)
 
 
 @matplotlib.rc_context(RC)
-def recalls(series, *, xlabel, log_x=False, names=None, full=False):
+def recalls(series, *, xlabel, log_x=False, names=None, full=False, styles=STYLES, right=0.73):
     """Draws recall, or its average, as one line per name, each named at its right end.
 
     Args:
@@ -172,16 +172,18 @@ def recalls(series, *, xlabel, log_x=False, names=None, full=False):
       log_x: whether x is drawn on a logarithmic scale.
       names: what to write at x = 0, 1, ... where these are no numbers.
       full: whether y runs to 1 even if no line comes near it.
+      styles: {NAME: how its line is drawn}.
+      right: where the axes end and names begin, as a share of the width.
 
     Returns:
       SVG bytes.
     """
-    figure, axes = _axes(7.4, 4.9, right=0.73)
+    figure, axes = axes_of(7.4, 4.9, right=right)
     ends, top = {}, 0
     order = sorted(series, key=lambda name: (name != 'proposals', name in BOUNDS))
     for name in order:
-        style = STYLES.get(name, _OTHER)
-        known = _finite(*series[name])
+        style = styles.get(name, _OTHER)
+        known = finite(*series[name])
         axes.plot(*series[name], **style, **_marker(known[0]))
         ends[name] = (known[1][-1], style)
         top = max(top, np.max(known[1]))
@@ -194,7 +196,7 @@ def recalls(series, *, xlabel, log_x=False, names=None, full=False):
         axes.set_xticks(range(len(names)), names)
     axes.set_xlabel(xlabel)
     axes.set_ylabel('recall')
-    _name_ends(axes, ends)
+    name_ends(axes, ends)
     return svg(figure)
 
 
@@ -259,7 +261,7 @@ def _size_shares(axes, sets, edges):
     _plain_ticks(axes.xaxis, [2.0**power for power in range(13)])
 
 
-def _axes(width, height, *, right):
+def axes_of(width, height, *, right):
     """Returns a figure, in inches, and its axes, with room for names at their right."""
     figure = Figure(figsize=(width, height))
     axes = figure.subplots()
@@ -273,13 +275,13 @@ def _marker(x):
     return {'marker': 'o', 'markersize': 5} if len(x) == 1 else {}
 
 
-def _finite(x, y):
+def finite(x, y):
     """Returns the points of a line both of whose numbers are known."""
     keep = np.isfinite(x) & np.isfinite(y)
     return x[keep], y[keep]
 
 
-def _thousands(axis):
+def thousands(axis):
     """Writes ticks as whole numbers with separators, and none at fractions."""
     axis.set_major_locator(MaxNLocator(nbins='auto', integer=True, steps=(1, 2, 2.5, 5, 10)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
@@ -293,7 +295,7 @@ def _plain_ticks(axis, places):
     axis.set_minor_formatter(NullFormatter())
 
 
-def _name_ends(axes, ends, gap=0.068):
+def name_ends(axes, ends, gap=0.068):
     """Names lines beside their right ends, pushed apart where they would overlap.
 
     Args:

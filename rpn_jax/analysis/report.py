@@ -1,13 +1,9 @@
 """Writes a run's report: one HTML page with its plots, pictures and numbers inside it."""
 
-import base64
-import importlib.resources
-
 import cv2
-import jinja2
 import numpy as np
 
-from rpn_jax.analysis import drawings, missed, plots
+from rpn_jax.analysis import drawings, missed, pages, plots
 from rpn_jax.analysis.findings import (
     COLLAPSED,
     COUNTS,
@@ -16,7 +12,7 @@ from rpn_jax.analysis.findings import (
     headline_count,
     spread_ratio,
 )
-from rpn_jax.workdir import write_atomically
+from rpn_jax.analysis.pages import corners, figure
 
 COLUMNS = ('AR@10', 'AR@100', 'AR@300', 'AR@1000')
 COLUMNS += ('recall@0.5/100', 'recall@0.7/100', 'ABO@100', 'top10_max_iou')
@@ -56,15 +52,12 @@ def write_report(path, *, title, config, history, evaluation, curves, sizes, gal
         0.5, `recalled`.
       misses: list of dicts, an object each that was not found: as in analysis.missed.
     """
-    template = importlib.resources.files(__package__).joinpath('report.html.j2')
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters['base64'] = lambda data: base64.b64encode(data).decode()
     sizes = {name: _above_zero(sizes.get(name, ())) for name in ('objects', 'proposals')}
     count = headline_count(evaluation)
     some = [history[i] for i in plots.evenly(len(history), _HISTORY)]
-    page = environment.from_string(template.read_text('utf-8')).render(
+    pages.write(
+        path,
+        'report.html.j2',
         title=title,
         evaluation=evaluation,
         findings=findings(history, evaluation, sizes),
@@ -84,7 +77,6 @@ def write_report(path, *, title, config, history, evaluation, curves, sizes, gal
         config=config,
         data=_plain({'evaluation': evaluation, 'history': some, 'curves': curves}),
     )
-    write_atomically(path, page)
 
 
 def metric_rows(evaluation):
@@ -126,11 +118,11 @@ def _training_figures(history):
     losses = {key: xy for key, xy in series.items() if key in plots.LOSSES}
     if losses:
         title = 'Loss over steps, as logged (thin) and smoothed'
-        figures.append(_figure(title, plots.losses(losses), 'step', losses))
+        figures.append(figure(title, plots.losses(losses), 'step', losses))
     panels = {name: series[key] for key, name in _PANELS.items() if key in series}
     if panels:
         title = 'Learning rate, speed and sampled positives over steps'
-        figures.append(_figure(title, plots.panels(panels), 'step', panels))
+        figures.append(figure(title, plots.panels(panels), 'step', panels))
     return figures
 
 
@@ -152,7 +144,7 @@ def _recall_figures(curves, evaluation):
             series = _bound_lines(evaluation, metric) | series
         xlabel = 'IoU' if x == 'iou' else 'proposals per image'
         svg = plots.recalls(series, xlabel=xlabel, log_x=x == 'count', full=x == 'iou')
-        figures.append(_figure(title, svg, xlabel, series))
+        figures.append(figure(title, svg, xlabel, series))
     return figures + _object_size_figures(evaluation)
 
 
@@ -167,7 +159,7 @@ def _part_figures(curves, evaluation):
         return []
     svg = plots.recalls(series, xlabel='proposals per image', log_x=True)
     title = 'Average recall over number of proposals, part by part'
-    return [_figure(title, svg, 'proposals per image', series)]
+    return [figure(title, svg, 'proposals per image', series)]
 
 
 def _bound_lines(evaluation, metric):
@@ -197,7 +189,7 @@ def _object_size_figures(evaluation):
     if not series:
         return []
     svg = plots.recalls(series, xlabel='object size', names=names)
-    return [_figure('AR@100 over object size', svg, 'object size', series, names)]
+    return [figure('AR@100 over object size', svg, 'object size', series, names)]
 
 
 def _size_figures(sizes):
@@ -211,14 +203,7 @@ def _size_figures(sizes):
         for key, values in zip(('width', 'height', 'sqrt(area)'), (*pairs.T, sides), strict=True):
             series[f'{name}: {key}'] = (percents, np.percentile(values, percents))
     title = 'Sizes of all objects and of the ten best proposals of each image'
-    return [_figure(title, plots.sizes(**sizes), 'percentile', series)]
-
-
-def _figure(title, svg, xlabel, series, names=None):
-    """Returns what the template shows of one plot: the picture, its words, its numbers."""
-    header, rows = plots.table(series, xlabel, names)
-    alt = plots.describe(title, series, names)
-    return {'title': title, 'svg': svg, 'alt': alt, 'header': header, 'rows': rows}
+    return [figure(title, plots.sizes(**sizes), 'percentile', series)]
 
 
 def _card(picture):
@@ -229,9 +214,9 @@ def _card(picture):
     image = cv2.resize(picture['image'], shape, interpolation=cv2.INTER_AREA)
     jpeg = cv2.imencode('.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])[1]
     kinds = np.asarray(picture['kind']).reshape(-1).tolist()
-    objects = zip(kinds, _corners(picture['boxes']), strict=True)
+    objects = zip(kinds, corners(picture['boxes']), strict=True)
     scores = np.asarray(picture['scores'], np.float64).reshape(-1).tolist()
-    proposals = list(zip(scores, _corners(picture['proposals']), strict=True))[:10]
+    proposals = list(zip(scores, corners(picture['proposals']), strict=True))[:10]
     known = ('image_id', 'group', 'top_iou', 'recalled', 'objects')
     return {key: picture[key] for key in known} | {
         'jpeg': jpeg,
@@ -240,12 +225,6 @@ def _card(picture):
         'outlines': [(drawings.KINDS[kind], box) for kind, box in objects if kind],
         'proposals': proposals,
     }
-
-
-def _corners(boxes):
-    """Returns [N, 4] boxes as lists of (x, y, width, height), rounded to a tenth of a pixel."""
-    x0, y0, x1, y1 = np.asarray(boxes, np.float64).reshape(-1, 4).T
-    return np.stack([x0, y0, np.maximum(x1 - x0, 0), np.maximum(y1 - y0, 0)], 1).round(1).tolist()
 
 
 def _above_zero(pairs):
