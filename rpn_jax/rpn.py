@@ -163,4 +163,6 @@ def _neighbourhoods(features, cell):
     corner = cell // w * (w + 2) + cell % w
     offsets = (jnp.arange(3)[:, None] * (w + 2) + jnp.arange(3)[None, :]).reshape(-1)
     index = (corner[:, :, None] + offsets[None, None, :]).reshape(b, -1)
-    return jnp.take_along_axis(padded, index[..., None], 1).reshape(b, cell.shape[1], 9 * c)
+    # Whole rows: take_along_axis would look up every number of them by itself.
+    rows = jax.vmap(lambda cells, i: cells.at[i].get(mode='promise_in_bounds'))(padded, index)
+    return rows.reshape(b, cell.shape[1], 9 * c)
