@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rpn_jax import baselines, data, metrics, misses, resnet, rpn
+from rpn_jax import baselines, coverage, data, metrics, misses, resnet, rpn
 from rpn_jax.data.batches import counted, padded, scale
 from rpn_jax.data.pixels import normalise, pixel_family
 from rpn_jax.data.records import Source
@@ -69,7 +69,7 @@ def make_evaluate(model, config, train_records, *, devices, print=print):
 
     Built once for a run, so that its function compiles once and the annotations are read once. The
     baselines that know where objects usually are learn it from train_records. With brief=True
-    what takes longer is left out: the parts' contributions and the reasons of misses.
+    what takes longer is left out: the parts' contributions, the reasons of misses, the anchors.
     """
     # A run on many devices may be evaluated where they do not divide its batch.
     devices = devices[: math.gcd(config.data.batch_size, len(devices))]
@@ -84,7 +84,7 @@ def make_evaluate(model, config, train_records, *, devices, print=print):
     counts = [n for n in COUNTS if n <= limit]
 
     def evaluate(variables, step, brief=False):
-        kept, parts, missed = look(variables, brief, print)
+        kept, parts, missed, anchors = look(variables, brief, print)
         boxes = [proposals.boxes[proposals.valid] for proposals in kept]
         overlaps = {'proposals': split.measure(boxes)} | _blind(config.seed, split, boxes, fitted)
         parts = {name: split.measure(found) for name, found in parts.items()}
@@ -102,6 +102,7 @@ def make_evaluate(model, config, train_records, *, devices, print=print):
         }
         if not brief:
             summary |= {'parts': contributions, 'missed': misses.counts(missed)}
+            summary['anchors'] = coverage.summarise(anchors, config)
         return Evaluation(
             summary,
             {name: metrics.curves(o, counts) for name, o in (overlaps | parts).items()},
@@ -190,6 +191,12 @@ def table(summary):
         said = ', '.join(f'{reason} {number}' for reason, number in missed.items())
         where = f'IoU {MISSED["iou"]} and {MISSED["limit"]} proposals'
         lines.append(f'missed at {where}: {sum(missed.values())} ({said})')
+    if sum((anchors := summary.get('anchors', {})).get('recalled', ())):
+        shares = coverage.by_size(anchors, 'recall_share')
+        said = (
+            f'{size:g}: {share:.0%}' for size, share in zip(anchors['sizes'], shares, strict=True)
+        )
+        lines.append(f'found by anchors of (pixels): {", ".join(said)}')
     return lines
 
 
@@ -201,13 +208,13 @@ class _Look:
         self._parts = jax.jit(functools.partial(propose_parts, **config.proposals))
 
     def __call__(self, variables, brief, print):
-        """Returns the images' Proposals, {part: boxes of each image}, and the Misses."""
+        """Returns Proposals, {part: boxes}, Misses and sums by anchor type, images in order."""
         images = len(self._split.objects)
         rows = counted(self._rows(variables, images, brief), images, 'evaluated', print)
         found = {position: rest for position, *rest in rows}
-        kept, parts, missed = zip(*(found[i] for i in range(images)), strict=True)
-        names = () if brief else PARTS
-        return list(kept), {n: [part[n] for part in parts] for n in names}, sum(missed, [])
+        kept, parts, missed, anchors = zip(*(found[i] for i in range(images)), strict=True)
+        parts = {name: [part[name] for part in parts] for name in (() if brief else PARTS)}
+        return list(kept), parts, sum(missed, []), anchors
 
     def _rows(self, variables, images, brief):
         source, options = self._split.source, self._split.options
@@ -218,20 +225,18 @@ class _Look:
                 position = int(batch['index'][row])
                 own = jax.tree.map(lambda x, row=row: x[row], found)
                 if brief:
-                    yield position, own, {}, []
+                    yield position, own, {}, [], {}
                 else:
                     yield position, own[0], *self._explain(position, own[0], own[1:])
 
     def _explain(self, position, proposals, maps):
-        """Returns the boxes of each part and the Misses of one image."""
+        """Returns the boxes of each part, the Misses and the sums by anchor type of one image."""
         anchors, objects = np.float32(self._split.anchors[position]), self._split.padded(position)
         key = jax.random.fold_in(jax.random.key(self._config.seed), position)
         parts = jax.device_get(self._parts(key, *maps, anchors, *objects))
         boxes = {name: part.boxes[part.valid] for name, part in parts.items()}
-        missed = misses.find(
-            position, proposals, *maps, anchors, *objects, **MISSED, config=self._config
-        )
-        return boxes, missed
+        inputs, rules = (proposals, *maps, anchors, *objects), MISSED | {'config': self._config}
+        return boxes, misses.find(position, *inputs, **rules), coverage.measure(*inputs, **rules)
 
 
 def _bounds(config, split):

@@ -6,6 +6,7 @@ import time
 import jax
 import numpy as np
 
+from rpn_jax.anchor_types import IOUS
 from rpn_jax.errors import InputError
 from rpn_jax.optim import make_schedule
 
@@ -57,6 +58,7 @@ class Progress:
 
     def _write(self, step):
         steps, batch_size = self._config.steps, self._config.data.batch_size
+        types = anchors_line([m.pop('anchors') for m in self._window])
         line = {k: float(np.mean([m[k] for m in self._window])) for k in self._window[0]}
         self._window = []
         first, began = self._began
@@ -64,6 +66,7 @@ class Progress:
         line |= {
             'learning_rate': float(self._rate(step - 1)),
             'images_per_second': rate * batch_size,
+            'anchors': types,
         }
         self._history.log(step, line)
         left = duration((steps - step) / rate) if rate else '?'
@@ -87,6 +90,24 @@ class Progress:
             f'loss or gradient is not finite at step {step}, images {images}; {saved}; '
             'lower config key optim.learning_rate, or look at these images with --mode=inspect'
         )
+
+
+def anchors_line(window):
+    """Returns what metrics.jsonl says of each anchor type: {name: list of K numbers}.
+
+    window holds the steps' figures, as anchor_types.means returns them. An IoU is the mean over the
+    window's positives, None where a type had none. Six digits: a line holds 5 K numbers.
+    """
+    steps = {name: np.float64([figures[name] for figures in window]) for name in window[0]}
+    positives = steps['positives'].sum(axis=0)
+    means = {name: values.mean(axis=0) for name, values in steps.items()}
+    for name in IOUS:
+        total = (steps[name] * steps['positives']).sum(axis=0)
+        means[name] = np.divide(total, positives, out=total * np.nan, where=positives > 0)
+    return {
+        name: [float(f'{value:.6g}') if np.isfinite(value) else None for value in values]
+        for name, values in means.items()
+    }
 
 
 class Signals:

@@ -10,11 +10,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rpn_jax import anchor_types, checkpoint, data, pretrained, resnet, rpn, targets, workdir
 from rpn_jax import boxes as box
-from rpn_jax import checkpoint, data, losses, pretrained, resnet, rpn, targets, workdir
 from rpn_jax.data.pixels import normalise, pixel_family
 from rpn_jax.errors import InputError
 from rpn_jax.evaluate import make_evaluate
+from rpn_jax.losses import box_loss, objectness_loss
 from rpn_jax.optim import make_optimizer
 from rpn_jax.pretrained import imagenet
 from rpn_jax.progress import Interrupted, Progress, Signals
@@ -55,6 +56,7 @@ def make_update(model, optimizer, config, devices):
         count = jnp.maximum(sums.pop('sampled'), 1)
         images = sums.pop('images')
         positives = sums.pop('positives') / images
+        types = anchor_types.means(sums.pop('anchors'), images, count)
         metrics = {name: value / count for name, value in sums.items()}
         gradients = jax.tree.map(lambda g: g / count, gradients)
         finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(optax.tree.norm(gradients))
@@ -66,7 +68,8 @@ def make_update(model, optimizer, config, devices):
         )
         new = TrainState(state.step + 1, params, batch_stats, opt_state)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        metrics |= {'positives': positives, 'finite': finite, 'image_loss': image_loss}
+        metrics |= {'positives': positives, 'anchors': types}
+        metrics |= {'finite': finite, 'image_loss': image_loss}
         return new, metrics
 
     mapped = jax.pmap(
@@ -102,13 +105,13 @@ def make_loss(model, config, pixels):
         (logits, deltas), updated = model.apply(
             variables, images, index, train=True, mutable=['batch_stats']
         )
-        goals = jax.vmap(lambda boxes, m, i: box.encode(boxes[m], anchors[i]))(
-            batch['boxes'], matched, index
-        )
-        objectness = jax.vmap(losses.objectness_loss)(logits, labels)
-        regression = jax.vmap(functools.partial(losses.box_loss, beta=weights.beta))(
-            deltas, goals, labels
-        )
+        objects = jax.vmap(lambda boxes, m: boxes[m])(batch['boxes'], matched)
+        goals = box.encode(objects, anchors[index])
+        objectness = jax.vmap(objectness_loss)(logits, labels)
+        regression = jax.vmap(functools.partial(box_loss, beta=weights.beta))(deltas, goals, labels)
+        count = model.head.anchors_per_cell
+        by_type = functools.partial(anchor_types.sums, count=count, beta=weights.beta)
+        types = jax.vmap(by_type)(logits, deltas, labels, anchors[index], objects, index % count)
         total = weights.objectness_weight * objectness + weights.box_weight * regression
         sums = {
             'loss': total.sum(),
@@ -117,6 +120,7 @@ def make_loss(model, config, pixels):
             'sampled': jnp.sum(labels >= 0),
             'positives': jnp.sum(labels == 1),
             'images': jnp.int32(len(labels)),
+            'anchors': jax.tree.map(lambda x: x.sum(axis=0), types),
             'image_loss': total,
         }
         return total.sum(), (updated.get('batch_stats', {}), sums)

@@ -106,11 +106,11 @@ class History:
         self._events.close()
 
     def log(self, step, scalars):
-        """Writes the scalars (name -> number) of one step."""
+        """Writes the scalars (name -> number) of one step; what is nested is for the file alone."""
         with self._path.open('a') as file:
             file.write(json.dumps({'step': step, **scalars}) + '\n')
         for name, value in scalars.items():
-            if value is not None:
+            if value is not None and not isinstance(value, dict):
                 self._events.add_scalar(name, value, step)
 
 

@@ -96,7 +96,8 @@ def test_only_the_first_images_are_seen_on_demand(fake):
 def test_the_summary_has_the_keys_of_the_contract(fake):
     fake(1000)
     summary = run(tiny_config(proposals__post_nms=1000, proposals__pre_nms=1000)).summary
-    expected = ['step', 'dataset', 'images', 'objects', 'proposals', 'baselines', 'parts', 'missed']
+    expected = ['step', 'dataset', 'images', 'objects', 'proposals', 'baselines']
+    expected += ['parts', 'missed', 'anchors']
     assert list(summary) == expected
     assert summary['parts'].keys() == set(PARTS) and summary['missed'].keys() == set(REASONS)
     assert (summary['step'], summary['dataset']) == (3, 'shapes/val')
@@ -241,7 +242,8 @@ def test_the_report_gets_curves_sizes_and_as_many_best_as_worst_images(fake):
 def test_the_columns_of_the_table_stand_below_each_other(fake):
     fake(1000)
     summary = run(tiny_config(proposals__post_nms=1000)).summary
-    head, names, *rows, missed = evaluate.table(summary)
+    head, names, *rows, missed, by_anchors = evaluate.table(summary)
+    assert re.fullmatch(r'found by anchors of \(pixels\): 16: \d+%, 32: \d+%', by_anchors)
     total = sum(summary['missed'].values())
     assert missed.startswith(f'missed at IoU 0.5 and 100 proposals: {total} (') and total > 0
     assert head == f'shapes/val, step 3: 6 images, {summary["objects"]} objects'
@@ -266,6 +268,16 @@ def test_misses_are_the_objects_that_are_not_recalled(fake):
     assert pictures and all(p['kind'][0] == 1 and len(p['boxes']) in (1, 2) for p in pictures)
 
 
+def test_recalled_objects_are_shared_out_among_anchor_types(fake):
+    fake(100)
+    summary = run(tiny_config(proposals__post_nms=100)).summary
+    found, anchors = summary['proposals']['recall@0.5/100'] * summary['objects'], summary['anchors']
+    assert sum(anchors['recalled']) == round(found) > 0
+    assert sum(anchors['recall_share']) == pytest.approx(1)
+    assert (anchors['sizes'], anchors['aspect_ratios']) == ([16, 32], [0.5, 1, 2])
+    assert anchors['iou_before'] == anchors['iou_after']  # the deltas of a Fake are zero
+
+
 def test_what_is_stored_gives_the_same_figures(fake):
     fake(100)
     evaluation = run(tiny_config(proposals__post_nms=100))
@@ -285,5 +297,5 @@ def test_a_brief_evaluation_leaves_out_what_takes_long(fake):
     )
     brief, whole = function({}, 3, brief=True), function({}, 3)
     assert whole.summary.items() >= brief.summary.items()
-    assert 'missed' not in brief.summary and 'parts' not in brief.summary and brief.misses == []
+    assert not {'missed', 'parts', 'anchors'} & brief.summary.keys() and brief.misses == []
     assert brief.curves.keys() == BLIND | {'proposals'}

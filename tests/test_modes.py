@@ -43,7 +43,7 @@ def test_training_writes_what_the_contract_says():
     line = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])
     assert line.keys() == {
         *('step', 'loss', 'loss_objectness', 'loss_box'),
-        *('learning_rate', 'images_per_second', 'positives'),
+        *('learning_rate', 'images_per_second', 'positives', 'anchors'),
     }
     assert sorted(int(p.name) for p in (folder / 'checkpoints').iterdir()) == [4, 6, 8]
     report = (folder / 'report.html').read_text()

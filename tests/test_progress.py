@@ -1,5 +1,6 @@
 """What a run says while it goes, when it stops, and how it listens to signals."""
 
+import json
 import os
 import re
 import signal
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from test_end_to_end import tiny_config
 
+from rpn_jax.anchor_types import IOUS, LOSSES
 from rpn_jax.data.records import Record
 from rpn_jax.errors import InputError
-from rpn_jax.progress import Interrupted, Progress, Signals, duration
+from rpn_jax.progress import Interrupted, Progress, Signals, anchors_line, duration
 
 RECORDS = [Record(f'image {i}', (8, 8), np.zeros((0, 4)), np.zeros(0)) for i in range(6)]
 
@@ -35,7 +37,9 @@ def metrics(loss, **changes):
     image_loss = np.array([1.0, 2, 3, 4], np.float32)
     figures = {'loss': loss, 'loss_objectness': loss / 4, 'loss_box': loss * 3 / 4}
     figures = {name: np.float32(value) for name, value in (figures | {'positives': 2}).items()}
-    return figures | {'finite': np.bool_(True), 'image_loss': image_loss} | changes
+    types = {name: np.float32([loss, 0]) for name in ('positives', *LOSSES, *IOUS)}
+    figures |= {'anchors': types, 'finite': np.bool_(True), 'image_loss': image_loss}
+    return figures | changes
 
 
 def make(log_every=2, steps=5):
@@ -59,6 +63,23 @@ def test_a_line_is_the_mean_of_its_steps_and_the_last_step_has_one():
         assert scalars['images_per_second'] > 0 and 'image_loss' not in scalars
     assert re.match(r'step 2/5  loss 1\.5000 = objectness 0\.3750 \+ box 1\.1250 ', lines[0])
     assert len(lines) == 3 and lines[-1].endswith(' 0:00 left')
+
+
+def test_anchor_types_have_means_over_their_positives_in_the_window():
+    steps = [
+        {'positives': np.float32([2, 0, 0]), 'loss_box': np.float32([1, 0, 0.5])}
+        | {name: np.float32([0.5, 0, 0]) for name in IOUS},
+        {'positives': np.float32([6, 0, 1]), 'loss_box': np.float32([2, 0, 1 / 3])}
+        | {name: np.float32([0.9, 0, 0.7]) for name in IOUS},
+    ]
+    line = anchors_line(steps)
+    assert line['positives'] == [4, 0, 0.5] and line['loss_box'] == [1.5, 0, 0.416667]
+    assert line['iou_after'] == line['iou_before'] == [0.8, None, 0.7]
+    progress, log, _ = make(log_every=1)
+    progress.read(1, metrics(2.0), np.arange(4), None)
+    progress.flush()
+    assert log[0][1]['anchors']['iou_after'] == [2, None]
+    assert json.loads(json.dumps(log[0][1], allow_nan=False)) == log[0][1]
 
 
 def test_the_logged_learning_rate_is_the_one_the_step_was_taken_with():

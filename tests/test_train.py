@@ -121,12 +121,10 @@ def test_devices_sample_unequally():
 
 
 def test_losses_do_not_depend_on_the_number_of_devices(trajectories):
-    for name in [*LOSSES, 'image_loss', 'positives']:
-        one, two, four = (
-            np.array([m[name] for m in trajectories[n].metrics]) for n in trajectories
-        )
-        np.testing.assert_allclose(two, one, rtol=1e-5, err_msg=name)
-        np.testing.assert_allclose(four, one, rtol=1e-5, err_msg=name)
+    one, two, four = (paths(trajectories[n].metrics) for n in (1, 2, 4))
+    assert len(one) == STEPS * (6 + 5)  # five of them by anchor type
+    for name, other in [(name, other) for name in one for other in (two, four)]:
+        np.testing.assert_allclose(other[name], one[name], rtol=1e-5, err_msg=name)
     losses = [m['loss'] for m in trajectories[1].metrics]
     assert abs(losses[-1] - losses[0]) > 0.01  # or else nothing was compared
 
@@ -157,7 +155,7 @@ def test_the_update_compiles_at_its_first_step_alone(trajectories):
 def test_metrics_are_sums_over_the_sampled_anchors_of_all_devices(trajectories):
     for metrics in (t.metrics for t in trajectories.values()):
         for figures, labels in zip(metrics, labels_of_steps(), strict=True):
-            assert figures.keys() == {*LOSSES, 'positives', 'finite', 'image_loss'}
+            assert figures.keys() == {*LOSSES, 'positives', 'anchors', 'finite', 'image_loss'}
             assert figures['image_loss'].shape == (4,) and figures['finite']
             assert figures['positives'] == (labels == 1).sum() / 4
             mean = figures['image_loss'].sum() / (labels >= 0).sum()
@@ -165,6 +163,8 @@ def test_metrics_are_sums_over_the_sampled_anchors_of_all_devices(trajectories):
             total = figures['loss_objectness'] + 2 * figures['loss_box']
             np.testing.assert_allclose(figures['loss'], total, rtol=1e-5)
             assert figures['loss_box'] > 0
+            for name in ('positives', *LOSSES[1:]):
+                np.testing.assert_allclose(sum(figures['anchors'][name]), figures[name], 1e-5)
 
 
 def test_the_state_counts_its_steps(trajectories):

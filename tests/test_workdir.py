@@ -215,10 +215,11 @@ def test_a_last_line_that_a_crash_cut_off_harms_nothing(tmp_path, end):
 
 def test_scalars_go_to_tensorboard_as_well(tmp_path):
     with History(tmp_path, 0) as history:
-        history.log(1, {'loss': 1.0, 'undefined': None})
+        history.log(1, {'loss': 1.0, 'undefined': None, 'nested': {'list': [1, None]}})
     (events,) = tmp_path.glob('events*')
     content = events.read_bytes()
-    assert b'loss' in content and b'undefined' not in content
+    assert b'loss' in content and b'undefined' not in content and b'nested' not in content
+    assert workdir.read_history(tmp_path)[0]['nested'] == {'list': [1, None]}
 
 
 def test_a_key_younger_than_the_run_does_not_matter(folder):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rpn_jax.analysis import plots
+from rpn_jax.analysis import plots, which_anchors
 
 COUNTS = (10, 100, 300, 1000)  # numbers of proposals that an evaluation's metrics are taken at
 COLLAPSED = (
@@ -53,7 +53,7 @@ def spread_ratio(sizes):
 
 
 def findings(history, evaluation, sizes):
-    """Says in two to five sentences what the numbers mean.
+    """Says in two to six sentences what the numbers mean.
 
     Args:
       history: as in write_report.
@@ -66,6 +66,7 @@ def findings(history, evaluation, sizes):
         _say_recall(evaluation),
         _say_found(evaluation),
         _say_missed(evaluation),
+        _say_anchors(evaluation),
         _say_loss(history),
         _say_spread(spread_ratio(sizes)),
     )
@@ -134,3 +135,9 @@ def _say_missed(evaluation):
     reason = max(missed, key=missed.get)
     share = f'{missed[reason] / total:.0%} of the {total} objects missed at IoU 0.5'
     return f'{share}: {REMEDIES[reason]}.', False
+
+
+def _say_anchors(evaluation):
+    anchors = evaluation.get('anchors')
+    said = anchors and which_anchors.finding(anchors)
+    return (said, False) if said else None

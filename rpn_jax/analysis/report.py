@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from rpn_jax.analysis import drawings, missed, pages, plots
+from rpn_jax.analysis import drawings, missed, pages, plots, which_anchors
 from rpn_jax.analysis.findings import (
     COLLAPSED,
     COUNTS,
@@ -41,7 +41,8 @@ def write_report(path, *, title, config, history, evaluation, curves, sizes, gal
       config: nested dict of the run's configuration.
       history: list of dicts, the lines of metrics.jsonl; may be empty or lack keys.
       evaluation: dict with `step`, `dataset`, `images`, `objects`, `proposals` {METRIC: float or
-        None} and `baselines` {NAME: {METRIC: float or None}}, as in evaluation.json.
+        None} and `baselines` {NAME: {METRIC: float or None}}, as in evaluation.json; perhaps
+        `parts`, `missed` and, as coverage.summarise makes them, `anchors`.
       curves: {NAME: {KEY: [n] floats or None}} for `proposals` and the baselines; KEY is `iou`,
         `recall@100/iou`, `recall@1000/iou`, `count`, `recall@0.5/count`, `recall@0.7/count` or
         `AR/count`.
@@ -54,7 +55,8 @@ def write_report(path, *, title, config, history, evaluation, curves, sizes, gal
     """
     sizes = {name: _above_zero(sizes.get(name, ())) for name in ('objects', 'proposals')}
     count = headline_count(evaluation)
-    some = [history[i] for i in plots.evenly(len(history), _HISTORY)]
+    some = [_scalars(history[i]) for i in plots.evenly(len(history), _HISTORY)]
+    anchors = evaluation.get('anchors')
     pages.write(
         path,
         'report.html.j2',
@@ -74,6 +76,9 @@ def write_report(path, *, title, config, history, evaluation, curves, sizes, gal
         part_figures=_part_figures(curves, evaluation),
         missed=missed.rows(misses),
         missed_cards=[_card(miss['picture']) for miss in missed.examples(misses)],
+        anchors=anchors and which_anchors.rows(anchors),
+        stretched=anchors and which_anchors.sentence(anchors),
+        anchor_figures=_anchor_figures(history, anchors),
         config=config,
         data=_plain({'evaluation': evaluation, 'history': some, 'curves': curves}),
     )
@@ -160,6 +165,19 @@ def _part_figures(curves, evaluation):
     svg = plots.recalls(series, xlabel='proposals per image', log_x=True)
     title = 'Average recall over number of proposals, part by part'
     return [figure(title, svg, 'proposals per image', series)]
+
+
+def _anchor_figures(history, anchors):
+    """Returns how far anchors stretch, and what each size learnt in training, where known."""
+    if not anchors:
+        return []
+    found = which_anchors.stretch_figure(anchors), which_anchors.training_figure(history, anchors)
+    return [figure(*parts) for parts in found if parts]
+
+
+def _scalars(line):
+    """Returns a line of the history without what is by anchor type: its plot has the numbers."""
+    return {key: value for key, value in line.items() if key != 'anchors'}
 
 
 def _bound_lines(evaluation, metric):
