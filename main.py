@@ -19,7 +19,7 @@ from configs import default
 from rpn_jax import modes
 from rpn_jax.errors import InputError
 from rpn_jax.progress import Interrupted
-from rpn_jax.workdir import read_config
+from rpn_jax.workdir import keep_compilations, read_config
 
 
 class _Parser(argparse.ArgumentParser):
@@ -201,6 +201,7 @@ def _one_line(error):
 
 if __name__ == '__main__':
     code = 0
+    keep_compilations()
     try:
         try:
             code = main()
