@@ -52,7 +52,8 @@ def make_update(model, optimizer, config, devices):
         (_, aux), gradients = differentiate(state.params, state.batch_stats, key, batch)
         batch_stats, sums = aux
         image_loss = jax.lax.all_gather(sums.pop('image_loss'), resnet.AXIS, tiled=True)
-        gradients, sums = jax.lax.psum((gradients, sums), resnet.AXIS)
+        if jax.lax.axis_size(resnet.AXIS) > 1:  # XLA would copy all gradients for a sum of one
+            gradients, sums = jax.lax.psum((gradients, sums), resnet.AXIS)
         count = jnp.maximum(sums.pop('sampled'), 1)
         images = sums.pop('images')
         positives = sums.pop('positives') / images
