@@ -39,28 +39,14 @@ def match(
     columns, area = jax.lax.optimization_barrier((anchors.T, box.area(anchors)))
 
     def look(found, rows):
-        best, matched, wins, near = found
         number, boxes, kind = rows
-        barred = jnp.where(kind == 2, negative_iou, jnp.where(kind == 3, crowd_overlap, jnp.inf))
         overlaps = _overlaps(boxes, kind, columns.T, area)
         # The barrier makes all that follows read the same numbers: recomputed in two fusions, equal
         # IoUs may differ in the last bit and a tie for the best anchor would be lost. Unused
-        # anchors and other rows stand at -1, below every threshold: they never win a match.
+        # anchors and, later, other rows stand at -1, below every threshold: they win no match.
         overlaps = jax.lax.optimization_barrier(jnp.where(inside[None, :], overlaps, -1))
-        objects = jnp.where((kind == 1)[:, None], overlaps, -1)
-        # Not of `objects`: on CPUs XLA has vector code for the maximum of a plain array alone.
-        best_of_object = jnp.max(overlaps, axis=1)
-        touched = (kind == 1) & (best_of_object > 0)
-        ties = overlaps == jnp.where(touched, best_of_object, jnp.inf)[:, None]
-        best_here = jnp.max(objects, axis=0)
-        matched_here = number[0] + jnp.argmax(objects, axis=0).astype(jnp.int32)
-        found = (
-            jnp.maximum(best, best_here),
-            jnp.where(best_here > best, matched_here, matched),
-            wins | jnp.any(ties, axis=0),
-            near | jnp.any(overlaps >= barred[:, None], axis=0),
-        )
-        return found, None
+        barred = jnp.where(kind == 2, negative_iou, jnp.where(kind == 3, crowd_overlap, jnp.inf))
+        return _fold(found, overlaps, number[0], kind == 1, barred), None
 
     none = jnp.zeros(len(anchors), bool)
     found = jnp.full(len(anchors), -1, jnp.float32), none.astype(jnp.int32), none, none
@@ -129,6 +115,28 @@ def assign(
     )
     index, sampled = sample(key, labels, samples=samples, positive_fraction=positive_fraction)
     return index, sampled, matched[index]
+
+
+def _fold(found, overlaps, first, is_object, barred):
+    """Adds a block of overlaps [G, A], whose first row is object `first`, to what is known so far.
+
+    Each anchor has its best IoU, the object that it is with, whether it wins an object, and whether
+    some row bars it from the background.
+    """
+    best, matched, wins, near = found
+    # Not of `objects`: on CPUs XLA has vector code for the maximum of a plain array alone.
+    best_of_object = jnp.max(overlaps, axis=1)
+    touched = is_object & (best_of_object > 0)
+    ties = overlaps == jnp.where(touched, best_of_object, jnp.inf)[:, None]
+    objects = jnp.where(is_object[:, None], overlaps, -1)
+    best_here = jnp.max(objects, axis=0)
+    matched_here = first + jnp.argmax(objects, axis=0).astype(jnp.int32)
+    return (
+        jnp.maximum(best, best_here),
+        jnp.where(best_here > best, matched_here, matched),  # of equals the first
+        wins | jnp.any(ties, axis=0),
+        near | jnp.any(overlaps >= barred[:, None], axis=0),
+    )
 
 
 def _overlaps(boxes, kind, anchors, area):
