@@ -16,10 +16,10 @@ def area(boxes):
 
 def intersection(a, b):
     """Returns the intersection areas [N, M] of boxes a [N, 4] and b [M, 4] in square pixels."""
-    low = jnp.maximum(a[:, None, :2], b[None, :, :2])
-    high = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
-    width_height = jnp.maximum(high - low, 0)
-    return width_height[..., 0] * width_height[..., 1]
+    # One coordinate at a time: pairs of them would stand between loops and vector instructions.
+    x0, y0 = (jnp.maximum(a[:, None, i], b[None, :, i]) for i in (0, 1))
+    x1, y1 = (jnp.minimum(a[:, None, i], b[None, :, i]) for i in (2, 3))
+    return jnp.maximum(x1 - x0, 0) * jnp.maximum(y1 - y0, 0)
 
 
 def iou(a, b):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from rpn_jax import boxes as box
 
 OBJECT, BACKGROUND, UNUSED = 1, 0, -1
+BLOCK = 8  # objects compared with all anchors at a time
 
 
 def match(
@@ -28,28 +29,35 @@ def match(
     are no background. With `border` >= 0 and `size` (height, width), anchors further than that many
     pixels outside the image are out before matching; -1 leaves them in, as torchvision does.
 
+    Blocks of objects are compared with all anchors, so that memory grows with A and not with A * G.
+
     Returns labels [A] and matched [A] int32, the object with which each anchor overlaps most (0
     where there is none).
     """
-    # The barrier makes both maxima below read the same numbers: recomputed in two fusions, equal
-    # IoUs may differ in the last bit and a tie for the best anchor would be lost.
-    overlaps = jax.lax.optimization_barrier(box.iou(anchors, boxes))
     inside = jnp.ones(len(anchors), bool) if size is None else _inside(anchors, size, border)
-    # Padded rows and unused anchors stand at -1, below every threshold: they can never win a match.
-    objects = jnp.where((kind == 1)[None, :] & inside[:, None], overlaps, -1)
-    best_of_anchor = jnp.max(objects, axis=1, initial=-1)
-    best_of_object = jnp.max(objects, axis=0, initial=-1)
-    wins = (objects == best_of_object[None, :]) & (best_of_object > 0)[None, :]
-    positive = (best_of_anchor >= positive_iou) | jnp.any(wins, axis=1)
+    # Turned, so that each coordinate of all anchors lies in a row, and once, not in every block.
+    columns, area = jax.lax.optimization_barrier((anchors.T, box.area(anchors)))
 
-    difficult = jnp.any((overlaps >= negative_iou) & (kind == 2)[None, :], axis=1)
-    share = box.intersection(anchors, boxes) / jnp.maximum(box.area(anchors), box.TINY)[:, None]
-    crowd = jnp.any((share >= crowd_overlap) & (kind == 3)[None, :], axis=1)
-    background = (best_of_anchor < negative_iou) & ~difficult & ~crowd
+    def look(found, rows):
+        number, boxes, kind = rows
+        overlaps = _overlaps(boxes, kind, columns.T, area)
+        # The barrier makes all that follows read the same numbers: recomputed in two fusions, equal
+        # IoUs may differ in the last bit and a tie for the best anchor would be lost. Unused
+        # anchors and, later, other rows stand at -1, below every threshold: they win no match.
+        overlaps = jax.lax.optimization_barrier(jnp.where(inside[None, :], overlaps, -1))
+        barred = jnp.where(kind == 2, negative_iou, jnp.where(kind == 3, crowd_overlap, jnp.inf))
+        return _fold(found, overlaps, number[0], kind == 1, barred), None
 
+    none = jnp.zeros(len(anchors), bool)
+    found = jnp.full(len(anchors), -1, jnp.float32), none.astype(jnp.int32), none, none
+    rows = jnp.arange(len(boxes), dtype=jnp.int32), boxes, kind
+    if len(boxes):
+        found, _ = jax.lax.scan(look, found, [_blocks(values) for values in rows])
+    best, matched, wins, near = found
+    positive = (best >= positive_iou) | wins
+    background = (best < negative_iou) & ~near
     labels = jnp.where(positive, OBJECT, jnp.where(background, BACKGROUND, UNUSED))
-    matched = jnp.argmax(objects, axis=1) if len(boxes) else jnp.zeros(len(anchors))
-    return jnp.where(inside, labels, UNUSED).astype(jnp.int32), matched.astype(jnp.int32)
+    return jnp.where(inside, labels, UNUSED).astype(jnp.int32), matched
 
 
 def sample(key, labels, *, samples=256, positive_fraction=0.5):
@@ -107,6 +115,44 @@ def assign(
     )
     index, sampled = sample(key, labels, samples=samples, positive_fraction=positive_fraction)
     return index, sampled, matched[index]
+
+
+def _fold(found, overlaps, first, is_object, barred):
+    """Adds a block of overlaps [G, A], whose first row is object `first`, to what is known so far.
+
+    Each anchor has its best IoU, the object that it is with, whether it wins an object, and whether
+    some row bars it from the background.
+    """
+    best, matched, wins, near = found
+    # Not of `objects`: on CPUs XLA has vector code for the maximum of a plain array alone.
+    best_of_object = jnp.max(overlaps, axis=1)
+    touched = is_object & (best_of_object > 0)
+    ties = overlaps == jnp.where(touched, best_of_object, jnp.inf)[:, None]
+    objects = jnp.where(is_object[:, None], overlaps, -1)
+    best_here = jnp.max(objects, axis=0)
+    matched_here = first + jnp.argmax(objects, axis=0).astype(jnp.int32)
+    return (
+        jnp.maximum(best, best_here),
+        jnp.where(best_here > best, matched_here, matched),  # of equals the first
+        wins | jnp.any(ties, axis=0),
+        near | jnp.any(overlaps >= barred[:, None], axis=0),
+    )
+
+
+def _overlaps(boxes, kind, anchors, area):
+    """Returns IoUs [G, A] as boxes.iou does, or of a crowd its share of each anchor; area [A]."""
+    overlaps = box.intersection(boxes, anchors)
+    union = box.area(boxes)[:, None] + area[None, :] - overlaps
+    whole = jnp.where((kind == 3)[:, None], jnp.maximum(area, box.TINY)[None, :], union)
+    return jnp.where(whole > 0, overlaps / jnp.where(whole > 0, whole, 1), 0)
+
+
+def _blocks(rows):
+    """Returns rows [G, ..] as [blocks, BLOCK, ..]; what fills the last block is zero: padding."""
+    block = min(BLOCK, len(rows))
+    missing = -len(rows) % block
+    rows = jnp.pad(rows, ((0, missing),) + ((0, 0),) * (rows.ndim - 1))
+    return rows.reshape(-1, block, *rows.shape[1:])
 
 
 def _inside(anchors, size, border):

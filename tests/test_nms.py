@@ -197,3 +197,9 @@ def test_whole_numbers_are_scores_too():
     boxes, _, _ = random_case(0)
     scores = np.arange(N)
     assert kept_of(suppress(boxes, scores, 1.0, 3)) == [N - 1, N - 2, N - 3]
+
+
+def test_memory_grows_with_the_boxes_alone():
+    shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((250_000, 4), (250_000,))]
+    compiled = suppress.lower(*shapes, 0.7, 2000).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 30 * 2**20  # 2 GB compare all with kept

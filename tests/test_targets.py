@@ -57,7 +57,7 @@ def loop_match(anchors, boxes, kind, positive_iou, negative_iou, crowd_overlap, 
     return labels, matched
 
 
-def random_case(seed):
+def random_case(seed, rows=G):
     """Draws boxes on a coarse grid, where ties and IoUs equal to a threshold are common."""
     rng = np.random.default_rng(seed)
 
@@ -72,8 +72,8 @@ def random_case(seed):
         'size': np.float32(SIZE) - rng.integers(0, 3, 2).astype(np.float32),
         'border': float(rng.choice([-1, 0, 1, 2])),
     }
-    kind = rng.choice(4, G, p=[0.1, 0.5, 0.2, 0.2])
-    return draw(A, 1), draw(G, 0), kind, thresholds
+    kind = rng.choice(4, rows, p=[0.1, 0.5, 0.2, 0.2])
+    return draw(A, 1), draw(rows, 0), kind, thresholds
 
 
 def test_match_agrees_with_loops_and_compiles_once():
@@ -88,6 +88,31 @@ def test_match_agrees_with_loops_and_compiles_once():
         seen |= {*loops[0]}
     assert seen == {-1, 0, 1} and labels.dtype == matched.dtype == np.int32
     assert len(TRACES) <= 1  # thresholds, size and border are values, not shapes
+
+
+@pytest.mark.parametrize('rows', [1, targets.BLOCK, 2 * targets.BLOCK + 3])
+def test_blocks_of_objects_agree_with_loops_under_vmap(rows):
+    """Ties between objects, and between anchors, across the edges of blocks among them."""
+    cases = [random_case(seed, rows) for seed in range(24)]
+    boxes, kind = (np.stack([case[i] for case in cases]) for i in (1, 2))
+    thresholds = {key: np.float32([case[3][key] for case in cases]) for key in cases[0][3]}
+    anchors = np.stack([case[0] for case in cases])
+    mapped = jax.jit(jax.vmap(lambda *rows, **kw: targets.match(*rows, **kw)))
+    labels, matched = mapped(anchors, boxes, kind, **thresholds)
+    for i, (of_anchors, of_boxes, kinds, rules) in enumerate(cases):
+        loops = loop_match(of_anchors.tolist(), of_boxes.tolist(), kinds, **rules)
+        np.testing.assert_array_equal(labels[i], loops[0], err_msg=f'image {i}')
+        np.testing.assert_array_equal(matched[i], loops[1], err_msg=f'image {i}')
+
+
+def test_memory_does_not_grow_with_the_objects():
+    sizes = []
+    for rows in (50, 500):
+        shapes = [((250_000, 4), np.float32), ((rows, 4), np.float32), ((rows,), np.int32)]
+        lowered = jax.jit(targets.match).lower(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+        sizes.append(lowered.compile().memory_analysis().temp_size_in_bytes)
+    assert sizes[1] < 40 * 2**20  # all IoUs would be 477 MiB
+    assert sizes[1] - sizes[0] < 2**20
 
 
 def test_vmap_maps_over_images():
