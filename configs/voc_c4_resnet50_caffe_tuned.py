@@ -1,4 +1,4 @@
-"""voc_c4_resnet50_caffe with as many images and twice the steps: one image each, along a cosine."""
+"""voc_c4_resnet50_caffe with as many images and twice the steps: one image each, along a cosine, boxes at half weight."""
 
 from configs import voc_c4_resnet50_caffe
 
@@ -9,5 +9,6 @@ def get_config():
     config.steps = 2000
     config.log_every = 20
     config.data.batch_size = 1
-    config.optim.update(learning_rate=0.003, schedule='cosine')
+    config.optim.update(learning_rate=0.006, schedule='cosine')
+    config.loss.box_weight = 0.5
     return config
