@@ -1,4 +1,4 @@
-"""voc_c4_resnet50_caffe with as many images and twice the steps: one image each, along a cosine, boxes at half weight."""
+"""voc_c4_resnet50_caffe, as many images one by one, along a cosine, boxes at half weight."""
 
 from configs import voc_c4_resnet50_caffe
 
