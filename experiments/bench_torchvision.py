@@ -101,26 +101,23 @@ def train(case, arrays, device):
 
 def predict(case, arrays, device):
     """Returns the function from images to proposals."""
-    model, images, precision = network(case, device)
-    model.eval()
-
-    @torch.no_grad()
-    def call():
-        with precision():
-            model(images)
-
-    return call
+    return looking(case, device, lambda model: model)
 
 
 def backbone(case, arrays, device):
     """Returns the function from images to feature maps."""
+    return looking(case, device, lambda model: model.body)
+
+
+def looking(case, device, part):
+    """Returns the function that gives images to a part of the network, without gradients."""
     model, images, precision = network(case, device)
-    model.eval()
+    seen = part(model.eval())
 
     @torch.no_grad()
     def call():
         with precision():
-            model.body(images)
+            seen(images)
 
     return call
 
@@ -131,8 +128,7 @@ def match(case, arrays, device):
 
     @torch.no_grad()
     def call():
-        matched = matcher(torchvision.ops.box_iou(arrays['objects'], arrays['anchors']))
-        return matched
+        return matcher(torchvision.ops.box_iou(arrays['objects'], arrays['anchors']))
 
     def answer():
         matched = call()
