@@ -65,7 +65,7 @@ def test_the_sentence_is_of_the_smallest_anchors_in_the_largest_objects():
 def test_types_that_find_nothing_are_a_finding():
     said = which_anchors.finding(_found())
     assert said.startswith(
-        '63 objects are recalled, but none by 1 of the 6 anchor types (16 px at 0.5): drop them, '
+        '63 objects are recalled, but none by 1 of the 6 anchor types (16 px at 0.5): look at '
     )
     assert which_anchors.finding(_found(recalled=[30, 1, 20, 10, 1, 2])) is None
     assert which_anchors.finding(_found(recalled=[3, 0, 2, 1, 1, 2])) is None  # too few to tell

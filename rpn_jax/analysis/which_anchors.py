@@ -65,17 +65,17 @@ def sentence(found):
 def finding(found):
     """Says which anchor types match or find nothing; None where all do, or too little to tell."""
     count = len(found['recalled'])
-    for name, what in (
-        ('positives', 'anchors are positive, but none of'),
-        ('recalled', 'objects are recalled, but none by'),
+    for name, what, advice in (
+        ('positives', 'anchors are positive, but none of', 'drop them'),
+        ('recalled', 'objects are recalled, but none by', 'look at their scores'),
     ):
         total, idle = sum(found[name]), [row for row in rows(found) if not row[name]]
         if idle and total >= 10 * count:  # ten on average: none is hardly chance
             names = ', '.join(f'{row["size"]:g} px at {row["ratio"]:g}' for row in idle[:4])
             names += ', ..' if len(idle) > 4 else ''
             return (
-                f'{total:,} {what} {len(idle)} of the {count} anchor types ({names}): drop them, '
-                'or choose sizes and aspect ratios nearer to the objects.'
+                f'{total:,} {what} {len(idle)} of the {count} anchor types ({names}): '
+                f'{advice}, or choose sizes and aspect ratios nearer to the objects.'
             )
     return None
 
