@@ -94,6 +94,12 @@ def by_size(found, name):
     return np.float64(found[name]).reshape(-1, len(found['sizes'])).sum(axis=0)
 
 
+def ratio(sums, counts):
+    """Divides sums by counts, which broadcast: float64, NaN where they are over nothing."""
+    counts = np.broadcast_to(counts, sums.shape)
+    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+
+
 @functools.partial(jax.jit, static_argnames='count')
 def _look(logits, deltas, anchors, boxes, kind, size, rules, *, beta, count):
     """Returns the sums by type, labels and matched [A], and the decoded boxes [A, 4]."""
@@ -149,6 +155,5 @@ def _area(boxes):
 
 def _ratios(sums, counts):
     """Returns sums over counts as nested lists, None where they are over nothing."""
-    counts = np.broadcast_to(counts, sums.shape)
-    means = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    means = ratio(sums, counts)
     return np.where(np.isfinite(means), means.astype(object), None).tolist()

@@ -8,14 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rpn_jax.analysis import plots
+from rpn_jax.analysis.compare_plots import style
 from rpn_jax.anchors import base_anchors
-from rpn_jax.coverage import by_size
+from rpn_jax.coverage import by_size, ratio
 
 _BEFORE = {'color': '#59636e', 'linewidth': 1.8, 'linestyle': (0, (4, 2)), 'marker': 'o'}
 _AFTER = plots.STYLES['proposals'] | {'marker': 'o'}
 _POSITIVE = '#E69F00'
-# Okabe and Ito's; of more sizes the lines differ in their dashes.
-_COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#D55E00', '#56B4E9', '#1f2328')
 _OCTAVES = ((3, 4), (2, 3), (1, 2))  # how much larger objects are, in the sentence: 8 to 16, ..
 _PANELS = {
     'positives': 'positive anchors sampled, per image',
@@ -115,8 +114,8 @@ def training_figure(history, found):
     objectness = sums['loss_objectness']
     learnt = {
         'positives': sums['positives'],
-        'iou_after': _ratio(sums['iou_after'], sums['positives']),
-        'loss_objectness': _ratio(objectness, objectness.sum(axis=1, keepdims=True)),
+        'iou_after': ratio(sums['iou_after'], sums['positives']),
+        'loss_objectness': ratio(objectness, objectness.sum(axis=1, keepdims=True)),
     }
     series = {
         f'{name}: {size:g} px': (steps, learnt[name][:, k])
@@ -149,15 +148,10 @@ def _stretch(found, chosen):
     """Returns the lines of a panel, [BINS] each, NaN where there were no anchors."""
     anchors, positives, before, after = _sums(found, chosen)
     return {
-        'IoU before': _ratio(before, anchors),
-        'IoU after': _ratio(after, anchors),
-        'positive': _ratio(positives, anchors),
+        'IoU before': ratio(before, anchors),
+        'IoU after': ratio(after, anchors),
+        'positive': ratio(positives, anchors),
     }
-
-
-def _ratio(values, counts):
-    counts = np.broadcast_to(counts, values.shape)
-    return np.divide(values, counts, out=np.full(values.shape, np.nan), where=counts > 0)
 
 
 @matplotlib.rc_context(plots.RC)
@@ -194,11 +188,9 @@ def _draw_training(steps, learnt, sizes):
     thin = plots.evenly(len(steps), 300)
     for axes, (name, title) in zip(grid, _PANELS.items(), strict=True):
         for k, size in enumerate(sizes):
-            style = {'color': _COLOURS[k % len(_COLOURS)], 'linewidth': 1.8}
-            style['linestyle'] = '-' if k < len(_COLOURS) else '--'
             mean = plots.smooth(learnt[name][:, k], max(1, len(steps) // 25))
             marker = {'marker': 'o', 'markersize': 5} if len(steps) == 1 else {}
-            axes.plot(steps[thin], mean[thin], **style, **marker, label=f'{size:g} px')
+            axes.plot(steps[thin], mean[thin], **style(k), **marker, label=f'{size:g} px')
         axes.set_title(title, fontsize=12, loc='left')
         axes.set_xlabel('step')
         axes.set_ylim(0, 1 if name == 'iou_after' else None)
