@@ -41,6 +41,12 @@ def get_config():
             min_size=1e-3,  # pixels
         )
     )
+    config.features = ConfigDict(
+        dict(
+            keep='',  # of a wholly frozen backbone: 'device', 'host', 'disk'; '' none
+            gigabytes=8.0,  # at most
+        )
+    )
     config.data = data()
     config.optim = optim()
     config.checkpoint = ConfigDict(

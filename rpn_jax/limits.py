@@ -18,6 +18,7 @@ LIMITS = {  # key: least and greatest value, both allowed
     'proposals.pre_nms': (1, math.inf),
     'proposals.post_nms': (1, math.inf),
     'proposals.nms_iou': (0, 1),
+    'features.gigabytes': (0, math.inf),
     'optim.learning_rate': (0, 1e6),
     'optim.momentum': (0, 1),
     'optim.weight_decay': (0, math.inf),

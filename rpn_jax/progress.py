@@ -4,8 +4,10 @@ import signal
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from rpn_jax import rpn
 from rpn_jax.anchor_types import IOUS
 from rpn_jax.errors import InputError
 from rpn_jax.optim import make_schedule
@@ -143,3 +145,44 @@ def duration(seconds):
 
 
 _NOT_SCHEDULE = ('optimizer', 'momentum', 'weight_decay')
+
+
+def describe_canvases(canvases):
+    """Returns a line on the static shapes of a run: one compilation of the update for each."""
+    if len(canvases.shapes) == 1 and canvases.padding == 0:
+        return 'compiling the update; the first step takes a while'
+    shares = np.bincount(canvases.of) / len(canvases.of)
+    named = ', '.join(
+        f'{height} x {width} ({share:.0%} of the images)'
+        for (height, width), share in zip(canvases.shapes, shares, strict=True)
+    )
+    return (
+        f'canvases: {named}; {canvases.padding:.1%} of their pixels are padding; '
+        f'compilations of the update: {len(canvases.shapes)}, each when its canvas is first met'
+    )
+
+
+def describe(config, model, state, source, start):
+    """Returns a line on what is about to run: the network, what of it learns, the images."""
+
+    def count(tree):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    fixed = rpn.frozen(model, state.params)
+    learning = jax.tree.map(lambda p, f: jnp.zeros(0) if f else p, state.params, fixed)
+    return (
+        f'ResNet-{config.model.depth} conv{config.model.last_stage}: '
+        f'{count(state.params) / 1e6:.1f} M parameters, {count(learning) / 1e6:.1f} M learn; '
+        f'{source.name}: {len(source.records)} images; steps {start} to {config.steps}'
+    )
+
+
+def shared_images(source, other):
+    """Yields a line where images of one source are in another one too."""
+    if source.files and other.files:
+        names = set(source.files.names) & set(other.files.names)
+        if names:
+            yield (
+                f'{len(names)} of the {len(other.files.names)} images of the evaluation are '
+                f'trained on ({min(names)}, ..); its figures say little'
+            )

@@ -23,7 +23,11 @@ class RPN(nn.Module):
     aspect_ratios: tuple[float, ...]
 
     def __call__(self, images, index=None, train=False):
-        return self.head(self.features(images, train), index)
+        return self.from_features(self.features(images, train), index)
+
+    def from_features(self, features, index=None):
+        """Returns logits and deltas as a call does, of feature maps [B, h, w, C] that are there."""
+        return self.head(features, index)
 
     def features(self, images, train=False):
         """Returns the last stage's feature map [B, h, w, C]."""
@@ -126,8 +130,13 @@ def feature_shape(model, canvas):
 
 def anchors(model, canvas):
     """Returns the anchors [A, 4] of a canvas (height, width), in pixels, in the logits' order."""
+    return grid(model, feature_shape(model, canvas))
+
+
+def grid(model, shape):
+    """Returns the anchors [A, 4] of a feature map (h, w)."""
     base = anchor.base_anchors(model.sizes, model.aspect_ratios)
-    return anchor.grid(base, feature_shape(model, canvas), _stride(model))
+    return anchor.grid(base, shape, _stride(model))
 
 
 def frozen(model, params):

@@ -10,7 +10,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rpn_jax import anchor_types, checkpoint, data, pretrained, resnet, rpn, targets, workdir
+from rpn_jax import (
+    anchor_types,
+    checkpoint,
+    data,
+    features,
+    pretrained,
+    resnet,
+    rpn,
+    targets,
+    workdir,
+)
 from rpn_jax import boxes as box
 from rpn_jax.data.pixels import normalise, pixel_family
 from rpn_jax.errors import InputError
@@ -18,7 +28,14 @@ from rpn_jax.evaluate import make_evaluate
 from rpn_jax.losses import box_loss, objectness_loss
 from rpn_jax.optim import make_optimizer
 from rpn_jax.pretrained import imagenet
-from rpn_jax.progress import Interrupted, Progress, Signals
+from rpn_jax.progress import (
+    Interrupted,
+    Progress,
+    Signals,
+    describe,
+    describe_canvases,
+    shared_images,
+)
 
 SMALLEST = (1, 64, 64, 3)  # images of any size give the same parameters
 
@@ -35,11 +52,12 @@ class TrainState(flax.struct.PyTreeNode):
 def make_update(model, optimizer, config, devices):
     """Returns update(state, batch) -> (state, metrics), pmapped over the devices.
 
-    batch holds image uint8 [N, H, W, 3] (floating point passes as already normalised), boxes [N, G,
-    4], kind [N, G], size [N, 2] and index [N] of the global batch; N is a multiple of the number of
-    devices. Each device differentiates the sum over its sampled anchors; gradients and counts are
-    summed over devices and then divided, so the result does not depend on their number. Where the
-    loss or a gradient is not finite the state stays as it was and metrics['finite'] says so.
+    batch holds image uint8 [N, H, W, 3] (floating point passes as already normalised), or features
+    as features.Features puts them in its place, boxes [N, G, 4], kind [N, G], size [N, 2] and index
+    [N] of the global batch; N is a multiple of the number of devices. Each device differentiates
+    the sum over its sampled anchors; gradients and counts are summed over devices and then divided,
+    so the result does not depend on their number. Where the loss or a gradient is not finite the
+    state stays as it was and metrics['finite'] says so.
     """
     settings = config.data
     family = 'torchvision' if settings.pixels == 'auto' else settings.pixels
@@ -48,8 +66,13 @@ def make_update(model, optimizer, config, devices):
 
     def update(state, batch):
         key = step_key(config.seed, state.step)
-        differentiate = jax.value_and_grad(loss_fn, has_aux=True)
-        (_, aux), gradients = differentiate(state.params, state.batch_stats, key, batch)
+        is_frozen = rpn.frozen(model, state.params)
+        learning = jax.tree.map(lambda p, fixed: None if fixed else p, state.params, is_frozen)
+
+        def loss_of(learning):
+            return loss_fn(_whole(learning, state.params), state.batch_stats, key, batch)
+
+        (_, aux), gradients = jax.value_and_grad(loss_of, has_aux=True)(learning)
         batch_stats, sums = aux
         image_loss = jax.lax.all_gather(sums.pop('image_loss'), resnet.AXIS, tiled=True)
         if jax.lax.axis_size(resnet.AXIS) > 1:  # XLA would copy all gradients for a sum of one
@@ -62,8 +85,8 @@ def make_update(model, optimizer, config, devices):
         gradients = jax.tree.map(lambda g: g / count, gradients)
         finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(optax.tree.norm(gradients))
 
+        gradients = _whole(gradients, state.params)  # of what is frozen nobody looks
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        is_frozen = rpn.frozen(model, state.params)
         params = jax.tree.map(
             lambda p, u, fixed: p if fixed else p + u, state.params, updates, is_frozen
         )
@@ -73,6 +96,11 @@ def make_update(model, optimizer, config, devices):
         metrics |= {'finite': finite, 'image_loss': image_loss}
         return new, metrics
 
+    return _over(devices, update)
+
+
+def _over(devices, update):
+    """Returns the update pmapped; it takes global batches."""
     mapped = jax.pmap(
         update,
         resnet.AXIS,
@@ -94,17 +122,16 @@ def make_loss(model, config, pixels):
     weights = config.loss
 
     def loss_fn(params, batch_stats, key, batch):
-        # With the optimizer's freezing: either alone lets the frozen backward pass come back.
-        is_frozen = rpn.frozen(model, params)
-        params = jax.tree.map(
-            lambda p, fixed: jax.lax.stop_gradient(p) if fixed else p, params, is_frozen
-        )
-        images = normalise(batch['image'], batch['size'], pixels)
-        anchors = rpn.anchors(model, images.shape[1:3])
-        index, labels, matched = assign_images(key, anchors, batch, config.targets)
         variables = {'params': params} | ({'batch_stats': batch_stats} if batch_stats else {})
+        if 'features' in batch:
+            seen, how = batch['features'], {'method': 'from_features'}
+            anchors = rpn.grid(model, seen.shape[1:3])
+        else:
+            seen, how = normalise(batch['image'], batch['size'], pixels), {'train': True}
+            anchors = rpn.anchors(model, seen.shape[1:3])
+        index, labels, matched = assign_images(key, anchors, batch, config.targets)
         (logits, deltas), updated = model.apply(
-            variables, images, index, train=True, mutable=['batch_stats']
+            variables, seen, index, mutable=['batch_stats'], **how
         )
         objects = jax.vmap(lambda boxes, m: boxes[m])(batch['boxes'], matched)
         goals = box.encode(objects, anchors[index])
@@ -129,6 +156,11 @@ def make_loss(model, config, pixels):
     return loss_fn
 
 
+def _whole(part, params):
+    """Returns params with the leaves of `part` where it has any."""
+    return jax.tree.map(lambda p, own: p if own is None else own, params, part)
+
+
 def assign_images(key, anchors, batch, settings):
     """Returns index, labels and matched [B, S] of a step's images; key is the step's.
 
@@ -150,18 +182,22 @@ def step_key(seed, step):
 def shard(batch, devices):
     """Splits a global batch [N, ...] into [devices, N / devices, ...]; one that is split passes.
 
-    Without `size` the images fill their canvas, without `index` they are counted from 0.
+    Without `size` the images fill their canvas, without `index` they are counted from 0. Features
+    are split already.
     """
-    *lead, height, width, _ = np.shape(batch['image'])
-    batch = {
-        'index': np.arange(np.prod(lead), dtype=np.int32).reshape(lead),
-        'size': np.broadcast_to(np.float32([height, width]), (*lead, 2)),
-    } | batch
-    if len(lead) == 2:
+    features = {k: v for k, v in batch.items() if k == 'features'}
+    if not features:
+        *lead, height, width, _ = np.shape(batch['image'])
+        batch = {
+            'index': np.arange(np.prod(lead), dtype=np.int32).reshape(lead),
+            'size': np.broadcast_to(np.float32([height, width]), (*lead, 2)),
+        } | batch
+    if np.ndim(batch['index']) == 2:
         return batch
-    check_divides(lead[0], devices)
-    rows = (devices, lead[0] // devices)
-    return {key: np.reshape(value, (*rows, *np.shape(value)[1:])) for key, value in batch.items()}
+    check_divides(len(batch['index']), devices)
+    rows = (devices, len(batch['index']) // devices)
+    batch = {k: v for k, v in batch.items() if k not in features}
+    return {k: np.reshape(v, (*rows, *np.shape(v)[1:])) for k, v in batch.items()} | features
 
 
 def check_divides(images, devices):
@@ -198,6 +234,7 @@ def train(config, folder, *, devices=None, print=print):
     devices = devices or jax.local_devices()
     options = data.check(data.Options(**config.data))
     check_divides(options.batch_size, len(devices) * jax.process_count())
+    features.check(config)
     resuming = bool(checkpoint.steps(folder))
     if resuming:
         workdir.check(folder, config)
@@ -219,11 +256,17 @@ def train(config, folder, *, devices=None, print=print):
             print("warning: model.norm='frozen' without model.pretrained normalises nothing")
         if start < config.steps:
             print(describe_canvases(data.train_plan(source, options)))
+        maps = None
+        if config.features.keep and start < config.steps:
+            variables = variables_of(state)
+            maps = features.Features(config, model, variables, source, devices, print)
         with workdir.History(folder, start) as history, Signals() as signals:
             progress = Progress(config, source.records, history, print)
             steps = range(start, config.steps)
             share = dict(host=jax.process_index(), hosts=jax.process_count())
+            share |= {'known': maps.known} if maps else {}
             batches = data.train_batches(source, options, seed=config.seed, steps=steps, **share)
+            batches = map(maps, batches) if maps else batches
             for step, batch in zip(range(start + 1, config.steps + 1), batches, strict=True):
                 state, metrics = update(state, batch)
                 progress.read(step, metrics, batch['index'], checkpoints.latest)
@@ -285,49 +328,8 @@ def check_pretrained(config, tensors):
         raise InputError(f'{config.model.pretrained}: {error}') from error
 
 
-def shared_images(source, other):
-    """Yields a line where images of one source are in another one too."""
-    if source.files and other.files:
-        names = set(source.files.names) & set(other.files.names)
-        if names:
-            yield (
-                f'{len(names)} of the {len(other.files.names)} images of the evaluation are '
-                f'trained on ({min(names)}, ..); its figures say little'
-            )
-
-
 def variables_of(state):
     """Returns the variables that model.apply takes."""
     return {'params': state.params} | (
         {'batch_stats': state.batch_stats} if state.batch_stats else {}
-    )
-
-
-def describe_canvases(canvases):
-    """Returns a line on the static shapes of a run: one compilation of the update for each."""
-    if len(canvases.shapes) == 1 and canvases.padding == 0:
-        return 'compiling the update; the first step takes a while'
-    shares = np.bincount(canvases.of) / len(canvases.of)
-    named = ', '.join(
-        f'{height} x {width} ({share:.0%} of the images)'
-        for (height, width), share in zip(canvases.shapes, shares, strict=True)
-    )
-    return (
-        f'canvases: {named}; {canvases.padding:.1%} of their pixels are padding; '
-        f'compilations of the update: {len(canvases.shapes)}, each when its canvas is first met'
-    )
-
-
-def describe(config, model, state, source, start):
-    """Returns a line on what is about to run: the network, what of it learns, the images."""
-
-    def count(tree):
-        return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-    fixed = rpn.frozen(model, state.params)
-    learning = jax.tree.map(lambda p, f: jnp.zeros(0) if f else p, state.params, fixed)
-    return (
-        f'ResNet-{config.model.depth} conv{config.model.last_stage}: '
-        f'{count(state.params) / 1e6:.1f} M parameters, {count(learning) / 1e6:.1f} M learn; '
-        f'{source.name}: {len(source.records)} images; steps {start} to {config.steps}'
     )

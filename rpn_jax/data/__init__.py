@@ -133,13 +133,20 @@ def train_plan(source, options):
     return plan([r.size for r in source.records], options, least=options.batch_size)
 
 
-def train_batches(source, options, *, seed, steps, host=0, hosts=1):
-    """Iterates over the training batches of the range `steps`, or over a host's share of them."""
-    return batching.threaded(train_batch(source, options, seed=seed, host=host, hosts=hosts), steps)
+def train_batches(source, options, *, seed, steps, **share):
+    """Iterates over the training batches of the range `steps`, or over a host's share of them.
+
+    The other keywords are those of train_batch.
+    """
+    return batching.threaded(train_batch(source, options, seed=seed, **share), steps)
 
 
-def train_batch(source, options, *, seed, host=0, hosts=1):
-    """Returns the function step -> training batch, or host's share of it, one of `hosts`."""
+def train_batch(source, options, *, seed, host=0, hosts=1, known=None):
+    """Returns the function step -> training batch, or host's share of it, one of `hosts`.
+
+    With known, a function of 2 * position + flip, images of which it knows something are not read:
+    see batches.TrainBatches.
+    """
     return batching.TrainBatches(
         source,
         train_plan(source, options),
@@ -149,6 +156,7 @@ def train_batch(source, options, *, seed, host=0, hosts=1):
         flip=options.flip,
         host=host,
         hosts=hosts,
+        known=known,
     )
 
 

@@ -18,9 +18,16 @@ class TrainBatches:
     An epoch visits every image once, in an order of its own; a batch is complete, and its turn has
     come, when so many images of its canvas have been met. What an epoch leaves over of a canvas
     begins that canvas's first batch of the next.
+
+    With known, a function of 2 * position + flip, a batch also holds `number` [N], that number, and
+    `kept`, a list of what is known under it or None. Where something is, the image is not read but
+    zero.
     """
 
-    def __init__(self, source, canvases, *, seed, batch_size, max_boxes, flip, host=0, hosts=1):
+    def __init__(
+        self, source, canvases, *, seed, batch_size, max_boxes, flip, host=0, hosts=1, known=None
+    ):
+        self._known = known
         self._source, self._canvases, self._seed = source, canvases, seed
         self._batch_size, self._max_boxes, self._flip = batch_size, max_boxes, flip
         self._rows = slice(batch_size * host // hosts, batch_size * (host + 1) // hosts)
@@ -35,7 +42,13 @@ class TrainBatches:
             for position in positions
         ]
         rows = positions[self._rows], flips[self._rows]
-        return collate(self._source, self._canvases, *rows, max_boxes=self._max_boxes)
+        make = functools.partial(collate, self._source, self._canvases, max_boxes=self._max_boxes)
+        if self._known is None:
+            return make(*rows)
+        numbers = [2 * position + flip for position, flip in zip(*rows, strict=True)]
+        kept = [self._known(number) for number in numbers]
+        batch = make(*rows, unread=[found is not None for found in kept])
+        return batch | {'number': np.int64(numbers), 'kept': kept}
 
     def positions(self, step):
         """Returns the canvas of a step and the positions of its images, on all hosts together."""
@@ -95,20 +108,21 @@ class EvaluationBatches:
         )
 
 
-def collate(source, canvases, positions, flips=(), *, max_boxes, rows=0):
+def collate(source, canvases, positions, flips=(), *, max_boxes, rows=0, unread=()):
     """Returns the batch of the images at these positions, which share a canvas.
 
     A dict of image [N, H, W, 3] uint8 RGB and, also with a leading axis, of what example returns.
     flips say which images are mirrored, none by default; rows is N where there are fewer images:
-    the rest is padding of index -1.
+    the rest is padding of index -1. unread says which images stay zero.
     """
     flips = flips or [False] * len(positions)
+    unread = unread or [False] * len(positions)
     images = np.zeros(
         (max(rows, len(positions)), *canvases.shapes[canvases.of[positions[0]]], 3), np.uint8
     )
     examples = [
-        example(source, canvases, position, flip, max_boxes, out)
-        for position, flip, out in zip(positions, flips, images, strict=False)
+        example(source, canvases, position, flip, max_boxes, None if skipped else out)
+        for position, flip, skipped, out in zip(positions, flips, unread, images, strict=False)
     ]
     padding = {k: np.zeros_like(v) for k, v in examples[0].items()} | {'index': np.int32(-1)}
     padding['size'] = examples[0]['size']
@@ -117,22 +131,17 @@ def collate(source, canvases, positions, flips=(), *, max_boxes, rows=0):
 
 
 def example(source, canvases, position, flip, max_boxes, out):
-    """Puts one image on its canvas `out` and returns the rest of it as a dict.
+    """Puts one image on its canvas `out`, unless that is None; returns the rest of it as a dict.
 
     out [H, W, 3] uint8 is zero; the image, RGB, resized to `size` (height, width), fills its upper
     left corner. The dict holds boxes [G, 4] in pixels of the canvas, kind [G], both zero beyond the
     record's rows, size [2] and index.
     """
     record = source.records[position]
-    image = source.read(position)
     height, width = map(int, canvases.sizes[position])
-    if flip:
-        image = cv2.flip(image, 1)
-    place = out[:height, :width]
-    if image.shape[:2] == (height, width):
-        place[:] = image
-    else:
-        cv2.resize(image, (width, height), dst=place, interpolation=cv2.INTER_LINEAR)
+    if out is not None:
+        image = source.read(position)
+        _draw(cv2.flip(image, 1) if flip else image, out[:height, :width])
     boxes, kind = padded(record, (height, width), max_boxes)
     if flip:
         mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
@@ -143,6 +152,15 @@ def example(source, canvases, position, flip, max_boxes, out):
         'size': np.float32([height, width]),
         'index': np.int32(position),
     }
+
+
+def _draw(image, place):
+    """Puts an image on its place, resized to it."""
+    height, width = place.shape[:2]
+    if image.shape[:2] == (height, width):
+        place[:] = image
+    else:
+        cv2.resize(image, (width, height), dst=place, interpolation=cv2.INTER_LINEAR)
 
 
 def padded(record, size, max_boxes):
