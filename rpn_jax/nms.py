@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from rpn_jax import boxes as box
 
 BLOCK = 256  # boxes decided at a time
+CHUNK = 1024  # kept boxes that a block is compared with at a time
 
 
 def nms(boxes, scores, *, iou_threshold, limit, group=None):
@@ -33,9 +34,9 @@ def nms(boxes, scores, *, iou_threshold, limit, group=None):
 def ranked_nms(boxes, alive, *, iou_threshold, limit, group=None):
     """Does the work of nms for boxes [N, 4] that are already ranked; alive [N]: may be kept.
 
-    Blocks of boxes are compared with the at most `limit` boxes kept so far and then among
-    themselves, until `limit` boxes are kept: N * limit comparisons at most, and N / BLOCK
-    sequential steps.
+    Blocks of boxes are compared with the boxes kept so far, a chunk at a time, and then among
+    themselves, until `limit` boxes are kept: no more comparisons than boxes times kept ones, up to
+    a chunk, and N / BLOCK sequential steps, each of as many as there are chunks of kept ones.
     """
     total = len(boxes)
     block = min(BLOCK, total)
@@ -44,8 +45,9 @@ def ranked_nms(boxes, alive, *, iou_threshold, limit, group=None):
     alive = jnp.pad(alive, (0, padding))
     group = jnp.zeros(len(boxes), jnp.int32) if group is None else jnp.pad(group, (0, padding))
     later = jnp.arange(block)[:, None] < jnp.arange(block)[None, :]
-    # One row more than the limit: what overflows is written there and never read.
-    slots = jnp.arange(limit + 1)
+    chunk = max(min(CHUNK, limit), 1)
+    # Whole chunks, and a row more: what overflows the limit is written there and never read.
+    rows = limit + -limit % chunk + 1
 
     def unfinished(carry):
         start, count, _ = carry
@@ -59,19 +61,28 @@ def ranked_nms(boxes, alive, *, iou_threshold, limit, group=None):
         start, count, kept = carry
         index = start + jnp.arange(block)
         here, here_group = boxes[index], group[index]
-        over = box.iou(boxes[kept], here) > iou_threshold
-        over &= (slots < count)[:, None] & (group[kept][:, None] == here_group[None, :])
-        candidates = alive[index] & ~jnp.any(over, axis=0)
+
+        def compare(carry):
+            begin, beaten = carry
+            rivals = jax.lax.dynamic_slice(kept, (begin,), (chunk,))
+            over = box.iou(boxes[rivals], here) > iou_threshold
+            over &= (begin + jnp.arange(chunk) < count)[:, None]
+            over &= group[rivals][:, None] == here_group[None, :]
+            return begin + chunk, beaten | jnp.any(over, axis=0)
+
+        begin = (jnp.int32(0), jnp.zeros(block, bool))
+        _, beaten = jax.lax.while_loop(lambda carry: carry[0] < count, compare, begin)
+        candidates = alive[index] & ~beaten
         rivals = (box.iou(here, here) > iou_threshold) & later
         rivals &= here_group[:, None] == here_group[None, :]
         keep = _greedy(candidates, rivals)
-        slot = jnp.where(keep, count + jnp.cumsum(keep) - 1, limit)
-        kept = kept.at[jnp.minimum(slot, limit)].set(index)
+        slot = jnp.where(keep, count + jnp.cumsum(keep) - 1, rows)
+        kept = kept.at[jnp.minimum(slot, rows - 1)].set(index)
         return start + block, count + jnp.sum(keep), kept
 
-    start = (jnp.int32(0), jnp.int32(0), jnp.zeros(limit + 1, jnp.int32))
+    start = (jnp.int32(0), jnp.int32(0), jnp.zeros(rows, jnp.int32))
     _, count, kept = jax.lax.while_loop(unfinished, decide, start)
-    valid = slots[:limit] < count
+    valid = jnp.arange(limit) < count
     return jnp.where(valid, kept[:limit], 0), valid
 
 

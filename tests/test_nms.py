@@ -76,6 +76,16 @@ def test_many_blocks_agree_with_loops(limit):
         assert kept == loop_nms(boxes, scores, threshold, limit, group), seed
 
 
+@pytest.mark.parametrize('limit', [99, 100, MANY])
+def test_many_chunks_of_kept_boxes_agree_with_loops(limit, monkeypatch):
+    monkeypatch.setattr('rpn_jax.nms.CHUNK', 50)
+    anew = jax.jit(functools.partial(nms, limit=limit))  # nothing traced with another chunk
+    for seed, canvas, threshold in [(0, 60, 0.5), (1, 20, 0.7), (2, 60, 0.0)]:
+        boxes, scores, group = random_case(seed, MANY, canvas)
+        kept = kept_of(anew(boxes, scores, iou_threshold=threshold, group=group))
+        assert kept == loop_nms(boxes, scores, threshold, limit, group), seed
+
+
 def test_what_was_suppressed_suppresses_nothing():
     a, b, c = [0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10]  # neighbours at 3/7, a and c at 1/9
     boxes = np.array([c, b, a], np.float32)
