@@ -27,7 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 
-from experiments.bench_ours import KINDS, Case, Costs, Ours, config_of  # noqa: E402
+from experiments.bench_ours import KINDS, MATCHED, Case, Costs, Ours, config_of  # noqa: E402
 from experiments.bench_peer import Peer, Refused  # noqa: E402
 from rpn_jax import rpn  # noqa: E402
 from rpn_jax.errors import InputError  # noqa: E402
@@ -139,6 +139,9 @@ def cases(arguments):
                 boxes = min(boxes, 15 * h * w)  # a small canvas has no more
                 limits = dict.fromkeys((min(1000, boxes), boxes))
                 made += [case._replace(boxes=boxes, limit=limit) for limit in limits]
+        elif kind == 'match':
+            canvas, count = MATCHED
+            made.append(case._replace(size=canvas, boxes=count))
         else:
             made.append(case)
     return list(dict.fromkeys(made))

@@ -42,14 +42,14 @@ class Case(NamedTuple):
     batch: int
     size: tuple[int, int]  # height, width of the canvas
     dtype: str
-    boxes: int = 0  # that NMS sees
+    boxes: int = 0  # that NMS sees, or objects of matching
     limit: int = 0  # that it keeps at most
 
     @property
     def name(self):
         """Says in a few words what it is."""
         if self.kind == 'match':
-            return f'match {MATCHED[1]} objects'
+            return f'match {self.boxes} objects'
         if self.kind == 'nms':
             return f'nms {self.boxes} -> {self.limit}'
         if self.kind == 'metrics':
@@ -114,9 +114,8 @@ class Ours:
         if case.kind == 'train':
             return {'objects': objects(case.batch * OBJECTS, case.size).reshape(case.batch, -1, 4)}
         if case.kind == 'match':
-            canvas, count = MATCHED
-            anchors = np.asarray(rpn.anchors(rpn.build(config_of(case)), canvas))
-            return {'anchors': anchors, 'objects': objects(count, canvas)}
+            anchors = np.asarray(rpn.anchors(rpn.build(config_of(case)), case.size))
+            return {'anchors': anchors, 'objects': objects(case.boxes, case.size)}
         if case.kind == 'nms':
             boxes, scores = decoded(case._replace(boxes=0, limit=0), self._image)
             return {'boxes': boxes[: case.boxes], 'scores': scores[: case.boxes]}

@@ -65,7 +65,7 @@ def small(monkeypatch):
     monkeypatch.setattr(default, 'model', narrow)
     monkeypatch.setattr(bench, 'REST', 0)
     monkeypatch.setattr(bench, 'LEAST', 1e-9)
-    monkeypatch.setattr(bench_ours, 'MATCHED', ((64, 64), 5))
+    monkeypatch.setattr(bench, 'MATCHED', ((64, 64), 5))
     monkeypatch.setattr(bench_ours, 'COUNTED', (3, 20, 2))
     monkeypatch.setattr(bench, 'MATRIX', {'cpu': 64})
     monkeypatch.setattr(bench, 'COPY', 2**10)
