@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 from configs import default
 from rpn_jax import modes
 from rpn_jax.errors import InputError
+from rpn_jax.process import keep_compilations, keep_memory
 from rpn_jax.progress import Interrupted
-from rpn_jax.workdir import keep_compilations, read_config
+from rpn_jax.workdir import read_config
 
 
 class _Parser(argparse.ArgumentParser):
@@ -202,6 +203,7 @@ def _one_line(error):
 if __name__ == '__main__':
     code = 0
     keep_compilations()
+    keep_memory()
     try:
         try:
             code = main()

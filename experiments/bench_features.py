@@ -1,0 +1,95 @@
+"""Times training steps of a frozen network with kept feature maps beside steps without.
+
+All of them in one process, in turns; what counts are the ratios. A step is the batch, made of drawn
+scenes, and the update; of those with maps every map is known, as after the first epochs.
+
+    python experiments/bench_features.py [--depth 101] [--stage c4] [--batch 1] [--repeats 7]
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import jax
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
+
+from experiments.bench_ours import Case, config_of, variables_of  # noqa: E402
+from rpn_jax import data, train  # noqa: E402
+from rpn_jax.features import PLACES, Features  # noqa: E402
+from rpn_jax.process import keep_memory  # noqa: E402
+
+SCENES = 8
+AIMED = 0.2  # of the time of a step without maps
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--depth', type=int, default=101, choices=(26, 50, 101, 152))
+    parser.add_argument('--stage', default='c4', choices=('c4', 'dc5'))
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--size', type=int, default=608)
+    parser.add_argument('--repeats', type=int, default=7, help='turns; the first is not counted')
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        with mock.patch.dict('os.environ', RPN_JAX_CACHE=folder):
+            return compare(arguments)
+
+
+def compare(arguments):
+    """Prints the ratios; returns 1 where one is above AIMED."""
+    steps = {keep: stepper(arguments, keep) for keep in ('', *PLACES)}
+    times = {keep: [] for keep in steps}
+    for turn in range(arguments.repeats + 1):
+        for keep, step in steps.items():
+            began = time.perf_counter()
+            step()
+            if turn:
+                times[keep].append(time.perf_counter() - began)
+    print(f'without maps: {statistics.median(times[""]):.4g} s a step')
+    found = []
+    for keep in PLACES:
+        ratios = [a / b for a, b in zip(times[keep], times[''], strict=True)]
+        found.append(statistics.median(ratios))
+        spread = f'{min(ratios):.3f} to {max(ratios):.3f}'
+        print(f'{keep:<12}  {found[-1]:.3f} ({spread}) of the time without maps')
+    return int(max(found) > AIMED)
+
+
+def stepper(arguments, keep):
+    """Returns a function that takes one step; the maps of all its images are kept already."""
+    last = {'c4': 4, 'dc5': 5}[arguments.stage]
+    size = arguments.size, arguments.size
+    fields = arguments.depth, arguments.stage, last, arguments.batch, size, 'float32'
+    config, devices = config_of(Case('train', *fields)), jax.local_devices()[:1]
+    config.features.keep = keep
+    config.data.update(source='shapes', train_split='train', scenes=(SCENES, 1), flip=False)
+    config.data.image_size = arguments.size
+    options, quiet = data.Options(**config.data), [].append
+    source = data.open_split(options, 'train', print=quiet)
+    model, optimizer = train.build(config)
+    variables = variables_of(model)
+    params = variables['params']
+    state = train.TrainState(0, params, variables['batch_stats'], optimizer.init(params))
+    held, number = [train.place(state, devices)], iter(range(10**9))
+    update = train.make_update(model, optimizer, config, devices)
+    maps = Features(config, model, variables, source, devices, quiet) if keep else None
+    known = maps.known if maps else None
+    batch_of = data.train_batch(source, options, seed=0, known=known)
+    for step in range(SCENES if maps else 0):
+        jax.block_until_ready(maps(batch_of(step)))
+
+    def take():
+        batch = batch_of(next(number))
+        held[0], _ = jax.block_until_ready(update(held[0], maps(batch) if maps else batch))
+
+    return take
+
+
+if __name__ == '__main__':
+    keep_memory()  # as main.py does
+    sys.exit(main())
