@@ -28,7 +28,7 @@ def make_optimizer(
     """
     rate = make_schedule(learning_rate=learning_rate, steps=steps, **schedule)
     if optimizer == 'sgd':
-        direction = optax.trace(momentum) if momentum else optax.identity()
+        direction = _settled(optax.trace(momentum)) if momentum else optax.identity()
     elif optimizer == 'adam':
         direction = optax.scale_by_adam(b1=momentum)
     else:
@@ -46,6 +46,19 @@ def make_optimizer(
         return jax.tree.map(lambda fixed: 'frozen' if fixed else 'learning', frozen(params))
 
     return optax.partition({'learning': chain, 'frozen': optax.set_to_zero()}, labels)
+
+
+def _settled(transform):
+    """Returns the transform, its state done before its updates are used.
+
+    XLA would compute the momentum twice, for the state and for the step, and so could put neither
+    in the place of the old one.
+    """
+
+    def update(updates, state, params=None):
+        return jax.lax.optimization_barrier(transform.update(updates, state, params))
+
+    return optax.GradientTransformation(transform.init, update)
 
 
 def decayed(params):

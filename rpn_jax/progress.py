@@ -4,10 +4,8 @@ import signal
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rpn_jax import rpn
 from rpn_jax.anchor_types import IOUS
 from rpn_jax.errors import InputError
 from rpn_jax.optim import make_schedule
@@ -147,7 +145,31 @@ def duration(seconds):
 _NOT_SCHEDULE = ('optimizer', 'momentum', 'weight_decay')
 
 
-def describe_canvases(canvases):
+def opening(config, state, fixed, source, other, canvases):
+    """Yields the lines that begin a run: what learns from which images, and what to know of them.
+
+    fixed is rpn.frozen of the parameters, other the source that is evaluated; canvases None where
+    no step is left.
+    """
+
+    def millions(tree):
+        return f'{sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6:.1f} M'
+
+    learning = jax.tree.map(lambda p, frozen: None if frozen else p, state.params, fixed)
+    yield (
+        f'ResNet-{config.model.depth} conv{config.model.last_stage}: '
+        f'{millions(state.params)} parameters, {millions(learning)} learn; '
+        f'{source.name}: {len(source.records)} images; steps {int(state.step)} to {config.steps}'
+    )
+    for note in (*source.notes, *_shared_images(source, other)):
+        yield f'note: {note}'
+    if config.model.norm == 'frozen' and not config.model.pretrained:
+        yield "warning: model.norm='frozen' without model.pretrained normalises nothing"
+    if canvases:
+        yield _describe_canvases(canvases)
+
+
+def _describe_canvases(canvases):
     """Returns a line on the static shapes of a run: one compilation of the update for each."""
     if len(canvases.shapes) == 1 and canvases.padding == 0:
         return 'compiling the update; the first step takes a while'
@@ -162,22 +184,7 @@ def describe_canvases(canvases):
     )
 
 
-def describe(config, model, state, source, start):
-    """Returns a line on what is about to run: the network, what of it learns, the images."""
-
-    def count(tree):
-        return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-    fixed = rpn.frozen(model, state.params)
-    learning = jax.tree.map(lambda p, f: jnp.zeros(0) if f else p, state.params, fixed)
-    return (
-        f'ResNet-{config.model.depth} conv{config.model.last_stage}: '
-        f'{count(state.params) / 1e6:.1f} M parameters, {count(learning) / 1e6:.1f} M learn; '
-        f'{source.name}: {len(source.records)} images; steps {start} to {config.steps}'
-    )
-
-
-def shared_images(source, other):
+def _shared_images(source, other):
     """Yields a line where images of one source are in another one too."""
     if source.files and other.files:
         names = set(source.files.names) & set(other.files.names)
