@@ -97,7 +97,7 @@ def data():
             scenes=(
                 2000,
                 200,
-            ),  # shapes: to train on, by the seed; to evaluate on, the same for all
+            ),  # shapes: train, evaluation scenes; these are the same for all seeds
             resize='square',  # 'square' stretches to image_size x image_size; 'short_side' does not
             image_size=600,  # pixels
             max_size=1000,  # short_side: bound on the longer side
