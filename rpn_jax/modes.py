@@ -147,9 +147,10 @@ def predict_mode(config, folder, paths, place):
     """
     if not paths:
         raise InputError('--mode=predict needs images, or folders of them: main.py .. PATH ..')
-    found = predict.find(paths)
+    found = predict.find(paths, place)
     workdir.check(folder, config, workdir.NETWORK)
     trained = TrainedRPN(config, *checkpoint.variables(folder)[::-1])
+    workdir.make(place, '--output')
     files = counted(found.items(), len(found), 'predicted', print)
     skipped = [path for path, name in files if not predict.write(trained, path, place / name)]
     print(f'{place}: proposals of {len(found) - len(skipped)} images, as json and pictures')
