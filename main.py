@@ -34,7 +34,9 @@ def main(argv=None):
     try:
         arguments, overrides = _parse(argv)
         if arguments.mode == 'compare':
-            modes.compare_mode(arguments.runs.split(','), arguments.output)
+            runs = [run.strip() for run in arguments.runs.split(',')]
+            runs = [os.path.expanduser(run) for run in runs if run]
+            modes.compare_mode(runs, arguments.output)
             return 0
         config = _override(_load(arguments), overrides)
         extra = {'output': arguments.output, 'paths': arguments.paths}
@@ -57,7 +59,11 @@ def _parse(argv):
     )
     parser.add_argument('--workdir', default='', help='default: runs/NAME of the config')
     parser.add_argument('--mode', default='train', help=', '.join([*modes.MODES, 'compare']))
-    parser.add_argument('--output', default='', help='what export, predict or compare write')
+    parser.add_argument(
+        '--output',
+        default='',
+        help='what export, predict or compare write; of evaluate, the proposals as COCO results',
+    )
     parser.add_argument('--runs', default='', help='workdirs that --mode=compare compares: A,B,..')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     parser.epilog = (

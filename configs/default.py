@@ -94,7 +94,7 @@ def data():
             eval_split='test',
             images='',  # overrides where the pictures lie; for 'images' a pattern: '*/rgb/*.png'
             annotations='',  # overrides where the XML or json files lie
-            scenes=(2000, 200),  # shapes: train and evaluation scenes
+            scenes=(2000, 200),  # shapes: train, evaluation scenes (the same for every seed)
             resize='square',  # 'square' stretches to image_size x image_size; 'short_side' does not
             image_size=600,  # pixels
             max_size=1000,  # short_side: bound on the longer side

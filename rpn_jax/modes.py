@@ -15,6 +15,7 @@ from rpn_jax.analysis import (
     drawings,
     inputs,
     predict,
+    run_files,
     statistics,
 )
 from rpn_jax.analysis.report import write_report
@@ -40,6 +41,9 @@ def compare_mode(names, output=''):
     tallies = compare.tally(runs)
     found = compare.compare(tallies)
     print(*compare.lines(found), sep='\n')
+    files = {run: run_files.read(run, each) for run, each in runs.items()}
+    for run in (run for run in runs if files[run].stale):
+        print(f'note: {run_files.note(run, files[run], runs[run])}')
     page = Path(output) if kind == '.html' else Path(names[0]).parent / 'compare.html'
     target = output or page
     try:
@@ -48,7 +52,7 @@ def compare_mode(names, output=''):
             workdir.write_atomically(target, text)
             print(f'{output} has the numbers')
             target = page
-        compare_page.write_page(page, runs, tallies, found)
+        compare_page.write_page(page, runs, files, tallies, found)
     except OSError as error:
         raise InputError(
             f'{target}: cannot be written ({error}); name another --output=FILE.html'
@@ -59,16 +63,19 @@ def compare_mode(names, output=''):
 def run(mode, config, folder, *, output='', paths=()):
     """Runs the mode of that name.
 
-    output is the file that --mode=export writes or the folder of --mode=predict, paths are the
-    images and folders that predict looks at.
+    output is the file that --mode=export or evaluate writes or the folder of --mode=predict, paths
+    are the images and folders that predict looks at.
     """
-    if output and mode not in ('export', 'predict'):
-        raise InputError(f'--output={output} belongs to export and predict, not to --mode={mode}')
+    if output and mode not in ('evaluate', 'export', 'predict'):
+        said = 'belongs to evaluate, export and predict'
+        raise InputError(f'--output={output} {said}, not to --mode={mode}')
     if mode == 'export' and not output:
         raise InputError('--mode=export needs --output=FILE.safetensors')
     limits.check(config)
     if mode == 'export':
         export_mode(config, folder, Path(output))
+    elif mode == 'evaluate':
+        evaluate_mode(config, folder, output)
     elif mode == 'predict':
         predict_mode(config, folder, paths, Path(output or folder / 'predictions'))
     else:
@@ -81,8 +88,13 @@ def train_mode(config, folder):
     _publish(config, folder, evaluation)
 
 
-def evaluate_mode(config, folder):
-    """Evaluates the newest checkpoint; writes evaluation.json and report.html anew."""
+def evaluate_mode(config, folder, output=''):
+    """Evaluates the newest checkpoint; writes evaluation.json and report.html anew.
+
+    An output gets the proposals as COCO's results, and beside it FILE.instances.json the objects.
+    """
+    if output and Path(output).suffix != '.json':
+        raise InputError(f'--output={output}: not the name of a .json file')
     variables, step = checkpoint.variables(folder)
     workdir.check(folder, config, workdir.NETWORK)
     model = rpn.build(config)
@@ -93,6 +105,8 @@ def evaluate_mode(config, folder):
     _publish(config, folder, evaluation)
     print('as other evaluators count, with 95 % intervals over images:')
     print(*dialects.lines(evaluation.stored), sep='\n')
+    if output:
+        _write_coco(Path(output), evaluation.stored)
 
 
 def inspect_mode(config, folder):
@@ -147,9 +161,10 @@ def predict_mode(config, folder, paths, place):
     """
     if not paths:
         raise InputError('--mode=predict needs images, or folders of them: main.py .. PATH ..')
-    found = predict.find(paths)
+    found = predict.find(paths, place)
     workdir.check(folder, config, workdir.NETWORK)
     trained = TrainedRPN(config, *checkpoint.variables(folder)[::-1])
+    workdir.make(place, '--output')
     files = counted(found.items(), len(found), 'predicted', print)
     skipped = [path for path, name in files if not predict.write(trained, path, place / name)]
     print(f'{place}: proposals of {len(found) - len(skipped)} images, as json and pictures')
@@ -177,6 +192,20 @@ def export_mode(config, folder, output):
     except (OSError, ValueError) as error:
         raise InputError(f'--output={output}: cannot be written ({error})') from error
     print(f'{output}: step {step}, {len(tensors)} tensors, {len(content) / 2**20:.1f} MiB')
+
+
+def _write_coco(output, proposals):
+    """Writes COCO's two files: the image ids of the results are those of the instances."""
+    instances, results = stored.to_coco(proposals)
+    other = output.with_suffix('.instances.json')
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for path, content in ((other, instances), (output, results)):
+            workdir.write_atomically(path, json.dumps(content) + '\n')
+    except OSError as error:
+        what = f'--output={output}: cannot be written ({error.strerror}); name another'
+        raise InputError(what) from error
+    print(f"{output} has the proposals as COCO's results, {other} the images and objects")
 
 
 def _publish(config, folder, evaluation):

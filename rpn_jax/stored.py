@@ -230,8 +230,11 @@ def _check(stored, where):
         for name, array, one in (('proposals', boxes, scores), ('objects', objects, kinds)):
             if np.shape(array) != (len(one), 4):
                 refuse(f'{name} of shape {list(np.shape(array))} for {len(one)} values', i)
+            array = np.asarray(array, np.float64)  # the bound is beyond float16
             if not np.all(np.abs(array) <= FARTHEST):  # false for NaN too
                 refuse(f'{name} are not finite, or lie beyond {FARTHEST:g} pixels', i)
+            if np.any(array[:, 2:] < array[:, :2]):
+                refuse(f'{name} are inverted: x1 < x0 or y1 < y0', i)
         if not np.all(np.isfinite(scores)) or np.any(np.asarray(scores)[1:] > scores[:-1]):
             refuse('scores are not finite or rise, so the proposals are not ranked', i)
         if not np.all(np.isin(kinds, (OBJECT, DIFFICULT, CROWD))):

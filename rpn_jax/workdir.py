@@ -71,13 +71,13 @@ def begin(workdir, config):
     write_atomically(Path(workdir) / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')
 
 
-def make(folder):
-    """Makes a folder where there is none; raises InputError where there cannot be one."""
+def make(folder, option='--workdir'):
+    """Makes a folder where there is none; raises InputError, naming its option, where it cannot."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f'workdir {folder}: cannot be made ({error.strerror}); name another --workdir'
+            f'{option[2:]} {folder}: cannot be made ({error.strerror}); name another {option}'
         ) from error
 
 

@@ -191,7 +191,7 @@ def test_a_wrong_config_file_is_refused_by_its_name(refuse, flags, tmp_path, tex
         (XML, swap('<annotation>', '<!DOCTYPE a><annotation>'), 'declares a DOCTYPE'),
         (XML, swap('</annotation>', ''), 'not a readable XML file'),
         (XML, lambda _: None, 'not a readable XML file'),
-        (f'{IMAGE}.jpg', lambda _: None, 'no such image; fetch it or take it off the list'),
+        (f'{IMAGE}.jpg', lambda _: None, 'no such image; fetch it or leave it out'),
         (LIST, lambda _: b'\n \n', 'the split is empty'),
         (LIST, lambda _: b'000000\n../x\n', "image id '../x' would leave the folder"),
         (LIST, lambda _: b'\xff\xfe', 'not a readable XML file'),

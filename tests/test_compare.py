@@ -12,7 +12,7 @@ from rpn_jax.analysis import compare
 from rpn_jax.stored import Stored
 
 
-def write(folder, noise, images=60, seed=0, moved=0):
+def write(folder, noise, images=60, seed=0, moved=0, kinds=(1, 1, 1)):
     """Writes the proposals.npz of a run whose boxes are off by so many pixels."""
     random = np.random.default_rng(seed)
     objects = [random.uniform(0, 50, (3, 2)) for _ in range(images)]
@@ -28,7 +28,7 @@ def write(folder, noise, images=60, seed=0, moved=0):
         proposals=[np.float32(np.sort(b.reshape(-1, 2, 2), 1).reshape(-1, 4)) for b in boxes],
         scores=[np.linspace(1, 0, 15, dtype=np.float32)] * images,
         objects=objects,
-        kinds=[np.ones(3, np.int32)] * images,
+        kinds=[np.int32(kinds)] * images,
     )
     stored.save(folder / 'proposals.npz', run)
     return folder
@@ -66,9 +66,13 @@ def test_the_table_marks_what_is_beyond_noise(runs, tmp_path, capsys):
     [
         (lambda a, p: [a], 'needs --runs=A,B,..: two workdirs or more'),
         (lambda a, p: [a, a], 'each once'),
-        (lambda a, p: [a, p / 'none'], 'none/proposals.npz'),
+        (lambda a, p: [a, f'{a}/'], 'each once'),
+        (lambda a, p: [a, ''], 'two workdirs or more'),
+        (lambda a, p: [a, p / 'none'], 'none: no such folder; --runs names workdirs'),
+        (lambda a, p: [a, p], 'proposals.npz: no such file; write it by --mode=evaluate --work'),
         (lambda a, p: [a, write(p / 'd', 4, images=59)], 'evaluated on other images or objects'),
         (lambda a, p: [a, write(p / 'e', 4, moved=1)], 'evaluate them on the same split'),
+        (lambda a, p: [a, write(p / 'f', 4, kinds=(1, 2, 1))], 'other images or objects'),
     ],
 )
 def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys, make, complaint):
@@ -76,6 +80,20 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys, make, compla
     assert main.main(['--mode=compare', f'--runs={words}']) == 1
     said = capsys.readouterr().err
     assert said.startswith('error: ') and complaint in said and said.count('\n') == 1
+
+
+def test_runs_are_named_as_people_do(runs, capsys):
+    assert main.main(['--mode=compare', f'--runs={runs[0]}/, {runs[1]},']) == 0
+    assert capsys.readouterr().out.split()[:2] == ['a', 'b']
+
+
+def test_figures_that_no_run_has_are_not_shown_and_zero_has_no_sign(runs):
+    found = compare.compare(compare.tally(compare.load(runs[:2])))
+    for row in found.values():
+        row['AR@10'] = {'value': None, 'difference': None, 'low': None, 'high': None}
+    assert 'AR@10' not in compare.shown(found) and 'top10_max_iou' in compare.shown(found)
+    assert not any(line.startswith('AR@10 ') for line in compare.lines(found))
+    assert [compare.signed(x) for x in (-0.0002, 0.0, -0.0016)] == ['+0.000', '+0.000', '-0.002']
 
 
 def test_what_cannot_be_written_is_told(runs, tmp_path, capsys):

@@ -1,15 +1,17 @@
 """The page of a comparison says who is ahead, in what the runs differ, and what it lacks."""
 
+import base64
 import json
 
 import numpy as np
 import pytest
 from test_compare import write
+from test_plots import _texts
 from test_report import _Page
 
 import main
 from configs import default
-from rpn_jax import bootstrap, misses
+from rpn_jax import bootstrap, metrics, misses, stored
 from rpn_jax.analysis import compare, compare_page
 
 
@@ -20,13 +22,17 @@ def finish(folder, **changes):
         section, _, name = key.rpartition('__')
         (config[section] if section else config)[name] = value
     (folder / 'config.json').write_text(json.dumps(config.to_dict()))
+    times = config.optim.learning_rate  # another history for another rate
     lines = [
-        {'step': step, 'loss': 3 / step, 'loss_objectness': 2 / step, 'loss_box': 1 / step}
-        for step in range(1, 60)
+        {'step': s, 'loss': 3 / s, 'loss_objectness': (2 + times) / s, 'loss_box': (1 - times) / s}
+        for s in range(1, 60)
     ]
     (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
-    missed = dict.fromkeys(misses.REASONS, 0) | {'suppressed': 1234, 'beyond_limit': 400}
-    (folder / 'evaluation.json').write_text(json.dumps({'missed': missed}))
+    clipped = len(folder.name)
+    missed = {'suppressed': 1234, 'beyond_limit': 400 - clipped, 'clipped': clipped}
+    missed = dict.fromkeys(misses.REASONS, 0) | missed
+    known = {'step': 7, 'dataset': 'drawn', 'missed': missed}
+    (folder / 'evaluation.json').write_text(json.dumps(known))
     return folder
 
 
@@ -35,6 +41,7 @@ def page_of(runs, *words):
     assert main.main(['--mode=compare', f'--runs={",".join(map(str, runs))}', *words]) == 0
     page = _Page((runs[0].parent / 'compare.html').read_text())
     page.text = ' '.join(page.text.split())
+    page.data = json.loads(page.inside['script'])
     return page
 
 
@@ -75,7 +82,100 @@ def test_figures_are_those_of_the_comparison(runs, page):
 def test_every_plot_has_its_numbers(page):
     assert len(page.all('img')) == 1 + 3 + 1 + 3
     assert sum(table.get('class') == 'numbers' for table in page.all('table')) == 8
-    assert '1234' in page.text and 'suppressed' in page.text
+    assert '1234' in page.text and 'suppressed' in page.text and '-0.000' not in page.text
+
+
+def points(page, title, run, x):
+    """Returns the numbers of a run's line in a plot of the page's data: (x, y)."""
+    line = page.data['plots'][title][run]
+    return line[x], np.array(line['value'])
+
+
+def test_curves_are_those_of_each_run(runs, page):
+    for folder, name in zip(runs, ['A · a', 'B · lower', 'C · <i>propo… & long'], strict=True):
+        run = stored.load(folder / 'proposals.npz')
+        areas = [stored.box_areas(boxes) for boxes in run.objects]
+        overlaps = metrics.measure(run.proposals, run.objects, areas)
+        curves = metrics.curves(overlaps, [1, 2, 3, 5, 10, 15])
+        for title, key in (
+            ('Average recall over number of proposals', 'AR/count'),
+            ('Recall at IoU 0.5 over number of proposals', 'recall@0.5/count'),
+        ):
+            counts, recalls = points(page, title, name, 'proposals per image')
+            assert counts == [1, 2, 3, 5, 10, 15]
+            np.testing.assert_allclose(recalls, curves[key], atol=1e-7)
+        ious, recalls = points(page, 'Recall over IoU, first 15 proposals', name, 'IoU')
+        np.testing.assert_allclose(ious, curves['iou'], atol=1e-7)
+        np.testing.assert_allclose(recalls, curves['recall@100/iou'], atol=1e-7)
+
+
+def test_losses_are_those_of_each_run_and_title(runs, page):
+    for name, rate in (('A · a', default.get_config().optim.learning_rate), ('B · lower', 0.5)):
+        for title, start in (
+            ('Total loss over steps, as logged (thin) and smoothed', 3),
+            ('Objectness loss over steps', 2 + rate),
+            ('Box loss over steps', 1 - rate),
+        ):
+            steps, losses = points(page, title, name, 'step')
+            assert steps == list(range(1, 60))
+            np.testing.assert_allclose(losses, start / np.arange(1, 60), rtol=1e-7)
+    pictures = [image['src'] for image in page.all('img')]
+    assert len(set(pictures)) == len(pictures) == 8
+
+
+def test_misses_are_those_of_each_run(page):
+    title = 'Objects missed at IoU 0.5 by the first 100 proposals, by reason'
+    for name, clipped in (('A · a', 1), ('B · lower', 5)):
+        reasons, counts = points(page, title, name, 'reason')
+        found = dict(zip(reasons, counts, strict=True))
+        assert found == {'suppressed': 1234, 'beyond_limit': 400 - clipped, 'clipped': clipped}
+    (picture,) = (i['src'] for i in page.all('img') if i['alt'].startswith('Objects missed'))
+    texts = ''.join(_texts(base64.b64decode(picture.partition('base64,')[2])))
+    assert '1, A · a' in texts and '5, B · lower' in texts
+
+
+def test_differences_are_drawn_as_the_table_has_them(runs, page):
+    found = compare.compare(compare.tally(compare.load(runs)))
+    title = 'Difference from A · a with 95 % intervals, filled where beyond noise'
+    for folder, name in zip(runs[1:], ['B · lower', 'C · <i>propo… & long'], strict=True):
+        for key in ('difference', 'low', 'high'):
+            figures, values = points(page, title, f'{name} {key}', 'figure')
+            expected = [found[str(folder)][figure][key] for figure in figures]
+            np.testing.assert_allclose(values, expected, atol=1e-7)
+            assert 'AR@10' in figures and 'top10_max_iou' in figures
+
+
+def test_the_data_can_be_saved_without_a_server(page):
+    (link,) = (link for link in page.all('a') if 'download' in link)
+    assert link['download'] == 'compare.json'
+    kind, _, content = link['href'].partition(';base64,')
+    assert kind == 'data:application/json'
+    assert json.loads(base64.b64decode(content)) == page.data
+    assert len(page.data['plots']) == 8 and len(page.data['figures']) == 3
+    long = np.arange(10_000.0), np.arange(10_000.0)
+    (line,) = compare_page._figure('a', b'', 'step', {'b': long})['lines'].values()
+    assert len(line['step']) == compare_page.POINTS and line['step'][-1] == 9999
+
+
+def test_the_misses_of_another_evaluation_are_left_out_and_told(tmp_path, capsys):
+    both = [finish(write(tmp_path / name, 12)) for name in 'ab']
+    evaluation = json.loads((both[1] / 'evaluation.json').read_text())
+    (both[1] / 'evaluation.json').write_text(json.dumps(evaluation | {'step': 5}))
+    page = page_of(both)
+    said = (
+        f'note: {both[1]}: its evaluation.json is of step 5 on drawn, its proposals.npz of step 7'
+    )
+    assert said in capsys.readouterr().out
+    assert 'Without those of B · b: its evaluation.json is of step 5 on drawn' in page.text
+    title = 'Objects missed at IoU 0.5 by the first 100 proposals, by reason'
+    assert page.data['plots'][title].keys() == {'A · a'}
+
+
+def test_many_runs_are_counted_and_their_chances_told(tmp_path, page):
+    assert '4 differences are looked at' in page.text and 'one in twenty' in page.text
+    assert {'A · a, B · lower, C · <i>propo… & long'} == {page.inside['h1']}
+    page = page_of([write(tmp_path / f'run{i}', 12 + i, images=9) for i in range(9)])
+    assert page.inside['h1'] == '9 runs' and 'The table goes on to the right' in page.text
 
 
 def test_what_a_run_lacks_is_left_out_and_told(page):

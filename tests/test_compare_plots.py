@@ -12,6 +12,15 @@ def test_styles_are_told_apart():
     assert len({(style['color'], str(style['linestyle'])) for style in styles}) == len(styles)
 
 
+def test_the_first_run_alone_is_black_and_bars_are_told_apart_too():
+    ink = compare_plots.COLOURS[0]
+    assert [i for i in range(20) if compare_plots.style(i)['color'] == ink] == [0]
+    bars = {f'run {i}': np.array([5.0]) for i in range(8)}
+    drawn = compare_plots.counts(['clipped'], bars)
+    assert drawn.count(b'<pattern') == 1  # run 7 has run 1's colour, hatched
+    assert b'<pattern' not in compare_plots.counts(['clipped'], dict(list(bars.items())[:7]))
+
+
 @pytest.mark.parametrize('runs', [1, 2, 7])
 def test_intervals_name_figures_and_runs_without_overlap(runs):
     rows = {f'run {i}': np.array([[0.1, 0.05, 0.2], [-0.1, -0.3, 0.1]]) for i in range(runs)}

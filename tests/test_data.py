@@ -6,6 +6,7 @@ from test_voc import write_voc
 
 from configs import default
 from rpn_jax import data
+from rpn_jax.data.shapes import shapes
 from rpn_jax.errors import InputError
 
 
@@ -64,7 +65,7 @@ def test_a_negative_seed_is_refused():
 
 
 def test_training_and_evaluation_have_their_own_number_of_scenes():
-    settings = options(source='shapes', scenes=(7, 3), image_size=48)
+    settings = options(source='shapes', scenes=(7, 3), image_size=48, train_split='a')
     train = data.open_split(settings, 'a', seed=5)
     test = data.open_split(settings, 'a', seed=5, training=False)
     assert (len(train.records), len(test.records)) == (7, 3)
@@ -72,6 +73,16 @@ def test_training_and_evaluation_have_their_own_number_of_scenes():
     np.testing.assert_array_equal(train.read(0), test.read(0))
     other = data.open_split(settings, 'a', seed=6)
     assert not np.array_equal(train.read(0), other.read(0))
+
+
+def test_every_seed_is_evaluated_on_the_same_scenes():
+    settings = options(source='shapes', scenes=(7, 3), image_size=48, train_split='a')
+    first, other = (data.open_split(settings, 'b', seed=s, training=False) for s in (0, 6))
+    for i in range(3):
+        np.testing.assert_array_equal(first.read(i), other.read(i))
+        np.testing.assert_array_equal(first.records[i].boxes, other.records[i].boxes)
+    as_drawn = shapes('b', count=3, size=48, seed=0)
+    np.testing.assert_array_equal(first.read(2), as_drawn.read(2))
 
 
 def test_a_folder_is_opened_where_the_keys_say(folder, tmp_path):

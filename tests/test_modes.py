@@ -14,7 +14,7 @@ from test_end_to_end import finished_run, quick_compilation, tiny_config, tiny_f
 
 import main
 import rpn_jax
-from rpn_jax import checkpoint, data, modes, pretrained, train, workdir
+from rpn_jax import checkpoint, data, modes, pretrained, stored, train, workdir
 from rpn_jax.analysis import checks
 from rpn_jax.analysis.drawings import COLOURS
 from rpn_jax.data import batches
@@ -58,6 +58,18 @@ def test_evaluation_needs_the_workdir_alone_and_finds_the_same(copied, capsys):
     said = capsys.readouterr().out
     assert 'shapes/val, step 8: 6 images' in said and str(copied / 'report.html') in said
     assert not list(copied.glob('*.tmp'))
+
+
+def test_evaluation_writes_its_proposals_as_coco_results(copied, tmp_path, capsys):
+    out = tmp_path / 'new' / 'found.json'
+    assert main.main([f'--workdir={copied}', '--mode=evaluate', f'--output={out}']) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f'{out} has the proposals')
+    back = stored.from_coco(tmp_path / 'new' / 'found.instances.json', out)
+    ours = stored.load(copied / 'proposals.npz')
+    assert list(back.image_ids) == list(ours.image_ids) and sum(map(len, back.proposals)) > 50
+    for name in ('proposals', 'scores', 'objects', 'kinds'):
+        for a, b in zip(getattr(back, name), getattr(ours, name), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-9)
 
 
 def test_evaluation_works_with_a_batch_that_devices_cannot_share(copied):
@@ -256,7 +268,8 @@ def test_inspection_refuses_weights_of_another_network(tmp_path, capsys):
     ('words', 'complaint'),
     [
         (['--mode=export'], '--mode=export needs --output=FILE.safetensors'),
-        (['--mode=evaluate', '--output=x.safetensors'], 'belongs to export and predict'),
+        (['--mode=inspect', '--output=x.json'], 'belongs to evaluate, export and predict, not'),
+        (['--mode=evaluate', '--output=x.safetensors'], 'not the name of a .json file'),
         (['--mode=export', '--output=weights.pth'], 'not the name of a .safetensors file'),
         (['--mode=export', '--output=/proc/none/x.safetensors'], 'cannot be written'),
         (['--mode=export', f'--output={"y" * 300}.safetensors'], 'cannot be written'),

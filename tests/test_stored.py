@@ -70,6 +70,15 @@ def test_npz_round_trip(tmp_path, split):
         assert len(file['proposals']) == sum(map(len, split.proposals))
 
 
+def test_half_floats_are_read_without_a_warning(tmp_path):
+    split = a_split()
+    halves = {'proposals': np.float16(np.concatenate(split.proposals)).round()}
+    np.savez(tmp_path / 'half.npz', **members(tmp_path) | halves)
+    loaded = stored.load(tmp_path / 'half.npz')
+    assert loaded.proposals[1].dtype == np.float16
+    np.testing.assert_allclose(loaded.proposals[1], split.proposals[1], atol=0.6)
+
+
 def test_areas_are_those_of_boxes_where_none_are_stored():
     split = a_split()._replace(objects=[np.array([[1, 2, 4, 8.0]])] * 5, kinds=[np.array([1])] * 5)
     assert [areas.tolist() for areas in stored.object_areas(split)] == [[18.0]] * 5
@@ -191,6 +200,14 @@ def test_what_is_no_json_file_ends_in_a_line(tmp_path):
         ({'objects': [np.zeros((1, 4))] * 5, 'kinds': [np.array([0])] * 5}, 'kinds are'),
         ({'proposals': [np.zeros((2, 4))] * 5, 'scores': [np.array([0, 1.0])] * 5}, 'rise'),
         ({'areas': [np.zeros(9)] * 5}, 'areas are not one'),
+        (
+            {'proposals': [np.array([[5, 0, 4, 9.0]])] * 5, 'scores': [np.ones(1)] * 5},
+            'image folder/000 ü.jpg: proposals are inverted',
+        ),
+        (
+            {'objects': [np.array([[0, 9, 4, 8.0]])] * 5, 'kinds': [np.array([3])] * 5},
+            'objects are inverted',
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_not_written(tmp_path, change, message):
@@ -232,6 +249,7 @@ HOSTILE = {
     'counts that wrap around': {'object_counts': np.array([2**62] * 4)},
     'fewer images than names': {'image_ids': np.array(['a', 'b'])},
     'another member': {'more': np.zeros(2)},
+    'half floats without end': {'proposals': np.full((20, 4), np.inf, np.float16)},
     'not a number': {'areas': np.array([np.nan] * 50)},
 }
 

@@ -21,9 +21,9 @@ def load(folders):
 
     Raises InputError where there are not two runs, or where their images or objects differ.
     """
-    if len(folders) < 2 or len(set(folders)) < len(folders):
+    if len(folders) < 2 or len({Path(folder).resolve() for folder in folders}) < len(folders):
         raise InputError('--mode=compare needs --runs=A,B,..: two workdirs or more, each once')
-    found = [stored.load(Path(folder) / 'proposals.npz') for folder in folders]
+    found = [stored.load(_file(Path(folder))) for folder in folders]
     for folder, other in zip(folders[1:], found[1:], strict=True):
         _check_same(folders[0], found[0], folder, other)
     return dict(zip(map(str, folders), found, strict=True))
@@ -55,12 +55,23 @@ def is_beyond(figure):
     return figure['low'] is not None and (figure['low'] > 0 or figure['high'] < 0)
 
 
+def shown(compared):
+    """Returns the figures that are defined for any run."""
+    names = next(iter(compared.values()))
+    return [f for f in names if any(row[f]['value'] is not None for row in compared.values())]
+
+
+def signed(value):
+    """Writes a difference with its sign, of which a rounded 0 has none of its own: +0.000."""
+    return f'{round(value, 3) + 0.0:+.3f}'
+
+
 def lines(compared):
     """Returns a table of text: a figure per line, a run per column, * beyond noise."""
     runs = list(compared)
     width = max(24, *(len(Path(run).name) + 2 for run in runs))
     said = [f'{"":16}' + ''.join(f'{Path(run).name:>{width}}' for run in runs)]
-    for figure in compared[runs[0]]:
+    for figure in shown(compared):
         cells = [_cell(compared[run][figure], run == runs[0]) for run in runs]
         said.append(f'{figure:16}' + ''.join(f'{cell:>{width}}' for cell in cells))
     first = Path(runs[0]).name
@@ -86,7 +97,7 @@ def _cell(figure, is_first):
         return f'{figure["value"]:.3f}'
     beyond = '*' if is_beyond(figure) else ' '
     half = (figure['high'] - figure['low']) / 2
-    return f'{figure["value"]:.3f}  {figure["difference"]:+.3f} ±{half:.3f}{beyond}'
+    return f'{figure["value"]:.3f}  {signed(figure["difference"])} ±{half:.3f}{beyond}'
 
 
 def _count(name):
@@ -94,10 +105,21 @@ def _count(name):
     return max(map(int, re.findall(r'\d+', name)))
 
 
+def _file(folder):
+    path = folder / 'proposals.npz'
+    if not folder.is_dir():
+        raise InputError(f'{folder}: no such folder; --runs names workdirs, of finished runs')
+    if not path.exists():
+        raise InputError(f'{path}: no such file; write it by --mode=evaluate --workdir={folder}')
+    return path
+
+
 def _check_same(folder, first, other_folder, other):
     """Raises InputError unless two runs were evaluated on the same images and objects."""
     same = list(first.image_ids) == list(other.image_ids) and all(
-        np.array_equal(a, b) for a, b in zip(first.objects, other.objects, strict=False)
+        np.array_equal(a, b)
+        for one, another in ((first.objects, other.objects), (first.kinds, other.kinds))
+        for a, b in zip(one, another, strict=True)
     )
     if not same:
         raise InputError(

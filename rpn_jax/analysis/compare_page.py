@@ -1,11 +1,10 @@
 """Writes a comparison of runs: one HTML page that says which is ahead, and what it differs in."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from rpn_jax import metrics, stored, workdir
+from rpn_jax import metrics, stored
 from rpn_jax.analysis import compare, compare_plots, pages, plots
 from rpn_jax.analysis.findings import REMEDIES
 from rpn_jax.evaluate import COUNTS
@@ -13,6 +12,7 @@ from rpn_jax.misses import REASONS
 
 HEADLINES = ('AR@100', 'AR@10')
 LONGEST = 16  # letters of a run's name in a plot
+POINTS = 2000  # most of a line in the page's data
 _LOSSES = {
     'loss': 'Total loss over steps, as logged (thin) and smoothed',
     'loss_objectness': 'Objectness loss over steps',
@@ -20,22 +20,27 @@ _LOSSES = {
 }
 
 
-def write_page(path, runs, tallies, compared):
+def write_page(path, runs, files, tallies, compared):
     """Writes the page; raises OSError where it cannot be written.
 
     Args:
       path: where to; the folder exists.
       runs: {run: Stored}, run being the workdir as it was named; two or more.
+      files: {run: RunFiles}; what a run does not know of itself is left out.
       tallies: {run: {figure: Tally}}; compared: {run: {figure: {..}}}; both as compare makes them.
-
-    What a workdir has no readable config.json, evaluation.json or metrics.jsonl for is left out.
     """
     names = labels(list(runs))
-    configs = {run: _flat(_json(run, 'config.json')) for run in runs}
-    missed = {run: _json(run, 'evaluation.json').get('missed') or None for run in runs}
-    histories = {run: _history(run) for run in runs}
-    changed = config_changes([config for config in configs.values() if config])
-    first = next(iter(runs.values()))
+    missed = {run: each.missed for run, each in files.items()}
+    histories = {run: each.history for run, each in files.items()}
+    changed = config_changes([each.config for each in files.values() if each.config])
+    first, shown = next(iter(runs.values())), compare.shown(compared)
+    plotted = {
+        'difference_figures': _difference_figures(compared, shown, names),
+        'curve_figures': _curve_figures(runs, names),
+        'loss_figures': _loss_figures(histories, names),
+        'miss_figures': _miss_figures(missed, names),
+    }
+    lines = {figure['title']: figure['lines'] for group in plotted.values() for figure in group}
     pages.write(
         path,
         'compare.html.j2',
@@ -46,19 +51,21 @@ def write_page(path, runs, tallies, compared):
         objects=sum(int(np.sum(kinds == stored.OBJECT)) for kinds in first.kinds),
         findings=findings(tallies, names, changed, missed, {r.step for r in runs.values()}),
         compared=compared,
+        shown=shown,
+        tested=sum(row[f]['low'] is not None for row in [*compared.values()][1:] for f in shown),
         beyond=compare.is_beyond,
+        signed=compare.signed,
         left_out=[name for name in compare.FIGURES if name not in next(iter(compared.values()))],
-        difference_figures=_difference_figures(compared, names),
-        curve_figures=_curve_figures(runs, names),
-        loss_figures=_loss_figures(histories, names),
-        miss_figures=_miss_figures(missed, names),
         changed=changed,
-        with_config=[run for run in runs if configs[run]],
+        with_config=[run for run in runs if files[run].config],
         without={
-            'config.json': [run for run in runs if not configs[run]],
+            'config.json': [run for run in runs if not files[run].config],
             'metrics.jsonl': [run for run in runs if not histories[run]],
-            'evaluation.json': [run for run in runs if not missed[run]],
+            'evaluation.json': [r for r in runs if not missed[r] and not files[r].stale],
         },
+        stale={run: each.stale for run, each in files.items() if each.stale},
+        data={'runs': names, 'figures': compared, 'plots': lines},
+        **plotted,
     )
 
 
@@ -86,6 +93,8 @@ def config_changes(configs):
 def findings(tallies, names, changed, missed, steps):
     """Says in words who is ahead, what differs and what to look at: [(sentence, good news)].
 
+    News that is neither good nor bad has None.
+
     Args:
       tallies: {run: {figure: Tally}}; names: {run: label}.
       changed: as config_changes returns it; missed: {run: {reason: count} or None}.
@@ -96,13 +105,13 @@ def findings(tallies, names, changed, missed, steps):
     said = [_say_lead(*each, names) for each in zip(figures, leads, strict=True)]
     if not said:
         said = [('Too few proposals were kept to compare AR@10.', False)]
-    said.append(_say_config(changed))
+    said.append((_say_config(changed), None))
     if len(steps) > 1:
         between = ' and '.join(f'{step:,}' for step in sorted(steps))
         said.append((f'The runs were evaluated after unequal numbers of steps: {between}.', False))
     if figures:
-        said.append(_say_next(figures[0], leads[0], tallies, names, missed))
-    return [sentence for sentence in said if sentence]
+        said.append((_say_next(figures[0], leads[0], tallies, names, missed), None))
+    return [(sentence, good) for sentence, good in said if sentence]
 
 
 def lead(tallies, figure):
@@ -146,12 +155,12 @@ def _say_config(changed):
     keys = list(changed)
     said = ', '.join(keys[:4]) + (f' and {len(keys) - 4} more' if len(keys) > 4 else '')
     if keys == ['seed']:
-        return 'The configs differ in the seed alone: what differs here is chance.', True
+        return 'The configs differ in the seed alone: what differs here is chance.'
     if len(keys) == 1:
         values = ', '.join(map(_text, changed[said]))
-        return f'The configs differ in one key: {said} ({values}).', True
+        return f'The configs differ in one key: {said} ({values}).'
     said = f'The configs differ in {len(keys)} keys: {said}.'
-    return f'{said} No single one of them can be said to make the difference.', True
+    return f'{said} No single one of them can be said to make the difference.'
 
 
 def _say_next(figure, found, tallies, names, missed):
@@ -170,23 +179,23 @@ def _say_next(figure, found, tallies, names, missed):
                 f': a difference as small as this in {figure} would stand out from '
                 f'about {float(f"{more:.1g}"):,.0f} images, instead of {images:,}'
             )
-        return f'{said}.', True
+        return f'{said}.'
     reasons = {reason: n for reason, n in (missed[ahead] or {}).items() if reason in REMEDIES and n}
     if not reasons:
-        return f'Look next at the report of {names[ahead]}, and repeat with another seed.', True
+        return f'Look next at the report of {names[ahead]}, and repeat with another seed.'
     reason = max(reasons, key=reasons.get)
     share = reasons[reason] / sum(reasons.values())
-    return f'Look next at what {names[ahead]} misses. {share:.0%} of it: {REMEDIES[reason]}.', True
+    return f'Look next at what {names[ahead]} misses. {share:.0%} of it: {REMEDIES[reason]}.'
 
 
 def _interval(row):
-    return f'{row["difference"]:+.3f} (95 % interval {row["low"]:+.3f} to {row["high"]:+.3f})'
+    difference, low, high = (compare.signed(row[key]) for key in ('difference', 'low', 'high'))
+    return f'{difference} (95 % interval {low} to {high})'
 
 
-def _difference_figures(compared, names):
-    """Returns the plot of all differences from the first run, with their intervals."""
+def _difference_figures(compared, figures, names):
+    """Returns the plot of these figures' differences from the first run, with their intervals."""
     first, *others = compared
-    figures = list(compared[first])
     keys = ('difference', 'low', 'high')
     rows = {
         names[run]: np.array([[compared[run][f][k] for k in keys] for f in figures], np.float64)
@@ -202,7 +211,7 @@ def _difference_figures(compared, names):
         for i, key in enumerate(keys)
     }
     series = {name: xy for name, xy in series.items() if np.any(np.isfinite(xy[1]))}
-    return [pages.figure(title, compare_plots.intervals(figures, rows), 'figure', series, figures)]
+    return [_figure(title, compare_plots.intervals(figures, rows), 'figure', series, figures)]
 
 
 def _curve_figures(runs, names):
@@ -231,7 +240,7 @@ def _curve_figures(runs, names):
         xlabel = 'IoU' if x == 'iou' else 'proposals per image'
         options = {'log_x': x == 'count', 'full': x == 'iou', 'styles': styles, 'right': 0.66}
         svg = plots.recalls(series, xlabel=xlabel, **options)
-        found.append(pages.figure(title, svg, xlabel, series))
+        found.append(_figure(title, svg, xlabel, series))
     return found
 
 
@@ -246,7 +255,7 @@ def _loss_figures(histories, names):
         shown = {name: points for name, points in series.items() if points is not None}
         if shown:
             svg = compare_plots.losses(series)
-            found.append(pages.figure(title, svg, 'step', shown))
+            found.append(_figure(title, svg, 'step', shown))
     return found
 
 
@@ -263,38 +272,30 @@ def _miss_figures(missed, names):
     shown = {name: (places, values) for name, values in series.items() if values is not None}
     title = 'Objects missed at IoU 0.5 by the first 100 proposals, by reason'
     svg = compare_plots.counts(reasons, series)
-    return [pages.figure(title, svg, 'reason', shown, reasons)]
+    return [_figure(title, svg, 'reason', shown, reasons)]
+
+
+def _figure(title, svg, xlabel, series, names=None):
+    """Returns pages.figure with its lines as data: {name: {xlabel: [n], 'value': [n]}}."""
+    lines = {}
+    for name, points in series.items():
+        x, y = plots.finite(*points)
+        thin = plots.evenly(len(x), POINTS)
+        places = [names[int(place)] if names else _short(place) for place in x[thin]]
+        lines[name] = {xlabel: places, 'value': [_short(value) for value in y[thin]]}
+    return pages.figure(title, svg, xlabel, series, names) | {'lines': lines}
+
+
+def _short(number):
+    """Rounds a number to the digits of float32; whole ones are written without a point."""
+    number = float(f'{number:.9g}')
+    return int(number) if number.is_integer() else number
 
 
 def _pairs(run):
     return zip(run.objects, run.kinds, strict=True)
 
 
-def _flat(config, prefix=''):
-    """Returns {'section.key': value}."""
-    found = {}
-    for key, value in config.items():
-        inner = _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {}
-        found |= inner or {f'{prefix}{key}': value}
-    return found
-
-
 def _text(value):
     said = 'none' if value is None else f"'{value}'" if isinstance(value, str) else f'{value}'
     return said if len(said) <= 60 else f'{said[:40]}…'
-
-
-def _json(run, name):
-    """Returns what a workdir's json file holds, {} where there is none that can be read."""
-    try:
-        found = json.loads((Path(run) / name).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _history(run):
-    try:
-        return [line for line in workdir.read_history(run) if isinstance(line, dict)]
-    except (OSError, ValueError):
-        return []

@@ -9,18 +9,19 @@ from matplotlib.figure import Figure
 
 from rpn_jax.analysis import plots
 
-# Okabe and Ito's colours; with each round through them the dashes change.
+# Ink for the first run, then Okabe and Ito's colours; with each round through these the dashes,
+# the dots and the bars' hatches change.
 COLOURS = ('#1f2328', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-DASHES = ('-', (0, (5, 2)), (0, (1.5, 2)))
+DASHES = ('-', (0, (5, 2)), (0, (1.5, 2)), (0, (6, 2, 1.5, 2)))
+DOTS, HATCHES = 'osD^', ('', '////', '....', 'xxxx')
 _BAND = 0.7  # share of a row's height that its runs take
 
 
 def style(position):
     """Returns how the lines of the run at this position are drawn."""
-    rounds, colour = divmod(position, len(COLOURS))
     return {
-        'color': COLOURS[colour],
-        'linestyle': DASHES[rounds % len(DASHES)],
+        'color': _colour(position),
+        'linestyle': DASHES[_round(position)],
         'linewidth': 2,
         'zorder': 3,
     }
@@ -44,19 +45,24 @@ def intervals(names, rows):
         axes.axhline(edge, color='#e6e9ed', linewidth=0.8, zorder=1)
     axes.axvline(0, color='#59636e', linewidth=1.2, zorder=2)
     for i, (name, row) in enumerate(rows.items()):
-        look = style(i + 1)
+        look, dot = style(i + 1), DOTS[_round(i + 1)]
         y = places + _offset(i, len(rows))
         beyond = (row[:, 1] > 0) | (row[:, 2] < 0)
         axes.hlines(y, row[:, 1], row[:, 2], color=look['color'], linewidth=2.2, zorder=3)
         for chosen, face in ((beyond, look['color']), (~beyond, 'white')):
-            dots = {'marker': 'o', 'markersize': 8, 'markeredgewidth': 1.8, 'linestyle': ''}
+            dots = {
+                'marker': DOTS[_round(i + 1)],
+                'markersize': 8,
+                'markeredgewidth': 1.8,
+                'linestyle': '',
+            }
             axes.plot(
                 *(row[chosen, 0], y[chosen]),
                 **(dots | {'color': look['color'], 'markerfacecolor': face, 'zorder': 4}),
             )
         at = 1 - (i + 0.5) * min(0.32 / height, 1 / len(rows))
         axes.text(1.045, at, name, transform=axes.transAxes, va='center', fontsize=11.5)
-        axes.plot(1.025, at, 'o', color=look['color'], transform=axes.transAxes, clip_on=False)
+        axes.plot(1.025, at, dot, color=look['color'], transform=axes.transAxes, clip_on=False)
     axes.set_yticks(places, names, color='#1f2328')
     axes.set_ylim(places[-1] - 0.5, 0.5)
     known = np.concatenate([row[np.isfinite(row)] for row in rows.values()])
@@ -110,7 +116,8 @@ def counts(names, series):
         if values is None:
             continue
         y = -np.arange(len(names)) + _offset(drawn, bars)
-        axes.barh(y, values, height=0.88 * _BAND / bars, color=style(i)['color'])
+        look = {'color': _colour(i), 'hatch': HATCHES[_round(i)], 'edgecolor': 'white'}
+        axes.barh(y, values, height=0.88 * _BAND / bars, linewidth=0, **look)
         for place, value in zip(y, values, strict=True):
             said = f'{value:,.0f}, {run}' if place == y[0] else f'{value:,.0f}'
             aside = {'xytext': (5, 0), 'textcoords': 'offset points'}
@@ -122,6 +129,15 @@ def counts(names, series):
     axes.set_xlabel('objects missed')
     plots.thousands(axes.xaxis)
     return plots.svg(figure)
+
+
+def _colour(position):
+    return COLOURS[1 + (position - 1) % (len(COLOURS) - 1) if position else 0]
+
+
+def _round(position):
+    """Returns which round through the colours a run is in, of as many as there are dashes."""
+    return max(0, position - 1) // (len(COLOURS) - 1) % len(DASHES)
 
 
 def _offset(position, count):

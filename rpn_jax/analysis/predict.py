@@ -10,22 +10,28 @@ from rpn_jax import workdir
 from rpn_jax.analysis import drawings
 from rpn_jax.data import images
 from rpn_jax.data.images import BadRecord
-from rpn_jax.data.pictures import image_files
+from rpn_jax.data.pictures import EXTENSIONS, listing
 from rpn_jax.errors import InputError
 
 SHOWN = 10  # best proposals in a picture
 
 
-def find(paths):
+def find(paths, output, print=print):
     """Returns {image file: name without extension} of files and of all images in folders.
 
     A name keeps the folders below the one that was given; of two that would be the same the second
-    gets a number. Raises InputError where a path is not there, or a folder has no images.
+    gets a number. What lies in the output folder, pictures drawn before, is left out. Says how many
+    files of folders are no images. Raises InputError where a path is not there, a folder has no
+    images, or a picture would be written over an image.
     """
-    found, taken = {}, set()
+    found, taken, passed = {}, set(), []
     for path in map(Path, paths):
         if path.is_dir():
-            files = {file: file.relative_to(path) for file in image_files(path)}
+            if os.path.realpath(path) == os.path.realpath(output):
+                raise InputError(f'--output={output}: holds the images; name another folder')
+            files, others = listing(path, without=output)
+            files = {file: file.relative_to(path) for file in files}
+            passed += others
         elif path.exists():
             files = {path: Path(path.name)}
         else:
@@ -38,13 +44,20 @@ def find(paths):
             if file not in found:
                 found[file] = name
                 taken.add(name)
+    written = {os.path.realpath(f'{output / name}.png') for name in taken}
+    if over := [file for file in found if os.path.realpath(file) in written]:
+        raise InputError(f'{over[0]}: its picture would be written over it; name another --output')
+    if passed:
+        known = ', '.join(sorted(EXTENSIONS))
+        print(f'passed over: {len(passed)} of other extensions, as {passed[0]}; images are {known}')
     return found
 
 
 def write(trained, path, place, print=print):
     """Writes an image's proposals to place.json and place.png; returns whether it could be read.
 
-    Boxes are (x0, y0, x1, y1) in pixels of the image as it is stored, best first.
+    Boxes are (x0, y0, x1, y1) in pixels of the image as it is stored, best first. Raises InputError
+    where a file cannot be written.
     """
     try:
         image = images.decode(images.load(path), path)
@@ -61,10 +74,18 @@ def write(trained, path, place, print=print):
         'boxes': np.round(boxes.astype(float), 2).tolist(),
         'scores': np.round(scores.astype(float), 5).tolist(),
     }
-    workdir.make(place.parent)
-    workdir.write_atomically(place.with_name(f'{place.name}.json'), json.dumps(content) + '\n')
     labels = [f'{score:.2f}' for score in scores[:SHOWN]]
     colour = drawings.COLOURS['proposal']
     picture = drawings.draw_boxes(image, boxes[:SHOWN], colour, labels=labels)
-    drawings.write_png(place.with_name(f'{place.name}.png'), picture)
+    workdir.make(place.parent, '--output')
+    target = place.with_name(f'{place.name}.json')
+    try:
+        workdir.write_atomically(target, json.dumps(content) + '\n')
+        target = place.with_name(f'{place.name}.png')
+        drawings.write_png(target, picture)
+    except OSError as error:
+        what = (
+            f'{target}: cannot be written ({error.strerror}); make room, or name another --output'
+        )
+        raise InputError(what) from error
     return True

@@ -68,7 +68,9 @@ def check(options):
 def open_split(options, split, *, seed=0, training=True, boxes=True, print=print):
     """Opens the source of one split, checks every image of it, and that its boxes fit a batch.
 
-    With boxes=False no batch is meant: a folder of images without annotations will do.
+    With boxes=False no batch is meant: a folder of images without annotations will do. The seed
+    draws scenes to train on; those to evaluate on are the same for every seed, so that runs of
+    several seeds compare, unless they are of the split that is trained on.
     """
     if seed < 0:
         raise InputError(f'config key seed: {seed} is not at least 0')
@@ -82,7 +84,8 @@ def open_split(options, split, *, seed=0, training=True, boxes=True, print=print
         return lint(source, options.on_bad, print)
     if options.source == 'shapes':
         count = options.scenes[0 if training else 1]
-        source = shapes(split, count=count, size=options.image_size, seed=seed)
+        drawn = seed if training or split == options.train_split else 0
+        source = shapes(split, count=count, size=options.image_size, seed=drawn)
     else:
         source = _read(options, split, print)
     source = lint(source, options.on_bad, print)

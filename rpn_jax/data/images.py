@@ -49,12 +49,12 @@ def load(path):
     """Returns the bytes of a file; raises BadRecord where it cannot be read."""
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would be waited for, for ever
-            raise BadRecord('image unreadable', f'{path}: not a file; take it off the list')
+            raise BadRecord('image unreadable', f'{path}: not a file; leave it out')
         return Path(path).read_bytes()
     except OSError as error:
         is_gone = isinstance(error, FileNotFoundError)
         reason = 'no such image' if is_gone else f'cannot be read ({error.strerror})'
-        what = f'{path}: {reason}; fetch it or take it off the list'
+        what = f'{path}: {reason}; fetch it or leave it out'
         raise BadRecord('image missing' if is_gone else 'image unreadable', what) from error
 
 
@@ -65,7 +65,7 @@ def decode(data, where, size=()):
     truncated, no image, or of another (height, width) than annotated.
     """
     if _truncated(data):
-        what = f'{where}: the image is truncated; fetch it again or take it off the list'
+        what = f'{where}: the image is truncated; fetch it again or leave it out'
         raise BadRecord('image truncated', what)
     try:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -74,7 +74,7 @@ def decode(data, where, size=()):
         what = f'{where}: cannot be decoded ({error.err})'
         raise BadRecord('image unreadable', what) from error
     if image is None or image.dtype != np.uint8 or image.ndim != 3:
-        what = f'{where}: not an image; mend it or take it off the list'
+        what = f'{where}: not an image; mend it or leave it out'
         raise BadRecord('image unreadable', what)
     check_size(image.shape[:2], size, where)
     return image
@@ -141,7 +141,7 @@ def _check_whole(data, where):
     if stray and int(stray[1]) <= STRAY:
         return (EXTRA,)
     if 'Corrupt' in problem or (problem and data.startswith(PNG)):
-        what = f'{where}: its pixels are damaged ({problem}); fetch it anew or take it off the list'
+        what = f'{where}: its pixels are damaged ({problem}); fetch it anew or leave it out'
         raise BadRecord('image damaged', what)
     return ()
 

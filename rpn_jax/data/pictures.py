@@ -34,16 +34,27 @@ def image_files(folder):
 
     Raises InputError where there is none.
     """
-    files = [Path(place) / name for place, names in _walk(folder) for name in names]
-    files = [f for f in files if f.suffix.lower() in EXTENSIONS and not f.name.startswith('.')]
-    if not files:
+    return listing(folder)[0]
+
+
+def listing(folder, without=''):
+    """Returns the sorted paths of the images and of the other files below a folder, none hidden.
+
+    What lies in the folder `without` is left out. Raises InputError where there is no image.
+    """
+    skipped = {os.path.realpath(without)} if without else set()
+    files = [Path(place) / name for place, names in _walk(folder, skipped) for name in names]
+    images, others = [], []
+    for file in sorted(files):
+        if not file.name.startswith('.'):
+            (images if file.suffix.lower() in EXTENSIONS else others).append(file)
+    if not images:
         raise InputError(f'{folder}: no images ({", ".join(sorted(EXTENSIONS))})')
-    return sorted(files)
+    return images, others
 
 
-def _walk(folder):
+def _walk(folder, seen):
     """Yields (folder, names of its files) below a folder, each once however it is linked."""
-    seen = set()
     for place, inner, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:
             inner.clear()
