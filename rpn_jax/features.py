@@ -180,7 +180,8 @@ class DiskMaps:
 
 def identity(config, source):
     """Returns what, beside weights and image files, decides the numbers of a feature map."""
-    part = {k: v for k, v in config.model.items() if k not in ('pretrained', 'init')}
+    other = 'pretrained', 'init', 'frozen_stages'
+    part = {k: v for k, v in config.model.items() if k not in other}
     return {
         'source': source.name,
         'images': len(source.records),

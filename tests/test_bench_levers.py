@@ -1,0 +1,45 @@
+"""The levers: without each the step computes the same, and all of them are timed."""
+
+import contextlib
+
+import pytest
+from test_end_to_end import quick_compilation
+
+from configs import default
+from experiments import bench_levers
+from experiments.bench_ours import Case
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures(quick_compilation.__name__)]
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """Networks of an eighth of the width, and fewer samples than cells."""
+    model, original = default.model, default.get_config
+
+    def few():
+        config = original()
+        config.model, config.targets.samples = model(), 12
+        config.model.width = 8
+        return config
+
+    monkeypatch.setattr(default, 'get_config', few)
+
+
+def test_a_step_without_a_lever_computes_the_same():
+    case = Case('train', 26, 'c4', 2, 1, (64, 64), 'float32')
+    whole = bench_levers.made(case, contextlib.nullcontext())()
+    for name, lack in bench_levers.LEVERS.items():
+        found = bench_levers.made(case, lack())()
+        assert float(found['loss']) == pytest.approx(float(whole['loss']), rel=1e-4), name
+        assert float(found['loss_box']) == pytest.approx(float(whole['loss_box']), rel=1e-4), name
+    other = bench_levers.made(case, bench_levers.BOUNDS['(bound) norms']())()
+    assert float(other['loss']) != pytest.approx(float(whole['loss']), rel=1e-4)
+
+
+def test_all_of_them_are_timed(capsys):
+    assert not bench_levers.main(['--depth=26', '--size=64', '--repeats=1'])
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first.startswith('train R26 c4 frozen 3 batch 1: ')
+    names = [*bench_levers.LEVERS, *bench_levers.BOUNDS]
+    assert [row.strip().partition('  ')[0] for row in rows][: len(names)] == names
