@@ -97,7 +97,7 @@ def test_ours_is_summarise_on_random_boxes(seed):
 def assert_is_summarise(some):
     objects = [o[k == 1] for o, k in zip(some.objects, some.kinds, strict=True)]
     overlaps = metrics.measure(some.proposals, objects, [stored.box_areas(o) for o in objects])
-    assert_like(values(dialects.rpn_jax(some)), metrics.summarise(overlaps))
+    assert_like(values(dialects.rpn_jax(some)), metrics.summarise(overlaps, post_nms=1000))
     assert_like(values(dialects.rpn_jax(some, LIMITS)), metrics.summarise(overlaps, LIMITS))
 
 
@@ -217,11 +217,12 @@ def test_the_table_stands_in_columns():
     assert head == f'random, step 9: 8 images, {objects} objects'
     assert {len(row) for row in rows} == {len(names)} and len(names) < 140
     ends = [match.end() for match in re.finditer(r'\S+', names)]
-    assert names.split() == list(dialects.COLUMNS)
+    columns = [column for column in dialects.COLUMNS if column != 'AR@2000']
+    assert names.split() == columns and len(columns) == len(dialects.COLUMNS) - 1
     for name, row in zip(estimates, rows, strict=True):
         assert row.startswith(name)
         cells = [row[start:end] for start, end in zip([20, *ends], ends, strict=False)]
-        for column, cell in zip(dialects.COLUMNS, cells, strict=True):
+        for column, cell in zip(columns, cells, strict=True):
             estimate = estimates[name].get(column)
             assert cell.split()[0] == (
                 '-' if estimate is None or estimate.value is None else f'{estimate.value:.3f}'
@@ -237,6 +238,34 @@ def test_the_table_stands_in_columns():
 
 def rows_value(estimates, figure):
     return estimates[dialects.UNSKIPPED][figure].value
+
+
+@pytest.mark.parametrize(
+    ('post_nms', 'limits'),
+    [(300, (10, 100, 300)), (999, (10, 100, 300)), (1000, (10, 100, 300, 1000))]
+    + [(2000, metrics.LIMITS), (5, ()), (None, (10, 100, 300, 1000))],
+)
+def test_no_dialect_counts_more_proposals_than_there_can_be(post_nms, limits):
+    some = random_stored(1, most=6)._replace(post_nms=post_nms)
+    assert dialects.limits_of(some) == limits
+    for name, dialect in dialects.DIALECTS.items():
+        expected = dialect(some, limits)
+        assert list(dialect(some)) == list(expected), name
+        numbers = {int(n) for figure in expected for n in re.findall(r'(?:AR@|\d/)(\d+)', figure)}
+        assert numbers == set(limits), name
+    columns = dialects.lines(some, dialects.table(some, resamples=10))[1].split()
+    assert [c for c in columns if '/' not in c] == [f'AR@{n}' for n in limits]
+
+
+def test_a_file_that_does_not_say_its_post_nms_shows_it():
+    some = random_stored(1)
+    more = some._replace(
+        proposals=[np.zeros((1001, 4)), *some.proposals[1:]],
+        scores=[np.zeros(1001), *some.scores[1:]],
+    )
+    assert dialects.limits_of(more) == (10, 100, 300, 1000)
+    more = more._replace(proposals=[np.zeros((2000, 4)), *some.proposals[1:]])
+    assert dialects.limits_of(more) == metrics.LIMITS
 
 
 def test_a_table_of_some_dialects_and_of_nothing():
