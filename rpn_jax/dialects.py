@@ -28,8 +28,8 @@ Thresholds are IoU 0.50:0.05:0.95 (voc: 0.5), in COCOeval with its 0.89999999999
 float64 where detectron2 and mmdetection compute in float32. A limit, the AR@n's n, is a number of
 proposals of each image, in any dialect any number, by default those of limits_of; those that the
 programs print are coco's 1, 10 and 100 (100, 300 and 1000 from mmdetection), detectron2's and
-detectron's 100 and 1000, mmdetection's 100, 300 and 1000; voc has none. Sizes: small up to 32^2, medium up to 96^2, large;
-detectron adds 96-128, 128-256, 256-512 and 512-inf, the sides of squares.
+detectron's 100 and 1000, mmdetection's 100, 300 and 1000; voc has none. Sizes: small up to 32^2,
+medium up to 96^2, large; detectron adds 96-128, 128-256, 256-512 and 512-inf, sides of squares.
 """
 
 import functools

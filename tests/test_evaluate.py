@@ -97,7 +97,7 @@ def test_the_summary_has_the_keys_of_the_contract(fake):
     fake(1000)
     summary = run(tiny_config(proposals__post_nms=1000, proposals__pre_nms=1000)).summary
     expected = ['step', 'dataset', 'images', 'objects', 'proposals', 'baselines']
-    expected += ['parts', 'missed', 'anchors']
+    expected += ['parts', 'intervals', 'missed', 'removed_by', 'anchors']
     assert list(summary) == expected
     assert summary['parts'].keys() == set(PARTS) and summary['missed'].keys() == set(REASONS)
     assert (summary['step'], summary['dataset']) == (3, 'shapes/val')
