@@ -1,6 +1,8 @@
 """Dialects agree with each other where they must and differ where they say; intervals; tables."""
 
 import re
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -304,3 +306,36 @@ def test_a_fiftieth_of_the_largest_split_is_fast():
     start = time.process_time()
     dialects.intervals(large)
     assert time.process_time() - start < 10
+
+
+LARGEST = """
+import resource, time
+import numpy as np
+from rpn_jax import dialects, stored
+
+rng, images = np.random.default_rng(0), 5000
+objects = np.sort(rng.uniform(0, 600, (images, 8, 2, 2)), axis=2).reshape(images, 8, 4)
+rows = rng.integers(8, size=(images, 1000))
+proposals = [
+    np.float32(o[r] + rng.normal(0, 20, (1000, 4))) for o, r in zip(objects, rows, strict=True)
+]
+names, sizes = [str(i) for i in range(images)], np.full((images, 2), 600)
+scores, kinds = [np.linspace(1, 0, 1000)] * images, [np.ones(8, int)] * images
+some = stored.Stored('largest', 0, names, sizes, proposals, scores, list(objects), kinds)
+before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+found = dialects.table(some, ('rpn_jax', 'coco'))
+seconds = time.process_time() - start
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+assert 0.1 < found['coco']['AR@1000'].low < found['rpn_jax']['AR@1000'].value
+print(seconds, grown / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_the_largest_split_takes_a_minute_and_two_gibibytes():
+    """5,000 images x 1,000 proposals x 8 objects, two dialects with their intervals."""
+    run = subprocess.run(
+        [sys.executable, '-c', LARGEST], capture_output=True, text=True, check=True, timeout=600
+    )
+    seconds, gibibytes = map(float, run.stdout.split())
+    assert seconds <= 60 and gibibytes <= 2

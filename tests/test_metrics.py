@@ -318,41 +318,6 @@ def test_curves_agree_with_the_single_figures():
     assert drawn['AR/count'] == expected
 
 
-@pytest.mark.parametrize(
-    ('post_nms', 'counts'),
-    [(50, [50]), (300, [100, 300]), (1000, [100, 1000]), (9000, [100, 1000])],
-)
-def test_recall_over_iou_is_of_no_more_proposals_than_there_can_be(post_nms, counts):
-    proposals, objects = random_split(1, most=150)
-    overlaps = metrics.measure(proposals, objects, area_of(objects))
-    drawn = metrics.curves(overlaps, [1], post_nms)
-    assert [name for name in drawn if name.endswith('/iou')] == [f'recall@{n}/iou' for n in counts]
-    for n in counts:
-        assert drawn[f'recall@{n}/iou'][0] == metrics.recall(proposals, objects, 0.5, n)
-
-
-@settings(max_examples=30)
-@given(split)
-def test_tallies_add_up_to_the_figures_and_are_those_of_each_image(images):
-    proposals, objects = arrays(images)
-    sets = [metrics.measure(proposals, objects, area_of(objects))]
-    best = metrics.best_overlaps(proposals, objects)
-    sets.append(metrics.bound(best, area_of(objects)))
-    for overlaps in sets:
-        found, figures = metrics.tallies(overlaps), metrics.summarise(overlaps)
-        assert list(found) == list(figures)
-        for name, (above, below) in found.items():
-            assert above.shape == below.shape == (len(images),)
-            value = above.sum() / below.sum() if below.sum() else None
-            assert figures[name] == (value if value is None else pytest.approx(value)), name
-    for i, (p, o) in enumerate(zip(proposals, objects, strict=True)):
-        alone = metrics.summarise(metrics.measure([p], [o], area_of([o])))
-        whole = metrics.tallies(sets[0])
-        for name, value in alone.items():
-            above, below = (part[i] for part in whole[name])
-            assert value == (pytest.approx(above / below) if below else None), name
-
-
 def test_a_bound_has_one_value_at_every_number():
     proposals, objects = random_split(2, most=150)
     areas = area_of(objects)

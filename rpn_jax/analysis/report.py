@@ -26,6 +26,7 @@ _PANELS = {
     'images_per_second': 'images per second',
     'positives': 'positive anchors sampled',
 }
+_LOST = {'lost': 'the box that might have found it', 'remover': 'the proposal that removed that'}
 _CURVES = (
     ('recall@0.5/count', 'Recall at IoU 0.5 over number of proposals'),
     ('recall@0.7/count', 'Recall at IoU 0.7 over number of proposals'),
@@ -267,7 +268,7 @@ def _missed_card(miss):
     picture, said = miss['picture'], missed.caption(miss)
     names = [('object', 'the missed object'), ('object other', 'another object')]
     outlines = [(*n, b) for n, b in zip(names, corners(picture['boxes']), strict=False)]
-    for name, title in (('lost', said), ('remover', 'the proposal that removed it')):
+    for name, title in _LOST.items():
         if picture[name] is not None:
             outlines.append((name, title, *corners(picture[name])))
     alt = f'with a missed object and the box that might have found it; {said}'
