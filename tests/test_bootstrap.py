@@ -85,9 +85,9 @@ def test_no_figures_have_no_intervals():
 @given(split)
 def test_tallies_add_up_to_the_figures_and_are_those_of_each_image(images):
     proposals, objects = arrays(images)
-    sets = [metrics.measure(proposals, objects, area_of(objects))]
-    best = metrics.best_overlaps(proposals, objects)
-    sets.append(metrics.bound(best, area_of(objects)))
+    areas = [100 * area for area in area_of(objects)]  # of all three sizes
+    sets = [metrics.measure(proposals, objects, areas)]
+    sets.append(metrics.bound(metrics.best_overlaps(proposals, objects), areas))
     for overlaps in sets:
         found, figures = metrics.tallies(overlaps), metrics.summarise(overlaps)
         assert list(found) == list(figures)
@@ -96,7 +96,7 @@ def test_tallies_add_up_to_the_figures_and_are_those_of_each_image(images):
             value = above.sum() / below.sum() if below.sum() else None
             assert figures[name] == (value if value is None else pytest.approx(value)), name
     for i, (p, o) in enumerate(zip(proposals, objects, strict=True)):
-        alone = metrics.summarise(metrics.measure([p], [o], area_of([o])))
+        alone = metrics.summarise(metrics.measure([p], [o], areas[i : i + 1]))
         whole = metrics.tallies(sets[0])
         for name, value in alone.items():
             above, below = (part[i] for part in whole[name])

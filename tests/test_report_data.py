@@ -74,6 +74,8 @@ def test_no_more_proposals_are_shown_than_there_can_be(tmp_path, post_nms, numbe
         assert (f'Recall over IoU, first {n} proposals' in page.text) == (n in numbers)
     names = ''.join(f'AR@{n}' for n in metrics.LIMITS if n <= post_nms)
     assert f'Boxes{names}recall@0.5/100' in page.text
+    shown = report.columns(evaluation)
+    assert {len(row['cells']) for row in report.metric_rows(evaluation)} == {len(shown)}
 
 
 @pytest.mark.parametrize(
