@@ -68,6 +68,8 @@ def _bounds(values, level):
 
 def _resampled(tallies, resamples, seed):
     """Returns every figure's values [resamples], NaN where it is undefined."""
+    if not tallies:
+        return {}
     columns = np.stack([part for tally in tallies.values() for part in tally], axis=1)
     images = len(columns)
     if not images:

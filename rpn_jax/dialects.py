@@ -26,10 +26,10 @@ Matching.
 
 Thresholds are IoU 0.50:0.05:0.95 (voc: 0.5), in COCOeval with its 0.8999999999999999 for 0.9, in
 float64 where detectron2 and mmdetection compute in float32. A limit, the AR@n's n, is a number of
-proposals of each image, in any dialect any number; those that the programs print are coco's 1, 10
-and 100 (100, 300 and 1000 from mmdetection), detectron2's and detectron's 100 and 1000,
-mmdetection's 100, 300 and 1000; voc has none. Sizes: small up to 32^2, medium up to 96^2, large;
-detectron adds 96-128, 128-256, 256-512 and 512-inf, the sides of squares.
+proposals of each image, in any dialect any number, by default those of limits_of; those that the
+programs print are coco's 1, 10 and 100 (100, 300 and 1000 from mmdetection), detectron2's and
+detectron's 100 and 1000, mmdetection's 100, 300 and 1000; voc has none. Sizes: small up to 32^2,
+medium up to 96^2, large; detectron adds 96-128, 128-256, 256-512 and 512-inf, sides of squares.
 """
 
 import functools
@@ -40,7 +40,6 @@ import numpy as np
 from rpn_jax import metrics
 from rpn_jax.bootstrap import Estimate, Tally, intervals
 
-LIMITS = metrics.LIMITS
 COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # not rounded: equal to COCOeval's, bit for bit
 EVERYTHING = {'all': (-np.inf, np.inf)}
 # Our bounds are half open, those of COCO and its followers hold at both ends.
@@ -53,15 +52,26 @@ FINE_SIZES = {
     '512-inf': (512**2, 1e10),
 }
 COLUMNS = (
-    *('AR@10', 'AR@100', 'AR@300', 'AR@1000'),
+    *(f'AR@{n}' for n in metrics.LIMITS),
     *('AR@100/small', 'AR@100/medium', 'AR@100/large', 'recall@0.5/100'),
 )
 UNSKIPPED = 'detectron2 unskipped'
 
 
-def rpn_jax(stored, limits=LIMITS):
+def limits_of(stored):
+    """Returns those of metrics.LIMITS that an image can have: up to post_nms.
+
+    Where that is not known, 1000, or more if an image has more.
+    """
+    most = stored.post_nms
+    if most is None:
+        most = max([1000, *map(len, stored.proposals)])
+    return tuple(n for n in metrics.LIMITS if n <= most)
+
+
+def rpn_jax(stored, limits=None):
     """Tallies the contract's own figures: those of metrics.summarise, and sizes at every limit."""
-    stored = stored._replace(areas=None)
+    stored, limits = stored._replace(areas=None), _chosen(limits, stored)
     figures = _recalls(stored, _best_overlap, limits, EVERYTHING | OWN_SIZES)
     images = len(stored.image_ids)
     best, top, counts = np.zeros((len(limits), images)), np.zeros(images), np.zeros(images)
@@ -75,12 +85,12 @@ def rpn_jax(stored, limits=LIMITS):
     return figures | {'top10_max_iou': Tally(top, (counts > 0).astype(np.float64))}
 
 
-def coco(stored, limits=LIMITS):
+def coco(stored, limits=None):
     """Tallies AR as pycocotools' COCOeval with useCats = 0 and maxDets = limits."""
     return _recalls(stored, _by_score, limits, SIZES, COCO_THRESHOLDS)
 
 
-def detectron2(stored, limits=LIMITS, *, skip_empty=True):
+def detectron2(stored, limits=None, *, skip_empty=True):
     """Tallies AR as detectron2's COCOEvaluator of box proposals.
 
     skip_empty: images without proposals do not count, nor do their objects, which raises the AR.
@@ -88,7 +98,7 @@ def detectron2(stored, limits=LIMITS, *, skip_empty=True):
     return _recalls(stored, _best_pair_first, limits, SIZES, skip_empty=skip_empty)
 
 
-def detectron(stored, limits=LIMITS, *, converted=True):
+def detectron(stored, limits=None, *, converted=True):
     """Tallies AR as Detectron, maskrcnn-benchmark and py-faster-rcnn, with their eight sizes.
 
     converted: to inclusive pixels, as those programs do on reading; see the module's (b).
@@ -97,16 +107,17 @@ def detectron(stored, limits=LIMITS, *, converted=True):
     return _recalls(stored, _best_pair_first, limits, SIZES | FINE_SIZES, compare=compare)
 
 
-def mmdetection(stored, limits=LIMITS):
+def mmdetection(stored, limits=None):
     """Tallies AR as mmdetection's `proposal_fast`; its `proposal` is the dialect coco."""
     return _recalls(stored, _best_pair_first, limits)
 
 
-def voc(stored, limits=LIMITS, *, converted=True):
+def voc(stored, limits=None, *, converted=True):
     """Tallies recall at IoU 0.5 as the Pascal VOC devkit matches, of one class.
 
     converted: to inclusive pixels, as in detectron.
     """
+    limits = _chosen(limits, stored)
     sums = np.zeros((len(stored.image_ids), len(limits), 1))
     counts = np.zeros(len(stored.image_ids))
     for i, (proposals, objects, _, kinds) in enumerate(_images(stored, (1, 2))):
@@ -130,7 +141,7 @@ DIALECTS = {
 }
 
 
-def table(stored, names=tuple(DIALECTS), limits=LIMITS, resamples=1000, seed=0):
+def table(stored, names=tuple(DIALECTS), limits=None, resamples=1000, seed=0):
     """Evaluates in each dialect: {row: {figure: Estimate}}, detectron2 also without its skipping.
 
     Raises ValueError for a name that is not one of DIALECTS.
@@ -207,11 +218,11 @@ def _recalls(
 
     What match returns, [limits, thresholds, G], says which objects are found.
     """
-    images = len(stored.image_ids)
+    images, limits = len(stored.image_ids), _chosen(limits, stored)
     sums = {name: np.zeros((images, len(limits), len(thresholds))) for name in sizes}
     counts = {name: np.zeros(images) for name in sizes}
     for i, (proposals, objects, areas, _) in enumerate(_images(stored)):
-        if not len(objects) or (skip_empty and not len(proposals)):
+        if not len(objects) or not len(limits) or (skip_empty and not len(proposals)):
             continue
         overlaps = compare(objects, proposals)
         for name, (low, high) in sizes.items():
@@ -225,6 +236,10 @@ def _recalls(
         for i, n in enumerate(limits):
             figures[f'AR@{n}{size}'] = Tally(sums[name][:, i].mean(axis=1), counts[name])
     return figures
+
+
+def _chosen(limits, stored):
+    return limits_of(stored) if limits is None else limits
 
 
 def _recall_tallies(sums, counts, limits, thresholds):

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rpn_jax import baselines, coverage, data, metrics, misses, resnet, rpn
+from rpn_jax import baselines, coverage, data, gallery, metrics, misses, resnet, rpn
+from rpn_jax.bootstrap import intervals
 from rpn_jax.data.batches import counted, padded, scale
 from rpn_jax.data.pixels import normalise, pixel_family
 from rpn_jax.data.records import Source
@@ -16,8 +17,6 @@ from rpn_jax.proposals import propose
 from rpn_jax.stored import Stored
 
 COUNTS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000)
-GALLERY = 8  # best and as many worst images in the report
-PICTURES = 4  # of missed objects, for each reason
 MISSED = {'iou': 0.5, 'limit': 100}  # what counts as found, where misses are explained
 
 
@@ -78,38 +77,40 @@ def make_evaluate(model, config, train_records, *, devices, print=print):
     fitted = baselines.fit_gaussian(
         [r.boxes[r.kind == 1] for r in train_records], [r.size for r in train_records]
     )
-    bounds = _bounds(config, split)
-    look = _Look(predict, split, config)
     limit = config.proposals.post_nms
-    counts = [n for n in COUNTS if n <= limit]
+    bounds = {name: _look_up(o, limit) for name, o in _bounds(config, split).items()}
+    look = _Look(predict, split, config)
 
     def evaluate(variables, step, brief=False):
         kept, parts, missed, anchors = look(variables, brief, print)
         boxes = [proposals.boxes[proposals.valid] for proposals in kept]
-        overlaps = {'proposals': split.measure(boxes)} | _blind(config.seed, split, boxes, fitted)
-        parts = {name: split.measure(found) for name, found in parts.items()}
-        figures, contributions = (
-            {name: metrics.summarise(o, post_nms=limit) for name, o in sets.items()}
-            for sets in (overlaps | bounds, parts)
+        ranked = {'proposals': boxes}, _blind(config.seed, split, boxes, fitted), parts
+        own, blind, parts = (
+            {name: _look_up(split.measure(found), limit) for name, found in sets.items()}
+            for sets in ranked
         )
+        blind |= bounds
         summary = {
             'step': int(step),
             'dataset': split.source.name,
             'images': len(split.objects),
             'objects': sum(map(len, split.objects)),
-            'proposals': figures.pop('proposals'),
-            'baselines': figures,
+            'proposals': own['proposals'].figures,
+            'baselines': {name: found.figures for name, found in blind.items()},
         }
         if not brief:
-            summary |= {'parts': contributions, 'missed': misses.counts(missed)}
+            summary['parts'] = {name: found.figures for name, found in parts.items()}
+            summary['intervals'] = _intervals(own, blind, parts)
+            summary['missed'] = misses.counts(missed)
+            summary['removed_by'] = misses.removers(missed)
             summary['anchors'] = coverage.summarise(anchors, config)
         return Evaluation(
             summary,
-            {name: metrics.curves(o, counts) for name, o in (overlaps | parts).items()},
+            {name: found.curves for name, found in (own | blind | parts).items() if found.curves},
             {'objects': _sides(split.objects), 'proposals': _sides([b[:10] for b in boxes])},
-            _gallery(split, kept),
-            _missed_objects(split, kept, missed),
-            _store(split, kept, step),
+            gallery.extremes(split, kept),
+            gallery.missed_objects(split, missed),
+            _store(split, kept, step, limit),
         )
 
     evaluate.predict, evaluate.source = predict, split.source
@@ -136,6 +137,51 @@ class _Split(NamedTuple):
         return *padded(self.source.records[position], size, self.options.max_boxes), size
 
 
+class _Found(NamedTuple):
+    """What is said of one set of boxes: all that is kept of its Overlaps, which are large."""
+
+    figures: dict
+    tallies: dict
+    curves: dict | None  # None for boxes without a rank
+
+
+def _look_up(overlaps, limit):
+    """Returns the _Found of Overlaps, where images have at most `limit` proposals."""
+    counts = [n for n in COUNTS if n <= limit]
+    return _Found(
+        metrics.summarise(overlaps, post_nms=limit),
+        metrics.tallies(overlaps, post_nms=limit),
+        None if overlaps.tops is None else metrics.curves(overlaps, counts, limit),
+    )
+
+
+def _intervals(own, blind, parts):
+    """Returns 95 % intervals over images, all on the same resamples, as evaluation.json has them.
+
+    {'proposals': {figure: (low, high) or None}, 'baselines': and 'parts': {name: the same}}.
+    """
+    sets = {'proposals': own, 'baselines': blind, 'parts': parts}
+    bounds = intervals(
+        {
+            (group, name, figure): tally
+            for group, found in sets.items()
+            for name, each in found.items()
+            for figure, tally in each.tallies.items()
+        }
+    )
+    said = {
+        group: {
+            name: {
+                figure: bounds[group, name, figure] and list(bounds[group, name, figure])
+                for figure in each.figures
+            }
+            for name, each in found.items()
+        }
+        for group, found in sets.items()
+    }
+    return said | {'proposals': said['proposals']['proposals']}
+
+
 def _open(model, config, print):
     """Returns the _Split of a config's evaluation."""
     options = data.check(data.Options(**config.data))
@@ -158,34 +204,29 @@ def _open(model, config, print):
 
 
 def _blind(seed, split, boxes, fitted):
-    """Returns the Overlaps of the blind baselines: as many boxes as the network kept."""
-    found = {}
-    for name in baselines.BLIND:
-        drawn = [
+    """Returns {name: boxes of each image} of the blind baselines: as many as the network kept."""
+    return {
+        name: [
             baselines.draw(name, seed, i, len(b), split.sizes[i], split.anchors[i], fitted)
             for i, b in enumerate(boxes)
         ]
-        found[name] = split.measure(drawn)
-    return found
+        for name in baselines.BLIND
+    }
 
 
 def table(summary):
     """Returns the lines of a table: the proposals, each blind baseline, and the bounds."""
-    columns = (
-        'AR@10',
-        'AR@100',
-        'AR@300',
-        'AR@1000',
-        'recall@0.5/100',
-        'recall@0.7/100',
-        'ABO@100',
-    )
+    columns = *(f'AR@{n}' for n in metrics.LIMITS), 'recall@0.5/100', 'recall@0.7/100', 'ABO@100'
     columns = [c for c in (*columns, 'top10_max_iou') if c in summary['proposals']]
     head = '{dataset}, step {step}: {images} images, {objects} objects'.format(**summary)
     lines = [head, ' ' * 16 + ''.join(f'{c:>16}' for c in columns)]
     sets = {'proposals': summary['proposals'], **summary.get('parts', {}), **summary['baselines']}
-    for name, figures in sets.items():
-        cells = ('-' if figures[c] is None else f'{figures[c]:.3f}' for c in columns)
+    rows = {n: ['-' if f[c] is None else f'{f[c]:.3f}' for c in columns] for n, f in sets.items()}
+    if 'intervals' in summary:
+        bounds = [summary['intervals']['proposals'][c] for c in columns]
+        halves = ['-' if b is None else f'±{(b[1] - b[0]) / 2:.3f}' for b in bounds]
+        rows = {'proposals': rows.pop('proposals'), 'interval': halves, **rows}
+    for name, cells in rows.items():
         lines.append(f'{name:<16}' + ''.join(f'{cell:>16}' for cell in cells))
     if missed := {reason: n for reason, n in summary.get('missed', {}).items() if n}:
         said = ', '.join(f'{reason} {number}' for reason, number in missed.items())
@@ -251,34 +292,7 @@ def _bounds(config, split):
     }
 
 
-def _gallery(split, kept):
-    """Returns the images whose ten best proposals cover the objects best, and worst."""
-    pairs = zip(kept, split.objects, strict=True)
-    best = [metrics.best_overlaps(p.boxes[p.valid], o, 10) for p, o in pairs]
-    ranked = sorted((i for i, b in enumerate(best) if len(b)), key=lambda i: -best[i].mean())
-    count = min(GALLERY, len(ranked) // 2)
-    rows = [('best', i) for i in ranked[:count]]
-    rows += [('worst', i) for i in ranked[::-1][: count or len(ranked)]]
-    return [_picture(split, i, group, kept[i], best[i]) for group, i in rows]
-
-
-def _missed_objects(split, kept, missed):
-    """Returns what the report shows of missed objects; the first few of each reason as pictures."""
-    shown, found = dict.fromkeys(misses.REASONS, 0), []
-    for miss in missed:
-        record, picture = split.source.records[miss.position], None
-        box = record.boxes[miss.row]
-        if shown[miss.reason] < PICTURES:
-            shown[miss.reason] += 1
-            rows = [miss.row] + [miss.rival] * (miss.rival >= 0)
-            best = np.array([miss.best])
-            picture = _picture(split, miss.position, miss.reason, kept[miss.position], best)
-            picture |= {'boxes': record.boxes[rows], 'kind': np.int32([1, 2][: len(rows)])}
-        found.append({'reason': miss.reason, 'size': box[2:] - box[:2], 'picture': picture})
-    return found
-
-
-def _store(split, kept, step):
+def _store(split, kept, step, limit):
     """Returns the Stored proposals and objects, in pixels of the original images."""
     records = split.source.records[: len(kept)]
     pairs = zip(records, split.sizes, kept, strict=True)
@@ -291,24 +305,8 @@ def _store(split, kept, step):
         scores=[p.scores[p.valid] for p in kept],
         objects=[record.boxes for record in records],
         kinds=[record.kind for record in records],
+        post_nms=limit,
     )
-
-
-def _picture(split, position, group, proposals, best):
-    record = split.source.records[position]
-    valid = int(proposals.valid[:10].sum())
-    return {
-        'image': split.source.read(position),
-        'image_id': record.image_id,
-        'group': group,
-        'boxes': record.boxes,
-        'kind': record.kind,
-        'proposals': proposals.boxes[:valid] / scale(record, split.sizes[position]),
-        'scores': proposals.scores[:valid],
-        'top_iou': metrics.top_iou(proposals.boxes[:valid], split.objects[position]),
-        'recalled': int((best >= 0.5).sum()),
-        'objects': len(best),
-    }
 
 
 def _objects(record, size, options):

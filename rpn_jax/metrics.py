@@ -11,6 +11,7 @@ float64 a box that covers 7 of an object's 10 pixels is recalled at 0.7. A NaN b
 
     overlaps = measure(proposals, objects, areas)      # the only pass over the boxes
     summarise(overlaps), curves(overlaps, counts)      # at any number of proposals a lookup
+    tallies(overlaps)                                  # the same figures as sums over images
     summarise(bound(best_overlaps(anchors, objects), areas))    # no rank: one value at all numbers
 """
 
@@ -22,7 +23,7 @@ import numpy as np
 # (arXiv:1502.05082); rounded, because linspace makes 0.8999999999999999 of 0.9.
 THRESHOLDS = np.linspace(0.5, 0.95, 10).round(2)
 RECALLS = (0.5, 0.7)  # the IoUs whose recalls are reported by themselves
-LIMITS = (10, 100, 300, 1000)
+LIMITS = (10, 100, 300, 1000, 2000)
 # COCO's bounds in square pixels. Here they hold for a box's area, in COCO for its mask's.
 AREAS = {'small': (0, 32**2), 'medium': (32**2, 96**2), 'large': (96**2, np.inf)}
 
@@ -32,7 +33,8 @@ class Overlaps(NamedTuple):
 
     running: np.ndarray  # [P + 1, objects] as running_overlaps returns it
     areas: np.ndarray  # [objects] square pixels of the original image
-    top10: float | None  # top_iou of the ten best ranked; None where boxes have no rank
+    counts: np.ndarray  # [images] how many of the objects are whose
+    tops: np.ndarray | None  # [images] top_iou of each image, 0 without objects; None: no rank
 
 
 def iou(a, b):
@@ -97,8 +99,8 @@ def top_iou(proposals, objects, count=10):
     Of an image: the mean over those proposals (all, if there are fewer) of the best IoU with an
     object; 0 if it has objects but no proposals.
     """
-    images = [(p[:count], o) for p, o in _images(proposals, objects) if len(o)]
-    return _mean(np.array([iou(o, p).max(axis=0).mean() if len(p) else 0 for p, o in images]))
+    images = _images(proposals, objects)
+    return _mean(_tops(images, count)[[len(o) > 0 for _, o in images]])
 
 
 def measure(proposals, objects, areas):
@@ -107,17 +109,19 @@ def measure(proposals, objects, areas):
     areas: of the objects' boxes in square pixels of the ORIGINAL image, [objects] or a sequence of
     [G], an entry per image. Raises ValueError if there is not one per object.
     """
-    running = running_overlaps(proposals, objects)
-    return Overlaps(running, _areas(areas, running), top_iou(proposals, objects))
+    running, images = running_overlaps(proposals, objects), _images(proposals, objects)
+    counts = np.array([len(o) for _, o in images], int)
+    return Overlaps(running, _areas(areas, running), counts, _tops(images, 10))
 
 
 def bound(best, areas):
     """Makes Overlaps of boxes without a rank, with the same figures at every number of them.
 
-    best [objects] as best_overlaps returns it; areas as in measure.
+    best [objects] as best_overlaps returns it; areas as in measure, [objects] being one image.
     """
     running = np.stack([np.zeros(len(best)), np.asarray(best, np.float64)])
-    return Overlaps(running, _areas(areas, running), None)
+    counts = [len(a) for a in areas] if np.ndim(next(iter(areas), 0)) else [len(areas)]
+    return Overlaps(running, _areas(areas, running), np.array(counts, int), None)
 
 
 def summarise(overlaps, limits=LIMITS, post_nms=None):
@@ -126,27 +130,41 @@ def summarise(overlaps, limits=LIMITS, post_nms=None):
     Numbers of proposals in limits above post_nms, the most that an image can have, are left out.
     Small, medium and large objects are told apart among the first 100 proposals.
     """
-    best = {n: _first(overlaps, n) for n in limits if post_nms is None or n <= post_nms}
-    figures = {f'AR@{n}': _average_recall(best[n]) for n in best}
-    if 100 in best:
-        for name, (low, high) in AREAS.items():
-            inside = (low <= overlaps.areas) & (overlaps.areas < high)
-            figures[f'AR@100/{name}'] = _average_recall(best[100][inside])
-    for threshold in RECALLS:
-        figures |= {f'recall@{threshold}/{n}': _mean(best[n] >= threshold) for n in best}
-    figures |= {f'ABO@{n}': _mean(best[n]) for n in best}
-    return figures | {'top10_max_iou': overlaps.top10}
+    figures = {
+        name: _mean(values if inside is None else values[inside])
+        for name, values, inside in _by_object(overlaps, limits, post_nms)
+    }
+    top = None if overlaps.tops is None else _mean(overlaps.tops[overlaps.counts > 0])
+    return figures | {'top10_max_iou': top}
 
 
-def curves(overlaps, counts):
+def tallies(overlaps, limits=LIMITS, post_nms=None):
+    """Tallies the figures of summarise: {name: (numerators [images], denominators [images])}.
+
+    A figure is the sum of all images' numerators over that of their denominators.
+    """
+    images = len(overlaps.counts)
+    of = np.repeat(np.arange(images), overlaps.counts)  # the image of each object
+    found = {}
+    for name, values, inside in _by_object(overlaps, limits, post_nms):
+        inside = np.ones(len(of)) if inside is None else inside
+        values = values.mean(axis=tuple(range(1, values.ndim))) * inside
+        found[name] = tuple(np.bincount(of, each, images) for each in (values, inside))
+    tops, counted = overlaps.tops, (overlaps.counts > 0).astype(np.float64)
+    ranked = (np.zeros(images), np.zeros(images)) if tops is None else (tops, counted)
+    return found | {'top10_max_iou': ranked}
+
+
+def curves(overlaps, counts, post_nms=np.inf):
     """Looks up recall over IoU and over the number of proposals: {name: list}.
 
-    'iou' is the axis of recall@100/iou and recall@1000/iou; 'count', the numbers of proposals in
-    counts, that of recall@0.5/count, recall@0.7/count and AR/count. A number above what an image
-    has means all that it has.
+    'iou' is the axis of recall@100/iou and recall@1000/iou, or, where that is fewer, of recall at
+    post_nms, the most proposals of an image; 'count', the numbers of proposals in counts, that of
+    recall@0.5/count, recall@0.7/count and AR/count. A number above what an image has means all
+    that it has.
     """
     lines = {'iou': THRESHOLDS.tolist()}
-    for n in (100, 1000):
+    for n in sorted({min(n, post_nms) for n in (100, 1000)}):
         best = _first(overlaps, n)
         lines[f'recall@{n}/iou'] = [_mean(best >= threshold) for threshold in THRESHOLDS]
     lines['count'] = [int(n) for n in counts]
@@ -154,6 +172,22 @@ def curves(overlaps, counts):
     for threshold in RECALLS:
         lines[f'recall@{threshold}/count'] = [_mean(row >= threshold) for row in best]
     return lines | {'AR/count': [_average_recall(row) for row in best]}
+
+
+def _by_object(overlaps, limits, post_nms):
+    """Yields (figure, values [objects, ..], which objects count [objects], None for all)."""
+    best = {n: _first(overlaps, n) for n in limits if post_nms is None or n <= post_nms}
+    for n in best:
+        yield f'AR@{n}', best[n][:, None] >= THRESHOLDS, None
+    if 100 in best:
+        for name, (low, high) in AREAS.items():
+            inside = (low <= overlaps.areas) & (overlaps.areas < high)
+            yield f'AR@100/{name}', best[100][:, None] >= THRESHOLDS, inside
+    for threshold in RECALLS:
+        for n in best:
+            yield f'recall@{threshold}/{n}', best[n] >= threshold, None
+    for n in best:
+        yield f'ABO@{n}', best[n], None
 
 
 def _first(overlaps, n):
@@ -167,6 +201,14 @@ def _average_recall(best):
 
 def _mean(values):
     return float(values.mean()) if values.size else None
+
+
+def _tops(images, count):
+    """Averages, of each image, the best IoU of its `count` best proposals: [images]."""
+    tops = [
+        iou(o, p[:count]).max(axis=0).mean() if len(o) and len(p[:count]) else 0 for p, o in images
+    ]
+    return np.array(tops, np.float64)
 
 
 def _areas(areas, running):

@@ -18,12 +18,33 @@ from rpn_jax.targets import match
 REASONS = {  # in the order in which they are asked for
     'no_anchor': 'no anchor has an IoU of negative_iou with it',
     'no_positive_anchor': 'no positive anchor is matched to it',
-    'no_decoded_box': 'no anchor is moved onto it',
-    'clipped': 'what was moved onto it is lost to clipping or to the minimum size',
-    'below_pre_nms': 'what was moved onto it ranks below pre_nms',
-    'suppressed': 'what was moved onto it is removed by NMS',
-    'beyond_limit': 'what was moved onto it is kept, but ranks too low',
+    'no_decoded_box': 'no box, before clipping, reaches the IoU with it',
+    'clipped': 'what reaches the IoU is lost to clipping or to the minimum size',
+    'below_pre_nms': 'what reaches the IoU ranks below pre_nms',
+    'suppressed': 'what reaches the IoU is removed by NMS',
+    'beyond_limit': 'what reaches the IoU is kept, but ranks too low',
 }
+REMOVERS = ('same_object', 'another_object', 'background')  # what a box that removed one is on
+
+
+class Remover(NamedTuple):
+    """The proposal that removed a box."""
+
+    rank: int  # among what NMS keeps, from 0
+    box: np.ndarray  # [4]
+    row: int  # of the object that it covers best, with negative_iou or more; -1: background
+
+
+class Lost(NamedTuple):
+    """The box that came nearest to finding an object, where the reason says that it was lost.
+
+    The best anchor, where none is near or positive; the best decoded box, where none reaches it or
+    clipping takes it away; else the first that reaches it, of those that NMS keeps if there is one.
+    """
+
+    box: np.ndarray  # [4]
+    overlap: float  # its IoU with the object
+    rank: int = -1  # by score, or, where NMS keeps it, among what NMS keeps; from 0, -1: none
 
 
 class Miss(NamedTuple):
@@ -34,8 +55,16 @@ class Miss(NamedTuple):
     reason: str
     best: float  # IoU with the best of the proposals that count
     reached: float  # IoU with the best of all decoded boxes
-    rank: int = -1  # of the best ranked box that reaches the object, by score; -1: there is none
-    rival: int = -1  # the row of the object that the box which removed it covers best; -1: none
+    lost: Lost  # what might have found it
+    remover: Remover | None = None  # of what NMS removed
+
+    @property
+    def removed_by(self):
+        """One of REMOVERS, None where NMS removed nothing."""
+        if self.remover is None:
+            return None
+        row = self.remover.row
+        return REMOVERS[2 if row < 0 else int(row != self.row)]
 
 
 def find(position, proposals, logits, deltas, anchors, boxes, kind, size, *, iou, limit, config):
@@ -54,9 +83,9 @@ def find(position, proposals, logits, deltas, anchors, boxes, kind, size, *, iou
     stages = _Stages(logits, deltas, anchors, boxes, kind, size, config)
     found = []
     for row, covered in zip(missed, best[best < iou], strict=True):
-        reason, rank, rival = stages.reason(int(row), iou)
+        reason, *lost = stages.reason(int(row), iou)
         reached = float(stages.decoded[:, row].max())
-        found.append(Miss(position, int(row), reason, float(covered), reached, rank, rival))
+        found.append(Miss(position, int(row), reason, float(covered), reached, *lost))
     return found
 
 
@@ -71,10 +100,10 @@ class _Stages:
         labels, matched, decoded, clipped = jax.device_get(
             _follow(deltas, anchors, boxes, kind, np.float32(size), rules)
         )
-        stages = np.asarray(anchors), decoded, clipped
-        self.anchors, self.decoded, self.clipped = (self._overlaps(b, boxes) for b in stages)
+        self._stages = {'anchors': np.asarray(anchors), 'decoded': decoded, 'clipped': clipped}
+        overlaps = (self._overlaps(places, boxes) for places in self._stages.values())
+        self.anchors, self.decoded, self.clipped = overlaps
         self._matched = np.where(labels == 1, matched, -1)
-        self._places = clipped
         logits = np.asarray(logits, np.float64)
         logits = np.where(np.isnan(logits), -np.inf, logits)
         self._order = np.argsort(-logits, kind='stable')
@@ -89,24 +118,33 @@ class _Stages:
         return overlaps
 
     def reason(self, row, iou):
-        """Returns (reason, rank of the best box that reaches the object, rival) of an object."""
+        """Returns (reason, Lost), and the Remover where NMS is the reason, of an object."""
         if not np.any(self.anchors[:, row] >= self._targets.negative_iou):
-            return 'no_anchor', -1, -1
+            return 'no_anchor', self._nearest('anchors', row)
         if not np.any(self._matched == row):
-            return 'no_positive_anchor', -1, -1
+            return 'no_positive_anchor', self._nearest('anchors', row)
         if not np.any(self.decoded[:, row] >= iou):
-            return 'no_decoded_box', -1, -1
+            return 'no_decoded_box', self._nearest('decoded', row)
         reaching = np.flatnonzero((self.clipped[:, row] >= iou) & self._alive)
         if not len(reaching):
-            return 'clipped', -1, -1
-        reaching = reaching[np.argsort(self._rank[reaching])]
-        rank = int(self._rank[reaching[0]])
-        if rank >= self._proposals.pre_nms:
-            return 'below_pre_nms', rank, -1
+            return 'clipped', self._nearest('decoded', row)
+        first = reaching[self._rank[reaching].argmin()]
+        lost = self._lost('clipped', first, row, self._rank[first])
+        if lost.rank >= self._proposals.pre_nms:
+            return 'below_pre_nms', lost
         survivors = self._survivors()
-        if not np.isin(reaching, survivors).any():
-            return 'suppressed', rank, self._rival(reaching[0], survivors)
-        return 'beyond_limit', rank, -1
+        kept = np.flatnonzero(np.isin(survivors, reaching))
+        if not len(kept):
+            return 'suppressed', lost, self._remover(first, survivors)
+        return 'beyond_limit', self._lost('clipped', survivors[kept[0]], row, kept[0])
+
+    def _nearest(self, stage, row):
+        """Returns the Lost of the box that covers an object best at a stage."""
+        return self._lost(stage, getattr(self, stage)[:, row].argmax(), row, -1)
+
+    def _lost(self, stage, index, row, rank):
+        overlap = float(getattr(self, stage)[index, row])
+        return Lost(self._stages[stage][index], overlap, int(rank))
 
     def _survivors(self):
         """Returns the anchors that NMS keeps, were there no limit, best first."""
@@ -114,19 +152,23 @@ class _Stages:
             best = self._order[: self._proposals.pre_nms]
             scores = np.where(self._alive[best], -np.arange(len(best), dtype=np.float32), -np.inf)
             threshold = np.float32(self._proposals.nms_iou)
-            kept, valid = jax.device_get(_thin_out(self._places[best], scores, threshold))
+            kept, valid = jax.device_get(
+                _thin_out(self._stages['clipped'][best], scores, threshold)
+            )
             self._kept = best[kept[valid]]
         return self._kept
 
-    def _rival(self, index, survivors):
-        """Returns the object that the box which removed box `index` covers best, -1 for none."""
+    def _remover(self, index, survivors):
+        """Returns the Remover of box `index`: the first that NMS kept and that is too near it."""
         above = survivors[self._rank[survivors] < self._rank[index]]
-        overlap = overlaps_of(self._places[[index]], self._places[above])[0]
+        places = self._stages['clipped']
+        overlap = overlaps_of(places[[index]], places[above])[0]
         over = overlap > self._proposals.nms_iou
         # Where rounding hides the one that was over the threshold, it is the nearest.
-        remover = above[over.argmax() if over.any() else overlap.argmax()]
-        covered = self.clipped[remover]
-        return int(covered.argmax()) if covered.max(initial=0) > 0 else -1
+        rank = int(over.argmax() if over.any() else overlap.argmax())
+        covered = self.clipped[above[rank]]
+        on_object = covered.max(initial=0) >= self._targets.negative_iou
+        return Remover(rank, places[above[rank]], int(covered.argmax()) if on_object else -1)
 
 
 @jax.jit
@@ -145,3 +187,8 @@ def _thin_out(boxes, scores, threshold):
 def counts(misses):
     """Returns {reason: number} in the order of REASONS, zeros included."""
     return {reason: sum(miss.reason == reason for miss in misses) for reason in REASONS}
+
+
+def removers(misses):
+    """Counts by what the proposals that removed boxes are on: {one of REMOVERS: number}."""
+    return {name: sum(miss.removed_by == name for miss in misses) for name in REMOVERS}

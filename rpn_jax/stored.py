@@ -35,8 +35,9 @@ MEMBERS = {
     'kinds': ('i', (-1,)),
     'object_counts': ('i', (-1,)),
     'areas': ('f', (-1,)),
+    'post_nms': ('i', ()),
 }
-OPTIONAL = {'areas'}
+OPTIONAL = {'areas', 'post_nms'}
 DAMAGED = (  # what reading a stranger's zip file, and the headers of its members, can raise
     *(zipfile.BadZipFile, tokenize.TokenError, ValueError, EOFError, OSError, KeyError),
     *(SyntaxError, RuntimeError, MemoryError),
@@ -44,7 +45,7 @@ DAMAGED = (  # what reading a stranger's zip file, and the headers of its member
 
 
 class Stored(NamedTuple):
-    """The proposals and objects of a split; an entry per image in all but the first two.
+    """The proposals and objects of a split; an entry per image in all but the first two and last.
 
     Boxes are (x0, y0, x1, y1) in pixels of the ORIGINAL image, half open; float32 as the network
     makes them, or float64 as COCO's json files hold them.
@@ -59,6 +60,7 @@ class Stored(NamedTuple):
     objects: Sequence[np.ndarray]  # [G, 4] of all kinds
     kinds: Sequence[np.ndarray]  # [G] int: 1 object, 2 difficult, 3 crowd
     areas: Sequence[np.ndarray] | None = None  # [G] square pixels, COCO's of masks; None: of boxes
+    post_nms: int | None = None  # the most proposals that an image can have; None: not known
 
 
 def object_areas(stored):
@@ -94,6 +96,8 @@ def save(path, stored):
     }
     if stored.areas is not None:
         members['areas'] = _joined(stored.areas, (0,), np.float64)
+    if stored.post_nms is not None:
+        members['post_nms'] = np.array(stored.post_nms, np.int64)
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **members)
     try:
@@ -122,6 +126,7 @@ def load(path):
         objects=np.split(parts['objects'], by_objects)[:-1],
         kinds=np.split(parts['kinds'], by_objects)[:-1],
         areas=np.split(parts['areas'], by_objects)[:-1] if 'areas' in parts else None,
+        post_nms=int(parts['post_nms']) if 'post_nms' in parts else None,
     )
     _check(stored, path)
     return stored
@@ -226,6 +231,8 @@ def _check(stored, where):
     parts = (stored.sizes, stored.proposals, stored.scores, stored.objects, stored.kinds, areas)
     if any(len(part) != images for part in parts):
         refuse(f'parts of {", ".join(str(len(part)) for part in parts)} images, not all {images}')
+    if stored.post_nms is not None and stored.post_nms < max(map(len, stored.proposals), default=0):
+        refuse(f'an image has more proposals than post_nms={stored.post_nms}')
     for i, (_, boxes, scores, objects, kinds, area) in enumerate(zip(*parts, strict=True)):
         for name, array, one in (('proposals', boxes, scores), ('objects', objects, kinds)):
             if np.shape(array) != (len(one), 4):

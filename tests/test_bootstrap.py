@@ -2,9 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from test_end_to_end import quick_compilation, tiny_config
+from test_evaluate import Fake, run
+from test_metrics import area_of, arrays, split
 
+from rpn_jax import dialects, evaluate, metrics
 from rpn_jax.bootstrap import Tally, differences, intervals
 
+pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
 RANDOM = np.random.default_rng(0)
 FOUND, COUNTS = RANDOM.integers(0, 4, 200).astype(float), np.full(200, 4.0)
 
@@ -45,3 +51,53 @@ def test_intervals_hold_what_they_promise():
 def test_runs_on_other_numbers_of_images_are_refused():
     with pytest.raises(ValueError, match=r'runs on \[100, 200\] images'):
         differences({'a': Tally(FOUND, COUNTS)}, {'a': Tally(FOUND[:100], COUNTS[:100])})
+
+
+def test_an_evaluations_intervals_are_those_of_the_stored_proposals(monkeypatch):
+    """On the same resamples as every dialect's, here where both have the same pixels."""
+    monkeypatch.setattr(evaluate, 'make_predict', Fake(100).make)
+    evaluation = run(tiny_config(proposals__post_nms=100))
+    found, summary = evaluation.summary['intervals'], evaluation.summary
+    assert found.keys() == {'proposals', 'baselines', 'parts'}
+    assert found['proposals'].keys() == summary['proposals'].keys()
+    for group in ('baselines', 'parts'):
+        assert found[group].keys() == summary[group].keys()
+        assert all(found[group][n].keys() == summary[group][n].keys() for n in found[group])
+    expected = dialects.table(evaluation.stored, ('rpn_jax',))['rpn_jax']
+    for figure, bounds in found['proposals'].items():
+        if bounds is None:
+            assert expected[figure].low is None
+        else:
+            own = expected[figure].low, expected[figure].high
+            assert bounds == pytest.approx(own, abs=1e-6), figure
+    low, high = found['baselines']['oracle']['AR@10']
+    assert low <= summary['baselines']['oracle']['AR@10'] <= high and low < high
+    assert found['baselines']['oracle']['top10_max_iou'] is None
+    low, high = found['parts']['random_order']['ABO@100']
+    assert low < summary['parts']['random_order']['ABO@100'] < high
+
+
+def test_no_figures_have_no_intervals():
+    assert intervals({}) == {}
+
+
+@settings(max_examples=30)
+@given(split)
+def test_tallies_add_up_to_the_figures_and_are_those_of_each_image(images):
+    proposals, objects = arrays(images)
+    areas = [100 * area for area in area_of(objects)]  # of all three sizes
+    sets = [metrics.measure(proposals, objects, areas)]
+    sets.append(metrics.bound(metrics.best_overlaps(proposals, objects), areas))
+    for overlaps in sets:
+        found, figures = metrics.tallies(overlaps), metrics.summarise(overlaps)
+        assert list(found) == list(figures)
+        for name, (above, below) in found.items():
+            assert above.shape == below.shape == (len(images),)
+            value = above.sum() / below.sum() if below.sum() else None
+            assert figures[name] == (value if value is None else pytest.approx(value)), name
+    for i, (p, o) in enumerate(zip(proposals, objects, strict=True)):
+        alone = metrics.summarise(metrics.measure([p], [o], areas[i : i + 1]))
+        whole = metrics.tallies(sets[0])
+        for name, value in alone.items():
+            above, below = (part[i] for part in whole[name])
+            assert value == (pytest.approx(above / below) if below else None), name

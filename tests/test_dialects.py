@@ -1,6 +1,8 @@
 """Dialects agree with each other where they must and differ where they say; intervals; tables."""
 
 import re
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -97,7 +99,7 @@ def test_ours_is_summarise_on_random_boxes(seed):
 def assert_is_summarise(some):
     objects = [o[k == 1] for o, k in zip(some.objects, some.kinds, strict=True)]
     overlaps = metrics.measure(some.proposals, objects, [stored.box_areas(o) for o in objects])
-    assert_like(values(dialects.rpn_jax(some)), metrics.summarise(overlaps))
+    assert_like(values(dialects.rpn_jax(some)), metrics.summarise(overlaps, post_nms=1000))
     assert_like(values(dialects.rpn_jax(some, LIMITS)), metrics.summarise(overlaps, LIMITS))
 
 
@@ -217,11 +219,12 @@ def test_the_table_stands_in_columns():
     assert head == f'random, step 9: 8 images, {objects} objects'
     assert {len(row) for row in rows} == {len(names)} and len(names) < 140
     ends = [match.end() for match in re.finditer(r'\S+', names)]
-    assert names.split() == list(dialects.COLUMNS)
+    columns = [column for column in dialects.COLUMNS if column != 'AR@2000']
+    assert names.split() == columns and len(columns) == len(dialects.COLUMNS) - 1
     for name, row in zip(estimates, rows, strict=True):
         assert row.startswith(name)
         cells = [row[start:end] for start, end in zip([20, *ends], ends, strict=False)]
-        for column, cell in zip(dialects.COLUMNS, cells, strict=True):
+        for column, cell in zip(columns, cells, strict=True):
             estimate = estimates[name].get(column)
             assert cell.split()[0] == (
                 '-' if estimate is None or estimate.value is None else f'{estimate.value:.3f}'
@@ -237,6 +240,34 @@ def test_the_table_stands_in_columns():
 
 def rows_value(estimates, figure):
     return estimates[dialects.UNSKIPPED][figure].value
+
+
+@pytest.mark.parametrize(
+    ('post_nms', 'limits'),
+    [(300, (10, 100, 300)), (999, (10, 100, 300)), (1000, (10, 100, 300, 1000))]
+    + [(2000, metrics.LIMITS), (5, ()), (None, (10, 100, 300, 1000))],
+)
+def test_no_dialect_counts_more_proposals_than_there_can_be(post_nms, limits):
+    some = random_stored(1, most=6)._replace(post_nms=post_nms)
+    assert dialects.limits_of(some) == limits
+    for name, dialect in dialects.DIALECTS.items():
+        expected = dialect(some, limits)
+        assert list(dialect(some)) == list(expected), name
+        numbers = {int(n) for figure in expected for n in re.findall(r'(?:AR@|\d/)(\d+)', figure)}
+        assert numbers == set(limits), name
+    columns = dialects.lines(some, dialects.table(some, resamples=10))[1].split()
+    assert [c for c in columns if '/' not in c] == [f'AR@{n}' for n in limits]
+
+
+def test_a_file_that_does_not_say_its_post_nms_shows_it():
+    some = random_stored(1)
+    more = some._replace(
+        proposals=[np.zeros((1001, 4)), *some.proposals[1:]],
+        scores=[np.zeros(1001), *some.scores[1:]],
+    )
+    assert dialects.limits_of(more) == (10, 100, 300, 1000)
+    more = more._replace(proposals=[np.zeros((2000, 4)), *some.proposals[1:]])
+    assert dialects.limits_of(more) == metrics.LIMITS
 
 
 def test_a_table_of_some_dialects_and_of_nothing():
@@ -275,3 +306,36 @@ def test_a_fiftieth_of_the_largest_split_is_fast():
     start = time.process_time()
     dialects.intervals(large)
     assert time.process_time() - start < 10
+
+
+LARGEST = """
+import resource, time
+import numpy as np
+from rpn_jax import dialects, stored
+
+rng, images = np.random.default_rng(0), 5000
+objects = np.sort(rng.uniform(0, 600, (images, 8, 2, 2)), axis=2).reshape(images, 8, 4)
+rows = rng.integers(8, size=(images, 1000))
+proposals = [
+    np.float32(o[r] + rng.normal(0, 20, (1000, 4))) for o, r in zip(objects, rows, strict=True)
+]
+names, sizes = [str(i) for i in range(images)], np.full((images, 2), 600)
+scores, kinds = [np.linspace(1, 0, 1000)] * images, [np.ones(8, int)] * images
+some = stored.Stored('largest', 0, names, sizes, proposals, scores, list(objects), kinds)
+before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+found = dialects.table(some, ('rpn_jax', 'coco'))
+seconds = time.process_time() - start
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+assert 0.1 < found['coco']['AR@1000'].low < found['rpn_jax']['AR@1000'].value
+print(seconds, grown / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_the_largest_split_takes_a_minute_and_two_gibibytes():
+    """5,000 images x 1,000 proposals x 8 objects, two dialects with their intervals."""
+    run = subprocess.run(
+        [sys.executable, '-c', LARGEST], capture_output=True, text=True, check=True, timeout=600
+    )
+    seconds, gibibytes = map(float, run.stdout.split())
+    assert seconds <= 60 and gibibytes <= 2

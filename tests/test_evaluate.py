@@ -97,7 +97,7 @@ def test_the_summary_has_the_keys_of_the_contract(fake):
     fake(1000)
     summary = run(tiny_config(proposals__post_nms=1000, proposals__pre_nms=1000)).summary
     expected = ['step', 'dataset', 'images', 'objects', 'proposals', 'baselines']
-    expected += ['parts', 'missed', 'anchors']
+    expected += ['parts', 'intervals', 'missed', 'removed_by', 'anchors']
     assert list(summary) == expected
     assert summary['parts'].keys() == set(PARTS) and summary['missed'].keys() == set(REASONS)
     assert (summary['step'], summary['dataset']) == (3, 'shapes/val')
@@ -243,6 +243,8 @@ def test_the_columns_of_the_table_stand_below_each_other(fake):
     fake(1000)
     summary = run(tiny_config(proposals__post_nms=1000)).summary
     head, names, *rows, missed, by_anchors = evaluate.table(summary)
+    bounds = summary['intervals']['proposals']['AR@10']
+    assert rows.pop(1).split()[:2] == ['interval', f'±{(bounds[1] - bounds[0]) / 2:.3f}']
     assert re.fullmatch(r'found by anchors of \(pixels\): 16: \d+%, 32: \d+%', by_anchors)
     total = sum(summary['missed'].values())
     assert missed.startswith(f'missed at IoU 0.5 and 100 proposals: {total} (') and total > 0
@@ -265,7 +267,8 @@ def test_misses_are_the_objects_that_are_not_recalled(fake):
     for miss in evaluation.misses:
         assert miss['reason'] in REASONS and np.all(miss['size'] > 0)
     pictures = [m['picture'] for m in evaluation.misses if m['picture'] is not None]
-    assert pictures and all(p['kind'][0] == 1 and len(p['boxes']) in (1, 2) for p in pictures)
+    assert pictures and all(len(p['boxes']) in (1, 2) for p in pictures)
+    assert sum(summary['removed_by'].values()) == summary['missed']['suppressed']
 
 
 def test_recalled_objects_are_shared_out_among_anchor_types(fake):

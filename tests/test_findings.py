@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_report import _arguments, _metrics
+from test_report import _arguments, _metrics, _write
 
 from rpn_jax import misses
 from rpn_jax.analysis import findings
@@ -32,6 +32,21 @@ def test_findings_warn_of_a_network_that_learned_nothing():
     assert (
         'only 0.95 times' in text and 'did not fall' in text and 'collapsed to nearly one' in text
     )
+
+
+@pytest.mark.parametrize(
+    ('value', 'ratio', 'knows'),
+    [(0.09, '0.45', 'less'), (0.2, '1.00', 'no more'), (0.21, '1.05', 'little more')],
+)
+def test_a_network_below_the_blind_knows_less_than_they(tmp_path, value, ratio, knows):
+    """And the number above the sentence has the same digits."""
+    arguments = _arguments()
+    arguments['evaluation']['proposals'] = _metrics(value)
+    (said, good), *_ = _sentences(evaluation=arguments['evaluation'])
+    assert not good and f'only {ratio} times the 0.200 of gaussian_boxes, which' in said
+    assert said.endswith(f': the network knows {knows} than where objects tend to be.')
+    page = _write(tmp_path, evaluation=arguments['evaluation'])
+    assert f'Over blind guessing{ratio}×' in page.text
 
 
 def test_bounds_are_no_blind_baselines():

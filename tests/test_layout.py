@@ -16,7 +16,7 @@ HOUSE = [
     *GEOMETRY,
     *'metrics baselines bootstrap dialects misses coverage resnet rpn checkpoint'.split(),
     *'workdir process stored downloads data.pixels pretrained data.images data.records'.split(),
-    *'data limits optim features evaluate trained progress train analysis modes'.split(),
+    *'data limits optim features gallery evaluate trained progress train analysis modes'.split(),
     '',
 ]
 LANGUAGE = ['collections', 'functools', 'math', 'typing']  # what a pure function needs of Python

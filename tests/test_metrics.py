@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from rpn_jax import metrics
 
+COUNTS = (10, 100, 300, 1000, 2000)
 NAMES = [
-    *('AR@10', 'AR@100', 'AR@300', 'AR@1000'),
+    *(f'AR@{n}' for n in COUNTS),
     *('AR@100/small', 'AR@100/medium', 'AR@100/large'),
-    *('recall@0.5/10', 'recall@0.5/100', 'recall@0.5/300', 'recall@0.5/1000'),
-    *('recall@0.7/10', 'recall@0.7/100', 'recall@0.7/300', 'recall@0.7/1000'),
-    *('ABO@10', 'ABO@100', 'ABO@300', 'ABO@1000', 'top10_max_iou'),
+    *(f'recall@{threshold}/{n}' for threshold in (0.5, 0.7) for n in COUNTS),
+    *(f'ABO@{n}' for n in COUNTS),
+    'top10_max_iou',
 ]
 
 coordinate = st.integers(0, 12)
@@ -249,7 +250,7 @@ def test_summary_holds_every_figure_under_its_name():
     figures = metrics.summarise(metrics.measure(proposals, objects, areas))
     assert list(figures) == NAMES
     json.dumps(figures, allow_nan=False)
-    for n in (10, 100, 300, 1000):
+    for n in COUNTS:
         assert figures[f'AR@{n}'] == metrics.average_recall(proposals, objects, n)
         assert figures[f'ABO@{n}'] == metrics.average_best_overlap(proposals, objects, n)
         for threshold in (0.5, 0.7):
@@ -272,8 +273,12 @@ def test_an_iou_of_just_the_threshold_counts_everywhere():
 def test_numbers_above_post_nms_are_left_out():
     overlaps = metrics.measure(*random_split(0), area_of(random_split(0)[1]))
     assert list(metrics.summarise(overlaps, post_nms=300)) == [
-        name for name in NAMES if '1000' not in name
+        name for name in NAMES if not name.endswith(('1000', '2000'))
     ]
+    whole = [name for name in NAMES if not name.endswith('2000')]
+    for post_nms in (1000, 1999):
+        assert list(metrics.summarise(overlaps, post_nms=post_nms)) == whole
+        assert list(metrics.tallies(overlaps, post_nms=post_nms)) == whole
     assert list(metrics.summarise(overlaps, post_nms=50)) == [
         *('AR@10', 'recall@0.5/10', 'recall@0.7/10', 'ABO@10', 'top10_max_iou')
     ]
@@ -321,7 +326,7 @@ def test_a_bound_has_one_value_at_every_number():
     assert list(figures) == NAMES
     assert figures.pop('top10_max_iou') is None
     ranked = metrics.summarise(metrics.measure(proposals, objects, areas))
-    for n in (10, 100, 300, 1000):
+    for n in COUNTS:
         for name in ('AR@', 'ABO@', 'recall@0.5/', 'recall@0.7/'):
             assert figures[f'{name}{n}'] == ranked[f'{name}1000']
             assert ranked[f'{name}{n}'] <= figures[f'{name}{n}']

@@ -94,7 +94,14 @@ def test_the_reason_is_what_proposing_again_says(seed, spread):
     for miss in found:
         assert miss.reason == expected(config, *network, miss.row)
         assert miss.position == 7 and miss.best < GOAL['iou']
-        assert (miss.rank >= 0) == (miss.reason in ('below_pre_nms', 'suppressed', 'beyond_limit'))
+        late = 'below_pre_nms', 'suppressed', 'beyond_limit'
+        assert (miss.lost.rank >= 0) == (miss.reason in late)
+        assert (miss.lost.overlap >= GOAL['iou']) == (miss.reason in (*late, 'clipped')) or (
+            miss.reason in ('no_anchor', 'no_positive_anchor')
+        )
+        assert (miss.remover is not None) == (miss.reason == 'suppressed')
+        fit = metrics.iou(miss.lost.box[None], network[2][[miss.row]])[0, 0]
+        assert miss.lost.overlap == pytest.approx(fit)
 
 
 def test_every_reason_occurs_in_these_scenes():
@@ -141,7 +148,77 @@ def test_nms_names_the_object_whose_box_took_the_place():
     (miss,) = misses.find(
         0, proposals, logits, deltas, ANCHORS, boxes, kind, SIZE, **goal, config=config
     )
-    assert (miss.row, miss.reason, miss.rank, miss.rival) == (0, 'suppressed', 1, 1)
+    assert (miss.row, miss.reason, miss.lost.rank, miss.lost.overlap) == (0, 'suppressed', 1, 1)
+    np.testing.assert_array_equal(miss.lost.box, target)
+    assert (miss.remover.rank, miss.remover.row, miss.removed_by) == (0, 1, 'another_object')
+    np.testing.assert_allclose(miss.remover.box, neighbour + np.float32([4, 0, 4, 0]), atol=1e-4)
+    assert misses.removers([miss]) == {'same_object': 0, 'another_object': 1, 'background': 0}
+
+
+def suppressed(boxes, kind, *ranked, **changes):
+    """Returns the Misses where anchors are moved onto boxes that NMS sees in this order.
+
+    Before them ranks a box far away, which nothing removes.
+    """
+    places = np.float32([[70, 40, 96, 64], *ranked])
+    indices = [20, 3, 9, 60][: len(places)]
+    deltas = np.zeros((len(ANCHORS), 4), np.float32)
+    deltas[indices] = np.asarray(box.encode(places, ANCHORS[indices]))
+    logits = np.full(len(ANCHORS), -np.inf, np.float32)
+    logits[indices] = np.arange(len(places), 0, -1)
+    config = settings(targets__negative_iou=0.2, targets__positive_iou=0.3, **changes)
+    inputs = logits, deltas, ANCHORS
+    proposals = jax.device_get(compiled(*inputs, SIZE, **config.proposals))
+    goal = {'iou': 0.5, 'limit': 5}
+    return misses.find(0, proposals, *inputs, boxes, kind, SIZE, **goal, config=config)
+
+
+OBJECT, SECOND = np.float32([8, 8, 40, 40]), np.float32([10, 8, 42, 40])
+
+
+@pytest.mark.parametrize(
+    ('first', 'others', 'place', 'row'),
+    [
+        ([8, 8, 23, 40], [], 'same_object', 0),  # IoU .47 with it: a worse box on the same object
+        ([8, 8, 23, 40], [[8, 8, 22, 40]], 'another_object', 1),
+        ([8, 8, 23, 40], [[0, 44, 30, 64]], 'same_object', 0),
+        ([32, 8, 58, 40], [], 'background', -1),  # IoU .16 with it: less than negative_iou
+    ],
+)
+def test_a_removed_box_comes_with_the_proposal_that_removed_it(first, others, place, row):
+    boxes = np.float32([OBJECT, *others])
+    found = suppressed(boxes, np.ones(len(boxes), int), first, SECOND, proposals__nms_iou=0.2)
+    miss = next(miss for miss in found if miss.row == 0)
+    assert (miss.reason, miss.lost.rank) == ('suppressed', 2)
+    np.testing.assert_allclose(miss.lost.box, SECOND, atol=1e-3)
+    assert (miss.remover.rank, miss.remover.row, miss.removed_by) == (1, row, place)
+    np.testing.assert_allclose(miss.remover.box, first, atol=1e-3)
+
+
+def test_the_remover_is_the_first_that_is_too_near_and_not_the_nearest():
+    first, nearer = [8, 8, 23, 40], [24, 8, 42, 40]
+    boxes, changes = OBJECT[None], {'proposals__nms_iou': 0.2}
+    (miss,) = suppressed(boxes, np.int32([1]), first, nearer, SECOND, **changes)
+    assert metrics.iou([first, nearer], SECOND[None])[:, 0].argmax() == 1
+    np.testing.assert_allclose(miss.remover.box, first, atol=1e-3)
+    assert (miss.reason, miss.lost.rank, miss.remover.rank) == ('suppressed', 3, 1)
+
+
+def test_what_is_kept_too_low_has_its_rank_among_the_proposals():
+    """Not that of its score: of the boxes before it NMS takes some away."""
+    config, seen = settings(proposals__nms_iou=0.3), 0
+    for seed in range(12):
+        logits, deltas, boxes, kind = scene(seed, 0.2)
+        proposals, found = explain(config, logits, deltas, boxes, kind)
+        kept = proposals.boxes[proposals.valid]
+        for miss in found:
+            reaching = np.flatnonzero(metrics.iou(kept, boxes[[miss.row]])[:, 0] >= GOAL['iou'])
+            if miss.reason == 'beyond_limit' and len(reaching):
+                assert miss.lost.rank == reaching[0] >= GOAL['limit']
+                np.testing.assert_allclose(miss.lost.box, kept[reaching[0]], atol=1e-4)
+                by_score = np.argsort(-logits).tolist().index(proposals.index[reaching[0]])
+                seen += by_score != reaching[0]
+    assert seen
 
 
 def test_a_box_that_clipping_takes_away_is_lost_to_it():

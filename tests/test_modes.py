@@ -14,7 +14,7 @@ from test_end_to_end import finished_run, quick_compilation, tiny_config, tiny_f
 
 import main
 import rpn_jax
-from rpn_jax import checkpoint, data, modes, pretrained, stored, train, workdir
+from rpn_jax import checkpoint, data, dialects, modes, pretrained, stored, train, workdir
 from rpn_jax.analysis import checks
 from rpn_jax.analysis.drawings import COLOURS
 from rpn_jax.data import batches
@@ -57,6 +57,10 @@ def test_evaluation_needs_the_workdir_alone_and_finds_the_same(copied, capsys):
     assert (copied / 'report.html').stat().st_size > 10_000
     said = capsys.readouterr().out
     assert 'shapes/val, step 8: 6 images' in said and str(copied / 'report.html') in said
+    _, others = said.split('as other evaluators count, with 95 % intervals over images:\n')
+    assert set(dialects.DIALECTS) <= {line.split()[0] for line in others.splitlines() if line}
+    assert 'AR@10' in others and 'AR@100 ' not in others and '±' in others
+    assert stored.load(copied / 'proposals.npz').post_nms == 50
     assert not list(copied.glob('*.tmp'))
 
 

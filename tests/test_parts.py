@@ -3,12 +3,16 @@
 import jax
 import numpy as np
 import pytest
+from test_end_to_end import quick_compilation, tiny_config
+from test_evaluate import BLIND, Fake, run
+from test_gallery import large
 
 from rpn_jax import anchors as anchor
-from rpn_jax import metrics
+from rpn_jax import evaluate, metrics
 from rpn_jax.parts import PARTS, propose_parts
 from rpn_jax.proposals import propose
 
+pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
 SETTINGS = {'pre_nms': 150, 'post_nms': 40, 'nms_iou': 0.7, 'min_size': 1e-3}
 SIZE = np.float32([96, 128])
 KIND = np.int32([1, 2, 1, 0])
@@ -68,3 +72,22 @@ def test_an_image_without_objects_has_parts_too(network):
     nothing = np.zeros((4, 4), np.float32), np.zeros(4, np.int32)
     found = make(jax.random.key(0), *network, *nothing, SIZE)
     assert found.keys() == set(PARTS) and all(part.valid.any() for part in found.values())
+
+
+def test_the_random_order_is_another_one_in_each_image(monkeypatch):
+    """The maps of a Fake are zero, so that its boxes are the same anchors in every image."""
+    monkeypatch.setattr(evaluate, 'make_predict', Fake(100).make)
+    measured, plainly = [], metrics.measure
+
+    def measure(boxes, *rest):
+        measured.append(boxes)
+        return plainly(boxes, *rest)
+
+    monkeypatch.setattr(evaluate.metrics, 'measure', measure)
+    large(monkeypatch)
+    run(tiny_config(proposals__post_nms=100, proposals__nms_iou=1.0))
+    order = 1 + len(BLIND) + PARTS.index('random_order')
+    assert len(measured) == 1 + len(BLIND) + len(PARTS)
+    firsts = {boxes[0].tobytes() for boxes in measured[order]}
+    assert len(measured[order]) == 4 and len(firsts) > 1
+    assert len({boxes.tobytes() for boxes in measured[order]}) == 4

@@ -116,3 +116,13 @@ def test_table_joins_lines_on_their_places():
 def test_describe_says_where_lines_start_and_end():
     series = {'a': (np.array([1.0, 10, 100]), np.array([np.nan, 0.2, 0.5]))}
     assert plots.describe('Recall', series) == 'Recall: a 0.2 at 10 to 0.5 at 100.'
+
+
+def test_columns_are_all_points_of_all_lines():
+    series = {'a': (STEPS, STEPS / 3), 'b': (STEPS[::2], STEPS[::2])}
+    found = plots.columns(series, 'step')
+    assert list(found) == ['step', 'a', 'b'] and found['step'] == STEPS.tolist()
+    assert found['a'][1] == 2 / 3 and found['b'][:3] == [1, None, 3]
+    names = ('s', 'm')
+    line = {'a': (np.arange(2.0), np.array([np.nan, 0.5]))}
+    assert plots.columns(line, 'size', names) == {'size': ['m'], 'a': [0.5]}

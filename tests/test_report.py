@@ -14,6 +14,7 @@ from rpn_jax.analysis import findings, report
 
 COUNTS = (1, 10, 100, 1000)
 IOUS = tuple(np.arange(0.5, 1, 0.05).round(2).tolist())
+NOTHING = {'remover': None, 'removed_by': None}
 VOID = {'meta', 'img', 'input', 'link', 'br', 'hr', 'wbr'}
 
 
@@ -156,7 +157,7 @@ def test_every_picture_decodes_and_has_words(page):
 
 def test_links_lead_to_sections(page):
     ids = {attributes.get('id') for _, attributes in page.tags}
-    links = {link['href'].removeprefix('#') for link in page.all('a')}
+    links = {link['href'].removeprefix('#') for link in page.all('a') if 'download' not in link}
     assert len(links) >= 7 and links <= ids
 
 
@@ -269,7 +270,7 @@ def test_rows_are_grouped_ordered_and_marked():
     rows = report.metric_rows(evaluation)
     names = 'proposals gaussian_boxes random_boxes oracle anchors'
     assert [row['name'] for row in rows] == names.split()
-    column = report.COLUMNS.index('ABO@100')
+    column = report.columns(evaluation).index('ABO@100')
     assert [row['cells'][column]['best'] for row in rows] == [False, False, True, False, False]
     assert [row['cells'][0]['best'] for row in rows] == [False, True, False, False, False]
     assert rows[0]['cells'][column]['below'] and not rows[0]['cells'][0]['below']
@@ -304,11 +305,22 @@ def test_the_same_run_gives_the_same_page(tmp_path):
 
 
 def _missed():
-    return [
-        {'reason': reason, 'size': np.array(size), 'picture': _picture(f'{reason}-{i}', reason)}
-        for reason, size in (('suppressed', (20, 20)), ('beyond_limit', (40, 200)))
-        for i in range(6)
-    ]
+    found = []
+    for reason, size in (('suppressed', (20, 20)), ('beyond_limit', (40, 200))):
+        for i in range(6):
+            removed = reason == 'suppressed'
+            picture = {
+                'image': np.full((90, 120, 3), 200, np.uint8),
+                'image_id': f'{reason}-{i}',
+                'group': reason,
+                'boxes': np.array([[10.0, 20, 60, 70], [5, 5, 15, 15]])[: 1 + removed],
+                'lost': np.array([12.0, 20, 62, 70]),
+                'remover': np.array([30.0, 20, 90, 70]) if removed else None,
+            }
+            miss = {'reason': reason, 'size': np.array(size), 'overlap': 0.75, 'rank': 240 + i}
+            by = {'remover': 2, 'removed_by': 'another_object'} if removed else NOTHING
+            found.append(miss | by | {'picture': picture})
+    return found
 
 
 def test_missed_objects_have_a_table_and_pictures(tmp_path):
@@ -316,6 +328,14 @@ def test_missed_objects_have_a_table_and_pictures(tmp_path):
     assert 'Why objects were missed' in page.text and 'is removed by NMS' in page.text
     assert 'suppressed-3' in page.text and 'suppressed-4' not in page.text  # the first four
     assert 'Missed: beyond_limit' in page.text and 'no_anchor' not in page.text
+    assert page.text.count('removed by proposal 3, which is on another object') == 4
+    assert 'box 241 by score: IoU 0.75,' in page.text and 'proposal 241: IoU 0.75' in page.text
+    assert 'Of the proposals that removed it: 6 on another object.' in page.text
+    boxes = [b for b in page.all('rect') if b['class'] in ('lost', 'remover')]
+    assert [b['class'] for b in boxes] == ['lost', 'remover'] * 4 + ['lost'] * 4
+    assert boxes[0]['x'] == '12.0' and boxes[1]['x'] == '30.0'
+    assert sum(box['class'] == 'object' for box in page.all('rect')) == 8
+    assert sum(box['class'] == 'object other' for box in page.all('rect')) == 4
     assert 'Why objects were missed' not in _write(tmp_path).text
 
 

@@ -34,6 +34,7 @@ def a_split(seed=0, images=5, dtype=np.float32):
 
 def assert_equal(a, b):
     assert (a.dataset, a.step, list(a.image_ids)) == (b.dataset, b.step, list(b.image_ids))
+    assert a.post_nms == b.post_nms
     assert np.array_equal(a.sizes, b.sizes)
     for name in ('proposals', 'scores', 'objects', 'kinds', 'areas'):
         one, other = getattr(a, name), getattr(b, name)
@@ -55,8 +56,9 @@ def with_areas(split):
         a_split(3, images=0),
         a_split(4, images=1),
         a_split()._replace(dataset='', image_ids=[''] * 5),
+        a_split()._replace(post_nms=6),
     ],
-    ids=['boxes', 'areas', 'float64', 'no images', 'no proposals', 'no names'],
+    ids=['boxes', 'areas', 'float64', 'no images', 'no proposals', 'no names', 'post_nms'],
 )
 def test_npz_round_trip(tmp_path, split):
     path = tmp_path / 'proposals.npz'
@@ -77,6 +79,17 @@ def test_half_floats_are_read_without_a_warning(tmp_path):
     loaded = stored.load(tmp_path / 'half.npz')
     assert loaded.proposals[1].dtype == np.float16
     np.testing.assert_allclose(loaded.proposals[1], split.proposals[1], atol=0.6)
+
+
+def test_a_file_without_post_nms_loads(tmp_path):
+    """As files were before they said it."""
+    path = tmp_path / 'proposals.npz'
+    stored.save(path, a_split()._replace(post_nms=6))
+    with np.load(path) as file:
+        older = {name: file[name] for name in file if name != 'post_nms'}
+    assert len(older) == 10
+    np.savez(path, **older)
+    assert_equal(stored.load(path), a_split())
 
 
 def test_areas_are_those_of_boxes_where_none_are_stored():
@@ -208,6 +221,7 @@ def test_what_is_no_json_file_ends_in_a_line(tmp_path):
             {'objects': [np.array([[0, 9, 4, 8.0]])] * 5, 'kinds': [np.array([3])] * 5},
             'objects are inverted',
         ),
+        ({'post_nms': 1}, 'an image has more proposals than post_nms=1'),
     ],
 )
 def test_what_does_not_fit_together_is_not_written(tmp_path, change, message):
@@ -250,6 +264,8 @@ HOSTILE = {
     'fewer images than names': {'image_ids': np.array(['a', 'b'])},
     'another member': {'more': np.zeros(2)},
     'half floats without end': {'proposals': np.full((20, 4), np.inf, np.float16)},
+    'a list of limits': {'post_nms': np.array([1000])},
+    'a limit of less than there is': {'post_nms': np.array(1)},
     'not a number': {'areas': np.array([np.nan] * 50)},
 }
 

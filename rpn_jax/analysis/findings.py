@@ -3,15 +3,15 @@
 import numpy as np
 
 from rpn_jax.analysis import plots, which_anchors
+from rpn_jax.metrics import LIMITS
 
-COUNTS = (10, 100, 300, 1000)  # numbers of proposals that an evaluation's metrics are taken at
 COLLAPSED = (
     0.25  # proposals whose log size spreads less than this share of the objects' are one size
 )
 REMEDIES = {  # reason of a miss: what it means, what to try
     'no_anchor': 'no anchor comes near them: try other anchors.sizes or aspect_ratios',
     'no_positive_anchor': 'no anchor learns them: try more anchors, or a lower positive_iou',
-    'no_decoded_box': 'no anchor is moved onto them: the regression is the weakest part',
+    'no_decoded_box': 'no box, before clipping, reaches it: the regression is the weakest part',
     'clipped': 'boxes on them are clipped away or too small: look at proposals.min_size',
     'below_pre_nms': 'boxes on them score too low for NMS to see: raise proposals.pre_nms',
     'suppressed': 'NMS removes what covers them: try a higher proposals.nms_iou',
@@ -21,7 +21,7 @@ REMEDIES = {  # reason of a miss: what it means, what to try
 
 def headline_count(evaluation):
     """Returns 100, or where fewer proposals were kept, the most that average recall is known at."""
-    known = [n for n in COUNTS if n <= 100 and f'AR@{n}' in evaluation['proposals']]
+    known = [n for n in LIMITS if n <= 100 and f'AR@{n}' in evaluation['proposals']]
     return max(known, default=100)
 
 
@@ -34,6 +34,15 @@ def best_blind(evaluation, metric):
     }
     name = max(values, key=values.get, default=None)
     return name, values.get(name)
+
+
+def times(value, blind):
+    """Writes value / blind, in which the sentence and the number above it must agree.
+
+    To a tenth; to a hundredth where that could round to 1, or below.
+    """
+    ratio = value / blind
+    return f'{ratio:.1f}' if ratio > 1.1 else f'{ratio:.2f}'
 
 
 def spread_ratio(sizes):
@@ -83,12 +92,12 @@ def _say_recall(evaluation):
     if not blind:
         return f'{said}; no blind baseline is there to compare it with.', True
     if value > 1.1 * blind:
-        said += f', {value / blind:.1f} times the {blind:.3f} of {name}'
+        said += f', {times(value, blind)} times the {blind:.3f} of {name}'
         return f'{said}, the best baseline that never sees the image.', True
-    said += (
-        f', only {value / blind:.2f} times the {blind:.3f} of {name}, which never sees the image'
-    )
-    return f'{said}: the network knows little more than where objects tend to be.', False
+    said += f', only {times(value, blind)} times the {blind:.3f} of {name}'
+    knows = 'little more' if value > blind else 'less' if value < blind else 'no more'
+    said += ', which never sees the image: the network knows'
+    return f'{said} {knows} than where objects tend to be.', False
 
 
 def _say_found(evaluation):

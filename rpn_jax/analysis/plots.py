@@ -95,14 +95,32 @@ def describe(title, series, names=None):
 
 def table(series, xlabel, names=None, limit=24):
     """Returns the header and at most `limit` rows of strings that hold the numbers of a plot."""
-    values = [{a: b for a, b in zip(*finite(*xy), strict=True)} for xy in series.values()]
-    places = sorted(set().union(*values))
+    places, values = _joined(series, limit)
     rows = []
-    for i in evenly(len(places), limit):
-        label = names[int(places[i])] if names else f'{places[i]:g}'
-        cells = [f'{known[places[i]]:.4g}' if places[i] in known else '' for known in values]
-        rows.append([label, *cells])
+    for place in places:
+        label = names[int(place)] if names else f'{place:g}'
+        rows.append([label, *(f'{known[place]:.4g}' if place in known else '' for known in values)])
     return [xlabel, *series], rows
+
+
+def columns(series, xlabel, names=None):
+    """Returns all numbers of a plot as {NAME: list}, of equal lengths.
+
+    The first are the places, called xlabel; None is where a line has no point.
+    """
+    places, values = _joined(series, np.inf)
+    labels = [names[int(place)] if names else place for place in places]
+    lines = ([known.get(place) for place in places] for known in values)
+    return {xlabel: labels, **dict(zip(series, lines, strict=True))}
+
+
+def _joined(series, limit):
+    """Returns at most `limit` places, evenly of all that lines have, and each line's {x: y}."""
+    values = [
+        dict(zip(*map(np.ndarray.tolist, finite(*xy)), strict=True)) for xy in series.values()
+    ]
+    places = sorted(set().union(*values))
+    return [places[i] for i in evenly(len(places), limit)], values
 
 
 @matplotlib.rc_context(RC)

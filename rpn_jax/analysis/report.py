@@ -1,20 +1,23 @@
 """Writes a run's report: one HTML page with its plots, pictures and numbers inside it."""
 
+import re
+
 import cv2
 import numpy as np
 
 from rpn_jax.analysis import drawings, missed, pages, plots, which_anchors
 from rpn_jax.analysis.findings import (
     COLLAPSED,
-    COUNTS,
     best_blind,
     findings,
     headline_count,
     spread_ratio,
+    times,
 )
 from rpn_jax.analysis.pages import corners, figure
+from rpn_jax.metrics import LIMITS
 
-COLUMNS = ('AR@10', 'AR@100', 'AR@300', 'AR@1000')
+COLUMNS = tuple(f'AR@{n}' for n in LIMITS)
 COLUMNS += ('recall@0.5/100', 'recall@0.7/100', 'ABO@100', 'top10_max_iou')
 _SIDE = 640  # pixels of a gallery picture's longer side: twice what it takes on the page
 _HISTORY = 1000  # most lines of the history that go into the page's data
@@ -23,9 +26,8 @@ _PANELS = {
     'images_per_second': 'images per second',
     'positives': 'positive anchors sampled',
 }
+_LOST = {'lost': 'the box that might have found it', 'remover': 'the proposal that removed that'}
 _CURVES = (
-    ('recall@100/iou', 'Recall over IoU, first 100 proposals'),
-    ('recall@1000/iou', 'Recall over IoU, first 1000 proposals'),
     ('recall@0.5/count', 'Recall at IoU 0.5 over number of proposals'),
     ('recall@0.7/count', 'Recall at IoU 0.7 over number of proposals'),
     ('AR/count', 'Average recall over number of proposals'),
@@ -42,10 +44,9 @@ def write_report(path, *, title, config, history, evaluation, curves, sizes, gal
       history: list of dicts, the lines of metrics.jsonl; may be empty or lack keys.
       evaluation: dict with `step`, `dataset`, `images`, `objects`, `proposals` {METRIC: float or
         None} and `baselines` {NAME: {METRIC: float or None}}, as in evaluation.json; perhaps
-        `parts`, `missed` and, as coverage.summarise makes them, `anchors`.
+        `parts`, `intervals`, `missed` and, as coverage.summarise makes them, `anchors`.
       curves: {NAME: {KEY: [n] floats or None}} for `proposals` and the baselines; KEY is `iou`,
-        `recall@100/iou`, `recall@1000/iou`, `count`, `recall@0.5/count`, `recall@0.7/count` or
-        `AR/count`.
+        `recall@N/iou` for some N, `count`, `recall@0.5/count`, `recall@0.7/count` or `AR/count`.
       sizes: {'objects': [n, 2], 'proposals': [m, 2]} float widths and heights in pixels.
       gallery: list of dicts with `image` [H, W, 3] uint8 RGB, `image_id`, `group` ('best' or
         'worst'), `boxes` [G, 4] and `kind` [G], `proposals` [P, 4] and `scores` [P], best first,
@@ -65,9 +66,10 @@ def write_report(path, *, title, config, history, evaluation, curves, sizes, gal
         findings=findings(history, evaluation, sizes),
         count=count,
         best_blind=best_blind(evaluation, f'AR@{count}'),
+        times=times,
         spread=spread_ratio(sizes),
         collapsed=COLLAPSED,
-        columns=COLUMNS,
+        columns=columns(evaluation),
         rows=metric_rows(evaluation),
         training_figures=_training_figures(history),
         recall_figures=_recall_figures(curves, evaluation),
@@ -75,7 +77,8 @@ def write_report(path, *, title, config, history, evaluation, curves, sizes, gal
         cards=[_card(picture) for picture in gallery],
         part_figures=_part_figures(curves, evaluation),
         missed=missed.rows(misses),
-        missed_cards=[_card(miss['picture']) for miss in missed.examples(misses)],
+        removers=missed.removers(misses),
+        missed_cards=[_missed_card(miss) for miss in missed.examples(misses)],
         anchors=anchors and which_anchors.rows(anchors),
         stretched=anchors and which_anchors.sentence(anchors),
         anchor_figures=_anchor_figures(history, anchors),
@@ -84,29 +87,39 @@ def write_report(path, *, title, config, history, evaluation, curves, sizes, gal
     )
 
 
+def columns(evaluation):
+    """Returns those of COLUMNS that the evaluation has, be it without a value."""
+    return [column for column in COLUMNS if column in evaluation['proposals']]
+
+
 def metric_rows(evaluation):
     """Returns the table's rows: proposals, parts, blind baselines from best to worst, bounds.
 
     Returns:
       A list of dicts: `name`, `group` ('proposals', 'part', 'blind', 'bound') and `cells`, one for
-      each of COLUMNS: `value` (float or None), `best` (the best blind one of the column) and
-      `below` (proposals that are no better than that).
+      each of columns: `value` (float or None), `interval` (low and high, or None), `best` (the best
+      blind one of the column) and `below` (proposals that are no better than that).
     """
     metric = f'AR@{headline_count(evaluation)}'
     parts = evaluation.get('parts', {})
     sets = {'proposals': evaluation['proposals'], **parts, **evaluation['baselines']}
+    intervals = evaluation.get('intervals', {})
+    bounds = {'proposals': intervals.get('proposals', {})}
+    bounds |= intervals.get('parts', {}) | intervals.get('baselines', {})
     groups = {name: 'bound' if name in plots.BOUNDS else 'blind' for name in sets}
     groups |= {'proposals': 'proposals'} | dict.fromkeys(parts, 'part')
     places = ('proposals', 'part', 'blind', 'bound')
     order = sorted(sets, key=lambda n: (places.index(groups[n]), -(sets[n].get(metric) or 0)))
-    rivals = {column: best_blind(evaluation, column) for column in COLUMNS}
+    shown = columns(evaluation)
+    rivals = {column: best_blind(evaluation, column) for column in shown}
     rows = []
     for name in order:
         cells = []
-        for column in COLUMNS:
+        for column in shown:
             value, (rival, best) = sets[name].get(column), rivals[column]
             below = name == 'proposals' and None not in (value, best) and value <= best
-            cells.append({'value': value, 'best': name == rival, 'below': below})
+            cell = {'value': value, 'interval': bounds.get(name, {}).get(column)}
+            cells.append(cell | {'best': name == rival, 'below': below})
         rows.append({'name': name, 'group': groups[name], 'cells': cells})
     return rows
 
@@ -134,7 +147,14 @@ def _training_figures(history):
 def _recall_figures(curves, evaluation):
     """Returns the plots of recall; those over the number of proposals show the bounds as well."""
     figures = []
-    for key, title in _CURVES:
+    numbers = {
+        n for curve in curves.values() for n in re.findall(r'@(\d+)/iou', ' '.join(curve or ()))
+    }
+    over_iou = [
+        (f'recall@{n}/iou', f'Recall over IoU, first {n} proposals')
+        for n in sorted(numbers, key=int)
+    ]
+    for key, title in (*over_iou, *_CURVES):
         metric, x = key.split('/')
         series = {
             name: (np.array(curve[x], np.float64), np.array(curve[key], np.float64))
@@ -187,7 +207,7 @@ def _bound_lines(evaluation, metric):
         metrics = evaluation['baselines'].get(name, {})
         points = [
             (n, metrics[key])
-            for n in COUNTS
+            for n in LIMITS
             if metrics.get(key := f'AR@{n}' if metric == 'AR' else f'{metric}/{n}') is not None
         ]
         if points:
@@ -221,28 +241,50 @@ def _size_figures(sizes):
         for key, values in zip(('width', 'height', 'sqrt(area)'), (*pairs.T, sides), strict=True):
             series[f'{name}: {key}'] = (percents, np.percentile(values, percents))
     title = 'Sizes of all objects and of the ten best proposals of each image'
-    return [figure(title, plots.sizes(**sizes), 'percentile', series)]
+    columns = {
+        f'{name}: {key}': pairs[:, i].tolist()
+        for name, pairs in sizes.items()
+        for i, key in enumerate(('width', 'height'))
+    }
+    return [figure(title, plots.sizes(**sizes), 'percentile', series, columns=columns)]
 
 
 def _card(picture):
     """Returns what the template shows of one gallery picture: boxes stay vectors over the photo."""
+    kinds = np.asarray(picture['kind']).reshape(-1).tolist()
+    objects = zip(kinds, corners(picture['boxes']), strict=True)
+    outlines = [(f'object {drawings.KINDS[k]}', drawings.KINDS[k], box) for k, box in objects if k]
+    scores = np.asarray(picture['scores'], np.float64).reshape(-1).tolist()
+    proposals = list(zip(scores, corners(picture['proposals']), strict=True))[:10]
+    said = f'{picture["recalled"]} of {picture["objects"]} recalled'
+    if picture['top_iou'] is not None:
+        said += f' · top-10 IoU {picture["top_iou"]:.2f}'
+    alt = f'with {len(outlines)} annotated boxes and {len(proposals)} proposals'
+    return _photo(picture, said, alt) | {'outlines': outlines, 'proposals': proposals}
+
+
+def _missed_card(miss):
+    """Returns what the template shows of a missed object, as of a gallery picture."""
+    picture, said = miss['picture'], missed.caption(miss)
+    names = [('object', 'the missed object'), ('object other', 'another object')]
+    outlines = [(*n, b) for n, b in zip(names, corners(picture['boxes']), strict=False)]
+    for name, title in _LOST.items():
+        if picture[name] is not None:
+            outlines.append((name, title, *corners(picture[name])))
+    alt = f'with a missed object and the box that might have found it; {said}'
+    return _photo(picture, said, alt) | {'outlines': outlines, 'proposals': []}
+
+
+def _photo(picture, said, alt):
+    """Returns a picture's photograph, of a size for the page, and its words."""
     height, width = picture['image'].shape[:2]
     scale = min(1, _SIDE / max(height, width))
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
     image = cv2.resize(picture['image'], shape, interpolation=cv2.INTER_AREA)
     jpeg = cv2.imencode('.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])[1]
-    kinds = np.asarray(picture['kind']).reshape(-1).tolist()
-    objects = zip(kinds, corners(picture['boxes']), strict=True)
-    scores = np.asarray(picture['scores'], np.float64).reshape(-1).tolist()
-    proposals = list(zip(scores, corners(picture['proposals']), strict=True))[:10]
-    known = ('image_id', 'group', 'top_iou', 'recalled', 'objects')
-    return {key: picture[key] for key in known} | {
-        'jpeg': jpeg,
-        'width': width,
-        'height': height,
-        'outlines': [(drawings.KINDS[kind], box) for kind, box in objects if kind],
-        'proposals': proposals,
-    }
+    words = {'said': said, 'alt': f'Image {picture["image_id"]} {alt}.'}
+    known = {key: picture[key] for key in ('image_id', 'group')}
+    return known | words | {'jpeg': jpeg, 'width': width, 'height': height}
 
 
 def _above_zero(pairs):
