@@ -65,6 +65,17 @@ def select(finite, advance, *state):
     return train._select(finite, advance(*state), state)
 
 
+def undonated(devices, update):
+    """Returns the update pmapped; the old state stays."""
+    mapped = jax.pmap(update, resnet.AXIS, in_axes=(None, 0), out_axes=None, devices=list(devices))
+
+    def sharded(state, batch):
+        return mapped(state, train.shard(batch, len(devices)))
+
+    sharded.mapped = mapped
+    return sharded
+
+
 def no_norm(*_, **__):
     """Returns the norm that does nothing."""
     return lambda x: x
@@ -83,6 +94,7 @@ LEVERS = {  # what is taken away -> how
     'head at the sampled cells': lambda: lacking((rpn.RPN, 'from_features', dense)),
     'pool as shifted maxima': lambda: lacking((resnet, 'max_pool', pool)),
     'shortcuts added up once': lambda: lacking((resnet, 'residual', lambda x, y: nn.relu(x + y))),
+    'state donated': lambda: lacking((train, '_over', undonated)),
     'new state in place of the old': lambda: lacking(
         (train, '_if_finite', select), (optim, '_settled', lambda transform: transform)
     ),

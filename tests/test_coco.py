@@ -158,7 +158,7 @@ def test_what_is_not_there_is_refused_by_its_path(folder):
     with pytest.raises(InputError, match='instances_val2017.json: no such file; config key data'):
         coco('val2017', path=folder)
     (folder / 'train2017' / '000000000012.jpg').unlink()
-    with pytest.raises(InputError, match='000000000012.jpg: no such image; fetch it or take it'):
+    with pytest.raises(InputError, match='000000000012.jpg: no such image; fetch it or leave it'):
         coco('train2017', path=folder).read(list(SIZES).index(12))
     (folder / 'train2017').rename(folder / 'elsewhere')
     with pytest.raises(InputError, match='train2017: no such folder; config key data.images'):

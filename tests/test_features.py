@@ -20,7 +20,7 @@ import main
 from experiments import bench_ours
 from rpn_jax import data, train
 from rpn_jax.errors import InputError
-from rpn_jax.features import PLACES, Features
+from rpn_jax.features import PLACES, DiskMaps, Features
 from rpn_jax.workdir import cache_folder, read_history
 
 pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
@@ -37,22 +37,39 @@ class Followed(NamedTuple):
     said: list
 
 
-def follow(keep, devices=1, steps=12, **changes):
-    """Takes steps of the tiny config with its whole backbone frozen."""
+def config_of(keep, **changes):
+    """Returns the tiny config with its whole backbone frozen."""
     config = tiny_config(features__keep=keep, **FROZEN, **changes)
     config.data.pixels = 'torchvision'
-    model, optimizer = train.build(config)
-    devices, options, said = jax.devices()[:devices], data.Options(**config.data), []
-    source = data.open_split(options, 'train', seed=config.seed)
-    state = train.place(train.init_state(model, optimizer, config.seed), devices)
-    maps = known = None
-    if keep:
-        maps = Features(config, model, train.variables_of(state), source, devices, said.append)
-        known = maps.known
-    read, update = [], train.make_update(model, optimizer, config, devices)
+    return config
+
+
+@functools.cache
+def first_state():
+    """Returns the state before the first step, in NumPy."""
+    config = config_of('')
+    return jax.device_get(train.init_state(*train.build(config), config.seed))
+
+
+def maps_of(config, devices, said):
+    """Returns the Features of a config, and the source and options of its batches."""
+    options = data.Options(**config.data)
+    source, model = data.open_split(options, 'train', seed=config.seed), train.build(config)[0]
+    variables = train.variables_of(first_state())
+    return Features(config, model, variables, source, devices, said.append), source, options
+
+
+def follow(keep, devices=1, steps=12, **changes):
+    """Takes steps of the tiny config."""
+    config, devices, said = config_of(keep, **changes), jax.devices()[:devices], []
+    maps, source, options = maps_of(config, devices, said)
+    if not keep:
+        maps = None
+    read, update = [], train.make_update(*train.build(config), config, devices)
     counted = source._replace(read=lambda i: read.append(i) or source.read(i))
+    known = maps and maps.known
     batch_of = data.train_batch(counted, options, seed=config.seed, known=known)
-    losses = []
+    losses, state = [], train.place(first_state(), devices)
     for step in range(steps):
         batch = batch_of(step)
         state, metrics = update(state, maps(batch) if maps else batch)
@@ -101,19 +118,30 @@ def test_another_run_finds_what_is_on_disk(cache):
     again = follow('disk')
     np.testing.assert_array_equal(again.losses, first.losses)
     assert not again.read
-    folder = again.maps._maps.folder
-    assert f' of 20 kept in {folder}, ' in again.said[0] and again.said[0].endswith(
-        '; 19 are there'
-    )
+    (folder,) = cache.iterdir()
+    said = again.said[0]
+    assert f' of 20 kept in {folder}, ' in said and said.endswith('; 19 are there')
     assert json.loads((folder / 'about.json').read_text())['images'] == 10
-    assert list(cache.iterdir()) == [folder]
-    for changes in ({'seed': 1}, {'model__stride_in_1x1': True}, {'data__mean': (1.0, 2.0, 3.0)}):
-        assert follow('disk', steps=1, **changes).read, changes  # other numbers: another folder
-    assert len(list(cache.iterdir())) == 4
-    assert len(follow('disk', steps=1, optim__learning_rate=0.5, targets__samples=9).read) == 0
 
 
-def test_the_folder_is_of_these_image_files(cache, monkeypatch):
+def folder_of(**changes):
+    """Returns the folder in which a config's maps are kept."""
+    return maps_of(config_of('disk', **changes), jax.devices()[:1], [])[0]._maps.folder
+
+
+def test_a_folder_is_of_what_decides_the_numbers(cache, monkeypatch):
+    other = [{'seed': 1}, {'model__stride_in_1x1': True}, {'data__mean': (1.0, 2.0, 3.0)}]
+    folders = [folder_of(), *(folder_of(**changes) for changes in other)]
+    assert len(set(folders)) == 4
+    assert folder_of(optim__learning_rate=0.5, targets__samples=9) == folders[0]
+    weights = first_state()
+    changed = jax.tree.map(np.copy, weights)
+    changed.params['backbone']['stem_conv']['kernel'][0, 0, 0, 0] += 1
+    monkeypatch.setattr('test_features.first_state', lambda: changed)
+    assert folder_of() not in folders
+
+
+def test_a_folder_is_of_these_image_files(cache, monkeypatch):
     original, stamps = data.open_split, ['1', '1', '2']
 
     def with_files(*arguments, **keywords):
@@ -122,32 +150,41 @@ def test_the_folder_is_of_these_image_files(cache, monkeypatch):
         return source._replace(files=files)
 
     monkeypatch.setattr(data, 'open_split', with_files)
-    assert [len(follow('disk', steps=1).read) for _ in range(3)] == [4, 0, 4]
+    first, same, later = (folder_of() for _ in range(3))
+    assert first == same != later
 
 
 @pytest.mark.parametrize('harm', ['cut entry', 'cut maps', 'changed map', 'no maps', 'noise'])
-def test_what_is_damaged_on_disk_is_made_again(cache, harm):
-    first = follow('disk')
-    (folder,) = cache.iterdir()
-    maps, index = folder / 'maps', folder / 'index'
+def test_what_is_damaged_on_disk_is_made_again(tmp_path, harm):
+    rows = np.random.default_rng(0).normal(size=(5, 3, 4, 6)).astype(np.float32)
+    like = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
+    first = DiskMaps(tmp_path, like, {})
+    for number in range(5):
+        first[number] = rows[number]
+    maps, index = tmp_path / 'maps', tmp_path / 'index'
     if harm == 'cut entry':
         index.write_bytes(index.read_bytes()[:-3])
     elif harm == 'cut maps':
         maps.write_bytes(maps.read_bytes()[:-9])
     elif harm == 'changed map':
-        number = first.maps._maps.ENTRY.unpack(index.read_bytes()[:8])[0]
         content = bytearray(maps.read_bytes())
-        content[number * first.maps._size + 1000] ^= 1
+        content[-100] ^= 1
         maps.write_bytes(content)
     elif harm == 'no maps':
         maps.unlink()
     else:
         index.write_bytes(np.random.default_rng(0).bytes(801))
-    again = follow('disk')
-    np.testing.assert_array_equal(again.losses, first.losses)
-    everything = len(first.read)
-    assert len(again.read) == (everything if harm in ('no maps', 'noise') else 1)
-    assert not follow('disk').read  # it is whole again
+    for repaired in (False, True):
+        found = DiskMaps(tmp_path, like, {})
+        lost = [number for number in range(5) if found.get(number) is None]
+        if repaired:
+            assert lost == [] and len(found) >= 5
+        else:
+            assert lost == ([0, 1, 2, 3, 4] if harm in ('no maps', 'noise') else [4])
+        for number in {*range(5)} - {*lost}:
+            np.testing.assert_array_equal(found.get(number), rows[number])
+        for number in lost:
+            found[number] = rows[number]
 
 
 def test_a_full_disk_ends_the_keeping_not_the_run(cache, monkeypatch):
@@ -165,7 +202,7 @@ def test_a_folder_that_cannot_be_used_is_named(cache):
     cache.parent.mkdir()
     cache.write_text('a file')
     with pytest.raises(InputError, match=r'features\.keep: .*features.* cannot be used .*RPN_JAX'):
-        follow('disk')
+        folder_of()
 
 
 @pytest.mark.parametrize(
@@ -221,5 +258,5 @@ def test_a_step_with_maps_costs_a_fifth_at_most():
 
 
 def test_the_cache_folder_is_that_of_everything_else(cache):
-    follow('disk', steps=1)
+    folder_of()
     assert cache.parent == cache_folder() and len(list(cache.iterdir())) == 1

@@ -153,6 +153,7 @@ def test_coco_is_pycocotools_on_files_of_others():
         annotations.append(row | {'area': round(bbox[2] * bbox[3] * 0.6, 3)})
         for _ in range(9):
             moved = np.array(bbox) + rng.normal(0, 6, 4)
+            moved[2:] = np.abs(moved[2:])  # inverted ones are refused
             row = {'image_id': row['image_id'], 'category_id': int(rng.integers(3))}
             row |= {'bbox': moved.round(2).tolist(), 'score': round(float(rng.random()), 1)}
             results.append(row)

@@ -292,7 +292,7 @@ def test_frozen_parameters_cost_no_backward_pass(costs):
     update, forward, frozen = costs
     for frozen_stages, learning in ((0, forward), (3, forward - frozen)):
         predicted = forward + 2 * learning
-        assert 0.88 * predicted < update[frozen_stages] <= predicted  # no gradient of the image
+        assert 0.87 * predicted < update[frozen_stages] <= predicted  # no gradient of the image
     assert update[3] < 0.6 * update[0]
 
 
