@@ -21,7 +21,7 @@ def keep_memory():
     """Lets the C library keep freed memory for the next step; returns whether it does.
 
     On CPUs XLA asks for a step's hundreds of megabytes anew each time, and glibc takes them from
-    the system, which hands out zeroed pages one by one: a sixteenth of a training step
+    the system, which hands out zeroed pages one by one: a tenth of a training step
     (experiments/README.md). Environment variables that set malloc up win; elsewhere than in glibc
     nothing changes.
     """
