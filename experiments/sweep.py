@@ -209,7 +209,8 @@ def draw(found, path):
         axes.spines[['top', 'right']].set_visible(False)
     panels[0].legend(frameon=False, fontsize=9)
     content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:])
+    form = path.suffix[1:]
+    figure.savefig(content, format=form, metadata={'Date': None} if form == 'svg' else None)
     write_atomically(path, content.getvalue())
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import struct
+import weakref
 import zlib
 
 import jax
@@ -46,7 +47,7 @@ class Features:
     depend on the batch in which it is first met.
     """
 
-    def __init__(self, config, model, variables, source, devices, print=print):
+    def __init__(self, config, model, variables, source, devices, print=print, *, keep, gigabytes):
         check(config)
         settings = config.data
         pixels = pixel_family(settings.pixels, settings.mean, settings.std)
@@ -66,10 +67,9 @@ class Features:
         image, size = np.zeros((1, side, side, 3), np.uint8), np.zeros((1, 2), np.float32)
         like = jax.eval_shape(compute, backbone, image, size)
         self._size = like.size * like.dtype.itemsize
-        self._limit = int(config.features.gigabytes * 1e9 / self._size)
-        self._keep = config.features.keep
-        self._maps = HostMaps() if self._keep == 'host' else {}
-        if self._keep == 'disk':
+        self._limit, self._keep = gigabytes * 1e9 / self._size, keep
+        self._maps = HostMaps() if keep == 'host' else {}
+        if keep == 'disk':
             about = identity(config, source)
             name = fingerprint(about, backbone, source)
             self._maps = DiskMaps(cache_folder() / 'features' / name, like, about)
@@ -100,17 +100,17 @@ class Features:
             return found
         one = slice(row, row + 1)
         found = self._compute(self._variables[device], batch['image'][one], batch['size'][one])
-        if len(self._maps) < self._limit:
+        if number in self._maps or len(self._maps) + 1 <= self._limit:
             try:
                 self._maps[number] = found
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 self._limit = 0
                 self._print(f'note: no more feature maps are kept ({error})')
         return found
 
     def _describe(self, wanted, print):
         """Says how many maps are kept, and where."""
-        kept, there = min(wanted, self._limit), len(self._maps)
+        kept, there = int(min(wanted, self._limit)), len(self._maps)
         where = getattr(self._maps, 'folder', f"the {self._keep}'s memory")
         size = kept * self._size / 1e9
         print(f'feature maps: {kept} of {wanted} kept in {where}, {size:.2g} GB; {there} are there')
@@ -143,28 +143,39 @@ class DiskMaps:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / 'about.json', json.dumps(about, indent=2) + '\n')
-            self._maps, self._index = (
-                os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644) for name in ('maps', 'index')
-            )
+            self._maps, self._index = self._open('maps'), self._open('index')
             content = (folder / 'index').read_bytes()
             whole = len(content) // self.ENTRY.size * self.ENTRY.size
             os.ftruncate(self._index, whole)  # a crash may have cut the last entry
+            held = os.fstat(self._maps).st_size // self._size
         except OSError as error:
             raise InputError(
                 f'config key features.keep: {folder} cannot be used ({error.strerror}); set '
                 'RPN_JAX_CACHE to another folder'
             ) from error
-        self._sums = dict(self.ENTRY.iter_unpack(content[:whole]))
+        entries = self.ENTRY.iter_unpack(content[:whole])
+        self._sums = {number: checksum for number, checksum in entries if number < held}
+
+    def _open(self, name):
+        file = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+        weakref.finalize(self, os.close, file)
+        return file
 
     def __len__(self):
         return len(self._sums)
 
+    def __contains__(self, number):
+        return number in self._sums
+
     def get(self, number):
-        """Returns the map of a number, or None."""
+        """Returns the map of a number, or None where there is none, or none that is whole."""
         if number not in self._sums:
             return None
-        content = os.pread(self._maps, self._size, number * self._size)
-        if zlib.crc32(content) != self._sums[number]:
+        try:
+            content = os.pread(self._maps, self._size, number * self._size)
+        except OSError:
+            return None
+        if len(content) != self._size or zlib.crc32(content) != self._sums[number]:
             return None
         return np.frombuffer(content, self._like.dtype).reshape(self._like.shape)
 
@@ -173,8 +184,10 @@ class DiskMaps:
         if os.pwrite(self._maps, content, number * self._size) < self._size:
             raise OSError('the disk is full')
         entry = number, zlib.crc32(content)
-        os.lseek(self._index, 0, os.SEEK_END)
-        os.write(self._index, self.ENTRY.pack(*entry))
+        end = os.lseek(self._index, 0, os.SEEK_END)
+        if os.write(self._index, self.ENTRY.pack(*entry)) < self.ENTRY.size:
+            os.ftruncate(self._index, end)  # what follows must begin at an entry
+            raise OSError('the disk is full')
         self._sums[number] = entry[1]
 
 
@@ -189,7 +202,7 @@ def identity(config, source):
         'model': part,
         'data': {key: config.data[key] for key in ('image_size', 'pixels', 'mean', 'std')},
         'jax': jax.__version__,
-        'platform': jax.default_backend(),
+        'device': jax.local_devices()[0].device_kind,
     }
 
 

@@ -79,7 +79,9 @@ def make_update(model, optimizer, config, devices):
 
         def advance(learning, opt_state):
             params = _whole(learning, state.params)
-            means = _whole(jax.tree.map(lambda g: g / count, gradients), params)
+            means = jax.tree.map(
+                lambda p, g: jnp.zeros_like(p) if g is None else g / count, params, gradients
+            )
             updates, opt_state = optimizer.update(means, opt_state, params)
             moved = jax.tree.map(lambda u, p: None if p is None else p + u, updates, learning)
             return moved, opt_state
@@ -270,7 +272,8 @@ def train(config, folder, *, devices=None, print=print):
         maps = None
         if config.features.keep and start < config.steps:
             variables = variables_of(state)
-            maps = features.Features(config, model, variables, source, devices, print)
+            settings = dict(config.features)
+            maps = features.Features(config, model, variables, source, devices, print, **settings)
         with workdir.History(folder, start) as history, Signals() as signals:
             progress = Progress(config, source.records, history, print)
             steps = range(start, config.steps)
