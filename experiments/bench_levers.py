@@ -9,7 +9,6 @@ norms that are not there.
 
 import argparse
 import contextlib
-import ctypes
 import statistics
 import sys
 import time
@@ -23,10 +22,8 @@ import jax.numpy as jnp
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 
 from experiments.bench_ours import KINDS, Case, Ours  # noqa: E402
-from rpn_jax import optim, process, resnet, rpn, train  # noqa: E402
-
-# What glibc itself comes to once large blocks were freed: 32 MiB to map one, 64 MiB to give back.
-OWN = {-4: 65536, -3: 2**25, -1: 2**26}
+from rpn_jax import optim, resnet, rpn, train  # noqa: E402
+from rpn_jax.process import keep_memory  # noqa: E402
 
 
 class PlainConv(resnet.Conv):
@@ -123,10 +120,6 @@ def main(argv=None):
         ratios = [a / b for a, b in zip(times[''], times[name], strict=True)]
         found = f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})'
         print(f'  {name:<36} {found}')
-    if process.keep_memory():
-        ratios = memory(calls[''], arguments.repeats)
-        found = f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})'
-        print(f'  {"freed memory kept":<36} {found}')
 
 
 def made(case, context):
@@ -135,27 +128,6 @@ def made(case, context):
         program = KINDS['train'](case, Ours().arrays(case))
         program.call()
     return program.call
-
-
-def memory(call, repeats):
-    """Returns ratios of the seconds of a call, freed memory kept, to those as glibc does itself."""
-    libc, ratios = ctypes.CDLL(None), []
-    for turn in range(repeats):
-        seconds = {}
-        for kept in (True, False) if turn % 2 else (False, True):
-            if not kept:
-                for parameter, value in OWN.items():
-                    libc.mallopt(parameter, value)
-                libc.malloc_trim(0)
-            else:
-                process.keep_memory()
-            call()
-            began = time.perf_counter()
-            call()
-            seconds[kept] = time.perf_counter() - began
-        ratios.append(seconds[True] / seconds[False])
-    process.keep_memory()
-    return ratios
 
 
 def alternate(calls, repeats):
@@ -172,4 +144,5 @@ def alternate(calls, repeats):
 
 
 if __name__ == '__main__':
+    keep_memory()  # as main.py does
     sys.exit(main())

@@ -21,9 +21,9 @@ def keep_memory():
     """Lets the C library keep freed memory for the next step; returns whether it does.
 
     On CPUs XLA asks for a step's hundreds of megabytes anew each time, and glibc takes them from
-    the system, which hands out zeroed pages one by one: a tenth of a training step
-    (experiments/README.md). Environment variables that set malloc up win; elsewhere than in glibc
-    nothing changes.
+    the system, which hands out zeroed pages one by one. That costs a busy machine a tenth of a
+    training step, a quiet one nothing that was measured (experiments/README.md). Environment
+    variables that set malloc up win; elsewhere than in glibc nothing changes.
     """
     if any(name.startswith('MALLOC_') or name == 'GLIBC_TUNABLES' for name in os.environ):
         return False
