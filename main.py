@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from configs import default
 from rpn_jax import modes
 from rpn_jax.errors import InputError
-from rpn_jax.process import keep_compilations, keep_memory
+from rpn_jax.process import keep_compilations
 from rpn_jax.progress import Interrupted
 from rpn_jax.workdir import read_config
 
@@ -209,7 +209,6 @@ def _one_line(error):
 if __name__ == '__main__':
     code = 0
     keep_compilations()
-    keep_memory()
     try:
         try:
             code = main()

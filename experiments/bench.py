@@ -31,7 +31,6 @@ from experiments.bench_ours import KINDS, MATCHED, Case, Costs, Ours, config_of 
 from experiments.bench_peer import Peer, Refused  # noqa: E402
 from rpn_jax import rpn  # noqa: E402
 from rpn_jax.errors import InputError  # noqa: E402
-from rpn_jax.process import keep_memory  # noqa: E402
 
 LEAST = 0.1  # seconds of one measurement: what is shorter is called several times
 REST = 0.2  # seconds between two turns, in which the other's threads fall asleep
@@ -317,5 +316,4 @@ def say(line):
 
 
 if __name__ == '__main__':
-    keep_memory()  # as main.py does
     sys.exit(main())

@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 from experiments.bench_ours import Case, config_of, variables_of  # noqa: E402
 from rpn_jax import data, train  # noqa: E402
 from rpn_jax.features import PLACES, Features  # noqa: E402
-from rpn_jax.process import keep_memory  # noqa: E402
 
 SCENES = 8
 
@@ -89,5 +88,4 @@ def stepper(arguments, keep):
 
 
 if __name__ == '__main__':
-    keep_memory()  # as main.py does
     sys.exit(main())

@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 
 from experiments.bench_ours import KINDS, Case, Ours  # noqa: E402
 from rpn_jax import optim, resnet, rpn, train  # noqa: E402
-from rpn_jax.process import keep_memory  # noqa: E402
 
 
 class PlainConv(resnet.Conv):
@@ -144,5 +143,4 @@ def alternate(calls, repeats):
 
 
 if __name__ == '__main__':
-    keep_memory()  # as main.py does
     sys.exit(main())

@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 from experiments.bench_ours import KINDS, Case, Ours, config_of  # noqa: E402
 from rpn_jax import nms, rpn, targets  # noqa: E402
 from rpn_jax.errors import InputError  # noqa: E402
-from rpn_jax.process import keep_memory  # noqa: E402
 from rpn_jax.workdir import write_atomically  # noqa: E402
 
 FAULT = 1.15  # an exponent from here on is one
@@ -215,5 +214,4 @@ def draw(found, path):
 
 
 if __name__ == '__main__':
-    keep_memory()  # as main.py does
     sys.exit(main())
