@@ -18,9 +18,8 @@ from ml_collections import ConfigDict
 from configs import default
 from rpn_jax import modes
 from rpn_jax.errors import InputError
-from rpn_jax.process import keep_compilations
 from rpn_jax.progress import Interrupted
-from rpn_jax.workdir import read_config
+from rpn_jax.workdir import keep_compilations, read_config
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,6 +11,7 @@ the time that they take at the rates of a matrix product and of a copy, measured
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -27,13 +28,21 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 
-from experiments.bench_ours import KINDS, MATCHED, Case, Costs, Ours, config_of  # noqa: E402
+from experiments.bench_ours import (  # noqa: E402
+    KINDS,
+    MATCHED,
+    Case,
+    Costs,
+    Ours,
+    alternate,
+    config_of,
+    spread,
+)
 from experiments.bench_peer import Peer, Refused  # noqa: E402
 from rpn_jax import rpn  # noqa: E402
 from rpn_jax.errors import InputError  # noqa: E402
 
 LEAST = 0.1  # seconds of one measurement: what is shorter is called several times
-REST = 0.2  # seconds between two turns, in which the other's threads fall asleep
 ALONE = ('metrics',)  # torchvision has no such thing
 LOOPS = ('nms',)  # XLA counts a loop once: no floor
 MATRIX, COPY = {'cpu': 2048, 'gpu': 8192}, 2**26  # rows of a square matrix; numbers copied
@@ -190,7 +199,8 @@ def measure(case, ours, peer, repeats):
             sides.append(peer)
         except Refused as error:
             say(f'  torchvision: {error}')
-    times = alternate(sides, [calls_of(warm[side]) for side in sides], repeats)
+    runs = [functools.partial(side.run, calls_of(warm[side])) for side in sides]
+    times = alternate(runs, repeats)
     reports = [side.report() for side in sides] + [{'memory': None}]
     if peer in sides and (difference := compare(*(report['answer'] for report in reports[:2]))):
         say(f'  warning: the answers differ: {difference}')
@@ -201,19 +211,6 @@ def measure(case, ours, peer, repeats):
 def calls_of(seconds):
     """Returns how many calls make a measurement."""
     return max(1, math.ceil(LEAST / max(seconds, 1e-6)))
-
-
-def alternate(sides, calls, repeats):
-    """Returns the seconds of a call of each side, [sides][repeats]; who begins changes."""
-    times = [[] for _ in sides]
-    for number in range(repeats):
-        order = range(len(sides)) if number % 2 == 0 else reversed(range(len(sides)))
-        for i in order:
-            time.sleep(REST)
-            times[i].append(sides[i].run(calls[i]))
-        shown = ' and '.join(f'{seconds[-1]:.4g} s' for seconds in times)
-        say(f'  {number + 1}/{repeats}: {shown}')
-    return times
 
 
 def compare(ours, theirs):
@@ -272,8 +269,7 @@ def floor(costs, rates):
 
 def ratio(row):
     """Returns the median, least and most of ours / torchvision over the pairs; None without."""
-    ratios = [a / b for a, b in zip(row.ours, row.theirs, strict=True)] if row.theirs else []
-    return (statistics.median(ratios), min(ratios), max(ratios)) if ratios else None
+    return spread(row.ours, row.theirs) if row.theirs else None
 
 
 def tables(rows, speed, markdown=False):

@@ -8,10 +8,11 @@ disk were written a moment ago, so that they are read from memory.
 """
 
 import argparse
+import functools
+import itertools
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from unittest import mock
 
@@ -19,7 +20,14 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 
-from experiments.bench_ours import Case, config_of, variables_of  # noqa: E402
+from experiments.bench_ours import (  # noqa: E402
+    Case,
+    alternate,
+    config_of,
+    spread,
+    timed,
+    variables_of,
+)
 from rpn_jax import data, train  # noqa: E402
 from rpn_jax.features import PLACES, Features  # noqa: E402
 
@@ -32,7 +40,7 @@ def main(argv=None):
     parser.add_argument('--stage', default='c4', choices=('c4', 'dc5'))
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--size', type=int, default=608)
-    parser.add_argument('--repeats', type=int, default=7, help='turns; the first is not counted')
+    parser.add_argument('--repeats', type=int, default=7, help='turns')
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         with mock.patch.dict('os.environ', RPN_JAX_CACHE=folder):
@@ -41,19 +49,14 @@ def main(argv=None):
 
 def compare(arguments):
     """Prints the ratios."""
-    steps = {keep: stepper(arguments, keep) for keep in ('', *PLACES)}
-    times = {keep: [] for keep in steps}
-    for turn in range(arguments.repeats + 1):
-        for keep, step in steps.items():
-            began = time.perf_counter()
-            step()
-            if turn:
-                times[keep].append(time.perf_counter() - began)
-    print(f'without maps: {statistics.median(times[""]):.4g} s a step')
-    for keep in PLACES:
-        ratios = [a / b for a, b in zip(times[keep], times[''], strict=True)]
-        median, spread = statistics.median(ratios), f'{min(ratios):.3f} to {max(ratios):.3f}'
-        print(f'{keep:<12}  {median:.3f} ({spread}) of the time without maps')
+    steps = [functools.partial(timed, stepper(arguments, keep)) for keep in ('', *PLACES)]
+    for step in steps:
+        step()
+    without, *kept = alternate(steps, arguments.repeats)
+    print(f'without maps: {statistics.median(without):.4g} s a step')
+    for keep, times in zip(PLACES, kept, strict=True):
+        found = '{:.3f} ({:.3f} to {:.3f})'.format(*spread(times, without))
+        print(f'{keep:<12}  {found} of the time without maps')
 
 
 def stepper(arguments, keep):
@@ -71,7 +74,7 @@ def stepper(arguments, keep):
     variables = variables_of(model)
     params = variables['params']
     state = train.TrainState(0, params, variables['batch_stats'], optimizer.init(params))
-    held, number = [train.place(state, devices)], iter(range(10**9))
+    held, number = [train.place(state, devices)], itertools.count()
     update = train.make_update(model, optimizer, config, devices)
     arguments = config, model, variables, source, devices, quiet
     maps = Features(*arguments, **config.features) if keep else None

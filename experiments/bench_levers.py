@@ -1,46 +1,33 @@
 """Times the training step with everything that makes it fast, beside steps that lack one thing.
 
 All take turns in one process; what counts are the ratios, the whole step over the one without.
-Two more are bounds of what is not in: frozen norms folded into convolutions cannot bring more than
-norms that are not there.
+The last is a bound of what is not in: norms folded into convolutions cannot bring more than norms
+that are not there.
 
     python experiments/bench_levers.py [--depth 101] [--stage c4] [--frozen-stages 3] [--repeats 7]
 """
 
 import argparse
 import contextlib
+import functools
 import statistics
 import sys
-import time
 from pathlib import Path
 from unittest import mock
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 
-from experiments.bench_ours import KINDS, Case, Ours  # noqa: E402
+from experiments.bench_ours import KINDS, Case, Ours, alternate, spread, timed  # noqa: E402
 from rpn_jax import optim, resnet, rpn, train  # noqa: E402
 
 
-class PlainConv(resnet.Conv):
-    """Convolves with every kernel, 1x1 too."""
-
-    @nn.compact
-    def __call__(self, x):
-        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param('kernel', nn.initializers.zeros, shape, jnp.float32)
-        margin = self.dilation * (self.kernel // 2)
-        return jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=((margin, margin), (margin, margin)),
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        )
+def plain_conv(features, kernel, stride=1, dilation=1, *, dtype, distribution, name):
+    """Returns Flax's convolution for every kernel, 1x1 too."""
+    settings = dict(strides=stride, padding=dilation * (kernel // 2), kernel_dilation=dilation)
+    return nn.Conv(features, (kernel, kernel), use_bias=False, dtype=dtype, name=name, **settings)
 
 
 def dense(self, features, index=None):
@@ -62,15 +49,7 @@ def select(finite, advance, *state):
     return train._select(finite, advance(*state), state)
 
 
-def undonated(devices, update):
-    """Returns the update pmapped; the old state stays."""
-    mapped = jax.pmap(update, resnet.AXIS, in_axes=(None, 0), out_axes=None, devices=list(devices))
-
-    def sharded(state, batch):
-        return mapped(state, train.shard(batch, len(devices)))
-
-    sharded.mapped = mapped
-    return sharded
+undonated = functools.partial(train._over, donated=())
 
 
 def no_norm(*_, **__):
@@ -87,7 +66,7 @@ def lacking(*changes):
 
 
 LEVERS = {  # what is taken away -> how
-    '1x1 convolutions as matrix products': lambda: lacking((resnet, 'Conv', PlainConv)),
+    '1x1 convolutions as matrix products': lambda: lacking((resnet, 'Conv', plain_conv)),
     'head at the sampled cells': lambda: lacking((rpn.RPN, 'from_features', dense)),
     'pool as shifted maxima': lambda: lacking((resnet, 'max_pool', pool)),
     'shortcuts added up once': lambda: lacking((resnet, 'residual', lambda x, y: nn.relu(x + y))),
@@ -113,11 +92,13 @@ def main(argv=None):
     calls = {'': made(case, contextlib.nullcontext())}
     for name, lack in (LEVERS | BOUNDS).items():
         calls[name] = made(case, lack())
-    times = alternate(calls, arguments.repeats)
-    print(f'{case.name}: {statistics.median(times[""]):.4g} s a step; its time over that without')
-    for name in list(calls)[1:]:
-        ratios = [a / b for a, b in zip(times[''], times[name], strict=True)]
-        found = f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})'
+    runs = [functools.partial(timed, call) for call in calls.values()]
+    for run in runs:
+        run()
+    whole, *lacking_one = alternate(runs, arguments.repeats)
+    print(f'{case.name}: {statistics.median(whole):.4g} s a step; its time over that without')
+    for name, times in zip(list(calls)[1:], lacking_one, strict=True):
+        found = '{:.2f} ({:.2f} to {:.2f})'.format(*spread(whole, times))
         print(f'  {name:<36} {found}')
 
 
@@ -127,19 +108,6 @@ def made(case, context):
         program = KINDS['train'](case, Ours().arrays(case))
         program.call()
     return program.call
-
-
-def alternate(calls, repeats):
-    """Returns the seconds of each call, a number a round; a first round does not count."""
-    times = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name in calls if turn % 2 else reversed(calls):
-            began = time.perf_counter()
-            calls[name]()
-            if turn:
-                times[name].append(time.perf_counter() - began)
-        print(f'{turn}/{repeats}', file=sys.stderr, flush=True)
-    return times
 
 
 if __name__ == '__main__':

@@ -4,6 +4,8 @@ import contextlib
 import functools
 import gc
 import math
+import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from rpn_jax.nms import nms
 from rpn_jax.targets import match
 
 WARM = 2  # calls before one is timed
+REST = 0.2  # seconds between two turns, in which the other's threads fall asleep
 OBJECTS = 8  # of an image that is trained on; the other rows of boxes are padding
 MATCHED = (608, 1024), 100  # canvas (36,480 anchors at stride 16) and objects of matching
 COUNTED = 5000, 1000, 8  # images, proposals of each, objects of each: of the metrics
@@ -97,10 +100,7 @@ class Ours:
 
     def run(self, calls):
         """Returns the seconds of a call, the mean of so many."""
-        began = time.perf_counter()
-        for _ in range(calls):
-            self._program.call()
-        return (time.perf_counter() - began) / calls
+        return timed(self._program.call, calls)
 
     def report(self):
         """Returns the most memory of the calls in bytes, and the answer."""
@@ -235,6 +235,33 @@ KINDS = {
     'nms': suppression,
     'metrics': counting,
 }
+
+
+def alternate(runs, repeats):
+    """Returns what each of runs() says, its seconds, [runs][repeats]; who begins changes."""
+    times = [[] for _ in runs]
+    for number in range(repeats):
+        order = range(len(runs)) if number % 2 == 0 else reversed(range(len(runs)))
+        for i in order:
+            time.sleep(REST)
+            times[i].append(runs[i]())
+        shown = ' and '.join(f'{seconds[-1]:.4g} s' for seconds in times)
+        print(f'  {number + 1}/{repeats}: {shown}', file=sys.stderr, flush=True)
+    return times
+
+
+def timed(call, calls=1):
+    """Returns the seconds of a call, the mean of so many."""
+    began = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - began) / calls
+
+
+def spread(ours, theirs):
+    """Returns the median, least and most of the ratios of two lists of seconds."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def jitted(function, *arguments):

@@ -10,10 +10,10 @@ says how: 1 grows with the cost, less has a fixed part, more is a fault.
 """
 
 import argparse
+import functools
 import io
 import math
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 
-from experiments.bench_ours import KINDS, Case, Ours, config_of  # noqa: E402
+from experiments.bench_ours import KINDS, Case, Ours, alternate, config_of, timed  # noqa: E402
 from rpn_jax import nms, rpn, targets  # noqa: E402
 from rpn_jax.errors import InputError  # noqa: E402
 from rpn_jax.workdir import write_atomically  # noqa: E402
@@ -151,25 +151,17 @@ def rivals(case, program):
 
 def measure(sweep, repeats):
     """Returns the Points of a sweep; its cases take turns."""
-    ours, programs = Ours(), []
+    ours, runs, work = Ours(), [], []
     for case in sweep.cases:
         program = KINDS[case.kind](case, ours.arrays(case))
         program.call()
-        began = time.perf_counter()
-        program.call()
-        calls = max(1, math.ceil(LEAST / (time.perf_counter() - began)))
-        programs.append((program, calls, sweep.work(case, program)))
+        calls = max(1, math.ceil(LEAST / timed(program.call)))
+        runs.append(functools.partial(timed, program.call, calls))
+        work.append(sweep.work(case, program))
         print(f'  {sweep.axis} {sweep.amount(case):,}: ready', file=sys.stderr, flush=True)
-    times = [[] for _ in programs]
-    for _ in range(repeats):
-        for row, (program, calls, _) in zip(times, programs, strict=True):
-            began = time.perf_counter()
-            for _ in range(calls):
-                program.call()
-            row.append((time.perf_counter() - began) / calls)
     return [
-        Point(sweep.amount(case), work, float(np.median(row)))
-        for case, (_, _, work), row in zip(sweep.cases, programs, times, strict=True)
+        Point(sweep.amount(case), cost, float(np.median(times)))
+        for case, cost, times in zip(sweep.cases, work, alternate(runs, repeats), strict=True)
     ]
 
 

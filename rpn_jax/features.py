@@ -44,11 +44,10 @@ class Features:
     A map [h, w, C], of the backbone's dtype, has the number 2 * position + flip. Called with a
     batch of TrainBatches(known=..), it puts `features` [devices, N / devices, h, w, C] in place of
     the images, as make_update takes them. A map is computed from its image alone, so it does not
-    depend on the batch in which it is first met.
+    depend on the batch in which it is first met. The config has passed check.
     """
 
     def __init__(self, config, model, variables, source, devices, print=print, *, keep, gigabytes):
-        check(config)
         settings = config.data
         pixels = pixel_family(settings.pixels, settings.mean, settings.std)
         backbone = {name: {'backbone': tree['backbone']} for name, tree in variables.items()}
@@ -73,7 +72,7 @@ class Features:
             about = identity(config, source)
             name = fingerprint(about, backbone, source)
             self._maps = DiskMaps(cache_folder() / 'features' / name, like, about)
-        self._describe(len(source.records) * (1 + settings.flip), print)
+        self._describe(len(source.records) * (1 + settings.flip))
 
     def known(self, number):
         """Returns the map of a number, or None: then its image must be read. For any thread."""
@@ -108,14 +107,16 @@ class Features:
                 self._print(f'note: no more feature maps are kept ({error})')
         return found
 
-    def _describe(self, wanted, print):
+    def _describe(self, wanted):
         """Says how many maps are kept, and where."""
         kept, there = int(min(wanted, self._limit)), len(self._maps)
         where = getattr(self._maps, 'folder', f"the {self._keep}'s memory")
         size = kept * self._size / 1e9
-        print(f'feature maps: {kept} of {wanted} kept in {where}, {size:.2g} GB; {there} are there')
+        self._print(
+            f'feature maps: {kept} of {wanted} kept in {where}, {size:.2g} GB; {there} are there'
+        )
         if kept < wanted:
-            print(
+            self._print(
                 f'note: all of them take {wanted * self._size / 1e9:.3g} GB, more than '
                 'features.gigabytes; the others are computed each time they come'
             )

@@ -97,14 +97,14 @@ def make_update(model, optimizer, config, devices):
     return _over(devices, update)
 
 
-def _over(devices, update):
+def _over(devices, update, donated=(0,)):
     """Returns the update pmapped; it takes global batches."""
     mapped = jax.pmap(
         update,
         resnet.AXIS,
         in_axes=(None, 0),
         out_axes=None,
-        donate_argnums=0,
+        donate_argnums=donated,
         devices=list(devices),
     )
 
@@ -121,7 +121,6 @@ def _if_finite(finite, advance, *state):
     On CPUs a condition lets the new state take the place of the old one, in a third of the time of
     a selection. On GPUs the host would have to wait for it.
     """
-
     return jax.lax.platform_dependent(
         *state,
         cpu=lambda *state: jax.lax.cond(finite, advance, lambda *state: state, *state),

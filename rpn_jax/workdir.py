@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import platformdirs
 from ml_collections import ConfigDict
 
@@ -85,6 +86,12 @@ def cache_folder():
     """Returns the folder of what outlives workdirs: RPN_JAX_CACHE, or the platform's."""
     own = os.environ.get('RPN_JAX_CACHE')
     return Path(os.path.expanduser(own)) if own else platformdirs.user_cache_path('rpn_jax')
+
+
+def keep_compilations():
+    """Keeps what is compiled in the cache folder for the next start; JAX's own setting wins."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'compiled'))
 
 
 class History:

@@ -52,18 +52,23 @@ class Side:
         return {'memory': 3 * 2**20, 'answer': [1, 2, 4]}
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Networks of an eighth of the width, and no rest."""
+def narrow(monkeypatch):
+    """Makes the default config's network an eighth as wide."""
     model = default.model
 
-    def narrow():
+    def made():
         settings = model()
         settings.width = 8
         return settings
 
-    monkeypatch.setattr(default, 'model', narrow)
-    monkeypatch.setattr(bench, 'REST', 0)
+    monkeypatch.setattr(default, 'model', made)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Networks of an eighth of the width, and no rest."""
+    narrow(monkeypatch)
+    monkeypatch.setattr(bench_ours, 'REST', 0)
     monkeypatch.setattr(bench, 'LEAST', 1e-9)
     monkeypatch.setattr(bench, 'MATCHED', ((64, 64), 5))
     monkeypatch.setattr(bench_ours, 'COUNTED', (3, 20, 2))

@@ -3,6 +3,7 @@
 import contextlib
 
 import pytest
+from test_bench import narrow
 from test_end_to_end import quick_compilation
 
 from configs import default
@@ -13,14 +14,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures(quick_compilation.__name
 
 
 @pytest.fixture(autouse=True)
-def narrow(monkeypatch):
+def small(monkeypatch):
     """Networks of an eighth of the width, and fewer samples than cells."""
-    model, original = default.model, default.get_config
+    narrow(monkeypatch)
+    original = default.get_config
 
     def few():
         config = original()
-        config.model, config.targets.samples = model(), 12
-        config.model.width = 8
+        config.targets.samples = 12
         return config
 
     monkeypatch.setattr(default, 'get_config', few)

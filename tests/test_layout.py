@@ -15,7 +15,7 @@ HOUSE = [
     'errors',
     *GEOMETRY,
     *'metrics baselines bootstrap dialects misses coverage resnet rpn checkpoint'.split(),
-    *'workdir process stored downloads data.pixels pretrained data.images data.records'.split(),
+    *'workdir stored downloads data.pixels pretrained data.images data.records'.split(),
     *'data limits optim features gallery evaluate trained progress train analysis modes'.split(),
     '',
 ]

@@ -27,7 +27,7 @@ def test_intervals_stand_beside_the_figures(tmp_path):
     assert '95 % intervals' in page.text and '95 % intervals' not in _write(tmp_path).text
 
 
-def _files(page):
+def files_of(page):
     """Returns {name: content} of the files that the page offers."""
     links = [link for link in page.all('a') if 'download' in link]
     names = [link['download'] for link in links]
@@ -39,7 +39,7 @@ def _files(page):
 def test_each_plot_is_a_file_with_all_of_its_points(tmp_path):
     arguments = _arguments()
     page = _write(tmp_path)
-    files = _files(page)
+    files = files_of(page)
     assert len(files) == sum(table.get('class') == 'numbers' for table in page.all('table')) == 9
     losses = files['loss_over_steps_as_logged_thin_and_smoothed.json']['columns']
     assert losses['step'] == [line['step'] for line in arguments['history']]
@@ -56,7 +56,7 @@ def test_a_long_history_is_thinned(tmp_path):
     steps = range(20_000)
     history = [{'step': 1_000_003 + s, 'loss': 1 / (s + 1)} for s in steps]
     page = _write(tmp_path, history=history)
-    losses = _files(page)['loss_over_steps_as_logged_thin_and_smoothed.json']['columns']
+    losses = files_of(page)['loss_over_steps_as_logged_thin_and_smoothed.json']['columns']
     assert (losses['step'][0], losses['step'][-1]) == (1_000_003, 1_020_002)
     assert len(losses['loss']) == 2000 and '2,000 of 20,000 points as JSON' in page.text
     assert (tmp_path / 'report.html').stat().st_size < 10**6

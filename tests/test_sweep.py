@@ -1,10 +1,10 @@
 """The sweep: what it measures and predicts, its verdict, its picture."""
 
 import pytest
+from test_bench import narrow
 from test_end_to_end import quick_compilation
 
-from configs import default
-from experiments import sweep
+from experiments import bench_ours, sweep
 from experiments.bench_ours import KINDS, Ours
 from rpn_jax import rpn
 
@@ -14,14 +14,8 @@ pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Networks of an eighth of the width, and short measurements."""
-    model = default.model
-
-    def narrow():
-        settings = model()
-        settings.width = 8
-        return settings
-
-    monkeypatch.setattr(default, 'model', narrow)
+    narrow(monkeypatch)
+    monkeypatch.setattr(bench_ours, 'REST', 0)
     monkeypatch.setattr(sweep, 'LEAST', 1e-9)
 
 

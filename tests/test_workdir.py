@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import platformdirs
 import pytest
 from test_end_to_end import tiny_config
@@ -237,3 +238,16 @@ def test_the_cache_folder_is_the_users_choice(monkeypatch):
     assert workdir.cache_folder() == platformdirs.user_cache_path('rpn_jax')
     monkeypatch.setenv('RPN_JAX_CACHE', '~/weights')
     assert workdir.cache_folder() == Path.home() / 'weights'
+
+
+@pytest.mark.parametrize('own', ['', 'elsewhere'])
+def test_compilations_are_kept_where_jax_is_told_or_in_the_cache_folder(monkeypatch, own):
+    monkeypatch.setenv('RPN_JAX_CACHE', 'kept')
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update('jax_compilation_cache_dir', own or None)
+        workdir.keep_compilations()
+        expected = own or str(Path('kept') / 'compiled')
+        assert jax.config.jax_compilation_cache_dir == expected
+    finally:
+        jax.config.update('jax_compilation_cache_dir', before)

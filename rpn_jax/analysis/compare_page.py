@@ -12,7 +12,6 @@ from rpn_jax.misses import REASONS
 
 HEADLINES = ('AR@100', 'AR@10')
 LONGEST = 16  # letters of a run's name in a plot
-POINTS = 2000  # most of a line in the page's data
 _LOSSES = {
     'loss': 'Total loss over steps, as logged (thin) and smoothed',
     'loss_objectness': 'Objectness loss over steps',
@@ -40,7 +39,6 @@ def write_page(path, runs, files, tallies, compared):
         'loss_figures': _loss_figures(histories, names),
         'miss_figures': _miss_figures(missed, names),
     }
-    lines = {figure['title']: figure['lines'] for group in plotted.values() for figure in group}
     pages.write(
         path,
         'compare.html.j2',
@@ -64,7 +62,6 @@ def write_page(path, runs, files, tallies, compared):
             'evaluation.json': [r for r in runs if not missed[r] and not files[r].stale],
         },
         stale={run: each.stale for run, each in files.items() if each.stale},
-        data={'runs': names, 'figures': compared, 'plots': lines},
         **plotted,
     )
 
@@ -211,7 +208,7 @@ def _difference_figures(compared, figures, names):
         for i, key in enumerate(keys)
     }
     series = {name: xy for name, xy in series.items() if np.any(np.isfinite(xy[1]))}
-    return [_figure(title, compare_plots.intervals(figures, rows), 'figure', series, figures)]
+    return [pages.figure(title, compare_plots.intervals(figures, rows), 'figure', series, figures)]
 
 
 def _curve_figures(runs, names):
@@ -240,7 +237,7 @@ def _curve_figures(runs, names):
         xlabel = 'IoU' if x == 'iou' else 'proposals per image'
         options = {'log_x': x == 'count', 'full': x == 'iou', 'styles': styles, 'right': 0.66}
         svg = plots.recalls(series, xlabel=xlabel, **options)
-        found.append(_figure(title, svg, xlabel, series))
+        found.append(pages.figure(title, svg, xlabel, series))
     return found
 
 
@@ -255,7 +252,7 @@ def _loss_figures(histories, names):
         shown = {name: points for name, points in series.items() if points is not None}
         if shown:
             svg = compare_plots.losses(series)
-            found.append(_figure(title, svg, 'step', shown))
+            found.append(pages.figure(title, svg, 'step', shown))
     return found
 
 
@@ -272,24 +269,7 @@ def _miss_figures(missed, names):
     shown = {name: (places, values) for name, values in series.items() if values is not None}
     title = 'Objects missed at IoU 0.5 by the first 100 proposals, by reason'
     svg = compare_plots.counts(reasons, series)
-    return [_figure(title, svg, 'reason', shown, reasons)]
-
-
-def _figure(title, svg, xlabel, series, names=None):
-    """Returns pages.figure with its lines as data: {name: {xlabel: [n], 'value': [n]}}."""
-    lines = {}
-    for name, points in series.items():
-        x, y = plots.finite(*points)
-        thin = plots.evenly(len(x), POINTS)
-        places = [names[int(place)] if names else _short(place) for place in x[thin]]
-        lines[name] = {xlabel: places, 'value': [_short(value) for value in y[thin]]}
-    return pages.figure(title, svg, xlabel, series, names) | {'lines': lines}
-
-
-def _short(number):
-    """Rounds a number to the digits of float32; whole ones are written without a point."""
-    number = float(f'{number:.9g}')
-    return int(number) if number.is_integer() else number
+    return [pages.figure(title, svg, 'reason', shown, reasons)]
 
 
 def _pairs(run):
