@@ -1,8 +1,6 @@
 """Times the training step with everything that makes it fast, beside steps that lack one thing.
 
 All take turns in one process; what counts are the ratios, the whole step over the one without.
-The last is a bound of what is not in: norms folded into convolutions cannot bring more than norms
-that are not there.
 
     python experiments/bench_levers.py [--depth 101] [--stage c4] [--frozen-stages 3] [--repeats 7]
 """
@@ -52,11 +50,6 @@ def select(finite, advance, *state):
 undonated = functools.partial(train._over, donated=())
 
 
-def no_norm(*_, **__):
-    """Returns the norm that does nothing."""
-    return lambda x: x
-
-
 def lacking(*changes):
     """Returns a context in which attributes of modules are others."""
     stack = contextlib.ExitStack()
@@ -75,7 +68,6 @@ LEVERS = {  # what is taken away -> how
         (train, '_if_finite', select), (optim, '_settled', lambda transform: transform)
     ),
 }
-BOUNDS = {'(bound) norms': lambda: lacking((resnet, '_norm', no_norm))}
 
 
 def main(argv=None):
@@ -90,7 +82,7 @@ def main(argv=None):
     fields = arguments.depth, arguments.stage, arguments.frozen_stages, arguments.batch
     case = Case('train', *fields, (arguments.size, arguments.size), 'float32')
     calls = {'': made(case, contextlib.nullcontext())}
-    for name, lack in (LEVERS | BOUNDS).items():
+    for name, lack in LEVERS.items():
         calls[name] = made(case, lack())
     runs = [functools.partial(timed, call) for call in calls.values()]
     for run in runs:

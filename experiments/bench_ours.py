@@ -157,7 +157,7 @@ def start(case, arrays):
     params = variables.pop('params')
     velocity = jax.eval_shape(optimizer.init, params)
     velocity = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), velocity)
-    state = train.TrainState(np.int32(0), params, variables.get('batch_stats', {}), velocity)
+    state = train.TrainState(np.int32(0), params, variables['batch_stats'], velocity)
     rows = config.data.max_boxes
     boxes = np.zeros((case.batch, rows, 4), np.float32)
     kind = np.zeros((case.batch, rows), np.int32)

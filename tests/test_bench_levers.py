@@ -34,13 +34,10 @@ def test_a_step_without_a_lever_computes_the_same():
         found = bench_levers.made(case, lack())()
         assert float(found['loss']) == pytest.approx(float(whole['loss']), rel=1e-4), name
         assert float(found['loss_box']) == pytest.approx(float(whole['loss_box']), rel=1e-4), name
-    other = bench_levers.made(case, bench_levers.BOUNDS['(bound) norms']())()
-    assert float(other['loss']) != pytest.approx(float(whole['loss']), rel=1e-4)
 
 
 def test_all_of_them_are_timed(capsys):
     assert not bench_levers.main(['--depth=26', '--size=64', '--repeats=1'])
     first, *rows = capsys.readouterr().out.splitlines()
     assert first.startswith('train R26 c4 frozen 3 batch 1: ')
-    names = [*bench_levers.LEVERS, *bench_levers.BOUNDS]
-    assert [row.strip().partition('  ')[0] for row in rows][: len(names)] == names
+    assert [row.strip().partition('  ')[0] for row in rows] == list(bench_levers.LEVERS)
