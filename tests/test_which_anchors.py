@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 from test_report import _arguments, _write
-from test_report_data import _files
+from test_report_data import files_of
 
 from rpn_jax.analysis import findings, which_anchors
 from rpn_jax.coverage import BINS, EDGES
@@ -109,7 +109,7 @@ def test_the_report_has_a_section(tmp_path):
     assert 'None' not in page.text and 'NaN' not in page.inside['script']
     lines = json.loads(page.inside['script'])['history']
     assert [set(line) for line in lines] == [{'step'}, {'step', 'AR@10'}, {'step'}]
-    file = _files(page)['what_anchors_of_each_size_learn_over_steps.json']
+    file = files_of(page)['what_anchors_of_each_size_learn_over_steps.json']
     assert file['columns']['step'] == [10, 20]
     assert file['columns']['iou_after: 64 px'] == [0.625, 0.625]
     assert 'Which anchors' not in _write(tmp_path).text
