@@ -19,13 +19,19 @@ import jax.numpy as jnp
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 
 from experiments.bench_ours import KINDS, Case, Ours, alternate, spread, timed  # noqa: E402
-from rpn_jax import optim, resnet, rpn, train  # noqa: E402
+from rpn_jax import convolution, optim, resnet, rpn, train  # noqa: E402
+from rpn_jax.convolution import direct  # noqa: E402
 
 
-def plain_conv(features, kernel, stride=1, dilation=1, *, dtype, distribution, name):
-    """Returns Flax's convolution for every kernel, 1x1 too."""
-    settings = dict(strides=stride, padding=dilation * (kernel // 2), kernel_dilation=dilation)
-    return nn.Conv(features, (kernel, kernel), use_bias=False, dtype=dtype, name=name, **settings)
+def without_products(x, kernel, stride=1, dilation=1):
+    """Convolves with 1x1 kernels too."""
+    function = direct if kernel.shape[0] == 1 else convolution.convolve
+    return function(x, kernel, stride, dilation)
+
+
+def without_filtering(x, kernel, dilation):
+    """Runs XLA's own 3x3 convolution."""
+    return direct(x, kernel, 1, dilation)
 
 
 def dense(self, features, index=None):
@@ -59,8 +65,11 @@ def lacking(*changes):
 
 
 LEVERS = {  # what is taken away -> how
-    '1x1 convolutions as matrix products': lambda: lacking((resnet, 'Conv', plain_conv)),
+    '1x1 convolutions as matrix products': lambda: lacking((resnet, 'convolve', without_products)),
     'head at the sampled cells': lambda: lacking((rpn.RPN, 'from_features', dense)),
+    "3x3 convolutions by Winograd's filtering": lambda: lacking(
+        (convolution, 'convolve_3x3', without_filtering)
+    ),
     'pool as shifted maxima': lambda: lacking((resnet, 'max_pool', pool)),
     'shortcuts added up once': lambda: lacking((resnet, 'residual', lambda x, y: nn.relu(x + y))),
     'state donated': lambda: lacking((train, '_over', undonated)),
@@ -91,7 +100,7 @@ def main(argv=None):
     print(f'{case.name}: {statistics.median(whole):.4g} s a step; its time over that without')
     for name, times in zip(list(calls)[1:], lacking_one, strict=True):
         found = '{:.2f} ({:.2f} to {:.2f})'.format(*spread(whole, times))
-        print(f'  {name:<36} {found}')
+        print(f'  {name:<42} {found}')
 
 
 def made(case, context):

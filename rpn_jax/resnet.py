@@ -10,8 +10,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.experimental.xla_metadata import set_xla_metadata
 
+from rpn_jax.convolution import alone, convolve
 from rpn_jax.errors import InputError
 
 BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -105,10 +105,10 @@ def residual(x, y):
 
     XLA on CPUs fuses cheap arithmetic into all of its readers. The shortcuts of a ResNet are one
     chain of it, so that every block would add up all the blocks before it again, and the backward
-    pass twice more: a fifth of the training step of ResNet-101 (experiments/README.md). A call that
-    is not inlined stands alone. On GPUs it is left to XLA.
+    pass twice more: a fifth of the training step of ResNet-101 (experiments/README.md). On GPUs it
+    is left to XLA.
     """
-    return _alone(lambda x, y: jnp.maximum(x + y, 0), x, y)
+    return alone(_rectified_sum, x, y)
 
 
 def _residual_forward(x, y):
@@ -117,30 +117,23 @@ def _residual_forward(x, y):
 
 
 def _residual_backward(out, gradient):
-    gradient = _alone(lambda out, g: jax.lax.select(out > 0, g, jnp.zeros_like(g)), out, gradient)
+    gradient = alone(_where_positive, out, gradient)
     return gradient, gradient
 
 
 residual.defvjp(_residual_forward, _residual_backward)
 
 
-def _alone(function, *arrays):
-    """Calls function(*arrays), on CPUs so that XLA fuses it with nothing around it."""
+def _rectified_sum(x, y):
+    return jnp.maximum(x + y, 0)
 
-    def called(*arrays):
-        with set_xla_metadata(inlineable='false'):
-            return jax.jit(function)(*arrays)
 
-    return jax.lax.platform_dependent(*arrays, cpu=called, default=function)
+def _where_positive(out, gradient):
+    return jax.lax.select(out > 0, gradient, jnp.zeros_like(gradient))
 
 
 class Conv(nn.Module):
-    """Convolves [B, h, w, C] with a square kernel, padded by dilation * (kernel // 2) on each side.
-
-    That is torch's padding; Flax's 'SAME' pads stride-2 convolutions unevenly and shifts their
-    features by a pixel. A 1x1 kernel is a matrix product, which XLA runs faster than a convolution
-    on CPUs.
-    """
+    """Convolves [B, h, w, C] with a square kernel of its own, as convolution.convolve does."""
 
     features: int
     kernel: int
@@ -154,20 +147,7 @@ class Conv(nn.Module):
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         kernel = self.param('kernel', initializer(self.distribution), shape, jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if self.kernel == 1:
-            x = x[:, :: self.stride, :: self.stride]
-            # Of rows [B * h * w, C]: the gradient of a product of maps transposes them first.
-            rows = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-            return rows.reshape(*x.shape[:3], self.features)
-        margin = self.dilation * (self.kernel // 2)
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=((margin, margin), (margin, margin)),
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        )
+        return convolve(x, kernel, self.stride, self.dilation)
 
 
 def max_pool(x):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from rpn_jax import anchors as anchor
 from rpn_jax import resnet
+from rpn_jax.convolution import convolve
 from rpn_jax.errors import InputError
 
 
@@ -56,13 +57,7 @@ class Head(nn.Module):
             hidden = _neighbourhoods(features, index // k).astype(self.dtype)
             hidden = hidden @ params['conv'][0].reshape(9 * c, c)
         else:
-            hidden = jax.lax.conv_general_dilated(
-                features.astype(self.dtype),
-                params['conv'][0],
-                window_strides=(1, 1),
-                padding=((1, 1), (1, 1)),
-                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-            ).reshape(b, h * w, c)
+            hidden = convolve(features.astype(self.dtype), params['conv'][0]).reshape(b, h * w, c)
         hidden = nn.relu(hidden + params['conv'][1][None, None])
         logits, deltas = (
             (hidden @ kernel[0, 0] + bias[None, None]).astype(jnp.float32)

@@ -9,14 +9,16 @@ from test_end_to_end import quick_compilation
 from configs import default
 from experiments import bench_levers
 from experiments.bench_ours import Case
+from rpn_jax import convolution
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures(quick_compilation.__name__)]
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Networks of an eighth of the width, and fewer samples than cells."""
+    """Networks of an eighth of the width, wide enough all the same; fewer samples than cells."""
     narrow(monkeypatch)
+    monkeypatch.setattr(convolution, 'WIDE', 8)
     original = default.get_config
 
     def few():

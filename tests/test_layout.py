@@ -14,7 +14,8 @@ GEOMETRY = 'boxes anchors targets losses anchor_types nms proposals parts'.split
 HOUSE = [
     'errors',
     *GEOMETRY,
-    *'metrics baselines bootstrap dialects misses coverage resnet rpn checkpoint'.split(),
+    *'metrics baselines bootstrap dialects misses coverage'.split(),
+    *'convolution resnet rpn checkpoint'.split(),
     *'workdir stored downloads data.pixels pretrained data.images data.records'.split(),
     *'data limits optim features gallery evaluate trained progress train analysis modes'.split(),
     '',

@@ -127,7 +127,7 @@ def flops(lowered):
 
 
 def test_the_sampled_head_costs_its_share_of_the_cells():
-    side, samples, channels, k = 38, 256, 64, 9
+    side, samples, channels, k = 38, 256, 48, 9  # too narrow for Winograd's filtering
     layers = 2 * (9 * channels * channels + 5 * k * channels)  # of one cell
     arguments = head_variables(k, channels), shape_of(1, side, side, channels)
     index = shape_of(1, samples, dtype=np.int32)

@@ -1,0 +1,145 @@
+"""Convolutions against a brute-force twin: values and gradients, dilations, odd maps, platforms."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_resnet import numpy_convolution
+
+from rpn_jax import convolution
+from rpn_jax.convolution import WIDE, convolve, convolve_3x3, direct
+
+MAPS = [  # (batch, height, width), dilation
+    ((1, 6, 8), 1),
+    ((2, 5, 7), 1),
+    ((2, 9, 14), 2),
+    ((1, 11, 16), 3),
+    ((1, 1, 2), 5),  # the kernel reaches beyond it everywhere
+]
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def numpy_gradients(x, kernel, gradient, dilation):
+    """Returns the gradients of sum(gradient * convolution), tap by tap, in float64."""
+    h, w = x.shape[1:3]
+    margin = [(0, 0), (dilation, dilation), (dilation, dilation), (0, 0)]
+    padded, of_x = np.pad(x, margin).astype(np.float64), np.zeros(np.pad(x, margin).shape)
+    of_kernel = np.zeros(kernel.shape)
+    for i in range(3):
+        for j in range(3):
+            window = np.s_[:, i * dilation : i * dilation + h, j * dilation : j * dilation + w]
+            of_kernel[i, j] = np.einsum('bhwc,bhwf->cf', padded[window], gradient)
+            of_x[window] += gradient @ kernel[i, j].T.astype(np.float64)
+    return of_x[:, dilation : dilation + h, dilation : dilation + w], of_kernel
+
+
+def assert_close(found, expected, bound=4e-6):
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= bound * np.abs(expected).max()
+
+
+def everywhere_else(function, *arrays, elsewhere=None):
+    """Stands for `alone` where there is no CPU."""
+    return (elsewhere or function)(*arrays)
+
+
+@pytest.mark.parametrize('other', [False, True], ids=['cpu', 'elsewhere'])
+@pytest.mark.parametrize(('shape', 'dilation'), MAPS)
+def test_values_and_gradients_are_those_of_the_sums(shape, dilation, other, monkeypatch):
+    if other:
+        monkeypatch.setattr(convolution, 'alone', everywhere_else)
+    x, kernel = normal(*shape, 5), normal(3, 3, 5, 7, seed=1)
+    gradient = normal(*shape, 7, seed=2)
+
+    @jax.jit
+    def both(x, kernel):
+        out, pull = jax.vjp(lambda x, kernel: convolve_3x3(x, kernel, dilation), x, kernel)
+        return out, *pull(gradient)
+
+    found = both(x, kernel)
+    expected = numpy_gradients(x, kernel, gradient, dilation)
+    expected = numpy_convolution(x, kernel, dilation=dilation), *expected
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs)
+
+
+@settings(max_examples=15)
+@given(h=st.integers(1, 9), w=st.integers(1, 9), dilation=st.integers(1, 4))
+def test_filtering_is_a_convolution_on_maps_of_any_size(h, w, dilation):
+    x, kernel = normal(1, h, w, 2), normal(3, 3, 2, 3, seed=1)
+    found = convolution.winograd(x, kernel, dilation)
+    assert_close(found, numpy_convolution(x, kernel, dilation=dilation))
+
+
+def test_a_mapped_convolution_is_one_of_each():
+    x, kernel = normal(3, 1, 5, 6, WIDE), normal(3, 3, WIDE, WIDE, seed=1)
+
+    def both(x, kernel):
+        return jax.value_and_grad(lambda *a: (convolve(*a) ** 2).sum(), (0, 1))(x, kernel)
+
+    mapped = jax.vmap(both, (0, None))(x, kernel)
+    for i, image in enumerate(x):
+        found = jax.tree.leaves(jax.tree.map(lambda array, i=i: array[i], mapped))
+        out = numpy_convolution(image, kernel)
+        expected = (out**2).sum(), *numpy_gradients(image, kernel, 2 * out, 1)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert_close(ours, theirs)
+
+
+def test_it_errs_hardly_more_than_xla():
+    x, kernel = normal(1, 38, 38, 256), normal(3, 3, 256, 256, seed=1)
+    exact = numpy_convolution(x, kernel)
+    errors = [np.abs(f(x, kernel) - exact).std() for f in (convolve_3x3, direct)]
+    assert errors[0] < 3 * errors[1] and errors[0] < 5e-7 * exact.std()
+
+
+def work(function, *arguments):
+    """Returns XLA's count of FLOPs."""
+    return jax.jit(function).lower(*arguments).compile().cost_analysis()['flops']
+
+
+def test_wide_maps_take_sixteen_products_for_thirty_six():
+    x, kernel = normal(1, 16, 16, WIDE), normal(3, 3, WIDE, WIDE)
+    products, transforms = 16 * 64 * WIDE**2, (16 * 16 * 64 + 16 * 9 * WIDE + 4 * 16 * 64) * WIDE
+    assert work(convolve, x, kernel) == pytest.approx(2 * (products + transforms), rel=0.01)
+
+
+def test_what_does_not_pay_goes_to_xla():
+    x, kernel = normal(1, 16, 16, WIDE), normal(3, 3, WIDE, WIDE)
+    others = [
+        (x, kernel[..., :-1], 1, 1),
+        (x[..., :-1], kernel[:, :, :-1], 1, 1),
+        (x, kernel, 2, 1),
+        (x, kernel, 1, 6),  # its tiles would cover 24 x 24
+    ]
+    for x, kernel, stride, dilation in others:
+        how = dict(stride=stride, dilation=dilation)
+        found, expected = (work(functools.partial(f, **how), x, kernel) for f in (convolve, direct))
+        assert found == expected
+
+
+@pytest.mark.parametrize('changed', [np.float16, jnp.bfloat16])
+def test_halves_go_to_xla(changed):
+    x, kernel = normal(1, 4, 4, WIDE).astype(changed), normal(3, 3, WIDE, WIDE).astype(changed)
+    np.testing.assert_array_equal(convolve(x, kernel), direct(x, kernel))
+
+
+def test_gpus_are_left_to_xla():
+    x, kernel = normal(1, 4, 4, WIDE), normal(3, 3, WIDE, WIDE)
+
+    def loss(x, kernel):
+        return (convolve(x, kernel, dilation=2) ** 2).sum()
+
+    traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, kernel)
+    counted = []
+    for platform in ('cuda', 'cpu'):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        counted.append([text.count(f'stablehlo.{op}') for op in ('convolution', 'dot_general')])
+    assert counted == [[3, 0], [0, 12]]
