@@ -82,7 +82,7 @@ def test_a_mapped_convolution_is_one_of_each():
     x, kernel = normal(3, 1, 5, 6, WIDE), normal(3, 3, WIDE, WIDE, seed=1)
 
     def both(x, kernel):
-        return jax.value_and_grad(lambda *a: (convolve(*a) ** 2).sum(), (0, 1))(x, kernel)
+        return jax.value_and_grad(lambda *a: (convolve_3x3(*a) ** 2).sum(), (0, 1))(x, kernel)
 
     mapped = jax.vmap(both, (0, None))(x, kernel)
     for i, image in enumerate(x):
@@ -117,6 +117,7 @@ def test_what_does_not_pay_goes_to_xla():
         (x, kernel[..., :-1], 1, 1),
         (x[..., :-1], kernel[:, :, :-1], 1, 1),
         (x, kernel, 2, 1),
+        (x[:, :8, :8], kernel, 1, 1),  # so few tiles that the kernel's transform is most of it
         (x, kernel, 1, 6),  # its tiles would cover 24 x 24
     ]
     for x, kernel, stride, dilation in others:
@@ -127,7 +128,7 @@ def test_what_does_not_pay_goes_to_xla():
 
 @pytest.mark.parametrize('changed', [np.float16, jnp.bfloat16])
 def test_halves_go_to_xla(changed):
-    x, kernel = normal(1, 4, 4, WIDE).astype(changed), normal(3, 3, WIDE, WIDE).astype(changed)
+    x, kernel = normal(1, 16, 16, WIDE).astype(changed), normal(3, 3, WIDE, WIDE).astype(changed)
     np.testing.assert_array_equal(convolve(x, kernel), direct(x, kernel))
 
 
@@ -135,7 +136,7 @@ def test_gpus_are_left_to_xla():
     x, kernel = normal(1, 4, 4, WIDE), normal(3, 3, WIDE, WIDE)
 
     def loss(x, kernel):
-        return (convolve(x, kernel, dilation=2) ** 2).sum()
+        return (convolve_3x3(x, kernel, 2) ** 2).sum()
 
     traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, kernel)
     counted = []
