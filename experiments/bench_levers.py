@@ -90,25 +90,23 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     fields = arguments.depth, arguments.stage, arguments.frozen_stages, arguments.batch
     case = Case('train', *fields, (arguments.size, arguments.size), 'float32')
-    calls = {'': made(case, contextlib.nullcontext())}
-    for name, lack in LEVERS.items():
-        calls[name] = made(case, lack())
-    runs = [functools.partial(timed, call) for call in calls.values()]
+    programs = [made(case, lack()) for lack in (contextlib.nullcontext, *LEVERS.values())]
+    runs = [functools.partial(timed, program.call) for program in programs]
     for run in runs:
         run()
     whole, *lacking_one = alternate(runs, arguments.repeats)
     print(f'{case.name}: {statistics.median(whole):.4g} s a step; its time over that without')
-    for name, times in zip(list(calls)[1:], lacking_one, strict=True):
+    for name, times in zip(LEVERS, lacking_one, strict=True):
         found = '{:.2f} ({:.2f} to {:.2f})'.format(*spread(whole, times))
         print(f'  {name:<42} {found}')
 
 
 def made(case, context):
-    """Returns the training step of a case, compiled inside a context."""
+    """Returns the Program of a case's training step, compiled inside a context."""
     with context:
         program = KINDS['train'](case, Ours().arrays(case))
         program.call()
-    return program.call
+    return program
 
 
 if __name__ == '__main__':

@@ -69,7 +69,7 @@ def convolve_3x3(x, kernel, dilation=1):
     It has no forward-mode derivative.
     """
     elsewhere = functools.partial(direct, dilation=dilation)
-    return alone(_with(winograd, dilation), x, kernel, elsewhere=elsewhere)
+    return alone(_dilated(winograd, dilation), x, kernel, elsewhere=elsewhere)
 
 
 def _forward(x, kernel, dilation):
@@ -86,7 +86,7 @@ def _backward(dilation, saved, gradient):
     def plain_of_kernel(x, gradient):
         return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(gradient)[0]
 
-    of_input, of_kernel = (_with(f, dilation) for f in (winograd_of_input, winograd_of_kernel))
+    of_input, of_kernel = (_dilated(f, dilation) for f in (winograd_of_input, winograd_of_kernel))
     return (
         alone(of_input, gradient, kernel, elsewhere=plain_of_input),
         alone(of_kernel, x, gradient, elsewhere=plain_of_kernel),
@@ -97,7 +97,7 @@ convolve_3x3.defvjp(_forward, _backward)
 
 
 @functools.cache
-def _with(function, dilation):
+def _dilated(function, dilation):
     """Returns the same function each time, so that JAX traces it once for all blocks of a stage."""
     return functools.partial(function, dilation=dilation)
 
