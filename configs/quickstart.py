@@ -15,6 +15,6 @@ def get_config():
     config.proposals.update(pre_nms=3000, post_nms=300, nms_iou=0.5)
     config.data.update(source='shapes', train_split='train', eval_split='val')
     config.data.update(image_size=192, batch_size=8, max_boxes=16)
-    config.optim.update(learning_rate=0.03, schedule='cosine', warmup_steps=50)
+    config.optim.update(learning_rate=0.06, schedule='cosine', warmup_steps=50)
     config.checkpoint.every = 200
     return config

@@ -3,7 +3,8 @@
 Both do the same work on the same shapes in the same run, in turns, so that a slow moment of the
 machine strikes both alike; what counts are the ratios. torchvision runs in another Python, which is
 told by --peer; without it this project is measured alone. FLOPs and bytes are XLA's; the floor is
-the time that they take at the rates of a matrix product and of a copy, measured here.
+the time that they take at the rates of a matrix product and of a copy, measured here. --compile
+adds a second torchvision, whose backbone is under torch.compile.
 
     python experiments/bench.py --peer /path/to/python [--only train,nms] [--batch 1 2] [--markdown]
     python experiments/bench.py --only train --json      # one line: {"seconds": MEDIAN, ..}
@@ -18,7 +19,6 @@ import math
 import os
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,15 +37,17 @@ from experiments.bench_ours import (  # noqa: E402
     alternate,
     config_of,
     spread,
+    timed,
 )
 from experiments.bench_peer import Peer, Refused  # noqa: E402
 from rpn_jax import rpn  # noqa: E402
 from rpn_jax.errors import InputError  # noqa: E402
 
-LEAST = 0.1  # seconds of one measurement: what is shorter is called several times
+LEAST = {'cpu': 0.1, 'gpu': 0.5}  # seconds of a measurement: what is shorter is called again
 ALONE = ('metrics',)  # torchvision has no such thing
 LOOPS = ('nms',)  # XLA counts a loop once: no floor
 MATRIX, COPY = {'cpu': 2048, 'gpu': 8192}, 2**26  # rows of a square matrix; numbers copied
+CALLS = {'cpu': 1, 'gpu': 20}  # of a product or a copy at a time: a GPU's begin late
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,13 +56,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 class Row(NamedTuple):
-    """What was measured of a case; seconds and memory of ours, then of torchvision or ()."""
+    """What was measured of a case beside one other side, or alone."""
 
     case: Case
+    note: str  # on the other side
     ours: list[float]  # seconds of a call, one number a pair
     theirs: list[float]
     costs: Costs | None
-    memory: tuple[int, int | None]  # bytes
+    memory: tuple[int, int | None]  # bytes of ours, and of the other side
 
 
 def main(argv=None):
@@ -94,7 +97,7 @@ def parse(argv):
     parser.add_argument('--image', default='', help='whose boxes NMS sees; default: a drawn scene')
     parser.add_argument('--peer', default='', help='a Python with torchvision, or one and a script')
     parser.add_argument('--channels-last', action='store_true', help='of torch')
-    parser.add_argument('--compile', action='store_true', help="torch.compile of torch's backbone")
+    parser.add_argument('--compile', action='store_true', help='also beside torch.compile')
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--markdown', action='store_true', help='tables for a README')
     form.add_argument('--json', action='store_true', help='one case of ours alone, as one line')
@@ -159,7 +162,7 @@ def cases(arguments):
 def alone(arguments):
     """Prints one line of JSON: the first case, ours alone."""
     case = cases(arguments)[0]
-    row = measure(case, Ours(arguments.image), None, arguments.repeats)
+    (row,) = measure(case, Ours(arguments.image), [], arguments.repeats)
     line = {'seconds': statistics.median(row.ours), 'least': min(row.ours), 'most': max(row.ours)}
     line |= {'repeats': arguments.repeats, 'device': jax.local_devices()[0].device_kind}
     line |= case._asdict() | {'memory': row.memory[0], 'jax': jax.__version__}
@@ -172,28 +175,29 @@ def side_by_side(arguments):
     """Prints the tables; where something stops it, of the cases that were measured until then."""
     todo, rows, speed = cases(arguments), [], None
     with contextlib.ExitStack() as stack:
-        peer = arguments.peer and stack.enter_context(
-            contextlib.closing(Peer(arguments.peer, arguments))
-        )
+        peers = []
+        for compiled in (False, True)[: bool(arguments.peer) * (1 + arguments.compile)]:
+            peer = Peer(arguments.peer, arguments, compiled)
+            peers.append(stack.enter_context(contextlib.closing(peer)))
         ours = Ours(arguments.image)
         speed = rates(arguments.dtype)
-        print(machine(speed, arguments.dtype, peer))
+        print(machine(speed, arguments.dtype, peers))
         stack.callback(lambda: rows and print(tables(rows, speed, arguments.markdown)))
         for number, case in enumerate(todo, start=1):
             say(f'[{number}/{len(todo)}] {case.name}')
-            other = None if case.kind in ALONE else peer
+            others = [peer for peer in peers if case.kind not in ALONE and peer.takes(case)]
             try:
-                rows.append(measure(case, ours, other or None, arguments.repeats))
+                rows += measure(case, ours, others, arguments.repeats)
             except (jax.errors.JaxRuntimeError, MemoryError, Refused) as error:
                 say(f'  cannot be measured: {str(error).splitlines()[0]}')
-    return int(len(rows) < len(todo))
+    return int(len({row.case for row in rows}) < len(todo))
 
 
-def measure(case, ours, peer, repeats):
-    """Returns the Row of a case; a peer that refuses it is left out, and that is said."""
+def measure(case, ours, peers, repeats):
+    """Returns the Rows of a case; a peer that refuses it is left out, and that is said."""
     arrays, sides = ours.arrays(case), [ours]
     warm = {ours: ours.prepare(case, arrays)}
-    if peer:
+    for peer in peers:
         try:
             warm[peer] = peer.prepare(case, arrays)
             sides.append(peer)
@@ -201,16 +205,19 @@ def measure(case, ours, peer, repeats):
             say(f'  torchvision: {error}')
     runs = [functools.partial(side.run, calls_of(warm[side])) for side in sides]
     times = alternate(runs, repeats)
-    reports = [side.report() for side in sides] + [{'memory': None}]
-    if peer in sides and (difference := compare(*(report['answer'] for report in reports[:2]))):
-        say(f'  warning: the answers differ: {difference}')
-    theirs = times[1] if peer in sides else []
-    return Row(case, times[0], theirs, ours.costs, tuple(r['memory'] for r in reports[:2]))
+    first, *others = (side.report() for side in sides)
+    rows = []
+    for peer, theirs, report in zip(sides[1:], times[1:], others, strict=True):
+        if difference := compare(first['answer'], report['answer']):
+            say(f'  warning: the answers differ: {difference}')
+        memory = first['memory'], report['memory']
+        rows.append(Row(case, peer.note, times[0], theirs, ours.costs, memory))
+    return rows or [Row(case, '', times[0], [], ours.costs, (first['memory'], None))]
 
 
 def calls_of(seconds):
     """Returns how many calls make a measurement."""
-    return max(1, math.ceil(LEAST / max(seconds, 1e-6)))
+    return max(1, math.ceil(LEAST[jax.local_devices()[0].platform] / max(seconds, 1e-6)))
 
 
 def compare(ours, theirs):
@@ -224,13 +231,13 @@ def compare(ours, theirs):
     return f'{len(unequal)} of {len(ours)}, first {ours[first]} and {theirs[first]}'
 
 
-def machine(speed, dtype, peer):
+def machine(speed, dtype, peers):
     """Returns the line on what measures what."""
     device = jax.local_devices()[0]
     return (
         f'{device.device_kind}, {os.cpu_count()} cores; {dtype} products {speed[0] / 1e9:.4g} '
         f'GFLOP/s, copies {speed[1] / 1e9:.3g} GB/s; jax {jax.__version__}'
-        + (f'; {peer.ready}' if peer else '')
+        + ''.join(f'; {peer.ready}' for peer in peers[:1])
     )
 
 
@@ -239,27 +246,26 @@ def rates(dtype):
 
     Each is the best of several, for a floor must not be too high.
     """
-    rows = MATRIX.get(jax.local_devices()[0].platform, MATRIX['cpu'])
-    matrix = jnp.ones((rows, rows), dtype)
+    platform = jax.local_devices()[0].platform
+    rows = MATRIX[platform]
+    # Of ones, or zeros, a GPU makes products faster than of what a network holds.
+    matrix = jax.random.normal(jax.random.key(0), (rows, rows), dtype)
     product = jax.jit(jnp.matmul)
     add = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place: no new pages of memory
     numbers = [jnp.zeros(COPY, jnp.float32)]
 
     def copy():
-        numbers[0] = jax.block_until_ready(add(numbers[0]))
+        numbers[0] = add(numbers[0])
+        return numbers[0]
 
-    multiplied = fastest(lambda: product(matrix, matrix).block_until_ready())
-    return 2 * rows**3 / multiplied, 2 * 4 * COPY / fastest(copy)  # it reads and writes
+    calls = CALLS[platform]
+    multiplied = fastest(lambda: product(matrix, matrix), calls)
+    return 2 * rows**3 / multiplied, 2 * 4 * COPY / fastest(copy, calls)  # it reads and writes
 
 
-def fastest(call, times=8):
-    """Returns the fewest seconds of a call; the first one compiles."""
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+def fastest(call, calls, times=8):
+    """Returns the fewest seconds of a call, the mean of so many; the first ones compile."""
+    return min(timed(call, calls) for _ in range(times))
 
 
 def floor(costs, rates):
@@ -282,12 +288,13 @@ def tables(rows, speed, markdown=False):
         cell = '{:.3f} ({:.3f} to {:.3f})'.format(*found) if found else '-'
         counted = row.costs and row.case.kind not in LOOPS
         over = f'{median / floor(row.costs, speed):.2f}' if counted else '-'
-        times.append([row.case.name, f'{median:.4g}', theirs, cell, over])
+        name = row.case.name + row.note
+        times.append([name, f'{median:.4g}', theirs, cell, over])
         memory = ['-' if held is None else f'{held / 2**20:.0f}' for held in (*row.memory, None)]
         work = [f'{row.costs.flops / 1e9:.4g}', f'{row.costs.bytes / 1e9:.3g}'] if counted else '--'
         planned = f'{row.costs.planned / 2**20:.0f}' if row.costs else '-'
         compiling = [f'{s:.1f}' for s in row.costs[:2]] if row.costs else '--'
-        costs.append([row.case.name, *compiling, *work, planned, *memory[:2]])
+        costs.append([name, *compiling, *work, planned, *memory[:2]])
     names = 'case', 'ours, s', 'torchvision, s', 'ours / torchvision', 'ours / floor'
     first = render([names, *times], markdown)
     names = 'compile, s', '.. again', 'GFLOP', 'GB', 'planned, MiB', 'ours, MiB', 'torchvision, MiB'

@@ -3,6 +3,7 @@
 All take turns in one process; what counts are the ratios, the whole step over the one without.
 
     python experiments/bench_levers.py [--depth 101] [--stage c4] [--frozen-stages 3] [--repeats 7]
+    python experiments/bench_levers.py --device gpu --dtype bfloat16 --batch 16 --size 608 1024
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
@@ -85,11 +87,14 @@ def main(argv=None):
     parser.add_argument('--stage', default='c4', choices=('c4', 'dc5'))
     parser.add_argument('--frozen-stages', type=int, default=3)
     parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--size', type=int, default=608)
+    parser.add_argument('--size', type=int, nargs='+', default=[608], help='height [width]')
+    parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
+    parser.add_argument('--device', default='cpu', choices=('cpu', 'gpu'))
     parser.add_argument('--repeats', type=int, default=7)
     arguments = parser.parse_args(argv)
     fields = arguments.depth, arguments.stage, arguments.frozen_stages, arguments.batch
-    case = Case('train', *fields, (arguments.size, arguments.size), 'float32')
+    jax.config.update('jax_platforms', {'cpu': 'cpu', 'gpu': 'cuda'}[arguments.device])
+    case = Case('train', *fields, tuple((arguments.size * 2)[:2]), arguments.dtype)
     programs = [made(case, lack()) for lack in (contextlib.nullcontext, *LEVERS.values())]
     runs = [functools.partial(timed, program.call) for program in programs]
     for run in runs:

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import default
+from experiments import bench_bytes
 from experiments.bench_memory import forget_peak, resident
 from rpn_jax import boxes as box
-from rpn_jax import data, metrics, resnet, rpn, train
+from rpn_jax import data, metrics, rpn, train
 from rpn_jax.data import images
 from rpn_jax.evaluate import make_predict
 from rpn_jax.nms import nms
@@ -64,13 +64,17 @@ class Case(NamedTuple):
 class Program(NamedTuple):
     """A case, ready to be called."""
 
-    call: Callable  # () -> what it found, on the host or ready on the device
+    call: Callable  # () -> what it found, perhaps still to be computed by the device
     lower: Callable | None = None  # () -> jax.stages.Lowered; None for NumPy
     answer: Callable = lambda found: None  # what must be equal on both sides, as JSON
 
 
 class Costs(NamedTuple):
-    """What XLA says of a compiled program. A loop counts once, however often it turns."""
+    """What XLA says of a compiled program. A loop counts once, however often it turns.
+
+    On GPUs XLA counts nothing of what libraries do: there the flops are those of the program before
+    it is compiled, and the bytes those of its operations' operands and results.
+    """
 
     cold: float  # seconds to trace and compile
     warm: float  # the same, when the persistent cache knows it
@@ -94,7 +98,7 @@ class Ours:
         with fresh_cache():
             self.costs = self._program.lower and costs(self._program.lower)
             for _ in range(WARM):
-                self._program.call()
+                jax.block_until_ready(self._program.call())
         forget_peak()
         return self.run(1)
 
@@ -163,7 +167,7 @@ def start(case, arrays):
     kind = np.zeros((case.batch, rows), np.int32)
     boxes[:, :OBJECTS], kind[:, :OBJECTS] = arrays['objects'], 1
     batch = {'image': picture(case), 'boxes': boxes, 'kind': kind}
-    batch = on_device(train.shard(batch, 1), devices)
+    batch = train.place_batch(batch, devices)
     return update, train.place(state, devices), batch
 
 
@@ -174,7 +178,7 @@ def training(case, arrays):
     del state  # it is donated
 
     def call():
-        held[0], figures = jax.block_until_ready(update(held[0], batch))
+        held[0], figures = update(held[0], batch)
         return figures
 
     return Program(call, lambda: update.mapped.lower(held[0], batch))
@@ -186,12 +190,9 @@ def prediction(case, arrays):
     model = rpn.build(config)
     mapped = make_predict(model, config, devices).mapped
     variables = train.place(variables_of(model), devices)
-    size = np.tile(np.float32(case.size), (case.batch, 1))
-    batch = on_device({'image': picture(case)[None], 'size': size[None]}, devices)
-    return Program(
-        lambda: jax.block_until_ready(mapped(variables, batch)),
-        lambda: mapped.lower(variables, batch),
-    )
+    batch = train.place_batch({'image': picture(case)}, devices)
+    del batch['index']
+    return Program(lambda: mapped(variables, batch), lambda: mapped.lower(variables, batch))
 
 
 def backbone(case, arrays):
@@ -251,10 +252,11 @@ def alternate(runs, repeats):
 
 
 def timed(call, calls=1):
-    """Returns the seconds of a call, the mean of so many."""
+    """Returns the seconds of a call, the mean of so many, until the last one's result is there."""
     began = time.perf_counter()
     for _ in range(calls):
-        call()
+        found = call()
+    jax.block_until_ready(found)
     return (time.perf_counter() - began) / calls
 
 
@@ -266,15 +268,7 @@ def spread(ours, theirs):
 
 def jitted(function, *arguments):
     """Returns the Program of a jitted function."""
-    return Program(
-        lambda: jax.block_until_ready(function(*arguments)), lambda: function.lower(*arguments)
-    )
-
-
-def on_device(batch, devices):
-    """Puts a batch that is split among the devices where pmap wants it."""
-    mesh = Mesh(np.asarray(devices), (resnet.AXIS,))
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(resnet.AXIS)))
+    return Program(lambda: function(*arguments), lambda: function.lower(*arguments))
 
 
 def picture(case, image=''):
@@ -319,7 +313,8 @@ def costs(lower):
     for _ in range(2):
         jax.clear_caches()
         began = time.perf_counter()
-        compiled = lower().compile()
+        lowered = lower()
+        compiled = lowered.compile()
         seconds.append(time.perf_counter() - began)
     counted, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     planned = memory and (
@@ -329,6 +324,8 @@ def costs(lower):
         - memory.alias_size_in_bytes  # donated arguments become results
     )
     flops, moved = counted.get('flops', 0), counted.get('bytes accessed', 0)
+    if jax.local_devices()[0].platform != 'cpu':
+        flops, moved = lowered.cost_analysis()['flops'], bench_bytes.moved(compiled.as_text())
     return Costs(*seconds, flops, moved, planned or 0)
 
 

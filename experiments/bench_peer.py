@@ -22,12 +22,14 @@ class Refused(Exception):
 class Peer:
     """Runs bench_torchvision.py by a command; one order at a time, and silence in between.
 
-    command: a Python, or one and a script that runs the script it is given. Raises InputError where
-    it cannot be started, or dies.
+    command: a Python, or one and a script that runs the script it is given; compiled says that the
+    backbone is under torch.compile. Raises InputError where it cannot be started, or dies.
     """
 
-    def __init__(self, command, arguments):
-        self._command, self._arguments = command, arguments
+    def __init__(self, command, arguments, compiled=False):
+        self._command, self._compiled = command, compiled
+        self._channels_last = arguments.channels_last
+        self.note = ', torch.compile' if compiled else ''
         self._folder = tempfile.TemporaryDirectory()
         self._errors = open(Path(self._folder.name, 'errors'), 'w+')
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True)
@@ -42,6 +44,10 @@ class Peer:
                 raise
             raise InputError(f'--peer {command}: cannot be started ({error})') from error
 
+    def takes(self, case):
+        """Says whether it does anything of its own for a case: a compiled backbone needs one."""
+        return not self._compiled or case.kind in ('train', 'predict', 'backbone')
+
     def prepare(self, case, arrays):
         """Sets up a case with these arrays; returns the seconds of a call when warm."""
         path = Path(self._folder.name, 'arrays.npz')
@@ -49,7 +55,7 @@ class Peer:
         settings = config_of(case).proposals
         order = case._asdict() | {'arrays': str(path)}
         order |= {'proposals': [settings.pre_nms, settings.post_nms]}
-        order |= {name: getattr(self._arguments, name) for name in ('channels_last', 'compile')}
+        order |= {'channels_last': self._channels_last, 'compile': self._compiled}
         return self._ask('prepare', order)['seconds']
 
     def run(self, calls):

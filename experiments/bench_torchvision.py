@@ -9,7 +9,7 @@ bench.py starts it with another Python and speaks JSON with it, a line each way:
 
 Whatever fails in a case is {"error": "one line"}, and the next case may still work. torch is used
 as it is at its best: all cores, no gradients where none are wanted, frozen parameters without
-gradients, frozen norms without arithmetic in the backward pass, the fused SGD.
+gradients, frozen norms without arithmetic in the backward pass, the fused SGD, cuDNN's fastest.
 """
 
 import gc
@@ -202,6 +202,7 @@ def main():
     device = 'cuda' if sys.argv[1:] == ['gpu'] else 'cpu'
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     torch.set_num_threads(cores)
+    torch.backends.cudnn.benchmark = True
     worker = Worker(device)
     where = torch.cuda.get_device_name() if device == 'cuda' else f'{cores} threads'
     say({'ready': f'torch {torch.__version__}, torchvision {torchvision.__version__}, {where}'})

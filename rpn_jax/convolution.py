@@ -1,4 +1,4 @@
-"""Convolutions: 1x1 as matrix products; on CPUs wide 3x3 ones by Winograd's minimal filtering."""
+"""Convolutions, each in the way that is fastest where it runs; all ways give the same numbers."""
 
 import functools
 import math
@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
 WIDE = 64  # channels from which on the filtering pays: of 32 it takes as long as XLA
+FEW = 8  # channels below which a GPU's matrix units have little to do
 
 # Winograd's transforms along a side, B^T, G and A^T; those of both sides are Kronecker products.
 OF_INPUTS, OF_KERNEL, OF_OUTPUTS = (
@@ -25,15 +26,14 @@ def convolve(x, kernel, stride=1, dilation=1):
     """Convolves [B, h, w, C] with [k, k, C, F], padded by dilation * (k // 2) on each side.
 
     That is torch's padding; Flax's 'SAME' pads stride-2 convolutions unevenly and shifts their
-    features by a pixel. A 1x1 kernel is a matrix product, which XLA runs faster than a convolution
-    on CPUs; a 3x3 kernel between wide float32 maps is convolve_3x3's.
+    features by a pixel.
     """
     size = len(kernel)
     if size == 1:
-        x = x[:, ::stride, ::stride]
-        # Of rows [B * h * w, C]: the gradient of a product of maps transposes them first.
-        rows = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-        return rows.reshape(*x.shape[:3], -1)
+        return convolve_1x1(x, kernel, stride)
+    if stride == 2 and dilation == 1 and x.shape[-1] < FEW:
+        whole = functools.partial(direct, stride=2)
+        return jax.lax.platform_dependent(x, kernel, cpu=whole, default=of_cells)
     if size == 3 and stride == 1 and x.dtype == jnp.float32 and _pays(x.shape, kernel, dilation):
         return convolve_3x3(x, kernel, dilation)
     return direct(x, kernel, stride, dilation)
@@ -60,6 +60,75 @@ def direct(x, kernel, stride=1, dilation=1):
         rhs_dilation=(dilation, dilation),
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
+
+
+def of_cells(x, kernel):
+    """Returns what `direct` does at stride 2, at stride 1 of cells of 2x2 pixels as channels.
+
+    A stem's three channels leave most of a matrix unit idle; twelve, and four of zeros, do not.
+    """
+    size = len(kernel)
+    margin = size // 2
+    front = margin % 2  # so that a cell begins where the kernel does
+    kernel = jnp.pad(kernel, ((front, (size + front) % 2),) * 2 + ((0, 0),) * 2)
+    x = jnp.pad(x, ((0, 0), *((0, n % 2) for n in x.shape[1:3]), (0, 0)))
+    (batch, h, w, c), taps = x.shape, len(kernel) // 2
+    x = x.reshape(batch, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+    kernel = kernel.reshape(taps, 2, taps, 2, c, -1).transpose(0, 2, 1, 3, 4, 5)
+    zeros = (0, -4 * c % FEW)
+    x = jnp.pad(x.reshape(*x.shape[:3], 4 * c), ((0, 0),) * 3 + (zeros,))
+    kernel = jnp.pad(kernel.reshape(taps, taps, 4 * c, -1), ((0, 0),) * 2 + (zeros, (0, 0)))
+    low = (margin + front) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=((low, taps - 1 - low),) * 2,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve_1x1(x, kernel, stride=1):
+    """Returns what convolve does of a 1x1 kernel; it has no forward-mode derivative.
+
+    On CPUs it is a matrix product, which XLA runs faster than a convolution. On GPUs the
+    convolution takes a shift, a shortcut and a ReLU along; its gradients are products everywhere.
+    """
+    of_cpu, elsewhere = (functools.partial(f, stride=stride) for f in (product, direct))
+    return jax.lax.platform_dependent(x, kernel, cpu=of_cpu, default=elsewhere)
+
+
+def _forward_1x1(x, kernel, stride):
+    return convolve_1x1(x, kernel, stride), (x, kernel)
+
+
+def _backward_1x1(stride, saved, gradient):
+    of_product, of_direct = (_gradients(f, stride) for f in (product, direct))
+    if stride == 1:
+        return of_product(*saved, gradient)
+    # XLA fuses the rows that a stride leaves out into a GPU's product, and dies of it.
+    return jax.lax.platform_dependent(*saved, gradient, cpu=of_product, default=of_direct)
+
+
+def _gradients(function, stride):
+    def gradients(x, kernel, gradient):
+        of_x = jax.linear_transpose(lambda x: function(x, kernel, stride), x)
+        of_kernel = jax.linear_transpose(lambda kernel: function(x, kernel, stride), kernel)
+        return of_x(gradient)[0], of_kernel(gradient)[0]
+
+    return gradients
+
+
+convolve_1x1.defvjp(_forward_1x1, _backward_1x1)
+
+
+def product(x, kernel, stride=1):
+    """Returns what convolve does of a 1x1 kernel, as a matrix product."""
+    x = x[:, ::stride, ::stride]
+    # Of rows [B * h * w, C]: the gradient of a product of maps transposes them first.
+    rows = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    return rows.reshape(*x.shape[:3], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

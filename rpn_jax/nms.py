@@ -1,11 +1,13 @@
 """Greedy non-maximum suppression: exact for any threshold, with fixed shapes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from rpn_jax import boxes as box
 
-BLOCK = 256  # boxes decided at a time
+BLOCK, BLOCK_OF_GPU = 256, 2048  # boxes decided at a time: a GPU waits for the host in between
 CHUNK = 1024  # kept boxes that a block is compared with at a time
 
 
@@ -38,12 +40,19 @@ def ranked_nms(boxes, alive, *, iou_threshold, limit, group=None):
     themselves, until `limit` boxes are kept: no more comparisons than boxes times kept ones, up to
     a chunk, and N / BLOCK sequential steps, each of as many as there are chunks of kept ones.
     """
-    total = len(boxes)
-    block = min(BLOCK, total)
-    padding = -total % block
+    group = jnp.zeros(len(boxes), jnp.int32) if group is None else group
+    settings = dict(iou_threshold=iou_threshold, limit=limit)
+    of_cpu, elsewhere = (
+        functools.partial(_in_blocks, block=min(block, len(boxes)), **settings)
+        for block in (BLOCK, BLOCK_OF_GPU)
+    )
+    return jax.lax.platform_dependent(boxes, alive, group, cpu=of_cpu, default=elsewhere)
+
+
+def _in_blocks(boxes, alive, group, *, block, iou_threshold, limit):
+    padding = -len(boxes) % block
     boxes = jnp.pad(boxes, ((0, padding), (0, 0)))
-    alive = jnp.pad(alive, (0, padding))
-    group = jnp.zeros(len(boxes), jnp.int32) if group is None else jnp.pad(group, (0, padding))
+    alive, group = (jnp.pad(rows, (0, padding)) for rows in (alive, group))
     later = jnp.arange(block)[:, None] < jnp.arange(block)[None, :]
     chunk = max(min(CHUNK, limit), 1)
     # Whole chunks, and a row more: what overflows the limit is written there and never read.

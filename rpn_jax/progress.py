@@ -46,7 +46,7 @@ class Progress:
         if self._pending is None:
             return
         (step, metrics, index, checkpoint), self._pending = self._pending, None
-        metrics = jax.tree.map(np.asarray, metrics)
+        metrics = jax.device_get(metrics)  # all at once, not one after the other
         if not metrics.pop('finite'):
             raise InputError(self._not_finite(step, metrics['image_loss'], index, checkpoint))
         del metrics['image_loss']

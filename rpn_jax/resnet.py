@@ -48,9 +48,8 @@ class ResNet(nn.Module):
         groups = math.gcd(32, self.width)  # 32 as in Wu and He 2018, where the width allows
         norm = functools.partial(_norm, self.norm, groups=groups, dtype=dtype)
         learning = train and self.frozen_stages < 1
-        x = conv(self.width, 7, stride=2, name='stem_conv')(images.astype(self.dtype))
-        x = nn.relu(norm(learning, 'stem_norm')(x))
-        x = max_pool(x)
+        stem = conv(self.width, 7, stride=2, name='stem_conv'), norm(learning, 'stem_norm')
+        x = max_pool(relu(normalised(*stem, images.astype(self.dtype))))
         outputs, dilation = {}, 1
         for stage in range(2, self.last_stage + 1):
             learning = train and self.frozen_stages < stage
@@ -88,15 +87,37 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x):
         early, late = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-        y = self.conv(self.width, 1, stride=early, name='conv1')(x)
-        y = nn.relu(self.norm('norm1')(y))
-        y = self.conv(self.width, 3, stride=late, dilation=self.dilation, name='conv2')(y)
-        y = nn.relu(self.norm('norm2')(y))
-        y = self.norm('norm3')(self.conv(4 * self.width, 1, name='conv3')(y))
+        conv1 = self.conv(self.width, 1, stride=early, name='conv1')
+        conv2 = self.conv(self.width, 3, stride=late, dilation=self.dilation, name='conv2')
+        conv3 = self.conv(4 * self.width, 1, name='conv3')
+        y = relu(normalised(conv1, self.norm('norm1'), x))
+        y = relu(normalised(conv2, self.norm('norm2'), y))
+        y = normalised(conv3, self.norm('norm3'), y)
         if self.project:
-            x = self.conv(4 * self.width, 1, stride=self.stride, name='shortcut_conv')(x)
-            x = self.norm('shortcut_norm')(x)
+            conv = self.conv(4 * self.width, 1, stride=self.stride, name='shortcut_conv')
+            x = normalised(conv, self.norm('shortcut_norm'), x)
         return residual(x, y)
+
+
+def normalised(conv, norm, x):
+    """Convolves and normalises; stored statistics are a factor of the kernel and a shift."""
+    if isinstance(norm, FrozenNorm):
+        factor, shift = norm(conv.features)
+        return conv(x, factor) + shift.astype(conv.dtype)[None, None, None]
+    return norm(conv(x))
+
+
+@jax.custom_vjp
+def relu(x):
+    """Returns max(x, 0); its gradient reads the result, so that nothing before it is kept."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_backward(out, gradient):
+    return (_where_positive(out, gradient),)
+
+
+relu.defvjp(lambda x: (relu(x),) * 2, _relu_backward)
 
 
 @jax.custom_vjp
@@ -129,7 +150,8 @@ def _rectified_sum(x, y):
 
 
 def _where_positive(out, gradient):
-    return jax.lax.select(out > 0, gradient, jnp.zeros_like(gradient))
+    # Not out > 0: XLA would write x > 0 for it, and keep x as well as max(x, 0).
+    return jax.lax.select(out != 0, gradient, jnp.zeros_like(gradient))
 
 
 class Conv(nn.Module):
@@ -143,11 +165,26 @@ class Conv(nn.Module):
     distribution: str = 'normal'
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, factor=None):
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         kernel = self.param('kernel', initializer(self.distribution), shape, jnp.float32)
+        kernel = kernel if factor is None else kernel * factor[None, None, None]
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         return convolve(x, kernel, self.stride, self.dilation)
+
+
+class FrozenNorm(nn.Module):
+    """Returns what stored statistics come to: a factor and a shift [C] of each channel."""
+
+    @nn.compact
+    def __call__(self, features):
+        shape = (features,)
+        scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
+        mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32).value
+        var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32).value
+        factor = scale * jax.lax.rsqrt(var + EPSILON)
+        return factor, bias - mean * factor
 
 
 def max_pool(x):
@@ -211,9 +248,11 @@ def check(depth, width, last_stage, dilations, norm, frozen_stages, init, dtype,
 def _norm(norm, learning, name, *, groups, dtype):
     if norm == 'group':
         return nn.GroupNorm(num_groups=groups, epsilon=EPSILON, dtype=dtype, name=name)
+    if norm == 'frozen' or not learning:
+        return FrozenNorm(name=name)
     return nn.BatchNorm(
-        use_running_average=not (learning and norm == 'batch'),
-        axis_name=AXIS if norm == 'batch' else None,
+        use_running_average=False,
+        axis_name=AXIS,
         momentum=0.9,
         epsilon=EPSILON,
         dtype=dtype,

@@ -6,9 +6,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rpn_jax import (
     anchor_types,
@@ -22,7 +20,9 @@ from rpn_jax import (
     workdir,
 )
 from rpn_jax import boxes as box
+from rpn_jax.data.batches import ahead
 from rpn_jax.data.pixels import normalise, pixel_family
+from rpn_jax.devices import check_divides, place, place_batch, shard
 from rpn_jax.errors import InputError
 from rpn_jax.evaluate import make_evaluate
 from rpn_jax.losses import box_loss, objectness_loss
@@ -194,42 +194,6 @@ def step_key(seed, step):
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
-def shard(batch, devices):
-    """Splits a global batch [N, ...] into [devices, N / devices, ...]; one that is split passes.
-
-    Without `size` the images fill their canvas, without `index` they are counted from 0. Features
-    are split already.
-    """
-    features = {k: v for k, v in batch.items() if k == 'features'}
-    if not features:
-        *lead, height, width, _ = np.shape(batch['image'])
-        batch = {
-            'index': np.arange(np.prod(lead), dtype=np.int32).reshape(lead),
-            'size': np.broadcast_to(np.float32([height, width]), (*lead, 2)),
-        } | batch
-    if np.ndim(batch['index']) == 2:
-        return batch
-    check_divides(len(batch['index']), devices)
-    rows = (devices, len(batch['index']) // devices)
-    batch = {k: v for k, v in batch.items() if k not in features}
-    return {k: np.reshape(v, (*rows, *np.shape(v)[1:])) for k, v in batch.items()} | features
-
-
-def check_divides(images, devices):
-    """Raises InputError where the images of a batch cannot be divided among the devices."""
-    if images % devices:
-        raise InputError(
-            f'config key data.batch_size: {images} images cannot be divided among '
-            f'{devices} devices; take a multiple of {devices}'
-        )
-
-
-def place(state, devices):
-    """Puts the state on all devices, as pmap wants it: elsewhere placed it would compile twice."""
-    mesh = Mesh(np.asarray(devices), (resnet.AXIS,))  # the name must be pmap's
-    return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-
-
 def init_state(model, optimizer, seed, tensors=None):
     """Returns the state before the first step; tensors are weights by torchvision name."""
     variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros(SMALLEST))
@@ -280,9 +244,12 @@ def train(config, folder, *, devices=None, print=print):
             share |= {'known': maps.known} if maps else {}
             batches = data.train_batches(source, options, seed=config.seed, steps=steps, **share)
             batches = map(maps, batches) if maps else batches
-            for step, batch in zip(range(start + 1, config.steps + 1), batches, strict=True):
+            # Copied to the devices by a thread: meanwhile this one tells them what to do.
+            batches = ahead(lambda batch: (batch['index'], place_batch(batch, devices)), batches)
+            numbered = zip(range(start + 1, config.steps + 1), batches, strict=True)
+            for step, (index, batch) in numbered:
                 state, metrics = update(state, batch)
-                progress.read(step, metrics, batch['index'], checkpoints.latest)
+                progress.read(step, metrics, index, checkpoints.latest)
                 last = step == config.steps
                 if last or signals.received or step % checkpoints.every == 0:
                     progress.flush()

@@ -1,12 +1,14 @@
 """Batches are a function of (seed, step), visit every image, and move boxes with their pixels."""
 
 import collections
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from rpn_jax.data import batches as batching
-from rpn_jax.data.batches import EvaluationBatches, TrainBatches, threaded
+from rpn_jax.data.batches import EvaluationBatches, TrainBatches, ahead, threaded
 from rpn_jax.data.canvases import Canvases, short_side
 from rpn_jax.data.records import Record, Source
 from rpn_jax.errors import InputError
@@ -278,6 +280,30 @@ def test_threads_give_the_same_batches_in_order(start):
 
 def test_threads_with_nothing_to_do_end():
     assert list(threaded(make(bright(5)), range(4, 4))) == []
+
+
+def test_a_thread_works_ahead_of_its_reader():
+    asked, threads = [], set()
+
+    def double(item):
+        asked.append(item)
+        threads.add(threading.current_thread())
+        if item == 4:
+            raise InputError('four')
+        return 2 * item
+
+    found = ahead(double, range(9), count=2)
+    assert next(found) == 0
+    for _ in range(100):
+        if asked == [0, 1, 2]:
+            break
+        time.sleep(0.01)
+    assert asked == [0, 1, 2]
+    assert [next(found) for _ in range(3)] == [2, 4, 6]
+    with pytest.raises(InputError, match='four'):
+        next(found)
+    assert len(threads) == 1 and threading.current_thread() not in threads
+    assert list(ahead(double, [1, 2, 3])) == [2, 4, 6] and list(ahead(double, [])) == []
 
 
 def test_an_error_in_a_thread_arrives_as_it_is(capfd):

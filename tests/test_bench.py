@@ -69,7 +69,7 @@ def small(monkeypatch):
     """Networks of an eighth of the width, and no rest."""
     narrow(monkeypatch)
     monkeypatch.setattr(bench_ours, 'REST', 0)
-    monkeypatch.setattr(bench, 'LEAST', 1e-9)
+    monkeypatch.setattr(bench, 'LEAST', {'cpu': 1e-9})
     monkeypatch.setattr(bench, 'MATCHED', ((64, 64), 5))
     monkeypatch.setattr(bench_ours, 'COUNTED', (3, 20, 2))
     monkeypatch.setattr(bench, 'MATRIX', {'cpu': 64})
@@ -89,7 +89,7 @@ def worker(tmp_path, monkeypatch):
 
 
 def connect(command):
-    arguments = types.SimpleNamespace(device='cpu', channels_last=False, compile=False)
+    arguments = types.SimpleNamespace(device='cpu', channels_last=False)
     return bench_peer.Peer(command, arguments)
 
 
@@ -151,7 +151,7 @@ def test_who_begins_changes_and_ratios_are_of_pairs(worker, capsys):
     log, peer = [], connect(worker())
     run = peer.run
     peer.run = lambda calls: log.append(('theirs', calls)) or run(calls)
-    row = bench.measure(CASE, Side(log), peer, 3)
+    (row,) = bench.measure(CASE, Side(log), [peer], 3)
     assert [name for name, _ in log] == ['ours', 'theirs', 'theirs', 'ours', 'ours', 'theirs']
     assert row.ours == [1, 1, 1] and row.theirs == [0.5, 1, 1.5]
     assert bench.ratio(row) == (1, pytest.approx(2 / 3), 2)
@@ -161,14 +161,14 @@ def test_who_begins_changes_and_ratios_are_of_pairs(worker, capsys):
 
 
 def test_short_calls_are_measured_together(monkeypatch):
-    monkeypatch.setattr(bench, 'LEAST', 0.1)
+    monkeypatch.setattr(bench, 'LEAST', {'cpu': 0.1})
     assert [bench.calls_of(s) for s in (0.001, 0.04, 0.1, 7)] == [100, 3, 1, 1]
     assert bench.calls_of(0) > 1000
 
 
 def test_a_case_that_the_other_side_refuses_is_left_out(worker, capsys):
     peer = connect(worker("say = {'error': 'no memory'}"))
-    row = bench.measure(CASE, Side([]), peer, 2)
+    (row,) = bench.measure(CASE, Side([]), [peer], 2)
     peer.close()
     assert row.ours == [1, 1] and row.theirs == [] and bench.ratio(row) is None
     assert 'torchvision: no memory' in capsys.readouterr().err
@@ -214,8 +214,8 @@ def test_tables_of_canned_numbers():
     costs = Costs(cold=12.34, warm=1.26, flops=6e9, bytes=1e9, planned=3 * 2**20)
     train = CASE._replace(kind='train', depth=101)
     rows = [
-        bench.Row(train, [3.0, 4.0, 5.0], [6.0, 5.0, 5.0], costs, (2**30, 2**29)),
-        bench.Row(CASE, [0.001], [], costs, (2**20, None)),
+        bench.Row(train, '', [3.0, 4.0, 5.0], [6.0, 5.0, 5.0], costs, (2**30, 2**29)),
+        bench.Row(CASE, '', [0.001], [], costs, (2**20, None)),
     ]
     assert bench.tables(rows, (3e9, 1e9)).splitlines() == [
         'case                            ours, s  torchvision, s      ours / torchvision  '
@@ -253,3 +253,17 @@ def test_cases_are_the_grid_or_what_is_asked_for():
         'nms 1000 -> 1000',
     ]
     assert names('--only=nms', '--size=64', '--boxes', '6000') == ['nms 240 -> 240']
+
+
+def test_a_compiled_backbone_is_a_side_of_its_own(worker, capsys):
+    says = worker("say |= {'seconds': 2.0} if order == 'run' and prelude[-1] == 'gpu' else {}")
+    words = ['--only=match,predict', '--depth=50', '--size=64', '--stage=c4', '--batch=1']
+    assert bench.main([*words, '--repeats=1', '--compile', '--peer', says]) == 0
+    out, _ = capsys.readouterr()
+    table = out.split('\n\n')[0].splitlines()[2:]
+    assert [line.split('  ')[0] for line in table] == [
+        'match 5 objects',
+        'predict R50 c4 batch 1',
+        'predict R50 c4 batch 1, torch.compile',
+    ]
+    assert table[1].split()[5] == table[2].split()[6]  # of ours one measurement

@@ -70,6 +70,35 @@ def test_values_and_gradients_are_those_of_the_sums(shape, dilation, other, monk
         assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('other', [False, True], ids=['cpu', 'elsewhere'])
+def test_a_1x1_convolution_is_a_product_of_pixels(stride, other, monkeypatch):
+    if other:
+        monkeypatch.setattr(convolution, 'product', direct)
+    x, kernel = normal(2, 5, 8, 4), normal(1, 1, 4, 3, seed=1)
+    out, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, stride), x, kernel)
+    seen = x[:, ::stride, ::stride]
+    assert_close(out, seen @ kernel[0, 0])
+    gradient = normal(*out.shape, seed=2)
+    of_x, of_kernel = pull(gradient)
+    expected = np.zeros_like(x)
+    expected[:, ::stride, ::stride] = gradient @ kernel[0, 0].T
+    assert_close(of_x, expected)
+    assert_close(of_kernel[0, 0], np.einsum('bhwc,bhwf->cf', seen, gradient))
+
+
+@pytest.mark.parametrize('size', [3, 5, 7])
+@pytest.mark.parametrize('shape', [(8, 12), (9, 7), (1, 2)])
+def test_cells_are_what_a_strided_kernel_sees(shape, size):
+    x, kernel = normal(2, *shape, 3), normal(size, size, 3, 4, seed=1)
+    found, pull = jax.vjp(convolution.of_cells, x, kernel)
+    expected, expected_pull = jax.vjp(functools.partial(direct, stride=2), x, kernel)
+    assert_close(found, expected)
+    gradient = normal(*found.shape, seed=2)
+    for ours, theirs in zip(pull(gradient), expected_pull(gradient), strict=True):
+        assert_close(ours, theirs)
+
+
 @settings(max_examples=15)
 @given(h=st.integers(1, 9), w=st.integers(1, 9), dilation=st.integers(1, 4))
 def test_filtering_is_a_convolution_on_maps_of_any_size(h, w, dilation):
@@ -138,9 +167,31 @@ def test_gpus_are_left_to_xla():
     def loss(x, kernel):
         return (convolve_3x3(x, kernel, 2) ** 2).sum()
 
-    traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, kernel)
-    counted = []
-    for platform in ('cuda', 'cpu'):
+    assert lowered(loss, x, kernel) == {'cuda': [3, 0], 'cpu': [0, 12]}
+
+
+@pytest.mark.parametrize(('stride', 'on_gpus'), [(1, [1, 2]), (2, [3, 0])])
+def test_gpus_convolve_pixels_and_multiply_for_their_gradients(stride, on_gpus):
+    x, kernel = normal(1, 4, 4, 8), normal(1, 1, 8, 8)
+
+    def loss(x, kernel):
+        return (convolve(x, kernel, stride) ** 2).sum()
+
+    assert lowered(loss, x, kernel) == {'cuda': on_gpus, 'cpu': [0, 3]}
+
+
+def test_gpus_see_a_stem_in_cells():
+    x, kernel = normal(1, 8, 8, 3), normal(7, 7, 3, 4)
+    traced = jax.jit(lambda x, kernel: convolve(x, kernel, 2)).trace(x, kernel)
+    for platform, seen in (('cuda', '4x4x16x4'), ('cpu', '7x7x3x4')):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
-        counted.append([text.count(f'stablehlo.{op}') for op in ('convolution', 'dot_general')])
-    assert counted == [[3, 0], [0, 12]]
+        (line,) = (line for line in text.splitlines() if 'stablehlo.convolution' in line)
+        assert f'tensor<{seen}xf32>' in line
+
+
+def lowered(loss, x, kernel):
+    """Returns how many convolutions and products the gradients of a loss take, by platform."""
+    traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, kernel)
+    texts = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in ('cuda', 'cpu')}
+    names = 'convolution', 'dot_general'
+    return {p: [text.count(f'stablehlo.{n}') for n in names] for p, text in texts.items()}

@@ -61,3 +61,19 @@ def test_the_residual_is_a_rectified_sum():
     np.testing.assert_array_equal(out, expected)
     for ours, theirs in zip(pull(jnp.ones_like(x)), pull_expected(jnp.ones_like(x)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_gradient_of_a_relu_reads_its_result_alone():
+    x = jnp.float32([-1, 0, 2])
+    out, pull = jax.vjp(resnet.relu, x)
+    np.testing.assert_array_equal(out, [0, 0, 2])
+    np.testing.assert_array_equal(pull(jnp.float32([5, 6, 7]))[0], [0, 0, 7])
+
+    def step(x, gradient):
+        out, pull = jax.vjp(resnet.relu, x)
+        return out, pull(gradient)
+
+    # XLA turns max(x, 0) > 0 into x > 0, and then keeps x as well.
+    text = jax.jit(step).lower(x, x).compile().as_text()
+    (compared,) = re.findall(r' compare\(%([a-z]+)', text)
+    assert compared == 'max'

@@ -15,7 +15,7 @@ HOUSE = [
     'errors',
     *GEOMETRY,
     *'metrics baselines bootstrap dialects misses coverage'.split(),
-    *'convolution resnet rpn checkpoint'.split(),
+    *'convolution resnet devices rpn checkpoint'.split(),
     *'workdir stored downloads data.pixels pretrained data.images data.records'.split(),
     *'data limits optim features gallery evaluate trained progress train analysis modes'.split(),
     '',

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_boxes import loop_iou
 
-from rpn_jax.nms import BLOCK, nms
+from rpn_jax.nms import BLOCK, BLOCK_OF_GPU, nms
 
 TRACES = []
 N = 40
@@ -74,6 +74,15 @@ def test_many_blocks_agree_with_loops(limit):
         boxes, scores, group = random_case(seed, MANY, canvas)
         kept = kept_of(suppress(boxes, scores, threshold, limit, group))
         assert kept == loop_nms(boxes, scores, threshold, limit, group), seed
+
+
+def test_a_gpus_blocks_keep_the_same_boxes(monkeypatch):
+    boxes, scores, group = random_case(5, MANY, 60)
+    settings = dict(iou_threshold=0.5, limit=300, group=group)
+    found = nms(boxes, scores, **settings)
+    monkeypatch.setattr('rpn_jax.nms.BLOCK', BLOCK_OF_GPU)
+    for ours, theirs in zip(nms(boxes, scores, **settings), found, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize('limit', [99, 100, MANY])

@@ -270,22 +270,6 @@ def test_images_that_devices_cannot_share_are_refused(tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('lead', [(4,), (2, 2)])
-def test_a_batch_without_sizes_and_indices_fills_its_canvas(lead):
-    image = np.zeros((*lead, 32, 48, 3), np.uint8)
-    shards = train.shard({'image': image}, 2)
-    assert shards['image'].shape == (2, 2, 32, 48, 3)
-    np.testing.assert_array_equal(shards['size'], np.broadcast_to([32, 48], (2, 2, 2)))
-    np.testing.assert_array_equal(shards['index'], [[0, 1], [2, 3]])
-    assert shards['size'].dtype == np.float32 and shards['index'].dtype == np.int32
-
-
-def test_a_batch_keeps_its_images_in_order():
-    batch = uneven_batch()
-    for name, value in train.shard(batch, 2).items():
-        np.testing.assert_array_equal(value.reshape(batch[name].shape), batch[name])
-
-
 class Killed(Exception):
     """Ends a run at an unforeseen place."""
 

@@ -1,7 +1,10 @@
 """Batches: resized, flipped, padded on background threads; a pure function of (seed, step)."""
 
+import collections
 import functools
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import grain
@@ -9,7 +12,10 @@ import numpy as np
 
 from rpn_jax.errors import InputError
 
-THREADS, AHEAD = 2, 4  # batches are made by so many threads, at most so many ahead of the step
+# Batches are made by so many threads, at most so many ahead of the step.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+THREADS = min(max(CORES, 2), 16)
+AHEAD = THREADS + 2
 
 
 class TrainBatches:
@@ -117,11 +123,11 @@ def collate(source, canvases, positions, flips=(), *, max_boxes, rows=0, unread=
     """
     flips = flips or [False] * len(positions)
     unread = unread or [False] * len(positions)
-    images = np.zeros(
-        (max(rows, len(positions)), *canvases.shapes[canvases.of[positions[0]]], 3), np.uint8
-    )
+    count = max(rows, len(positions))
+    images = np.empty((count, *canvases.shapes[canvases.of[positions[0]]], 3), np.uint8)
+    images[len(positions) :] = 0
     examples = [
-        example(source, canvases, position, flip, max_boxes, None if skipped else out)
+        example(source, canvases, position, flip, max_boxes, out, skipped)
         for position, flip, skipped, out in zip(positions, flips, unread, images, strict=False)
     ]
     padding = {k: np.zeros_like(v) for k, v in examples[0].items()} | {'index': np.int32(-1)}
@@ -130,18 +136,22 @@ def collate(source, canvases, positions, flips=(), *, max_boxes, rows=0, unread=
     return {'image': images} | {k: np.stack([row[k] for row in examples]) for k in padding}
 
 
-def example(source, canvases, position, flip, max_boxes, out):
-    """Puts one image on its canvas `out`, unless that is None; returns the rest of it as a dict.
+def example(source, canvases, position, flip, max_boxes, out, unread=False):
+    """Puts one image on its canvas `out`, or zeros where it is unread; returns the rest as a dict.
 
-    out [H, W, 3] uint8 is zero; the image, RGB, resized to `size` (height, width), fills its upper
-    left corner. The dict holds boxes [G, 4] in pixels of the canvas, kind [G], both zero beyond the
-    record's rows, size [2] and index.
+    out [H, W, 3] uint8 is written whole; the image, RGB, resized to `size` (height, width), fills
+    its upper left corner, and the rest is zero. The dict holds boxes [G, 4] in pixels of the
+    canvas, kind [G], both zero beyond the record's rows, size [2] and index.
     """
     record = source.records[position]
     height, width = map(int, canvases.sizes[position])
-    if out is not None:
+    if unread:
+        out[:] = 0
+    else:
         image = source.read(position)
         _draw(cv2.flip(image, 1) if flip else image, out[:height, :width])
+        out[height:] = 0
+        out[:height, width:] = 0
     boxes, kind = padded(record, (height, width), max_boxes)
     if flip:
         mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
@@ -182,9 +192,22 @@ def scale(record, size):
 
 def threaded(batches, steps):
     """Iterates over batches(step) for the range `steps`, made ahead by background threads."""
+    cv2.setNumThreads(1)  # its own threads would get in the way of these
     stream = grain.MapDataset.range(steps.start, steps.stop).map(batches)
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
     return iter(stream.to_iter_dataset(options))
+
+
+def ahead(function, items, count=2):
+    """Yields function(item) of every item; a thread calls it, so many items ahead."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = collections.deque()
+        for item in items:
+            waiting.append(thread.submit(function, item))
+            if len(waiting) > count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def counted(stream, total, what, print):

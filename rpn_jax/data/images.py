@@ -160,6 +160,8 @@ def _has_end(data):
         marker, place = data[found.end() - 1], found.end()
         if marker == 0xD9:
             return True
+        if marker == 0xDA:  # pixels follow, among which an end cannot be by chance
+            return data.find(b'\xff\xd9', place) > 0
         if marker in (0x01, 0xD8):  # these two have no length
             continue
         length = int.from_bytes(data[place : place + 2], 'big')
