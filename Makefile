@@ -13,7 +13,7 @@ demo: .venv/.installed  ## train, measure and report on drawn shapes
 	$(RUN) main.py --config=configs/quickstart.py
 
 test: .venv/.installed  ## run every test that is not slow
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/.installed  ## run the slow tests
 	$(RUN) -m pytest -m slow || [ $$? -eq 5 ]  # 5: no test is marked slow

@@ -36,6 +36,14 @@ def without_filtering(x, kernel, dilation):
     return direct(x, kernel, 1, dilation)
 
 
+def unfolded(conv, norm, x):
+    """Multiplies maps by what stored statistics come to, not kernels."""
+    if not isinstance(norm, resnet.FrozenNorm):
+        return norm(conv(x))
+    factor, shift = (value.astype(conv.dtype)[None, None, None] for value in norm(conv.features))
+    return conv(x) * factor + shift
+
+
 def dense(self, features, index=None):
     """Runs the head everywhere and picks the sampled anchors."""
     logits, deltas = self.head(features)
@@ -72,6 +80,7 @@ LEVERS = {  # what is taken away -> how
     "3x3 convolutions by Winograd's filtering": lambda: lacking(
         (convolution, 'convolve_3x3', without_filtering)
     ),
+    'stored norms folded into kernels': lambda: lacking((resnet, 'normalised', unfolded)),
     'pool as shifted maxima': lambda: lacking((resnet, 'max_pool', pool)),
     'shortcuts added up once': lambda: lacking((resnet, 'residual', lambda x, y: nn.relu(x + y))),
     'state donated': lambda: lacking((train, '_over', undonated)),

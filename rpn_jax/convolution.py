@@ -107,7 +107,7 @@ def _backward_1x1(stride, saved, gradient):
     of_product, of_direct = (_gradients(f, stride) for f in (product, direct))
     if stride == 1:
         return of_product(*saved, gradient)
-    # XLA fuses the rows that a stride leaves out into a GPU's product, and dies of it.
+    # On GPUs XLA (of jax 0.11) fuses the rows that a stride leaves out into a product, and dies.
     return jax.lax.platform_dependent(*saved, gradient, cpu=of_product, default=of_direct)
 
 

@@ -151,8 +151,8 @@ def test_inspection_shows_the_pixels_that_the_network_gets(tmp_path, capsys):
 def test_inspection_of_a_wrong_input_fails_and_still_writes_its_page(tmp_path, capsys, monkeypatch):
     right = batches.example
 
-    def wrong(*arguments):
-        row, canvas = right(*arguments), arguments[-1]
+    def wrong(source, canvases, position, flip, max_boxes, canvas, unread):
+        row = right(source, canvases, position, flip, max_boxes, canvas, unread)
         canvas[:] = canvas.swapaxes(0, 1).copy()
         return row | {'boxes': row['boxes'] / 2}
 
