@@ -202,7 +202,7 @@ def measure(case, ours, peers, repeats):
             warm[peer] = peer.prepare(case, arrays)
             sides.append(peer)
         except Refused as error:
-            say(f'  torchvision: {error}')
+            say(f'  torchvision{peer.note}: {error}')
     runs = [functools.partial(side.run, calls_of(warm[side])) for side in sides]
     times = alternate(runs, repeats)
     first, *others = (side.report() for side in sides)

@@ -1,6 +1,7 @@
 """Times the training step with everything that makes it fast, beside steps that lack one thing.
 
-All take turns in one process; what counts are the ratios, the whole step over the one without.
+All take turns in one process; what counts are the ratios, the whole step over the one without. The
+levers are those of CPUs: on a GPU some say little, as both steps leave the choice to XLA.
 
     python experiments/bench_levers.py [--depth 101] [--stage c4] [--frozen-stages 3] [--repeats 7]
     python experiments/bench_levers.py --device gpu --dtype bfloat16 --batch 16 --size 608 1024

@@ -2,7 +2,8 @@
 
 Traces some steps of a run that is thrown away afterwards. Idle is the share of the time between the
 first and the last kernel in which none runs. Copies to the host on the stream of the kernels would
-be the host looking into a step; the metrics, on a stream of their own, it reads a step later.
+be the host looking into a step; the metrics, on a stream of their own, it reads a step later. A
+canvas that is first met in a traced step is compiled in it: take square images.
 
     python experiments/profile_training.py --config=configs/voc_c4.py [--config.key=value ..]
 """
@@ -45,6 +46,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         traced = Traced(train.make_update, f'{folder}/trace')
         words += [f'--workdir={folder}/run', f'--config.steps={FIRST + STEPS + 1}']
+        words += ['--config.evaluation.every=0']  # it is no training
         try:
             with mock.patch.object(train, 'make_update', traced):
                 return program.main(words)
@@ -100,6 +102,8 @@ def uses(profile):
 def use_of(streams):
     """Returns the Use of the events of each stream: name, start_ns and duration_ns."""
     kernels = [e for events in streams for e in events if not is_copy(e)]
+    if not kernels:
+        return Use(0, 1, 0, [])
     spans = sorted((e.start_ns, e.start_ns + e.duration_ns) for e in kernels)
     first, busy, end = spans[0][0], 0, spans[0][0]
     for start, stop in spans:

@@ -154,7 +154,7 @@ def measure(sweep, repeats):
     ours, runs, work = Ours(), [], []
     for case in sweep.cases:
         program = KINDS[case.kind](case, ours.arrays(case))
-        program.call()
+        timed(program.call)
         calls = max(1, math.ceil(LEAST / timed(program.call)))
         runs.append(functools.partial(timed, program.call, calls))
         work.append(sweep.work(case, program))

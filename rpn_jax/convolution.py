@@ -1,4 +1,4 @@
-"""Convolutions, each in the way that is fastest where it runs; all ways give the same numbers."""
+"""Convolutions, each in the way that is fastest where it runs; all are the same up to rounding."""
 
 import functools
 import math
@@ -32,8 +32,8 @@ def convolve(x, kernel, stride=1, dilation=1):
     if size == 1:
         return convolve_1x1(x, kernel, stride)
     if stride == 2 and dilation == 1 and x.shape[-1] < FEW:
-        whole = functools.partial(direct, stride=2)
-        return jax.lax.platform_dependent(x, kernel, cpu=whole, default=of_cells)
+        of_pixels = functools.partial(direct, stride=2)
+        return jax.lax.platform_dependent(x, kernel, cpu=of_pixels, default=of_cells)
     if size == 3 and stride == 1 and x.dtype == jnp.float32 and _pays(x.shape, kernel, dilation):
         return convolve_3x3(x, kernel, dilation)
     return direct(x, kernel, stride, dilation)
@@ -93,7 +93,8 @@ def convolve_1x1(x, kernel, stride=1):
     """Returns what convolve does of a 1x1 kernel; it has no forward-mode derivative.
 
     On CPUs it is a matrix product, which XLA runs faster than a convolution. On GPUs the
-    convolution takes a shift, a shortcut and a ReLU along; its gradients are products everywhere.
+    convolution takes a shift, a shortcut and a ReLU along; its gradients are products there too,
+    but for those with a stride.
     """
     of_cpu, elsewhere = (functools.partial(f, stride=stride) for f in (product, direct))
     return jax.lax.platform_dependent(x, kernel, cpu=of_cpu, default=elsewhere)
@@ -191,10 +192,10 @@ def winograd_of_input(gradient, kernel, dilation=1):
     return _winograd('tpf,tcf->tpc', OF_KERNEL[:, ::-1], gradient, kernel, dilation)
 
 
-def _winograd(product, of_kernel, x, kernel, dilation):
+def _winograd(equation, of_kernel, x, kernel, dilation):
     tiles = jnp.tensordot(OF_INPUTS, _tiles(x, dilation, 4), 1)
     weights = jnp.tensordot(of_kernel, kernel.reshape(9, *kernel.shape[2:]), 1)
-    products = jnp.einsum(product, tiles, weights)
+    products = jnp.einsum(equation, tiles, weights)
     return _whole(jnp.tensordot(OF_OUTPUTS, products, 1), x.shape, dilation)
 
 

@@ -10,15 +10,16 @@ from rpn_jax.resnet import AXIS
 
 def place(state, devices):
     """Puts the state on all devices, as pmap wants it: elsewhere placed it would compile twice."""
-    return jax.device_put(state, _sharding(devices))
+    return jax.device_put(state, sharding(devices))
 
 
 def place_batch(batch, devices):
     """Puts a global batch, or one that shard has split, on the devices, as pmap wants it."""
-    return jax.device_put(shard(batch, len(devices)), _sharding(devices, AXIS))
+    return jax.device_put(shard(batch, len(devices)), sharding(devices, AXIS))
 
 
-def _sharding(devices, *axes):
+def sharding(devices, *axes):
+    """Returns the sharding that pmap wants: leading axes split among the devices, or copies."""
     mesh = Mesh(np.asarray(devices), (AXIS,))  # the name must be pmap's
     return NamedSharding(mesh, PartitionSpec(*axes))
 

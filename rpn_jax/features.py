@@ -10,14 +10,15 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rpn_jax import resnet
 from rpn_jax.data.pixels import normalise, pixel_family
+from rpn_jax.devices import sharding
 from rpn_jax.errors import InputError
+from rpn_jax.resnet import AXIS
 from rpn_jax.workdir import cache_folder, write_atomically
 
 PLACES = ('device', 'host', 'disk')
+VERSION = 2  # of how maps are computed: those of another on disk are not used
 
 
 def check(config):
@@ -54,8 +55,7 @@ class Features:
         backbone = jax.tree.map(np.array, backbone)  # copies: the update gives its state away
         self._devices, self._print = devices, print
         self._variables = [jax.device_put(backbone, device) for device in devices]
-        mesh = Mesh(np.asarray(devices), (resnet.AXIS,))
-        self._sharding = NamedSharding(mesh, PartitionSpec(resnet.AXIS))
+        self._sharding = sharding(devices, AXIS)
 
         def compute(variables, image, size):
             return model.apply(variables, normalise(image, size, pixels), method='features')[0]
@@ -197,6 +197,7 @@ def identity(config, source):
     other = 'pretrained', 'init', 'frozen_stages'
     part = {k: v for k, v in config.model.items() if k not in other}
     return {
+        'version': VERSION,
         'source': source.name,
         'images': len(source.records),
         'seed': config.seed if source.files is None else 0,  # of drawn scenes

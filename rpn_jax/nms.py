@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from rpn_jax import boxes as box
 
-BLOCK, BLOCK_OF_GPU = 256, 2048  # boxes decided at a time: a GPU waits for the host in between
+# Boxes decided at a time: on CPUs, and elsewhere, where devices wait for the host in between.
+BLOCK, BLOCK_OF_GPU = 256, 2048
 CHUNK = 1024  # kept boxes that a block is compared with at a time
 
 
@@ -38,7 +39,7 @@ def ranked_nms(boxes, alive, *, iou_threshold, limit, group=None):
 
     Blocks of boxes are compared with the boxes kept so far, a chunk at a time, and then among
     themselves, until `limit` boxes are kept: no more comparisons than boxes times kept ones, up to
-    a chunk, and N / BLOCK sequential steps, each of as many as there are chunks of kept ones.
+    a chunk. The sequential steps are as many as blocks, each of as many as chunks of kept ones.
     """
     group = jnp.zeros(len(boxes), jnp.int32) if group is None else group
     settings = dict(iou_threshold=iou_threshold, limit=limit)

@@ -155,7 +155,10 @@ def _where_positive(out, gradient):
 
 
 class Conv(nn.Module):
-    """Convolves [B, h, w, C] with a square kernel of its own, as convolution.convolve does."""
+    """Convolves [B, h, w, C] with a square kernel of its own, as convolution.convolve does.
+
+    `factor` [features], if any, multiplies the kernel, each channel of the output by its number.
+    """
 
     features: int
     kernel: int

@@ -1,5 +1,6 @@
 """Training: the state, the pmapped update, and the loop around it."""
 
+import contextlib
 import functools
 from typing import Any
 
@@ -98,7 +99,7 @@ def make_update(model, optimizer, config, devices):
 
 
 def _over(devices, update, donated=(0,)):
-    """Returns the update pmapped; it takes global batches."""
+    """Returns the update pmapped; it takes global batches, placed or not."""
     mapped = jax.pmap(
         update,
         resnet.AXIS,
@@ -237,15 +238,9 @@ def train(config, folder, *, devices=None, print=print):
             variables = variables_of(state)
             settings = dict(config.features)
             maps = features.Features(config, model, variables, source, devices, print, **settings)
-        with workdir.History(folder, start) as history, Signals() as signals:
+        fed = feed(config, source, options, start, maps, devices)
+        with workdir.History(folder, start) as history, Signals() as signals, fed as batches:
             progress = Progress(config, source.records, history, print)
-            steps = range(start, config.steps)
-            share = dict(host=jax.process_index(), hosts=jax.process_count())
-            share |= {'known': maps.known} if maps else {}
-            batches = data.train_batches(source, options, seed=config.seed, steps=steps, **share)
-            batches = map(maps, batches) if maps else batches
-            # Copied to the devices by a thread: meanwhile this one tells them what to do.
-            batches = ahead(lambda batch: (batch['index'], place_batch(batch, devices)), batches)
             numbered = zip(range(start + 1, config.steps + 1), batches, strict=True)
             for step, (index, batch) in numbered:
                 state, metrics = update(state, batch)
@@ -263,6 +258,20 @@ def train(config, folder, *, devices=None, print=print):
                     known = (f'{k} {v:.3f}' for k, v in figures.items() if v is not None)
                     print('  '.join([f'step {step}:', *known]))
     return state, evaluate(variables_of(state), int(state.step))
+
+
+def feed(config, source, options, start, maps, devices):
+    """Returns a context of the batches from step `start` on: index [N] and the batch, placed.
+
+    A thread copies them to the devices; meanwhile another can tell these what to do.
+    """
+    steps = range(start, config.steps)
+    share = dict(host=jax.process_index(), hosts=jax.process_count())
+    share |= {'known': maps.known} if maps else {}
+    batches = data.train_batches(source, options, seed=config.seed, steps=steps, **share)
+    batches = map(maps, batches) if maps else batches
+    placed = ahead(lambda batch: (batch['index'], place_batch(batch, devices)), batches)
+    return contextlib.closing(placed)
 
 
 def build(config):

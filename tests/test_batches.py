@@ -303,6 +303,15 @@ def test_a_thread_works_ahead_of_its_reader():
     with pytest.raises(InputError, match='four'):
         next(found)
     assert len(threads) == 1 and threading.current_thread() not in threads
+
+    def items():
+        yield from range(3)
+        raise InputError('three')
+
+    found = ahead(str, items(), count=2)
+    assert [next(found) for _ in range(3)] == ['0', '1', '2']
+    with pytest.raises(InputError, match='three'):
+        next(found)
     assert list(ahead(double, [1, 2, 3])) == [2, 4, 6] and list(ahead(double, [])) == []
 
 

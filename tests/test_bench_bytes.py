@@ -27,6 +27,16 @@ def test_what_is_taken_and_given_is_counted():
     assert moved(PROGRAM) == fusion + library
 
 
+def test_an_operation_may_take_many():
+    names = [f'a{n}' for n in range(12)]
+    given = [f'  %{name} = f32[4]{{0}} parameter({n})' for n, name in enumerate(names)]
+    words = [f'%{name}' for name in names]
+    words[5], words[10] = '/*index=5*/%a5', '/*index=10*/%a10'  # as XLA writes them
+    taken = ', '.join(words)
+    last = f'  ROOT %b = f32[4]{{0}} fusion({taken}), kind=kLoop, calls=%fused'
+    assert moved('\n'.join(['', 'ENTRY %main {', *given, last, '}'])) == 13 * 16
+
+
 def test_shapes_have_sizes():
     assert size('bf16[16,38,64,1024]{3,2,1,0}') == 16 * 38 * 64 * 1024 * 2
     assert size('(f32[2,3]{1,0}, pred[5]{0}, s32[])') == 24 + 5 + 4

@@ -171,7 +171,7 @@ def test_gpus_are_left_to_xla():
 
 
 @pytest.mark.parametrize(('stride', 'on_gpus'), [(1, [1, 2]), (2, [3, 0])])
-def test_gpus_convolve_pixels_and_multiply_for_their_gradients(stride, on_gpus):
+def test_gpus_convolve_pixels_and_multiply_for_gradients_without_a_stride(stride, on_gpus):
     x, kernel = normal(1, 4, 4, 8), normal(1, 1, 8, 8)
 
     def loss(x, kernel):

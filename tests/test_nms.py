@@ -77,11 +77,12 @@ def test_many_blocks_agree_with_loops(limit):
 
 
 def test_a_gpus_blocks_keep_the_same_boxes(monkeypatch):
-    boxes, scores, group = random_case(5, MANY, 60)
-    settings = dict(iou_threshold=0.5, limit=300, group=group)
-    found = nms(boxes, scores, **settings)
+    boxes, scores, group = random_case(5, BLOCK_OF_GPU + 300, 120)  # two blocks, one of them short
+    keywords = dict(iou_threshold=0.5, limit=1500, group=group)
+    found = nms(boxes, scores, **keywords)
+    assert found[1].sum() > 1000
     monkeypatch.setattr('rpn_jax.nms.BLOCK', BLOCK_OF_GPU)
-    for ours, theirs in zip(nms(boxes, scores, **settings), found, strict=True):
+    for ours, theirs in zip(nms(boxes, scores, **keywords), found, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from rpn_jax.errors import InputError
 
-# Batches are made by so many threads, at most so many ahead of the step.
+# Batches are made by so many threads, at most so many ahead of the step. Of 16 threads on as many
+# cores 8 make 95 % of the images.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-THREADS = min(max(CORES, 2), 16)
+THREADS = min(max(CORES or 2, 2), 8)
 AHEAD = THREADS + 2
 
 
@@ -119,7 +120,7 @@ def collate(source, canvases, positions, flips=(), *, max_boxes, rows=0, unread=
 
     A dict of image [N, H, W, 3] uint8 RGB and, also with a leading axis, of what example returns.
     flips say which images are mirrored, none by default; rows is N where there are fewer images:
-    the rest is padding of index -1. unread says which images stay zero.
+    the rest is padding of index -1. unread says which images are zero.
     """
     flips = flips or [False] * len(positions)
     unread = unread or [False] * len(positions)
@@ -192,22 +193,31 @@ def scale(record, size):
 
 def threaded(batches, steps):
     """Iterates over batches(step) for the range `steps`, made ahead by background threads."""
-    cv2.setNumThreads(1)  # its own threads would get in the way of these
+    cv2.setNumThreads(1)  # for the whole process: its own threads would get in the way of these
     stream = grain.MapDataset.range(steps.start, steps.stop).map(batches)
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
     return iter(stream.to_iter_dataset(options))
 
 
 def ahead(function, items, count=2):
-    """Yields function(item) of every item; a thread calls it, so many items ahead."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = collections.deque()
-        for item in items:
-            waiting.append(thread.submit(function, item))
-            if len(waiting) > count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    """Yields function(item) of every item; a thread draws them and calls it, so many items ahead.
+
+    An error of either arrives in its place, after all that came before it.
+    """
+    items, end = iter(items), object()
+
+    def make():
+        item = next(items, end)
+        return end if item is end else function(item)
+
+    thread = ThreadPoolExecutor(1)
+    try:
+        waiting = collections.deque(thread.submit(make) for _ in range(count))
+        while (found := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(make))
+            yield found
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def counted(stream, total, what, print):
