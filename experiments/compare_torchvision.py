@@ -98,7 +98,7 @@ def compare(depth, last_stage, dilations, size, tensors):
     (logits, deltas), seen = look(variables, image.transpose(0, 2, 3, 1))
     found = {}
     for name, value in theirs['blocks'].items():
-        block = seen['intermediates']['backbone'][name]['__call__'][0]
+        block = output(seen['intermediates']['backbone'], name)
         found[name] = relative(block, value.permute(0, 2, 3, 1))
     channels_last = [part.permute(0, 2, 3, 1).reshape(-1) for part in theirs['head']]
     for row, mine, other in zip(('logits', 'deltas'), (logits, deltas), channels_last, strict=True):
@@ -117,6 +117,14 @@ def compare(depth, last_stage, dilations, size, tensors):
     same = boxes.shape == theirs['boxes'].shape
     found['proposals'] = float(np.abs(boxes - theirs['boxes']).max()) if same else np.inf
     return found
+
+
+def output(layers, name):
+    """Returns what a block gave, or the stem: its convolution, shifted as its folded norm says."""
+    if name == 'stem':
+        _, shift = layers['stem_norm']['__call__'][0]
+        return layers['stem_conv']['__call__'][0] + shift
+    return layers[name]['__call__'][0]
 
 
 def relative(ours, theirs):
@@ -175,8 +183,8 @@ class Peer(torch.nn.Module):
     def look(self, image):
         """Returns the blocks' outputs by our names, the head's, and the boxes of the proposals."""
         net, blocks = self.resnet, {}
-        blocks['stem_norm'] = net.bn1(net.conv1(image))
-        x = net.maxpool(torch.relu(blocks['stem_norm']))  # net.relu would write into it
+        blocks['stem'] = net.bn1(net.conv1(image))
+        x = net.maxpool(torch.relu(blocks['stem']))  # net.relu would write into it
         for stage in range(2, self.last_stage + 1):
             for number, block in enumerate(getattr(net, f'layer{stage - 1}')):
                 x = blocks[f'conv{stage}_block{number}'] = block(x)
