@@ -123,7 +123,7 @@ def output(layers, name):
     """Returns what a block gave, or the stem: its convolution, shifted as its folded norm says."""
     if name == 'stem':
         _, shift = layers['stem_norm']['__call__'][0]
-        return layers['stem_conv']['__call__'][0] + shift
+        return np.asarray(layers['stem_conv']['__call__'][0]) + np.asarray(shift)
     return layers[name]['__call__'][0]
 
 
