@@ -129,6 +129,8 @@ def check(arguments):
         raise InputError('--json: for one case; name it, as in --only train')
     if arguments.json and arguments.peer:
         raise InputError('--json is ours alone; leave out --peer')
+    if arguments.compile and not arguments.peer:
+        raise InputError('--compile is of torch; name a --peer')
     if arguments.peer and arguments.depth == 26:
         raise InputError('--peer: torchvision has no ResNet-26; take --depth 50, 101 or 152')
 

@@ -25,7 +25,7 @@ def moved(text):
         name, shape, operation, operands = found.groups()
         shapes[name] = SCRATCH.sub(')', shape) if operation == 'custom-call' else shape
         if operation not in FREE:
-            taken = (shapes.get(name, '') for name in re.findall(r'%([\w.-]+)', operands))
+            taken = (shapes.get(one, '') for one in re.findall(r'%([\w.-]+)', operands))
             total += size(shapes[name]) + sum(map(size, taken))
     return total
 

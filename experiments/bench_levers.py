@@ -39,7 +39,7 @@ def without_filtering(x, kernel, dilation):
 
 def unfolded(conv, norm, x):
     """Multiplies maps by what stored statistics come to, not kernels."""
-    if not isinstance(norm, resnet.FrozenNorm):
+    if not isinstance(norm, resnet.FrozenBatchNorm):
         return norm(conv(x))
     factor, shift = (value.astype(conv.dtype)[None, None, None] for value in norm(conv.features))
     return conv(x) * factor + shift

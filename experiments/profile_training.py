@@ -37,7 +37,7 @@ class Use(NamedTuple):
 
     seconds: float  # from the first kernel to the last
     idle: float  # share of them
-    looks: int  # copies to the host between kernels
+    host_copies: int  # between kernels: the host looks into a step
     kernels: list  # (name, seconds, count), the longest first
 
 
@@ -109,7 +109,7 @@ def use_of(streams):
     for start, stop in spans:
         busy += max(stop, end) - max(start, end)
         end = max(end, stop)
-    looks = sum(looks_of(events) for events in streams)
+    host_copies = sum(host_copies_of(events) for events in streams)
     totals = collections.defaultdict(lambda: [0, 0])
     for event in kernels:
         total = totals[kind(event.name)]
@@ -117,10 +117,10 @@ def use_of(streams):
         total[1] += 1
     ranked = sorted(totals.items(), key=lambda item: -item[1][0])
     longest = [(name, *total) for name, total in ranked]
-    return Use((end - first) / 1e9, 1 - busy / (end - first), looks, longest)
+    return Use((end - first) / 1e9, 1 - busy / (end - first), host_copies, longest)
 
 
-def looks_of(events):
+def host_copies_of(events):
     """Returns the copies to the host of a stream that has kernels too."""
     has_kernels = not all(map(is_copy, events))
     return sum('d2h' in event.name.lower() for event in events) if has_kernels else 0
@@ -137,7 +137,7 @@ def kind(name):
 
 def lines(name, use):
     """Returns what is printed of a device."""
-    yield f'{name}: idle {use.idle:.1%}; copies to the host between kernels: {use.looks}'
+    yield f'{name}: idle {use.idle:.1%}; copies to the host between kernels: {use.host_copies}'
     for kernel, seconds, count in use.kernels[:KERNELS]:
         share = f'{seconds / use.seconds:5.1%}'
         yield f'  {share}  {count / STEPS:7.1f} a step  {kernel}'

@@ -33,7 +33,7 @@ def convolve(x, kernel, stride=1, dilation=1):
         return convolve_1x1(x, kernel, stride)
     if stride == 2 and dilation == 1 and x.shape[-1] < FEW:
         of_pixels = functools.partial(direct, stride=2)
-        return jax.lax.platform_dependent(x, kernel, cpu=of_pixels, default=of_cells)
+        return jax.lax.platform_dependent(x, kernel, cpu=of_pixels, default=space_to_depth)
     if size == 3 and stride == 1 and x.dtype == jnp.float32 and _pays(x.shape, kernel, dilation):
         return convolve_3x3(x, kernel, dilation)
     return direct(x, kernel, stride, dilation)
@@ -62,8 +62,8 @@ def direct(x, kernel, stride=1, dilation=1):
     )
 
 
-def of_cells(x, kernel):
-    """Returns what `direct` does at stride 2, at stride 1 of cells of 2x2 pixels as channels.
+def space_to_depth(x, kernel):
+    """Returns what `direct` does at stride 2, at stride 1 of 2x2 pixels that became channels.
 
     A stem's three channels leave most of a matrix unit idle; twelve, and four of zeros, do not.
     """

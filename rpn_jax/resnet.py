@@ -101,7 +101,7 @@ class Bottleneck(nn.Module):
 
 def normalised(conv, norm, x):
     """Convolves and normalises; stored statistics are a factor of the kernel and a shift."""
-    if isinstance(norm, FrozenNorm):
+    if isinstance(norm, FrozenBatchNorm):
         factor, shift = norm(conv.features)
         return conv(x, factor) + shift.astype(conv.dtype)[None, None, None]
     return norm(conv(x))
@@ -176,7 +176,7 @@ class Conv(nn.Module):
         return convolve(x, kernel, self.stride, self.dilation)
 
 
-class FrozenNorm(nn.Module):
+class FrozenBatchNorm(nn.Module):
     """Returns what stored statistics come to: a factor and a shift [C] of each channel."""
 
     @nn.compact
@@ -252,7 +252,7 @@ def _norm(norm, learning, name, *, groups, dtype):
     if norm == 'group':
         return nn.GroupNorm(num_groups=groups, epsilon=EPSILON, dtype=dtype, name=name)
     if norm == 'frozen' or not learning:
-        return FrozenNorm(name=name)
+        return FrozenBatchNorm(name=name)
     return nn.BatchNorm(
         use_running_average=False,
         axis_name=AXIS,

@@ -21,7 +21,7 @@ from rpn_jax import (
     workdir,
 )
 from rpn_jax import boxes as box
-from rpn_jax.data.batches import ahead
+from rpn_jax.data.batches import prefetch
 from rpn_jax.data.pixels import normalise, pixel_family
 from rpn_jax.devices import check_divides, place, place_batch, shard
 from rpn_jax.errors import InputError
@@ -270,7 +270,7 @@ def feed(config, source, options, start, maps, devices):
     share |= {'known': maps.known} if maps else {}
     batches = data.train_batches(source, options, seed=config.seed, steps=steps, **share)
     batches = map(maps, batches) if maps else batches
-    placed = ahead(lambda batch: (batch['index'], place_batch(batch, devices)), batches)
+    placed = prefetch(lambda batch: (batch['index'], place_batch(batch, devices)), batches)
     return contextlib.closing(placed)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rpn_jax.data import batches as batching
-from rpn_jax.data.batches import EvaluationBatches, TrainBatches, ahead, threaded
+from rpn_jax.data.batches import EvaluationBatches, TrainBatches, prefetch, threaded
 from rpn_jax.data.canvases import Canvases, short_side
 from rpn_jax.data.records import Record, Source
 from rpn_jax.errors import InputError
@@ -292,7 +292,7 @@ def test_a_thread_works_ahead_of_its_reader():
             raise InputError('four')
         return 2 * item
 
-    found = ahead(double, range(9), count=2)
+    found = prefetch(double, range(9), count=2)
     assert next(found) == 0
     for _ in range(100):
         if asked == [0, 1, 2]:
@@ -308,11 +308,11 @@ def test_a_thread_works_ahead_of_its_reader():
         yield from range(3)
         raise InputError('three')
 
-    found = ahead(str, items(), count=2)
+    found = prefetch(str, items(), count=2)
     assert [next(found) for _ in range(3)] == ['0', '1', '2']
     with pytest.raises(InputError, match='three'):
         next(found)
-    assert list(ahead(double, [1, 2, 3])) == [2, 4, 6] and list(ahead(double, [])) == []
+    assert list(prefetch(double, [1, 2, 3])) == [2, 4, 6] and list(prefetch(double, [])) == []
 
 
 def test_an_error_in_a_thread_arrives_as_it_is(capfd):

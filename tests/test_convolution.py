@@ -89,9 +89,9 @@ def test_a_1x1_convolution_is_a_product_of_pixels(stride, other, monkeypatch):
 
 @pytest.mark.parametrize('size', [3, 5, 7])
 @pytest.mark.parametrize('shape', [(8, 12), (9, 7), (1, 2)])
-def test_cells_are_what_a_strided_kernel_sees(shape, size):
+def test_space_to_depth_is_what_a_strided_kernel_sees(shape, size):
     x, kernel = normal(2, *shape, 3), normal(size, size, 3, 4, seed=1)
-    found, pull = jax.vjp(convolution.of_cells, x, kernel)
+    found, pull = jax.vjp(convolution.space_to_depth, x, kernel)
     expected, expected_pull = jax.vjp(functools.partial(direct, stride=2), x, kernel)
     assert_close(found, expected)
     gradient = normal(*found.shape, seed=2)
@@ -180,7 +180,7 @@ def test_gpus_convolve_pixels_and_multiply_for_gradients_without_a_stride(stride
     assert lowered(loss, x, kernel) == {'cuda': on_gpus, 'cpu': [0, 3]}
 
 
-def test_gpus_see_a_stem_in_cells():
+def test_gpus_see_a_stem_by_space_to_depth():
     x, kernel = normal(1, 8, 8, 3), normal(7, 7, 3, 4)
     traced = jax.jit(lambda x, kernel: convolve(x, kernel, 2)).trace(x, kernel)
     for platform, seen in (('cuda', '4x4x16x4'), ('cpu', '7x7x3x4')):

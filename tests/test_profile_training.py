@@ -29,9 +29,9 @@ def test_idle_is_the_time_without_a_kernel():
     ]
 
 
-def test_only_copies_between_kernels_are_looks():
-    assert profile_training.use_of([KERNELS, COPIES]).looks == 0
-    assert profile_training.use_of([KERNELS + COPIES]).looks == 1
+def test_only_copies_between_kernels_count():
+    assert profile_training.use_of([KERNELS, COPIES]).host_copies == 0
+    assert profile_training.use_of([KERNELS + COPIES]).host_copies == 1
 
 
 def test_gpus_are_found_and_described():

@@ -199,7 +199,7 @@ def threaded(batches, steps):
     return iter(stream.to_iter_dataset(options))
 
 
-def ahead(function, items, count=2):
+def prefetch(function, items, count=2):
     """Yields function(item) of every item; a thread draws them and calls it, so many items ahead.
 
     An error of either arrives in its place, after all that came before it.
