@@ -79,6 +79,7 @@ def model():
             init='normal',  # 'normal', 'uniform': of what is not pretrained
             pretrained='',  # 'imagenet', 'imagenet_v2', a weights file, a workdir; '' none
             dtype='float32',  # of the computation: 'float32', 'bfloat16'
+            remat=(),  # stages rematerialised for their gradients, as (4,): less memory on GPUs
         )
     )
 

@@ -194,7 +194,7 @@ class DiskMaps:
 
 def identity(config, source):
     """Returns what, beside weights and image files, decides the numbers of a feature map."""
-    other = 'pretrained', 'init', 'frozen_stages'
+    other = 'pretrained', 'init', 'frozen_stages', 'remat'
     part = {k: v for k, v in config.model.items() if k not in other}
     return {
         'version': VERSION,

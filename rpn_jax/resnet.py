@@ -28,6 +28,8 @@ class ResNet(nn.Module):
     is detectron2's rule. stride_in_1x1 puts a stage's stride where MSRA's weights want it. norm is
     'frozen' (stored statistics, nothing learnt), 'batch' (synchronised over devices) or 'group'.
     frozen_stages (1 the stem, 2 up to conv2, .. 5 all) use stored statistics whatever the norm.
+    Stages in remat (4 is conv4) are rematerialised: maps are computed again for the gradients, in
+    less memory on GPUs; on CPUs XLA undoes it.
     """
 
     depth: int = 101
@@ -40,6 +42,7 @@ class ResNet(nn.Module):
     width: int = 64
     dilate_first_block: bool = False
     distribution: str = 'normal'  # config key model.init; Module.init is a method
+    remat: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -50,27 +53,37 @@ class ResNet(nn.Module):
         learning = train and self.frozen_stages < 1
         stem = conv(self.width, 7, stride=2, name='stem_conv'), norm(learning, 'stem_norm')
         x = max_pool(relu(normalised(*stem, images.astype(self.dtype))))
-        outputs, dilation = {}, 1
+        outputs = {}
         for stage in range(2, self.last_stage + 1):
             learning = train and self.frozen_stages < stage
-            previous, dilation = dilation, self.dilations[stage - 2]
-            for block in range(BLOCKS[self.depth][stage - 2]):
-                first = block == 0
-                x = Bottleneck(
-                    self.width * 2 ** (stage - 2),
-                    stride=stage_stride(stage, dilation) if first else 1,
-                    dilation=previous if first and not self._dilates_first(dilation) else dilation,
-                    stride_in_1x1=self.stride_in_1x1,
-                    project=first,
-                    conv=conv,
-                    norm=functools.partial(norm, learning),
-                    name=f'conv{stage}_block{block}',
-                )(x)
+            blocks = self._blocks(stage, conv, functools.partial(norm, learning))
+            if stage in self.remat:
+                for chain in chains(blocks):
+                    x = nn.remat(functools.partial(applied, blocks=chain))(self, x)
+            else:
+                x = applied(self, x, blocks)
             outputs[f'conv{stage}'] = x
         return outputs
 
-    def _dilates_first(self, dilation):
-        return self.dilate_first_block or dilation == 1
+    def _blocks(self, stage, conv, norm):
+        """Returns functions that make the blocks of a stage."""
+        previous, dilation = (1, *self.dilations)[stage - 2 : stage]
+        block = functools.partial(
+            Bottleneck,
+            width=self.width * 2 ** (stage - 2),
+            stride_in_1x1=self.stride_in_1x1,
+            conv=conv,
+            norm=norm,
+        )
+        first = functools.partial(
+            block,
+            stride=stage_stride(stage, dilation),
+            dilation=dilation if self.dilate_first_block or dilation == 1 else previous,
+            project=True,
+        )
+        later = functools.partial(block, stride=1, dilation=dilation, project=False)
+        made = [first] + [later] * (BLOCKS[self.depth][stage - 2] - 1)
+        return [functools.partial(f, name=f'conv{stage}_block{i}') for i, f in enumerate(made)]
 
 
 class Bottleneck(nn.Module):
@@ -97,6 +110,23 @@ class Bottleneck(nn.Module):
             conv = self.conv(4 * self.width, 1, stride=self.stride, name='shortcut_conv')
             x = normalised(conv, self.norm('shortcut_norm'), x)
         return residual(x, y)
+
+
+def applied(_, x, blocks):
+    """Makes blocks and calls one after the other; nn.remat wants their module as first argument."""
+    for block in blocks:
+        x = block()(x)
+    return x
+
+
+def chains(blocks):
+    """Splits a stage of n blocks into chains of about sqrt(n).
+
+    Kept are the inputs of the chains, and within one at a time all maps: least for such lengths, if
+    all blocks keep as much (Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost).
+    """
+    length = math.isqrt(len(blocks) - 1) + 1
+    return [blocks[i : i + length] for i in range(0, len(blocks), length)]
 
 
 def normalised(conv, norm, x):
@@ -230,7 +260,7 @@ def initializer(distribution):
     raise InputError(f"config key model.init: {distribution!r} is not one of 'normal', 'uniform'")
 
 
-def check(depth, width, last_stage, dilations, norm, frozen_stages, init, dtype, **_):
+def check(depth, width, last_stage, dilations, norm, frozen_stages, init, dtype, remat=(), **_):
     """Raises InputError where the keywords of ResNet make no network."""
     initializer(init)
     for key, value, choices in [
@@ -244,6 +274,10 @@ def check(depth, width, last_stage, dilations, norm, frozen_stages, init, dtype,
             raise InputError(f'config key model.{key}: {value!r} is not one of {choices}')
     if len(dilations) != 4 or not all(isinstance(d, int) and d >= 1 for d in dilations):
         raise InputError(f'config key model.dilations: {dilations!r} is not four integers >= 1')
+    if not set(remat) <= set(range(2, last_stage + 1)):
+        raise InputError(
+            f'config key model.remat: {remat!r} is not of stages from 2 to {last_stage}, as (4,)'
+        )
     if not isinstance(width, int) or width < 1:
         raise InputError(f'config key model.width: {width!r} is not an integer >= 1')
 

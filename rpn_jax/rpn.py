@@ -103,7 +103,7 @@ class Affine(nn.Module):
 def build(config):
     """Returns the RPN that config.model and config.anchors describe."""
     keywords = {k: v for k, v in config.model.items() if k != 'pretrained'}
-    keywords['dilations'] = tuple(keywords['dilations'])
+    keywords |= {k: tuple(keywords[k]) for k in ('dilations', 'remat') if k in keywords}
     resnet.check(**keywords)
     keywords['distribution'] = keywords.pop('init')
     sizes, ratios = tuple(config.anchors.sizes), tuple(config.anchors.aspect_ratios)

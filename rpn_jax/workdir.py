@@ -10,14 +10,14 @@ from ml_collections import ConfigDict
 
 from rpn_jax.errors import InputError
 
-# What made the weights must agree for a run to go on. Horizons, other paths of the same data, and
-# how often something is written or evaluated may change.
+# What made the weights must agree for a run to go on. Horizons, other paths of the same data, how
+# much memory is used, and how often something is written or evaluated may change.
 IDENTITY = ('seed', 'model', 'anchors', 'targets', 'loss', 'optim', 'data')
 DATA_IDENTITY = (
     *'source name train_split resize image_size max_size canvases'.split(),
     *'batch_size flip pixels mean std'.split(),
 )
-HORIZON = ('schedule_steps',)
+FREE = 'schedule_steps', 'remat'
 # What the network is and how its input is made: no mode may read its weights otherwise.
 NETWORK = ('model', 'anchors', 'data.pixels', 'data.mean', 'data.std')
 
@@ -144,7 +144,7 @@ def _differences(before, now, sections):
             pairs.append((section, before.get(section), now[section]))
             continue
         keys = set(now[section]) | set(before.get(section, {}))
-        for key in sorted(keys & set(DATA_IDENTITY) if section == 'data' else keys - set(HORIZON)):
+        for key in sorted(keys & set(DATA_IDENTITY) if section == 'data' else keys - set(FREE)):
             old = before.get(section, {}).get(key, now[section].get(key))  # a key may be younger
             pairs.append((f'{section}.{key}', old, now[section].get(key)))
     return [

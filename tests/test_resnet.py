@@ -337,6 +337,7 @@ def test_initial_kernels_follow_he_or_torch():
         *(('depth', 34), ('last_stage', 2), ('norm', 'layer'), ('width', 0)),
         *(('frozen_stages', 6), ('frozen_stages', -1), ('init', 'zeros'), ('dtype', 'float99')),
         *(('dilations', value) for value in [(1, 1, 1), (1, 1, 1, 0), (1, 1, 1, 1.5)]),
+        *(('remat', value) for value in [(1,), (4, 5), ('conv4',)]),
     ],
 )
 def test_a_wrong_key_is_named(key, value):

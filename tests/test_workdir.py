@@ -65,6 +65,7 @@ OTHER = {  # every key that makes a run another one, with another value than def
 MAY_CHANGE = {
     'steps': 30_000,
     'log_every': 1,
+    'model.remat': (4,),
     'optim.schedule_steps': 30_000,
     'data.path': 'elsewhere',
     'data.images': 'JPEG',
