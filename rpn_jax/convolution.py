@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
 WIDE = 64  # channels from which on the filtering pays: of 32 it takes as long as XLA
+EVEN = 64  # on GPUs a 1x1 kernel's gradient is a product if the rows are a multiple of this
 FEW = 8  # channels below which a GPU's matrix units have little to do
 
 # Winograd's transforms along a side, B^T, G and A^T; those of both sides are Kronecker products.
@@ -94,7 +95,7 @@ def convolve_1x1(x, kernel, stride=1):
 
     On CPUs it is a matrix product, which XLA runs faster than a convolution. On GPUs the
     convolution takes a shift, a shortcut and a ReLU along; its gradients are products there too,
-    but for those with a stride.
+    but for those with a stride and a kernel's of an uneven number of rows.
     """
     of_cpu, elsewhere = (functools.partial(f, stride=stride) for f in (product, direct))
     return jax.lax.platform_dependent(x, kernel, cpu=of_cpu, default=elsewhere)
@@ -105,20 +106,22 @@ def _forward_1x1(x, kernel, stride):
 
 
 def _backward_1x1(stride, saved, gradient):
-    of_product, of_direct = (_gradients(f, stride) for f in (product, direct))
-    if stride == 1:
-        return of_product(*saved, gradient)
-    # On GPUs XLA (of jax 0.11) fuses the rows that a stride leaves out into a product, and dies.
-    return jax.lax.platform_dependent(*saved, gradient, cpu=of_product, default=of_direct)
+    # On GPUs XLA (of jax 0.11) fuses the rows that a stride leaves out into a product, and dies. It
+    # splits a kernel's long sum over rows: where these are uneven, it copies both operands first.
+    of_input = product if stride == 1 else direct
+    of_kernel = of_input if math.prod(gradient.shape[:3]) % EVEN == 0 else direct
+    of_cpu, elsewhere = (
+        functools.partial(_gradients, *functions, stride)
+        for functions in ((product, product), (of_input, of_kernel))
+    )
+    return jax.lax.platform_dependent(*saved, gradient, cpu=of_cpu, default=elsewhere)
 
 
-def _gradients(function, stride):
-    def gradients(x, kernel, gradient):
-        of_x = jax.linear_transpose(lambda x: function(x, kernel, stride), x)
-        of_kernel = jax.linear_transpose(lambda kernel: function(x, kernel, stride), kernel)
-        return of_x(gradient)[0], of_kernel(gradient)[0]
-
-    return gradients
+def _gradients(of_input, of_kernel, stride, x, kernel, gradient):
+    """Returns the gradients of input and kernel, each of a function of x, kernel and stride."""
+    inputs = jax.linear_transpose(lambda x: of_input(x, kernel, stride), x)
+    kernels = jax.linear_transpose(lambda kernel: of_kernel(x, kernel, stride), kernel)
+    return inputs(gradient)[0], kernels(gradient)[0]
 
 
 convolve_1x1.defvjp(_forward_1x1, _backward_1x1)

@@ -1,6 +1,7 @@
 """Convolutions against a brute-force twin: values and gradients, dilations, odd maps, platforms."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from test_resnet import numpy_convolution
 
 from rpn_jax import convolution
-from rpn_jax.convolution import WIDE, convolve, convolve_3x3, direct
+from rpn_jax.convolution import WIDE, _gradients, convolve, convolve_3x3, direct, product
 
 MAPS = [  # (batch, height, width), dilation
     ((1, 6, 8), 1),
@@ -170,14 +171,29 @@ def test_gpus_are_left_to_xla():
     assert lowered(loss, x, kernel) == {'cuda': [3, 0], 'cpu': [0, 12]}
 
 
-@pytest.mark.parametrize(('stride', 'on_gpus'), [(1, [1, 2]), (2, [3, 0])])
-def test_gpus_convolve_pixels_and_multiply_for_gradients_without_a_stride(stride, on_gpus):
-    x, kernel = normal(1, 4, 4, 8), normal(1, 1, 8, 8)
+@pytest.mark.parametrize(
+    ('side', 'stride', 'on_gpus'), [(8, 1, [1, 2]), (6, 1, [2, 1]), (16, 2, [3, 0])]
+)
+def test_gpus_convolve_pixels_and_multiply_for_most_gradients(side, stride, on_gpus):
+    x, kernel = normal(1, side, side, 8), normal(1, 1, 8, 8)
 
     def loss(x, kernel):
         return (convolve(x, kernel, stride) ** 2).sum()
 
     assert lowered(loss, x, kernel) == {'cuda': on_gpus, 'cpu': [0, 3]}
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_gradients_of_products_and_of_convolutions_are_the_same(stride):
+    x, kernel = normal(2, 5, 7, 6), normal(1, 1, 6, 4)
+    gradient = normal(*product(x, kernel, stride).shape)
+    found = [
+        _gradients(*functions, stride, x, kernel, gradient)
+        for functions in itertools.product((product, direct), repeat=2)
+    ]
+    for of_input, of_kernel in found:
+        np.testing.assert_allclose(of_input, found[0][0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(of_kernel, found[0][1], rtol=1e-5, atol=1e-5)
 
 
 def test_gpus_see_a_stem_by_space_to_depth():
