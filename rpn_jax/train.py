@@ -211,9 +211,14 @@ def train(config, folder, *, devices=None, print=print):
     Returns the final state and its Evaluation. Raises InputError for what a user can mend and
     Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
     """
+    if (processes := jax.process_count()) > 1:
+        raise InputError(
+            f'JAX has {processes} processes, and gradients are summed over the devices of one '
+            'alone: train in one process, on one host'
+        )
     devices = devices or jax.local_devices()
     options = data.check(data.Options(**config.data))
-    check_divides(options.batch_size, len(devices) * jax.process_count())
+    check_divides(options.batch_size, len(devices))
     features.check(config)
     resuming = bool(checkpoint.steps(folder))
     if resuming:
@@ -266,9 +271,8 @@ def feed(config, source, options, start, maps, devices):
     A thread copies them to the devices; meanwhile another can tell these what to do.
     """
     steps = range(start, config.steps)
-    share = dict(host=jax.process_index(), hosts=jax.process_count())
-    share |= {'known': maps.known} if maps else {}
-    batches = data.train_batches(source, options, seed=config.seed, steps=steps, **share)
+    known = maps.known if maps else None
+    batches = data.train_batches(source, options, seed=config.seed, steps=steps, known=known)
     batches = map(maps, batches) if maps else batches
     placed = prefetch(lambda batch: (batch['index'], place_batch(batch, devices)), batches)
     return contextlib.closing(placed)

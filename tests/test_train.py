@@ -332,3 +332,10 @@ def test_a_run_that_is_done_only_evaluates_again(tmp_path):
     expected = json.loads((finished_run().folder / 'evaluation.json').read_text())
     assert evaluation.summary == expected
     assert read_history(tmp_path / 'tiny') == read_history(finished_run().folder)
+
+
+def test_a_run_of_several_processes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    with pytest.raises(InputError, match='JAX has 2 processes.*: train in one process'):
+        train.train(tiny_config(), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
