@@ -28,15 +28,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 
+from experiments.bench_costs import Costs  # noqa: E402
 from experiments.bench_ours import (  # noqa: E402
     KINDS,
     MATCHED,
     Case,
-    Costs,
     Ours,
     alternate,
     config_of,
     spread,
+    take_device,
     timed,
 )
 from experiments.bench_peer import Peer, Refused  # noqa: E402
@@ -105,11 +106,7 @@ def parse(argv):
     arguments.only = arguments.only.split(',')
     check(arguments)
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # a GPU is shared with torch
-    jax.config.update('jax_platforms', {'cpu': 'cpu', 'gpu': 'cuda'}[arguments.device])
-    try:
-        jax.local_devices()
-    except RuntimeError as error:
-        raise InputError(f'--device {arguments.device}: JAX cannot use it ({error})') from error
+    take_device(arguments.device)
     return arguments
 
 

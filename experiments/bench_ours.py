@@ -1,12 +1,10 @@
 """What bench.py measures of this project: each case as a function to call, and what XLA counts."""
 
-import contextlib
 import functools
 import gc
 import math
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,14 +13,14 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 
 from configs import default
-from experiments import bench_bytes
+from experiments.bench_costs import costs, fresh_cache
 from experiments.bench_memory import forget_peak, resident
 from rpn_jax import boxes as box
 from rpn_jax import data, metrics, rpn, train
 from rpn_jax.data import images
+from rpn_jax.errors import InputError
 from rpn_jax.evaluate import make_predict
 from rpn_jax.nms import nms
 from rpn_jax.targets import match
@@ -67,20 +65,7 @@ class Program(NamedTuple):
     call: Callable  # () -> what it found, perhaps still to be computed by the device
     lower: Callable | None = None  # () -> jax.stages.Lowered; None for NumPy
     answer: Callable = lambda found: None  # what must be equal on both sides, as JSON
-
-
-class Costs(NamedTuple):
-    """What XLA says of a compiled program. A loop counts once, however often it turns.
-
-    On GPUs XLA counts nothing of what libraries do: there the flops are those of the program before
-    it is compiled, and the bytes those of its operations' operands and results.
-    """
-
-    cold: float  # seconds to trace and compile
-    warm: float  # the same, when the persistent cache knows it
-    flops: float
-    bytes: float  # that its operations read and write
-    planned: int  # bytes of arguments, results and temporaries
+    using: Callable | None = None  # (what was lowered and compiled) -> another `call`
 
 
 class Ours:
@@ -124,6 +109,18 @@ class Ours:
             boxes, scores = decoded(case._replace(boxes=0, limit=0), self._image)
             return {'boxes': boxes[: case.boxes], 'scores': scores[: case.boxes]}
         return {}
+
+
+def take_device(name):
+    """Makes JAX run on 'cpu' or 'gpu'; raises InputError where it cannot."""
+    # On a GPU's machine the CPU's client is there too, for bench_costs.flops_of.
+    before = jax.config.jax_platforms
+    jax.config.update('jax_platforms', {'cpu': 'cpu', 'gpu': 'cuda,cpu'}[name])
+    try:
+        jax.local_devices(backend=name)
+    except RuntimeError as error:
+        jax.config.update('jax_platforms', before)
+        raise InputError(f'--device {name}: JAX cannot use it ({error})') from error
 
 
 def config_of(case):
@@ -177,11 +174,14 @@ def training(case, arrays):
     held = [state]
     del state  # it is donated
 
-    def call():
-        held[0], figures = update(held[0], batch)
-        return figures
+    def using(update):
+        def call():
+            held[0], figures = update(held[0], batch)
+            return figures
 
-    return Program(call, lambda: update.mapped.lower(held[0], batch))
+        return call
+
+    return Program(using(update), lambda: update.mapped.lower(held[0], batch), using=using)
 
 
 def prediction(case, arrays):
@@ -192,7 +192,11 @@ def prediction(case, arrays):
     variables = train.place(variables_of(model), devices)
     batch = train.place_batch({'image': picture(case)}, devices)
     del batch['index']
-    return Program(lambda: mapped(variables, batch), lambda: mapped.lower(variables, batch))
+
+    def using(mapped):
+        return lambda: mapped(variables, batch)
+
+    return Program(using(mapped), lambda: mapped.lower(variables, batch), using=using)
 
 
 def backbone(case, arrays):
@@ -305,43 +309,3 @@ def decoded(case, image):
     boxes, logits = jax.device_get(look(variables_of(model), picture(case, image)))
     order = np.argsort(-logits, kind='stable')
     return boxes[order], logits[order]
-
-
-def costs(lower):
-    """Returns the Costs of a program; compiles it twice, the second time from fresh_cache."""
-    seconds = []
-    for _ in range(2):
-        jax.clear_caches()
-        began = time.perf_counter()
-        lowered = lower()
-        compiled = lowered.compile()
-        seconds.append(time.perf_counter() - began)
-    counted, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-    planned = memory and (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes  # donated arguments become results
-    )
-    flops, moved = counted.get('flops', 0), counted.get('bytes accessed', 0)
-    if jax.local_devices()[0].platform != 'cpu':
-        flops, moved = lowered.cost_analysis()['flops'], bench_bytes.moved(compiled.as_text())
-    return Costs(*seconds, flops, moved, planned or 0)
-
-
-@contextlib.contextmanager
-def fresh_cache():
-    """Makes JAX keep every compilation in an empty folder, inside."""
-    cache = 'jax_persistent_cache_min_'
-    keys = 'jax_compilation_cache_dir', f'{cache}compile_time_secs', f'{cache}entry_size_bytes'
-    before = [getattr(jax.config, key) for key in keys]
-    with tempfile.TemporaryDirectory() as folder:
-        for key, value in zip(keys, (folder, 0, -1), strict=True):
-            jax.config.update(key, value)
-        compilation_cache.reset_cache()
-        try:
-            yield
-        finally:
-            for key, value in zip(keys, before, strict=True):
-                jax.config.update(key, value)
-            compilation_cache.reset_cache()

@@ -5,13 +5,15 @@ import re
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 from test_end_to_end import quick_compilation
 
 from configs import default
-from experiments import bench, bench_ours, bench_peer
-from experiments.bench_ours import Case, Costs
+from experiments import bench, bench_costs, bench_ours, bench_peer
+from experiments.bench_costs import Costs
+from experiments.bench_ours import Case
 
 pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
 CASE = Case('nms', 26, 'c4', 3, 1, (64, 64), 'float32', boxes=64, limit=16)
@@ -193,6 +195,7 @@ def test_errors_of_a_user_are_a_line(worker, tmp_path, capsys):
         (['--size', '16'], 'of at least 32 pixels'),
         (['--repeats', '0'], '--repeats: 0 is not at least 1'),
         (['--stage', 'c9'], 'see bench.py --help'),
+        (['--only=match', '--device=gpu'], '--device gpu: JAX cannot use it'),
         (['--compile'], '--compile is of torch; name a --peer'),
         (['--json', '--only=nms', '--image', f'{tmp_path}/none.jpg'], 'no such image'),
     ]:
@@ -271,3 +274,10 @@ def test_a_compiled_backbone_is_a_side_of_its_own(worker, capsys):
     eager, compiled = (re.split('  +', line)[1:3] for line in table[1:])
     assert eager[0] == compiled[0]  # of ours one measurement
     assert (eager[1], compiled[1]) == ('1', '50')  # as the worker says
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'cuda'])
+def test_flops_are_counted_of_a_program_of_any_device(platform):
+    x = np.zeros((32, 64), np.float32)
+    lowered = jax.jit(lambda x: x @ x.T).trace(x).lower(lowering_platforms=(platform,))
+    assert bench_costs.flops_of(lowered) == 2 * 32 * 64 * 32
