@@ -173,12 +173,12 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     fields = arguments.depth, arguments.stage, arguments.frozen_stages, arguments.batch
     case = Case(arguments.kind, *fields, tuple((arguments.size * 2)[:2]), arguments.dtype)
-    found = {k: c for k, c in (LEVERS | options(case)).items() if re.search(arguments.only, k)}
     try:
+        found = {k: c for k, c in (LEVERS | options(case)).items() if re.search(arguments.only, k)}
         bench_ours.take_device(arguments.device)
         if not found:
             raise InputError(f'--only {arguments.only}: no name has it; there are {list(LEVERS)}')
-    except InputError as error:
+    except (InputError, re.error) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     programs = made(case, {WHOLE: contextlib.nullcontext} | found)

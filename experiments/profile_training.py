@@ -30,7 +30,7 @@ import main as program  # noqa: E402
 from experiments.bench_ours import spread  # noqa: E402
 from rpn_jax import train, workdir  # noqa: E402
 
-FIRST, TURNS, STEPS = 40, 3, 60  # steps that warm up; turns; steps of each, and of the trace
+TURNS, STEPS = 3, 60  # turns; steps of each, and of the trace
 SETTLE = 20  # steps before those that are timed: more than the batches that lie ready
 LONG = 100_000  # nanoseconds of a gap between kernels that is long
 KERNELS = 12  # named
@@ -54,7 +54,7 @@ def main(argv=None):
     words = sys.argv[1:] if argv is None else list(argv)
     with tempfile.TemporaryDirectory() as folder:
         traced = Traced(train.make_update, f'{folder}/trace')
-        steps = FIRST + (TURNS + 1) * (SETTLE + STEPS) + 1
+        steps = (TURNS + 1) * (SETTLE + STEPS) + 1
         words += [f'--workdir={folder}/run', f'--config.steps={steps}']
         words += ['--config.evaluation.every=0', f'--config.checkpoint.every={steps}']
         try:
@@ -95,8 +95,8 @@ class Traced:
 
     def _update(self, update, state, batch):
         self._count += 1
-        turn, place = divmod(self._count - FIRST, SETTLE + STEPS)
-        if place == SETTLE + 1 and turn >= 0:
+        turn, place = divmod(self._count, SETTLE + STEPS)
+        if place == SETTLE + 1:
             jax.block_until_ready(state)
             if turn == TURNS:
                 jax.profiler.start_trace(self._folder, profiler_options=options())

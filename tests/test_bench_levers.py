@@ -114,7 +114,8 @@ def test_only_some_are_timed(capsys):
 
 
 @pytest.mark.parametrize(
-    ('flag', 'complaint'), [('--device=gpu', '--device gpu: '), ('--only=zzz', '--only zzz: ')]
+    ('flag', 'complaint'),
+    [('--device=gpu', '--device gpu: '), ('--only=zzz', '--only zzz: '), ('--only=(', '')],
 )
 def test_what_cannot_be_timed_is_an_error(flag, complaint, capsys):
     assert bench_levers.main([flag]) == 1
