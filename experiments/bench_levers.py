@@ -84,6 +84,12 @@ def stem(x, kernel):
     return direct(x, kernel, 2)
 
 
+def by_both_sides(x, gradient, size):
+    """Leaves the gradient of a stem's kernel to XLA."""
+    kernel = jnp.zeros((size, size, x.shape[-1], gradient.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda kernel: stem(x, kernel), kernel)(gradient)[0]
+
+
 def pool(x):
     """Takes XLA's own maximum."""
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -115,6 +121,9 @@ LEVERS = {  # what is taken away -> how
         (convolution, 'convolve_3x3', without_filtering)
     ),
     "stem's 2x2 pixels as channels": lambda: lacking((convolution, 'space_to_depth', stem)),
+    "gradient of the stem's kernel by columns": lambda: lacking(
+        (convolution, 'gradient_by_columns', by_both_sides)
+    ),
     'stored norms folded into kernels': lambda: lacking((resnet, 'normalised', unfolded)),
     'pool as shifted maxima': lambda: lacking((resnet, 'max_pool', pool)),
     'shortcuts added up once': lambda: lacking((resnet, 'residual', lambda x, y: nn.relu(x + y))),

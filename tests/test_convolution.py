@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +101,18 @@ def test_space_to_depth_is_what_a_strided_kernel_sees(shape, size):
         assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize('size', [3, 5, 7])
+@pytest.mark.parametrize('shape', [(8, 12), (9, 7), (10, 5), (1, 2)])
+def test_gradients_of_a_stem_are_those_of_a_convolution(shape, size):
+    x, kernel = normal(2, *shape, 3), normal(size, size, 3, 4, seed=1)
+    found, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, 2), x, kernel)
+    expected, expected_pull = jax.vjp(functools.partial(direct, stride=2), x, kernel)
+    assert_close(found, expected)
+    gradient = normal(*found.shape, seed=2)
+    for ours, theirs in zip(pull(gradient), expected_pull(gradient), strict=True):
+        assert_close(ours, theirs)
+
+
 @settings(max_examples=15)
 @given(h=st.integers(1, 9), w=st.integers(1, 9), dilation=st.integers(1, 4))
 def test_filtering_is_a_convolution_on_maps_of_any_size(h, w, dilation):
@@ -187,9 +200,10 @@ def test_gpus_convolve_pixels_and_multiply_for_most_gradients(side, stride, on_g
 def test_gradients_of_products_and_of_convolutions_are_the_same(stride):
     x, kernel = normal(2, 5, 7, 6), normal(1, 1, 6, 4)
     gradient = normal(*product(x, kernel, stride).shape)
+    both = [functools.partial(function, stride=stride) for function in (product, direct)]
     found = [
-        _gradients(*functions, stride, x, kernel, gradient)
-        for functions in itertools.product((product, direct), repeat=2)
+        _gradients(*functions, x, kernel, gradient)
+        for functions in itertools.product(both, repeat=2)
     ]
     for of_input, of_kernel in found:
         np.testing.assert_allclose(of_input, found[0][0], rtol=1e-5, atol=1e-5)
@@ -203,6 +217,21 @@ def test_gpus_see_a_stem_by_space_to_depth():
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         (line,) = (line for line in text.splitlines() if 'stablehlo.convolution' in line)
         assert f'tensor<{seen}xf32>' in line
+
+
+def test_cpus_see_a_stems_gradient_as_columns():
+    x, kernel = normal(2, 12, 10, 3), normal(7, 7, 3, 4)
+
+    def loss(kernel):
+        return (convolve(x, kernel, 2) ** 2).sum()
+
+    traced = jax.jit(jax.grad(loss)).trace(kernel)
+    seen = {}
+    for platform in ('cuda', 'cpu'):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        seen[platform] = re.findall(r'stablehlo.convolution.*: \(tensor<(\w+)xf32>', text)[-1]
+    # 7 taps of 3 channels, the height and its margins, 5 columns of 2 images; cells of 16 channels
+    assert seen == {'cpu': '21x18x10', 'cuda': '2x6x5x16'}
 
 
 def lowered(loss, x, kernel):
