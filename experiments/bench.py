@@ -46,7 +46,7 @@ from rpn_jax.errors import InputError  # noqa: E402
 
 LEAST = {'cpu': 0.1, 'gpu': 0.5}  # seconds of a measurement: what is shorter is called again
 ALONE = ('metrics',)  # torchvision has no such thing
-LOOPS = ('nms',)  # XLA counts a loop once: no floor
+LOOPS = 'nms', 'match'  # XLA counts a loop once: no floor
 MATRIX, COPY = {'cpu': 2048, 'gpu': 8192}, 2**26  # rows of a square matrix; numbers copied
 CALLS = {'cpu': 1, 'gpu': 20}  # of a product or a copy at a time: a GPU's begin late
 

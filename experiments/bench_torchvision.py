@@ -2,7 +2,7 @@
 
 bench.py starts it with another Python and speaks JSON with it, a line each way:
 
-    it says at first          {"ready": "torch 2.13.0, ..", "cores": 2}
+    it says at first          {"ready": "torch 2.13.0, .."}
     {"prepare": CASE}         {"seconds": 1.2}     sets up, warms up, times one call
     {"run": CALLS}            {"seconds": 1.1}     seconds per call
     {"report": true}          {"memory": BYTES, "answer": [..]}

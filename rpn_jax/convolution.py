@@ -165,8 +165,8 @@ convolve_pixels.defvjp(_forward_pixels, _backward_pixels)
 def gradient_by_columns(x, gradient, size):
     """Returns the gradient [k, k, C, F] of a kernel that made [B, h', w', F] at stride 2.
 
-    A convolution along the height, with columns as its channels. XLA by itself makes one over both
-    sides, of a single channel: for a stem eight times as slow on CPUs, and less exact.
+    A convolution along the height, with the columns of all images as its channels; k is odd. XLA by
+    itself makes one over both sides: for a stem ten times as slow on CPUs, and less exact.
     """
     (batch, _, _, channels), (down, across) = x.shape, gradient.shape[1:3]
     margin, last = size // 2, 2 * across - 1

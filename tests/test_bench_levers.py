@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures(quick_compilation.__name
 
 CASE = Case('train', 26, 'c4', 2, 1, (64, 64), 'float32')
 NMS = 'NMS in large blocks'  # of prediction alone
+STEM = "gradient of the stem's kernel by columns"  # where it learns
 OF_GPUS = (
     'convolutions for gradients of uneven 1x1 maps',
     '1x1 convolutions as such on GPUs',
@@ -59,7 +60,22 @@ def test_a_step_without_a_lever_computes_the_same_in_another_way():
         assert found == pytest.approx(losses, rel=1e-4), name
         for names, text, other in zip(same, texts, others, strict=True):
             names.extend([name] * (text == other))
-    assert same == ([*OF_GPUS, NMS], ['state donated', NMS])  # jax.jit hides what is donated
+    assert same == ([*OF_GPUS, STEM, NMS], [STEM, 'state donated', NMS])  # jit hides it
+
+
+def test_a_stem_that_learns_lacks_the_gradient_by_columns():
+    def text(context):
+        jax.clear_caches()
+        with context():
+            update, state, batch = bench_ours.start(everything, Ours().arrays(everything))
+            return update.mapped.lower(state, batch).as_text()
+
+    everything = CASE._replace(frozen_stages=0)
+    assert text(contextlib.nullcontext) != text(bench_levers.LEVERS[STEM])
+    x, gradient = np.random.default_rng(0).normal(size=(2, 2, 10, 10, 3)).astype(np.float32)
+    gradient = gradient[:, ::2, ::2]
+    found = bench_levers.by_both_sides(x, gradient, 7)
+    np.testing.assert_allclose(found, convolution.gradient_by_columns(x, gradient, 7), atol=1e-4)
 
 
 def test_large_blocks_are_for_gpus():
@@ -96,7 +112,7 @@ def test_those_that_change_something_are_timed(capsys):
     first, header, *rows = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r'train R26 c4 frozen 3 batch 1: \S+ s, \d+ MiB', first)
     assert header.split('  ')[1] == 'with it, over without'
-    names = [name for name in bench_levers.LEVERS if name not in (*OF_GPUS, NMS)]
+    names = [name for name in bench_levers.LEVERS if name not in (*OF_GPUS, STEM, NMS)]
     assert [row.strip().partition('  ')[0] for row in rows] == [*names, 'model.remat=(4,)']
     for row in rows:
         assert re.fullmatch(r'\d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\) +\d+\.\d\d', row[48:].strip())

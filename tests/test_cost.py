@@ -14,6 +14,11 @@ from rpn_jax import resnet
 PINNED = '0.10.2'  # the jax whose compiler gave these figures
 CASE = bench_ours.Case('train', 50, 'c4', 3, 1, (288, 288), 'float32')  # more cells than samples
 FLOPS, BYTES = 30_931_634_176, 1_809_919_744
+OTHERS = [  # shallow: they compile fast
+    (CASE._replace(depth=26, frozen_stages=0), 29_703_501_824, 1_721_326_080),
+    (CASE._replace(depth=26, stage='dc5'), 83_077_931_008, 3_564_259_072),
+    (CASE._replace(depth=26, kind='predict'), 8_242_823_168, 618_482_880),
+]
 
 
 @pytest.fixture(scope='module')
@@ -32,6 +37,16 @@ def test_a_step_costs_what_it_did(step):
     assert costs['bytes accessed'] == pytest.approx(BYTES, rel=0.1)
 
 
+@pytest.mark.skipif(jax.__version__ != PINNED, reason=f'the figures are those of jax {PINNED}')
+@pytest.mark.slow
+@pytest.mark.parametrize(('case', 'flops', 'accessed'), OTHERS, ids=['all', 'dc5', 'predict'])
+def test_other_programs_cost_what_they_did(case, flops, accessed):
+    program = bench_ours.KINDS[case.kind](case, bench_ours.Ours().arrays(case))
+    costs = program.lower().compile().cost_analysis()
+    assert costs['flops'] == pytest.approx(flops, rel=0.02)
+    assert costs['bytes accessed'] == pytest.approx(accessed, rel=0.1)
+
+
 def test_it_compiles_once_and_asks_the_host_for_nothing(step):
     update, state, batch, _, first = step
     place = batch['image'].sharding
@@ -44,6 +59,20 @@ def test_it_compiles_once_and_asks_the_host_for_nothing(step):
             losses.append(metrics['loss'])
     assert first == ['jit(_fun)'] and names == []  # what pmap calls it: once for all batches
     assert len(set(map(float, losses))) == 3  # it did look at each
+    assert asked(step[3]) == []
+
+
+def test_a_question_to_the_host_is_seen():
+    def ask(x):
+        return jax.pure_callback(np.sin, x, x)
+
+    assert asked(jax.jit(ask).lower(jnp.float32(1)).compile())
+
+
+def asked(compiled):
+    """Returns what a program says to the host or hears from it while it runs."""
+    names = r' (infeed|outfeed|send|recv)\(|custom_call_target="([^"]*callback[^"]*)"'
+    return re.findall(names, compiled.as_text())
 
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='a fault of XLA on CPUs')
