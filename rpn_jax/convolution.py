@@ -33,7 +33,7 @@ def convolve(x, kernel, stride=1, dilation=1):
     if size == 1:
         return convolve_1x1(x, kernel, stride)
     if stride == 2 and dilation == 1 and x.shape[-1] < FEW:
-        return convolve_pixels(x, kernel)
+        return convolve_stem(x, kernel)
     if size == 3 and stride == 1 and x.dtype == jnp.float32 and _pays(x.shape, kernel, dilation):
         return convolve_3x3(x, kernel, dilation)
     return direct(x, kernel, stride, dilation)
@@ -134,32 +134,29 @@ def product(x, kernel, stride=1):
 
 
 @jax.custom_vjp
-def convolve_pixels(x, kernel):
+def convolve_stem(x, kernel):
     """Returns what convolve does of a stem, at stride 2; it has no forward-mode derivative.
 
     On GPUs it is `space_to_depth`, on CPUs the kernel's gradient is `gradient_by_columns`.
     """
-    return jax.lax.platform_dependent(x, kernel, cpu=_halving, default=space_to_depth)
+    of_cpu = functools.partial(direct, stride=2)
+    return jax.lax.platform_dependent(x, kernel, cpu=of_cpu, default=space_to_depth)
 
 
-def _halving(x, kernel):
-    return direct(x, kernel, stride=2)
+def _forward_stem(x, kernel):
+    return convolve_stem(x, kernel), (x, kernel)
 
 
-def _forward_pixels(x, kernel):
-    return convolve_pixels(x, kernel), (x, kernel)
-
-
-def _backward_pixels(saved, gradient):
+def _backward_stem(saved, gradient):
     def of_cpu(x, kernel, gradient):
-        of_input = jax.linear_transpose(lambda x: _halving(x, kernel), x)
+        of_input = jax.linear_transpose(lambda x: direct(x, kernel, stride=2), x)
         return of_input(gradient)[0], gradient_by_columns(x, gradient, len(kernel))
 
     elsewhere = functools.partial(_gradients, space_to_depth, space_to_depth)
     return jax.lax.platform_dependent(*saved, gradient, cpu=of_cpu, default=elsewhere)
 
 
-convolve_pixels.defvjp(_forward_pixels, _backward_pixels)
+convolve_stem.defvjp(_forward_stem, _backward_stem)
 
 
 def gradient_by_columns(x, gradient, size):

@@ -63,7 +63,7 @@ def test_a_step_without_a_lever_computes_the_same_in_another_way():
     assert same == ([*OF_GPUS, STEM, NMS], [STEM, 'state donated', NMS])  # jit hides it
 
 
-def test_a_stem_that_learns_lacks_the_gradient_by_columns():
+def test_the_stems_lever_changes_a_step_where_the_stem_learns():
     def text(context):
         jax.clear_caches()
         with context():
