@@ -16,10 +16,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import default
-from rpn_jax import modes
+from rpn_jax import commands
 from rpn_jax.errors import InputError
-from rpn_jax.progress import Interrupted
-from rpn_jax.workdir import keep_compilations, read_config
+from rpn_jax.training.progress import Interrupted
+from rpn_jax.training.workdir import keep_compilations, read_config
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,11 +35,11 @@ def main(argv=None):
         if arguments.mode == 'compare':
             runs = [run.strip() for run in arguments.runs.split(',')]
             runs = [os.path.expanduser(run) for run in runs if run]
-            modes.compare_mode(runs, arguments.output)
+            commands.compare_mode(runs, arguments.output)
             return 0
         config = _override(_load(arguments), overrides)
         extra = {'output': arguments.output, 'paths': arguments.paths}
-        modes.run(arguments.mode, config, Path(arguments.workdir).expanduser(), **extra)
+        commands.run(arguments.mode, config, Path(arguments.workdir).expanduser(), **extra)
     except InputError as error:
         if '--debug' in argv:
             raise
@@ -57,7 +57,7 @@ def _parse(argv):
         '--config', default='', help="a file of configs/; default: the workdir's own"
     )
     parser.add_argument('--workdir', default='', help='default: runs/NAME of the config')
-    parser.add_argument('--mode', default='train', help=', '.join([*modes.MODES, 'compare']))
+    parser.add_argument('--mode', default='train', help=', '.join([*commands.MODES, 'compare']))
     parser.add_argument(
         '--output',
         default='',
@@ -85,8 +85,8 @@ def _parse(argv):
         if rest:
             raise InputError(f'{rest[0]}: --mode=compare takes no config, only --runs and --output')
         return arguments, rest
-    if arguments.mode not in modes.MODES:
-        known = ', '.join([*modes.MODES, 'compare'])
+    if arguments.mode not in commands.MODES:
+        known = ', '.join([*commands.MODES, 'compare'])
         raise InputError(f'no mode {arguments.mode!r}; there are {known}')
     if not arguments.config and not arguments.workdir:
         raise InputError('name a --config (see configs/), or the --workdir of a run')

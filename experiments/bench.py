@@ -41,8 +41,8 @@ from experiments.bench_ours import (  # noqa: E402
     timed,
 )
 from experiments.bench_peer import Peer, Refused  # noqa: E402
-from rpn_jax import rpn  # noqa: E402
 from rpn_jax.errors import InputError  # noqa: E402
+from rpn_jax.models import rpn  # noqa: E402
 
 LEAST = {'cpu': 0.1, 'gpu': 0.5}  # seconds of a measurement: what is shorter is called again
 ALONE = ('metrics',)  # torchvision has no such thing

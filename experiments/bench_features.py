@@ -28,8 +28,9 @@ from experiments.bench_ours import (  # noqa: E402
     timed,
     variables_of,
 )
-from rpn_jax import data, train  # noqa: E402
-from rpn_jax.features import PLACES, Features  # noqa: E402
+from rpn_jax import data
+from rpn_jax.training import loop  # noqa: E402
+from rpn_jax.training.feature_cache import PLACES, Features  # noqa: E402
 
 SCENES = 8
 
@@ -70,12 +71,12 @@ def stepper(arguments, keep):
     config.data.image_size = arguments.size
     options, quiet = data.Options(**config.data), [].append
     source = data.open_split(options, 'train', print=quiet)
-    model, optimizer = train.build(config)
+    model, optimizer = loop.build(config)
     variables = variables_of(model)
     params = variables['params']
-    state = train.TrainState(0, params, variables['batch_stats'], optimizer.init(params))
-    held, number = [train.place(state, devices)], itertools.count()
-    update = train.make_update(model, optimizer, config, devices)
+    state = loop.TrainState(0, params, variables['batch_stats'], optimizer.init(params))
+    held, number = [loop.place(state, devices)], itertools.count()
+    update = loop.make_update(model, optimizer, config, devices)
     arguments = config, model, variables, source, devices, quiet
     maps = Features(*arguments, **config.features) if keep else None
     known = maps.known if maps else None

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 from configs import default  # noqa: E402
 from rpn_jax import data  # noqa: E402
 from rpn_jax.data import batches, images  # noqa: E402
-from rpn_jax.data.pixels import FAMILIES  # noqa: E402
+from rpn_jax.data.normalization import FAMILIES  # noqa: E402
 from rpn_jax.errors import InputError  # noqa: E402
 
 DRAWN, SIDES = 96, (375, 500)  # scenes, where no folder is given; their height and width

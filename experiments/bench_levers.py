@@ -30,9 +30,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 from experiments import bench_ours  # noqa: E402
 from experiments.bench_costs import planned  # noqa: E402
 from experiments.bench_ours import KINDS, Case, Ours, alternate, spread, timed  # noqa: E402
-from rpn_jax import convolution, nms, optim, resnet, rpn, train  # noqa: E402
-from rpn_jax.convolution import direct, product  # noqa: E402
 from rpn_jax.errors import InputError  # noqa: E402
+from rpn_jax.models import convolution, resnet, rpn
+from rpn_jax.models.convolution import direct, product  # noqa: E402
+from rpn_jax.ops import nms
+from rpn_jax.training import loop, optim  # noqa: E402
 
 WHOLE = 'whole'  # the name of the program that lacks nothing
 CALLS = {'cpu': 1, 'gpu': 5}  # of a measurement
@@ -97,10 +99,10 @@ def pool(x):
 
 def select(finite, advance, *state):
     """Selects, element by element."""
-    return train._select(finite, advance(*state), state)
+    return loop._select(finite, advance(*state), state)
 
 
-undonated = functools.partial(train._over, donated=())
+undonated = functools.partial(loop._over, donated=())
 
 
 def lacking(*changes):
@@ -129,9 +131,9 @@ LEVERS = {  # what is taken away -> how
     'shortcuts added up once': lambda: lacking((resnet, 'residual', lambda x, y: nn.relu(x + y))),
     "ReLU's gradient by what is not 0": lambda: lacking((resnet, '_where_positive', positive)),
     'head at the sampled cells': lambda: lacking((rpn.RPN, 'from_features', dense)),
-    'state donated': lambda: lacking((train, '_over', undonated)),
+    'state donated': lambda: lacking((loop, '_over', undonated)),
     'new state in place of the old': lambda: lacking(
-        (train, '_if_finite', select), (optim, '_settled', lambda transform: transform)
+        (loop, '_if_finite', select), (optim, '_settled', lambda transform: transform)
     ),
     'NMS in large blocks': lambda: lacking((nms, 'BLOCK_OF_GPU', nms.BLOCK)),
 }

@@ -17,13 +17,16 @@ import numpy as np
 from configs import default
 from experiments.bench_costs import costs, fresh_cache
 from experiments.bench_memory import forget_peak, resident
-from rpn_jax import boxes as box
-from rpn_jax import data, metrics, rpn, train
+from rpn_jax import data
 from rpn_jax.data import images
 from rpn_jax.errors import InputError
-from rpn_jax.evaluate import make_predict
-from rpn_jax.nms import nms
-from rpn_jax.targets import match
+from rpn_jax.evaluation import metrics
+from rpn_jax.evaluation.evaluate import make_predict
+from rpn_jax.models import rpn
+from rpn_jax.ops import boxes as box
+from rpn_jax.ops.matching import match
+from rpn_jax.ops.nms import nms
+from rpn_jax.training import loop
 
 WARM = 2  # calls before one is timed
 REST = 0.2  # seconds between two turns, in which the other's threads fall asleep
@@ -135,7 +138,7 @@ def config_of(case):
 
 def variables_of(model):
     """Returns random variables of a model as NumPy arrays; made without compiling anything."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(train.SMALLEST))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(loop.SMALLEST))
     random = np.random.default_rng(0)
 
     def fill(path, shape):
@@ -152,20 +155,20 @@ def variables_of(model):
 def start(case, arrays):
     """Returns the update that train.py runs, a state and a uint8 batch, on the device."""
     config, devices = config_of(case), jax.local_devices()[:1]
-    model, optimizer = train.build(config)
-    update = train.make_update(model, optimizer, config, devices)
+    model, optimizer = loop.build(config)
+    update = loop.make_update(model, optimizer, config, devices)
     variables = variables_of(model)
     params = variables.pop('params')
     velocity = jax.eval_shape(optimizer.init, params)
     velocity = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), velocity)
-    state = train.TrainState(np.int32(0), params, variables['batch_stats'], velocity)
+    state = loop.TrainState(np.int32(0), params, variables['batch_stats'], velocity)
     rows = config.data.max_boxes
     boxes = np.zeros((case.batch, rows, 4), np.float32)
     kind = np.zeros((case.batch, rows), np.int32)
     boxes[:, :OBJECTS], kind[:, :OBJECTS] = arrays['objects'], 1
     batch = {'image': picture(case), 'boxes': boxes, 'kind': kind}
-    batch = train.place_batch(batch, devices)
-    return update, train.place(state, devices), batch
+    batch = loop.place_batch(batch, devices)
+    return update, loop.place(state, devices), batch
 
 
 def training(case, arrays):
@@ -189,8 +192,8 @@ def prediction(case, arrays):
     config, devices = config_of(case), jax.local_devices()[:1]
     model = rpn.build(config)
     mapped = make_predict(model, config, devices).mapped
-    variables = train.place(variables_of(model), devices)
-    batch = train.place_batch({'image': picture(case)}, devices)
+    variables = loop.place(variables_of(model), devices)
+    batch = loop.place_batch({'image': picture(case)}, devices)
     del batch['index']
 
     def using(mapped):
@@ -301,7 +304,7 @@ def decoded(case, image):
     @jax.jit
     def look(variables, pixels):
         size = jnp.asarray(case.size, jnp.float32)
-        normalised = train.normalise(pixels, size[None], data.pixels.FAMILIES['torchvision'])
+        normalised = loop.normalise(pixels, size[None], data.pixels.FAMILIES['torchvision'])
         logits, deltas = model.apply(variables, normalised)
         boxes = box.decode(deltas[0], rpn.anchors(model, case.size))
         return box.clip(boxes, size), logits[0]

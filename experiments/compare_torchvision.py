@@ -25,10 +25,10 @@ except ImportError as error:
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 
 from configs import default  # noqa: E402
-from rpn_jax import pretrained  # noqa: E402
-from rpn_jax import rpn as ours  # noqa: E402
+from rpn_jax import weights  # noqa: E402
 from rpn_jax.errors import InputError  # noqa: E402
-from rpn_jax.proposals import propose  # noqa: E402
+from rpn_jax.models import rpn as ours  # noqa: E402
+from rpn_jax.ops.proposals import propose  # noqa: E402
 
 VARIANTS = {'C4': (4, (1, 1, 1, 1)), 'dilated conv5': (5, (1, 1, 1, 2))}  # last stage, dilations
 TOLERANCE = 1e-4  # of the largest number of a layer
@@ -45,7 +45,7 @@ def main():
     if arguments.size < 32 or arguments.size % 16:
         parser.error(f'--size {arguments.size} is not a multiple of 16, and at least 32')
     try:
-        tensors = pretrained.load(arguments.weights) if arguments.weights else None
+        tensors = weights.load(arguments.weights) if arguments.weights else None
         columns = {
             f'ResNet-{depth} {name}': compare(depth, *variant, arguments.size, tensors)
             for depth in arguments.depths
@@ -89,8 +89,8 @@ def compare(depth, last_stage, dilations, size, tensors):
     variables = jax.tree.map(lambda shape: np.zeros(shape.shape, np.float32), shapes)
     random = peer.random()
     head = {name: tensor for name, tensor in random.items() if name.startswith('rpn.')}
-    variables = pretrained.to_variables(random if tensors is None else head | tensors, variables)
-    peer.take(pretrained.from_variables(variables))
+    variables = weights.to_variables(random if tensors is None else head | tensors, variables)
+    peer.take(weights.from_variables(variables))
 
     image = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
     theirs = peer.look(torch.from_numpy(image))

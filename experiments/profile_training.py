@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # main.py and configs/ are n
 
 import main as program  # noqa: E402
 from experiments.bench_ours import spread  # noqa: E402
-from rpn_jax import train, workdir  # noqa: E402
+from rpn_jax.training import loop, workdir  # noqa: E402
 
 TURNS, STEPS = 3, 60  # turns; steps of each, and of the trace
 SETTLE = 20  # steps before those that are timed: more than the batches that lie ready
@@ -53,12 +53,12 @@ class Use(NamedTuple):
 def main(argv=None):
     words = sys.argv[1:] if argv is None else list(argv)
     with tempfile.TemporaryDirectory() as folder:
-        traced = Traced(train.make_update, f'{folder}/trace')
+        traced = Traced(loop.make_update, f'{folder}/trace')
         steps = (TURNS + 1) * (SETTLE + STEPS) + 1
         words += [f'--workdir={folder}/run', f'--config.steps={steps}']
         words += ['--config.evaluation.every=0', f'--config.checkpoint.every={steps}']
         try:
-            with mock.patch.object(train, 'make_update', traced):
+            with mock.patch.object(loop, 'make_update', traced):
                 return program.main(words)
         except Enough:
             found = list(uses(jax.profiler.ProfileData.from_file(traced.file())))

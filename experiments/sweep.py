@@ -26,9 +26,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 
 from experiments.bench_ours import KINDS, Case, Ours, alternate, config_of, timed  # noqa: E402
-from rpn_jax import nms, rpn, targets  # noqa: E402
 from rpn_jax.errors import InputError  # noqa: E402
-from rpn_jax.workdir import write_atomically  # noqa: E402
+from rpn_jax.models import rpn  # noqa: E402
+from rpn_jax.ops import matching, nms
+from rpn_jax.training.workdir import write_atomically  # noqa: E402
 
 FAULT = 1.15  # an exponent from here on is one
 COLOURS = {'time': '#0072B2', 'cost': '#E69F00'}
@@ -140,7 +141,7 @@ def flops(case, program):
 
 def comparisons(case, program):
     """Returns the IoUs that matching looks at: whole blocks of objects with all anchors."""
-    return anchors(case) * -(-case.boxes // targets.BLOCK) * targets.BLOCK
+    return anchors(case) * -(-case.boxes // matching.BLOCK) * matching.BLOCK
 
 
 def rivals(case, program):

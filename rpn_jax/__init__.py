@@ -30,7 +30,7 @@ __all__ = ['restore']
 def __getattr__(name):
     # Geometry alone must not wait for Flax, Orbax and OpenCV to be imported.
     if name == 'restore':
-        from rpn_jax.trained import restore
+        from rpn_jax.inference import restore
 
         return restore
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

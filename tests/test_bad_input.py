@@ -14,7 +14,8 @@ from test_voc import write_voc
 
 import main
 import rpn_jax
-from rpn_jax import checkpoint, pretrained, train
+from rpn_jax import weights
+from rpn_jax.training import checkpoint, loop
 
 pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
 IMAGE, XML, LIST = 'JPEGImages/000002', 'Annotations/000002.xml', 'ImageSets/Main/train.txt'
@@ -54,7 +55,7 @@ def uncompiled(monkeypatch):
     def fail(*_):
         raise AssertionError('the network was initialised first')
 
-    monkeypatch.setattr(train, 'init_state', fail)
+    monkeypatch.setattr(loop, 'init_state', fail)
 
 
 def change(path, edit):
@@ -259,7 +260,7 @@ def test_a_damaged_picture_is_found_by_every_mode(refuse, flags, folder, finishe
 
 def tensors_without(name):
     """Returns the weights of the finished run by torchvision name, without the head's and one."""
-    tensors = pretrained.from_variables(rpn_jax.restore(finished_run().folder).variables)
+    tensors = weights.from_variables(rpn_jax.restore(finished_run().folder).variables)
     return {k: v for k, v in tensors.items() if k != name and not k.startswith('rpn.')}
 
 

@@ -13,7 +13,10 @@ from ml_collections import ConfigDict
 from test_end_to_end import compilations, quick_compilation
 
 from configs import default
-from rpn_jax import checkpoint, data, losses, optim, proposals, resnet, rpn, targets, train
+from rpn_jax import data
+from rpn_jax.models import resnet, rpn
+from rpn_jax.ops import losses, matching, proposals
+from rpn_jax.training import checkpoint, loop, optim
 
 FOLDER = Path(default.__file__).parent
 VARIANTS = sorted(
@@ -72,10 +75,10 @@ def test_a_config_trains_two_steps_on_drawn_scenes(name):
     options = data.check(data.Options(**config.data))
     source = data.open_split(options, options.train_split, seed=config.seed)
     devices = jax.local_devices()[:4]
-    model, optimizer = train.build(config)
-    state = train.place(train.init_state(model, optimizer, config.seed), devices)
+    model, optimizer = loop.build(config)
+    state = loop.place(loop.init_state(model, optimizer, config.seed), devices)
     before = jax.device_get(state.params)
-    update = train.make_update(model, optimizer, config, devices)
+    update = loop.make_update(model, optimizer, config, devices)
     with compilations() as compiled:
         for batch in data.train_batches(source, options, seed=config.seed, steps=range(2)):
             state, metrics = update(state, batch)
@@ -90,7 +93,7 @@ def test_a_config_trains_two_steps_on_drawn_scenes(name):
 def test_a_config_builds_its_network_and_optimizer(name):
     config = config_of(name)
     options = data.check(data.Options(**config.data))
-    model, optimizer = train.build(config)
+    model, optimizer = loop.build(config)
     (shape,) = data.plan([(300, 400)], options).shapes
     canvas = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), canvas)
@@ -154,7 +157,7 @@ def test_the_dilated_network_keeps_the_stride_of_conv4():
 @pytest.mark.parametrize(
     ('section', 'consumed'),
     [
-        ('targets', keywords(targets.assign) - {'size'}),
+        ('targets', keywords(matching.assign) - {'size'}),
         ('proposals', keywords(proposals.propose) - {'levels'}),
         (
             'optim',
@@ -172,7 +175,7 @@ def test_a_section_has_the_keys_of_its_consumer(section, consumed):
 @pytest.mark.parametrize(
     ('section', 'defaults'),
     [
-        ('targets', targets.assign),
+        ('targets', matching.assign),
         ('loss', losses.box_loss),
         ('proposals', proposals.propose),
         ('optim', optim.make_optimizer),

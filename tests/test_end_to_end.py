@@ -24,8 +24,9 @@ from test_voc import write_voc
 import main
 import rpn_jax
 from configs import default
-from rpn_jax import checkpoint, data, train
-from rpn_jax.progress import Progress
+from rpn_jax import data
+from rpn_jax.training import checkpoint, loop
+from rpn_jax.training.progress import Progress
 
 ROOT = Path(__file__).parent.parent
 TINY = {  # beside default.py: a fraction of a second for its steps, seconds to compile
@@ -137,8 +138,8 @@ def quick_compilation():
 
 def last_state(config, folder):
     """Returns the newest checkpoint's whole state as NumPy arrays."""
-    model, optimizer = train.build(config)
-    state = train.place(train.init_state(model, optimizer, 0), jax.devices())
+    model, optimizer = loop.build(config)
+    state = loop.place(loop.init_state(model, optimizer, 0), jax.devices())
     with checkpoint.Checkpoints(folder, **config.checkpoint) as checkpoints:
         assert checkpoints.latest is not None
         return jax.device_get(checkpoints.load(state))
@@ -267,7 +268,7 @@ def test_a_run_that_keeps_shapes_compiles_once_for_each_canvas(tmp_path):
     source = data.open_split(options, '')
     canvases = data.train_plan(source, options)
     with compilations() as compiled:
-        _, evaluation = train.train(
+        _, evaluation = loop.train(
             config, tmp_path / 'run', devices=jax.devices()[:1], print=said.append
         )
     (line,) = (line for line in said if line.startswith('canvases: '))

@@ -130,7 +130,7 @@ def test_modules_import_only_what_stands_above_them():
 
 def test_only_the_modes_import_the_analysis():
     assert {
-        name for name in importers('rpn_jax.analysis') if not within(name, ['analysis', 'modes'])
+        name for name in importers('rpn_jax.report') if not within(name, ['analysis', 'modes'])
     } == set()
 
 

@@ -9,9 +9,10 @@ import pytest
 
 import main
 from configs import default, quickstart
-from rpn_jax import modes, workdir
+from rpn_jax import commands
 from rpn_jax.errors import InputError
-from rpn_jax.progress import Interrupted
+from rpn_jax.training import workdir
+from rpn_jax.training.progress import Interrupted
 
 CONFIG = f'--config={quickstart.__file__}'
 
@@ -20,7 +21,7 @@ CONFIG = f'--config={quickstart.__file__}'
 def ran(monkeypatch):
     """Returns the list of (mode, config, folder) that main ran, while no mode does anything."""
     calls = []
-    monkeypatch.setattr(modes, 'run', lambda *words, **_: calls.append(words))
+    monkeypatch.setattr(commands, 'run', lambda *words, **_: calls.append(words))
     return calls
 
 
@@ -32,7 +33,7 @@ def fails(monkeypatch):
         def run(*_, **__):
             raise error
 
-        monkeypatch.setattr(modes, 'run', run)
+        monkeypatch.setattr(commands, 'run', run)
 
     return install
 
@@ -52,13 +53,13 @@ def test_a_config_alone_trains_it_in_its_own_folder(ran, capsys):
     assert capsys.readouterr() == ('', '')
 
 
-@pytest.mark.parametrize('mode', modes.MODES)
+@pytest.mark.parametrize('mode', commands.MODES)
 def test_a_mode_runs_with_the_config_and_workdir_it_is_given(ran, tmp_path, mode):
     assert main.main([CONFIG, f'--mode={mode}', '--workdir', str(tmp_path)]) == 0
     assert ran[0][::2] == (mode, tmp_path)
 
 
-@pytest.mark.parametrize('mode', [mode for mode in modes.MODES if mode != 'train'])
+@pytest.mark.parametrize('mode', [mode for mode in commands.MODES if mode != 'train'])
 def test_other_modes_take_the_config_of_the_workdir(ran, tmp_path, mode):
     config = quickstart.get_config()
     config.steps, config.anchors.sizes = 7, (24,)
@@ -136,7 +137,7 @@ def test_help_names_every_mode_and_the_overrides(ran, capsys):
         main.main(['--help'])
     said = ' '.join(capsys.readouterr().out.split())
     assert leaving.value.code == 0 and not ran
-    assert ', '.join(modes.MODES) in said and '--config.section.key=value' in said
+    assert ', '.join(commands.MODES) in said and '--config.section.key=value' in said
 
 
 def test_an_error_of_the_user_is_one_line(fails, capsys):

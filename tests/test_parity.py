@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from configs import default
-from rpn_jax import anchors as anchor
-from rpn_jax import boxes as box
-from rpn_jax import losses, pretrained, resnet, rpn, targets, train
-from rpn_jax.nms import nms
-from rpn_jax.proposals import propose
+from rpn_jax import weights
+from rpn_jax.models import resnet, rpn
+from rpn_jax.ops import anchors as anchor
+from rpn_jax.ops import boxes as box
+from rpn_jax.ops import losses, matching
+from rpn_jax.ops.nms import nms
+from rpn_jax.ops.proposals import propose
+from rpn_jax.training import loop
 
 GOLDEN = Path(__file__).parent / 'golden'
 CANVAS = (608, 800)
@@ -67,7 +70,7 @@ def test_match(case):
     padded = np.zeros((40, 4), np.float32)  # padding must change nothing
     padded[: len(boxes)] = boxes
     kind = (np.arange(40) < len(boxes)).astype(np.int32)
-    labels, matched = jax.jit(targets.match)(anchors, padded, kind)
+    labels, matched = jax.jit(matching.match)(anchors, padded, kind)
     np.testing.assert_array_equal(labels, figures[f'{case}.labels'])
     positive = np.asarray(labels) == 1
     deltas = box.encode(padded[np.asarray(matched)[positive]], anchors[positive])
@@ -82,7 +85,7 @@ def test_losses():
     target_deltas = []
     for image in range(2):
         boxes = figures[f'boxes{image}']
-        _, matched = targets.match(anchors, boxes, np.ones(len(boxes), np.int32))
+        _, matched = matching.match(anchors, boxes, np.ones(len(boxes), np.int32))
         target_deltas.append(box.encode(boxes[matched], anchors))
     target_deltas = jnp.stack(target_deltas)
     count = (labels >= 0).sum()
@@ -152,9 +155,9 @@ def formula_tensors(shapes):
 
 def load_formula(variables):
     """Replaces every variable by its formula."""
-    names = pretrained.from_variables(jax.tree.map(lambda x: np.zeros(x.shape), variables))
+    names = weights.from_variables(jax.tree.map(lambda x: np.zeros(x.shape), variables))
     tensors = formula_tensors({name: tensor.shape for name, tensor in names.items()})
-    return pretrained.to_variables(tensors, variables)
+    return weights.to_variables(tensors, variables)
 
 
 @pytest.mark.parametrize('depth', [50, 101])
@@ -195,23 +198,23 @@ def trajectory_config(figures):
 def test_six_training_steps():
     figures = golden('training')
     config = trajectory_config(figures)
-    model, optimizer = train.build(config)
+    model, optimizer = loop.build(config)
     devices = jax.local_devices()[:1]
-    state = train.init_state(model, optimizer, 0)
-    variables = load_formula(train.variables_of(state))
-    state = train.place(state.replace(**variables), devices)
+    state = loop.init_state(model, optimizer, 0)
+    variables = load_formula(loop.variables_of(state))
+    state = loop.place(state.replace(**variables), devices)
     boxes, kind = np.zeros((2, 5, 4), np.float32), np.zeros((2, 5), np.int32)
     for image in range(2):
         objects = figures[f'boxes{image}']
         boxes[image, : len(objects)], kind[image, : len(objects)] = objects, 1
     image = figures['image'].transpose(0, 2, 3, 1)
     batch = {'image': image, 'boxes': boxes, 'kind': kind}
-    update = train.make_update(model, optimizer, config, devices)
+    update = loop.make_update(model, optimizer, config, devices)
     for losses_before in figures['losses']:
         state, metrics = update(state, batch)
         found = metrics['loss_objectness'], metrics['loss_box']
         np.testing.assert_allclose(found, losses_before, rtol=1e-3)
-    tensors = pretrained.from_variables(train.variables_of(state))
+    tensors = weights.from_variables(loop.variables_of(state))
     for name in figures.files:
         if name.endswith(('weight', 'bias')):
             stored, ours = figures[name], tensors[name].reshape(-1)[:512]

@@ -10,13 +10,13 @@ os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
 
 from rpn_jax.data import batches as batching
 from rpn_jax.data import canvases
-from rpn_jax.data.coco import coco
-from rpn_jax.data.lint import ON_BAD, lint
-from rpn_jax.data.pictures import pictures
-from rpn_jax.data.pixels import pixel_family
-from rpn_jax.data.shapes import shapes
-from rpn_jax.data.tfds import tfds
-from rpn_jax.data.voc import voc
+from rpn_jax.data.check import ON_BAD, lint
+from rpn_jax.data.normalization import pixel_family
+from rpn_jax.data.sources.coco import coco
+from rpn_jax.data.sources.folder import pictures
+from rpn_jax.data.sources.shapes import shapes
+from rpn_jax.data.sources.tfds import tfds
+from rpn_jax.data.sources.voc import voc
 from rpn_jax.errors import InputError
 
 SOURCES = ('tfds', 'voc', 'coco', 'shapes', 'images')

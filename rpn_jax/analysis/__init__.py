@@ -1,1 +1,0 @@
-"""What people look at: drawings, plots and the report of a run."""

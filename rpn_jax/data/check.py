@@ -1,0 +1,173 @@
+"""Checks a source before it is used: what would train wrongly is an error, what is odd a note."""
+
+import collections
+import hashlib
+import json
+import os
+import warnings
+
+import numpy as np
+
+from rpn_jax.data import images
+from rpn_jax.data.batches import counted, threaded
+from rpn_jax.data.images import BadRecord, Facts
+from rpn_jax.data.records import OBJECT, Problem, select
+from rpn_jax.errors import InputError
+from rpn_jax.training.workdir import cache_folder, write_atomically
+
+ON_BAD = ('error', 'skip')
+SHOWN = 20  # problems that are printed
+VERSION = 2  # of the cache: goes up with what examine finds
+TWICE = 'image that is there under another name too'
+THIN = 'box of at most 1 pixel in width or height'
+WITHOUT = 'image without objects'
+LISTED = 'image that is listed twice'
+
+
+def lint(source, on_bad='error', print=print):
+    """Returns a checked source, with notes on what is odd in it and harmless.
+
+    Every image file is decoded once; what was found is remembered in the cache folder, and holds as
+    long as the file does not change. on_bad 'error' raises InputError if any image would train
+    wrongly, once the first twenty problems are printed; 'skip' leaves these images out.
+    """
+    facts = examined(source, print)
+    problems = [*source.problems, *file_problems(source, facts)]
+    _check_scale(source)
+    notes = [*source.notes, *remarks(source, facts)]
+    if not problems:
+        return source._replace(notes=tuple(notes))
+    counts = collections.Counter(problem.kind for problem in problems)
+    said = ', '.join(f'{kind}: {count}' for kind, count in counts.most_common())
+    if on_bad == 'error':
+        raise InputError(_refusal(source, problems, said, print))
+    bad = {problem.position for problem in problems}
+    good = [position for position in range(len(source.records)) if position not in bad]
+    if not good:
+        raise InputError(f'{source.name}: no image is left without the bad ones ({said})')
+    left_out = len(source.records) - len(good)
+    notes.append(f"{left_out} of {len(source.records)} images left out, as on_bad='skip' ({said})")
+    return select(source, good)._replace(notes=tuple(notes))
+
+
+def examined(source, print=print):
+    """Returns the Facts of every image file, from the cache where a file has not changed."""
+    if source.files is None:
+        return []
+    names = list(map(os.path.abspath, source.files.names))
+    stamps = list(map(source.files.stamp, range(len(names))))
+    place = _place(names)
+    known = _read(place)
+    kept = zip(names, stamps, strict=True)
+    stale = [
+        i for i, (name, stamp) in enumerate(kept) if not stamp or known.get(name, [''])[0] != stamp
+    ]
+
+    def look(number):
+        position = stale[number]
+        try:
+            return images.examine(source.files.load(position), source.files.names[position])
+        except BadRecord as problem:
+            return Facts((0, 0), '', (), (problem.kind, str(problem)))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # Pillow's, on damaged tags: they become remarks
+        found = threaded(look, range(len(stale)))
+        found = list(counted(found, len(stale), f'{source.name}: checked', print))
+    for position, facts in zip(stale, found, strict=True):
+        known[names[position]] = [stamps[position], *facts]
+    if stale:
+        _write(place, known)
+    return [Facts(tuple(size), *rest) for _, size, *rest in (known[name] for name in names)]
+
+
+def forget(source):
+    """Removes what the cache remembers of a source's folder, which will not come back."""
+    _place(list(map(os.path.abspath, source.files.names))).unlink(missing_ok=True)
+
+
+def file_problems(source, facts):
+    """Yields the Problems of image files: missing, unreadable, of another size than annotated."""
+    for position, (record, fact) in enumerate(zip(source.records, facts, strict=False)):
+        if fact.problem:
+            kind, message = fact.problem
+            yield Problem(kind, message, position)
+            continue
+        try:
+            size, turned = record.size, images.TURNED in fact.remarks
+            images.check_size(
+                fact.size, size if any(size) else (), source.files.names[position], turned
+            )
+        except BadRecord as error:
+            yield Problem(error.kind, str(error), position)
+
+
+def remarks(source, facts):
+    """Returns a line for each kind of harmless oddity: how often, and where first."""
+    found = collections.defaultdict(list)
+    first_of, has_boxes = {}, any(len(record.boxes) for record in source.records)
+    for position, record in enumerate(source.records):
+        own = list(record.remarks)
+        sides = record.boxes[:, 2:] - record.boxes[:, :2]
+        own += [THIN] * int((sides <= 1).any(axis=1).sum())
+        if facts:
+            own += facts[position].remarks
+            digest = facts[position].digest
+            first = first_of.setdefault(digest, position) if digest else position
+            same = record.image_id == source.records[first].image_id
+            own += [LISTED if same else TWICE] if first != position else []
+        own += [WITHOUT] if has_boxes and OBJECT not in record.kind else []
+        for remark in own:
+            found[remark].append(record.image_id)
+    return [
+        f'{source.name}: {remark}: {len(ids)} ({ids[0]}{", .." if len(ids) > 1 else ""})'
+        for remark, ids in found.items()
+    ]
+
+
+def _check_scale(source):
+    """Raises InputError where most boxes are hardly a pixel: they are in other units."""
+    boxes = [record.boxes for record in source.records if len(record.boxes)]
+    sides = np.concatenate([np.zeros((0, 2)), *(b[:, 2:] - b[:, :2] for b in boxes)])
+    if len(sides) and np.mean(np.all(sides <= 1, axis=1)) > 0.5:
+        raise InputError(
+            f'{source.name}: most of its {len(sides)} boxes are at most 1 pixel wide and high; '
+            'they must be in pixels, not in shares of the image'
+        )
+
+
+def _refusal(source, problems, counts, print):
+    """Prints the first problems; returns the message of the error."""
+    if len(problems) == 1:
+        return f'{problems[0].message}; --config.data.on_bad=skip leaves the image out'
+    for problem in problems[:SHOWN]:
+        print(f'bad: {InputError(problem.message)}')
+    if len(problems) > SHOWN:
+        print(f'bad: .. and {len(problems) - SHOWN} more')
+    return (
+        f'{problems[0].message}; {source.name} has {len(problems)} such problems ({counts}); mend '
+        'them, or leave the images out with --config.data.on_bad=skip'
+    )
+
+
+def _place(names):
+    """Returns the cache file for images of these names: one for a folder, whatever the split."""
+    folder = os.path.commonpath([os.path.dirname(name) for name in names])
+    return cache_folder() / 'lint' / f'{hashlib.sha256(folder.encode()).hexdigest()[:16]}.json'
+
+
+def _read(place):
+    """Returns {name: [stamp, *Facts]}; empty where there is no cache, or none that can be read."""
+    try:
+        content = json.loads(place.read_text())
+        return content['files'] if content['version'] == VERSION else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _write(place, known):
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(place, json.dumps({'version': VERSION, 'files': known}))
+    except OSError:
+        pass  # a cache that cannot be written only costs time

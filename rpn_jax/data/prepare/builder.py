@@ -1,0 +1,322 @@
+"""VOC and COCO -> a prepared directory of TensorFlow Datasets, in array_record files.
+
+It is made without TensorFlow: with a ShardBasedBuilder, in a folder beside it that is renamed.
+"""
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from rpn_jax.data.batches import counted
+from rpn_jax.data.check import forget, lint
+from rpn_jax.data.prepare import official
+from rpn_jax.data.records import CROWD, DIFFICULT
+from rpn_jax.errors import InputError
+from rpn_jax.training.workdir import write_atomically
+
+NAME, VERSION = 'detection', '1.0.0'
+SHARD = 2048  # images of a file: 200 to 350 MiB
+INFO, METADATA = 'dataset_info.json', 'metadata.json'
+BOXES = (
+    '(ymin, xmin, ymax, xmax) over (height, width, height, width) of the image; half open: '
+    'corners in pixels count from 0, and xmax - xmin is the width of the box'
+)
+
+
+@functools.cache
+def library():
+    """Imports TensorFlow Datasets, which takes a second, and silences its bars."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        import tensorflow_datasets
+    tensorflow_datasets.disable_progress_bar()
+    return tensorflow_datasets
+
+
+def directory(dataset, path):
+    """Returns where a Dataset's prepared directory lies at `path`."""
+    return Path(path) / NAME / dataset.config / VERSION
+
+
+def stored_splits(directory):
+    """Returns the names of the splits in a prepared directory; none where there is none."""
+    return list(_splits(Path(directory) / INFO))
+
+
+def prepare(dataset, splits, path, *, on_bad='error', print=print):
+    """Prepares the stored splits of a Dataset that its directory lacks, once; returns it.
+
+    The images come from unpacked folders at `path`, from the official archives, or from their
+    hosts; splits that need no more than what is there are prepared with them. Raises InputError
+    where that fails, and leaves nothing that the next start would trust.
+    """
+    path = Path(path).absolute()  # TFDS joins relative ones twice
+    final = directory(dataset, path)
+    if set(splits) <= set(stored_splits(final)):
+        return final
+    try:
+        # The lock falls with its process, so what temporary folder one finds is nobody's.
+        with _locked(Path(path) / NAME / f'.{dataset.config}.lock', print):
+            stored = set(stored_splits(final))
+            if set(splits) <= stored:
+                return final
+            prefix = f'.{dataset.config}.preparing-'
+            for stale in (Path(path) / NAME).glob(f'{prefix}*'):
+                shutil.rmtree(stale)
+            with tempfile.TemporaryDirectory(prefix=prefix, dir=Path(path) / NAME) as work:
+                missing = [split for split in splits if split not in stored]
+                _prepare(dataset, missing, stored, Path(path), Path(work), on_bad, print)
+    except InputError:
+        raise
+    except OSError as error:
+        what = f'{final}: cannot be prepared ({error})'
+        remedy = 'config key data.path needs a folder to write to; raw data may be linked there'
+        raise InputError(f'{what}; {remedy}') from error
+    return final
+
+
+def _prepare(dataset, splits, stored, path, work, on_bad, print):
+    def folders(split):
+        return {part: official.unpacked(part, path) for part in dataset.stored[split]}
+
+    def needed(split):
+        return {n for part, places in folders(split).items() if not places for n in part.archives}
+
+    names = dict.fromkeys(name for split in splits for name in sorted(needed(split)))
+    archives = official.archives(names, path, print) if names else {}
+    splits = [s for s in dataset.stored if s not in stored and needed(s) <= set(names)]
+    content, left_out = {}, {}
+    for split in splits:
+        content[split] = []
+        for part, places in folders(split).items():
+            is_temporary = places is None
+            places = places or official.unpack(part, archives, work / 'raw', print)
+            _check_trainval(part, places)
+            source = official.open_part(part, places)
+            checked = lint(source, on_bad, print)
+            if is_temporary:
+                forget(source)
+            if gone := len(source.records) - len(checked.records):
+                note = f'{part.folder}: {gone} of {len(source.records)} images left out'
+                left_out[split] = [*left_out.get(split, ()), f'{note} when it was prepared']
+                print(f'{dataset.config} {split}: {left_out[split][-1]}')
+            content[split].append((part, checked, _labels(part, places)))
+    print(f'preparing {directory(dataset, path)}: {", ".join(splits)}')
+    made = _write(dataset.config, content, left_out, work, print)
+    _publish(made, directory(dataset, path))
+
+
+def _write(config, content, left_out, work, print):
+    """Writes splits with TFDS into the folder work; returns their directory."""
+    shards = {split: [] for split in content}
+    for split, sources in content.items():
+        for part, source, labels in sources:
+            positions = range(len(source.records))
+            stream = counted(positions, len(positions), f'{part.folder} {split}: prepared', print)
+            for start in range(0, len(positions), SHARD):
+                shard = positions[start : start + SHARD]
+                make = functools.partial(_examples, part, source, labels, stream, len(shard))
+                shards[split].append(make)
+    tfds = library()
+    builder = _builder_class()(data_dir=work, config=config)
+    builder.shards = shards
+    builder.info.metadata.update(boxes=BOXES, left_out=left_out)
+    builder.download_and_prepare(
+        file_format='array_record',
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+    )
+    return work / NAME / config / VERSION
+
+
+def _examples(part, source, labels, stream, count):
+    """Yields the next `count` (key, example) of a source; shards are written one by one."""
+    bbox = library().features.BBox
+    for _ in range(count):
+        position = next(stream)
+        record = source.records[position]
+        (height, width), names = record.size, labels(record)
+        objects = [
+            {
+                'bbox': bbox(*map(float, (y0 / height, x0 / width, y1 / height, x1 / width))),
+                'is_difficult': bool(kind == DIFFICULT),
+                'is_crowd': bool(kind == CROWD),
+                'label': name,
+            }
+            for (x0, y0, x1, y1), kind, name in zip(
+                record.boxes.astype(float), record.kind, names, strict=True
+            )
+        ]
+        file_name = Path(source.files.names[position]).name
+        yield (
+            position,
+            {
+                'image': source.files.load(position),
+                'image/filename': file_name if part.folder.startswith('VOC') else record.image_id,
+                'image/folder': part.folder,
+                'image/id': record.image_id,
+                'height': height,
+                'width': width,
+                'objects': objects,
+                'remarks': list(record.remarks),
+            },
+        )
+
+
+@functools.cache
+def _builder_class():
+    tfds = library()
+    features = tfds.features
+
+    class Info(tfds.core.DatasetInfo):
+        def initialize_from_bucket(self):
+            """Asks nobody."""
+
+    class Detection(tfds.core.ShardBasedBuilder, skip_registration=True):
+        """Detection data sets as rpn_jax prepares them."""
+
+        name = NAME
+        VERSION = tfds.core.Version(VERSION)
+        BUILDER_CONFIGS = [
+            tfds.core.BuilderConfig(name=dataset.config) for dataset in official.DATASETS.values()
+        ]
+
+        def _info(self):
+            objects = {
+                'bbox': features.BBoxFeature(doc=BOXES),
+                'is_crowd': features.Scalar(np.bool_),
+                'is_difficult': features.Scalar(np.bool_),
+                'label': features.Text(),
+            }
+            texts = 'image/filename', 'image/folder', 'image/id'
+            everything = {
+                'image': features.Image(doc='the file as it was, not encoded again'),
+                **{key: features.Text() for key in texts},
+                **{key: features.Scalar(np.int32) for key in ('height', 'width')},
+                'objects': features.Sequence(objects),
+                'remarks': features.Sequence(features.Text()),
+            }
+            return Info(
+                builder=self,
+                description=f'Objects with boxes {BOXES}.',
+                features=features.FeaturesDict(everything),
+                metadata=tfds.core.MetadataDict(),
+            )
+
+        def _shard_iterators_per_split(self, dl_manager):
+            return self.shards
+
+        def _log_download_bytes(self):
+            """Prints nothing."""
+
+        _log_download_done = _log_download_bytes
+
+    return Detection
+
+
+def _publish(made, final):
+    """Moves a prepared directory to its place, or adds its splits to the one that is there.
+
+    What that holds is what its INFO lists, so INFO comes last.
+    """
+    if not final.exists():
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(made, final)
+        return
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        before = json.loads((final / METADATA).read_text())['left_out']
+        metadata = json.loads((made / METADATA).read_text())
+        metadata['left_out'] = before | metadata['left_out']
+        (made / METADATA).write_text(json.dumps(metadata))
+    info = json.loads((made / INFO).read_text())
+    splits = _splits(final / INFO) | {split['name']: split for split in info['splits']}
+    for file in made.iterdir():
+        if file.name != INFO:
+            os.replace(file, final / file.name)
+    write_atomically(final / INFO, json.dumps(info | {'splits': list(splits.values())}, indent=2))
+
+
+def _splits(info):
+    """Returns the splits of an INFO by name."""
+    try:
+        return {split['name']: split for split in json.loads(info.read_text())['splits']}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{info}: damaged ({error}); remove {info.parent}') from error
+
+
+@contextlib.contextmanager
+def _locked(path, print):
+    """Keeps other processes out as long as it is open."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('wb') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f'waiting for the process that prepares {path.parent}')
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _check_trainval(part, places):
+    """Raises InputError where trainval is not train and val together, as which it is stored."""
+    lists = {
+        split: places['path'] / 'ImageSets/Main' / f'{split}.txt'
+        for split in ('trainval', 'train', 'val')
+    }
+    if part.split not in lists or not all(map(Path.is_file, lists.values())):
+        return
+    ids = {
+        split: {
+            line.split()[0]
+            for line in place.read_text(errors='replace').splitlines()
+            if line.strip()
+        }
+        for split, place in lists.items()
+    }
+    if ids['trainval'] != ids['train'] | ids['val']:
+        raise InputError(
+            f'{lists["trainval"]}: not the images of train and val together, as in VOC; set config '
+            f"keys data.source='voc' and data.path={str(places['path'])!r}"
+        )
+
+
+def _labels(part, places):
+    """Returns the function record -> names of its objects' classes."""
+    if part.folder.startswith('VOC'):
+        folder = places['path'] / 'Annotations'
+
+        def names(record):
+            root = ElementTree.parse(folder / f'{record.image_id}.xml').getroot()
+            return [(item.findtext('name') or '').strip() for item in root.findall('object')]
+
+        return names
+    folder = Path(places.get('annotations') or places['path'] / 'annotations')
+    content = json.loads((folder / f'instances_{part.split}.json').read_text('utf-8'))
+    classes = {}
+    with contextlib.suppress(KeyError, TypeError):  # nothing is learned from classes
+        classes = {entry['id']: str(entry['name']) for entry in content['categories']}
+    images = {int(entry['id']): entry['file_name'] for entry in content['images']}
+    found = {name: [] for name in images.values()}
+    for entry in content['annotations']:
+        # What is damaged belongs to no image that is left.
+        wrong = KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError
+        with contextlib.suppress(*wrong):
+            name, label = images[int(entry['image_id'])], classes.get(entry.get('category_id'), '')
+            if float(entry['bbox'][2]) and float(entry['bbox'][3]):  # the reader drops the empty
+                found[name].append(label)
+
+    def names(record):  # two images of one file have mixed theirs
+        own = found[record.image_id]
+        return own if len(own) == len(record.boxes) else [''] * len(record.boxes)
+
+    return names

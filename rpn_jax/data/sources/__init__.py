@@ -1,0 +1,1 @@
+"""Data sets: VOC and COCO folders, TensorFlow Datasets, drawn shapes, folders of images."""

@@ -1,0 +1,172 @@
+"""What a data set is like: pixels of each channel, sizes and shapes of the boxes, exactly."""
+
+import math
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from rpn_jax.data.batches import counted, threaded
+from rpn_jax.data.records import CROWD, DIFFICULT, OBJECT
+from rpn_jax.evaluation.metrics import AREAS
+from rpn_jax.report import plots
+
+PERCENTILES = (5, 25, 50, 75, 95)
+CHANNELS = {'red': '#D55E00', 'green': '#009E73', 'blue': '#0072B2'}
+
+
+def statistics(source, print=print):
+    """Returns the statistics of a source as a dict that json can hold.
+
+    Pixels are those of the files, before any resize, RGB in 0..255; mean and deviation are exact,
+    since the levels of every channel are counted. Boxes are in pixels of the original images.
+    """
+    levels = channel_levels(source, print)
+    return {
+        'dataset': source.name,
+        'images': len(source.records),
+        'pixels': int(levels[0].sum()),
+        'mean': [moments(channel)[0] for channel in levels],
+        'std': [moments(channel)[1] for channel in levels],
+        'levels': levels.tolist(),
+        'boxes': box_statistics(source.records),
+    }
+
+
+def channel_levels(source, print=print):
+    """Counts how often each channel has each level: [3, 256] int64, RGB."""
+
+    def count(position):
+        image = source.read(position)
+        return np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)])
+
+    total, images = np.zeros((3, 256), np.int64), len(source.records)
+    for levels in counted(threaded(count, range(images)), images, 'read', print):
+        total += levels
+    return total
+
+
+def moments(levels):
+    """Returns (mean, standard deviation) of values 0..255 that occur `levels` [256] times each.
+
+    Whole numbers until the last division, so nothing is rounded on the way.
+    """
+    counts = [int(count) for count in levels]
+    number = sum(counts)
+    first = sum(value * count for value, count in enumerate(counts))
+    second = sum(value * value * count for value, count in enumerate(counts))
+    return first / number, math.sqrt(number * second - first * first) / number
+
+
+def box_statistics(records):
+    """Returns counts by kind and size, and percentiles of sizes and shapes of the objects.
+
+    None where no image has any box.
+    """
+    if not any(len(record.boxes) for record in records):
+        return None
+    kinds = np.concatenate([record.kind for record in records])
+    boxes = np.concatenate([record.boxes for record in records]).astype(np.float64)
+    per_image = np.array([np.sum(record.kind == OBJECT) for record in records])
+    objects = boxes[kinds == OBJECT]
+    width, height = (objects[:, 2:] - objects[:, :2]).T
+    area = width * height
+    return {
+        'objects': int(np.sum(kinds == OBJECT)),
+        'difficult': int(np.sum(kinds == DIFFICULT)),
+        'crowd': int(np.sum(kinds == CROWD)),
+        **{name: int(np.sum((low <= area) & (area < high))) for name, (low, high) in AREAS.items()},
+        'images_without_objects': int(np.sum(per_image == 0)),
+        'most_boxes': max(len(record.boxes) for record in records),
+        'per_image': _percentiles(per_image),
+        'size': _percentiles(np.sqrt(area)),
+        'aspect_ratio': _percentiles(height / width),
+    }
+
+
+def lines(found):
+    """Returns the statistics as lines of text, ending with what a config can take."""
+    boxes = found['boxes']
+    said = [
+        f'{found["dataset"]}: {found["images"]} images, {found["pixels"]} pixels',
+        f'{"":16}{"red":>10}{"green":>10}{"blue":>10}',
+        *(f'{key:16}' + ''.join(f'{v:10.4f}' for v in found[key]) for key in ('mean', 'std')),
+    ]
+    if boxes:
+        counted = ('objects', 'small', 'medium', 'large', 'difficult', 'crowd')
+        said += [
+            ', '.join(f'{boxes[key]} {key}' for key in counted)
+            + f'; {boxes["images_without_objects"]} images without objects, '
+            f'at most {boxes["most_boxes"]} boxes in one',
+            f'{"percentile":16}' + ''.join(f'{p:>10}' for p in PERCENTILES),
+        ]
+        rows = {'per_image': 'per image', 'size': 'size (px)', 'aspect_ratio': 'height / width'}
+        for key, name in rows.items():
+            said.append(f'{name:16}' + ''.join(_cell(value) for value in boxes[key].values()))
+    mean, std = (','.join(f'{value:.4f}' for value in found[key]) for key in ('mean', 'std'))
+    said.append(
+        'a network trained from scratch takes them as '
+        f"--config.data.pixels=torchvision '--config.data.mean=({mean})' "
+        f"'--config.data.std=({std})'"
+    )
+    return said
+
+
+@matplotlib.rc_context(plots.RC)
+def picture(found, records):
+    """Returns an SVG of the channels' levels and of the objects' sizes, shapes and numbers."""
+    objects = np.concatenate([r.boxes[r.kind == OBJECT] for r in records]).astype(np.float64)
+    rows = 2 if found['boxes'] else 1
+    figure = Figure(figsize=(11, 3.5 * rows))
+    axes = figure.subplots(rows, rows, squeeze=False).ravel()
+    for (name, colour), levels in zip(CHANNELS.items(), found['levels'], strict=True):
+        share = 100 * np.asarray(levels) / found['pixels']
+        axes[0].plot(np.arange(256), share, color=colour, label=name)
+    even = found['pixels'] / 256  # black and white may stand far above the rest
+    ceiling = 1.2 * max(np.percentile(found['levels'], 99), even)
+    axes[0].set_ylim(0, 100 * ceiling / found['pixels'])
+    axes[0].legend(frameon=False)
+    per_image = [np.sum(record.kind == OBJECT) for record in records]
+    if found['boxes']:
+        _draw_boxes(axes, objects, per_image)
+    axes[0].set_title('levels of each channel', loc='left')
+    axes[0].set_xlabel('level')
+    axes[0].set_ylabel('% of pixels')
+    figure.suptitle(f'{found["dataset"]}: {found["images"]} images', x=0.02, ha='left')
+    figure.tight_layout()
+    return plots.svg(figure)
+
+
+def _draw_boxes(axes, objects, per_image):
+    """Draws the objects' sizes, shapes and numbers; what is beyond an axis counts at its end."""
+    width, height = (objects[:, 2:] - objects[:, :2]).T
+    for axis, values, bins in (
+        (axes[1], np.sqrt(width * height), np.geomspace(4, 2048, 37)),
+        (axes[2], height / width, np.geomspace(1 / 8, 8, 37)),
+        (axes[3], per_image, np.arange(max(per_image) + 2) - 0.5),
+    ):
+        axis.hist(np.clip(values, bins[0], bins[-1]), bins=bins, color=CHANNELS['blue'])
+    for axis, ticks in ((axes[1], 2.0 ** np.arange(2, 12)), (axes[2], 2.0 ** np.arange(-3, 4))):
+        axis.set_xscale('log', base=2)
+        axis.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+    for axis, title, label in zip(
+        axes[1:],
+        ('sizes of objects', 'shapes of objects', 'objects per image'),
+        ('square root of the area (pixels)', 'height / width', 'objects'),
+        strict=True,
+    ):
+        axis.set_title(title, loc='left')
+        axis.set_xlabel(label)
+
+
+def _cell(value):
+    return f'{"-":>10}' if value is None else f'{value:10.2f}'
+
+
+def _percentiles(values):
+    if not len(values):
+        return {f'{p}': None for p in PERCENTILES}
+    return {
+        f'{p}': float(v)
+        for p, v in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)
+    }

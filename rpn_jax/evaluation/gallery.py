@@ -1,0 +1,77 @@
+"""Pictures for the report: the images with the best and the worst proposals, and missed objects.
+
+`split` has the `source` of images with its records, and of each image its `sizes` (height, width)
+and `objects` [n, 4], kind 1, on the canvas; pictures are in pixels of the original image.
+"""
+
+from rpn_jax.data.batches import scale
+from rpn_jax.evaluation import metrics, misses
+
+EXTREMES = 8  # best and as many worst images
+EXAMPLES = 4  # pictures of missed objects, for each reason
+
+
+def extremes(split, kept):
+    """Returns pictures of the images whose ten best proposals cover their objects best, and worst.
+
+    kept: the Proposals of each image, in pixels of the canvas.
+    """
+    pairs = zip(kept, split.objects, strict=True)
+    best = [metrics.best_overlaps(p.boxes[p.valid], o, 10) for p, o in pairs]
+    ranked = sorted((i for i, b in enumerate(best) if len(b)), key=lambda i: -best[i].mean())
+    count = min(EXTREMES, len(ranked) // 2)
+    rows = [('best', i) for i in ranked[:count]]
+    rows += [('worst', i) for i in ranked[::-1][: count or len(ranked)]]
+    return [_proposals(split, i, group, kept[i], best[i]) for group, i in rows]
+
+
+def missed_objects(split, missed):
+    """Returns what the report shows of missed objects; the first few of each reason as pictures.
+
+    missed: a list of misses.Miss, in pixels of the canvas.
+    """
+    shown, found = dict.fromkeys(misses.REASONS, 0), []
+    for miss in missed:
+        box = split.source.records[miss.position].boxes[miss.row]
+        said = {'reason': miss.reason, 'size': box[2:] - box[:2], 'picture': None}
+        said |= {'overlap': miss.lost.overlap, 'rank': miss.lost.rank}
+        said |= {'removed_by': miss.removed_by, 'remover': miss.remover and miss.remover.rank}
+        if shown[miss.reason] < EXAMPLES:
+            shown[miss.reason] += 1
+            said['picture'] = _missed(split, miss)
+        found.append(said)
+    return found
+
+
+def _missed(split, miss):
+    """Returns the picture of a missed object: with it, the box that was lost, and its remover."""
+    record = split.source.records[miss.position]
+    factor = scale(record, split.sizes[miss.position])
+    remover, rows = miss.remover, [miss.row]
+    if miss.removed_by == 'another_object':
+        rows.append(remover.row)
+    return {
+        'image': split.source.read(miss.position),
+        'image_id': record.image_id,
+        'group': miss.reason,
+        'boxes': record.boxes[rows],
+        'lost': miss.lost.box / factor,
+        'remover': None if remover is None else remover.box / factor,
+    }
+
+
+def _proposals(split, position, group, proposals, best):
+    record = split.source.records[position]
+    valid = int(proposals.valid[:10].sum())
+    return {
+        'image': split.source.read(position),
+        'image_id': record.image_id,
+        'group': group,
+        'boxes': record.boxes,
+        'kind': record.kind,
+        'proposals': proposals.boxes[:valid] / scale(record, split.sizes[position]),
+        'scores': proposals.scores[:valid],
+        'top_iou': metrics.top_iou(proposals.boxes[:valid], split.objects[position]),
+        'recalled': int((best >= 0.5).sum()),
+        'objects': len(best),
+    }

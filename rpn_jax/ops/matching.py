@@ -1,0 +1,172 @@
+"""Targets: which anchors are objects, which are background, and from which of them to learn."""
+
+import jax
+import jax.numpy as jnp
+
+from rpn_jax.ops import boxes as box
+
+OBJECT, BACKGROUND, UNUSED = 1, 0, -1
+BLOCK = 8  # objects compared with all anchors at a time
+
+
+def match(
+    anchors,
+    boxes,
+    kind,
+    *,
+    positive_iou=0.7,
+    negative_iou=0.3,
+    crowd_overlap=0.5,
+    size=None,
+    border=-1,
+):
+    """Labels every anchor of one image: 1 object, 0 background, -1 not used.
+
+    anchors [A, 4], boxes [G, 4] in pixels, kind [G] (0 padding, 1 object, 2 difficult, 3 crowd).
+    Positive at IoU >= positive_iou with an object, or where an anchor ties for an object's best IoU
+    and that is > 0 (Faster R-CNN, section 3.1.2); background below negative_iou. Anchors at IoU >=
+    negative_iou with a difficult box, or with at least crowd_overlap of their area inside a crowd,
+    are no background. With `border` >= 0 and `size` (height, width), anchors further than that many
+    pixels outside the image are out before matching; -1 leaves them in, as torchvision does.
+
+    Blocks of objects are compared with all anchors, so that memory grows with A and not with A * G.
+
+    Returns labels [A] and matched [A] int32, the object with which each anchor overlaps most (0
+    where there is none).
+    """
+    inside = jnp.ones(len(anchors), bool) if size is None else _inside(anchors, size, border)
+    # Turned, so that each coordinate of all anchors lies in a row, and once, not in every block.
+    columns, area = jax.lax.optimization_barrier((anchors.T, box.area(anchors)))
+
+    def look(found, rows):
+        number, boxes, kind = rows
+        overlaps = _overlaps(boxes, kind, columns.T, area)
+        # The barrier makes all that follows read the same numbers: recomputed in two fusions, equal
+        # IoUs may differ in the last bit and a tie for the best anchor would be lost. Unused
+        # anchors and, later, other rows stand at -1, below every threshold: they win no match.
+        overlaps = jax.lax.optimization_barrier(jnp.where(inside[None, :], overlaps, -1))
+        barred = jnp.where(kind == 2, negative_iou, jnp.where(kind == 3, crowd_overlap, jnp.inf))
+        return _fold(found, overlaps, number[0], kind == 1, barred), None
+
+    none = jnp.zeros(len(anchors), bool)
+    found = jnp.full(len(anchors), -1, jnp.float32), none.astype(jnp.int32), none, none
+    rows = jnp.arange(len(boxes), dtype=jnp.int32), boxes, kind
+    if len(boxes):
+        found, _ = jax.lax.scan(look, found, [_blocks(values) for values in rows])
+    best, matched, wins, near = found
+    positive = (best >= positive_iou) | wins
+    background = (best < negative_iou) & ~near
+    labels = jnp.where(positive, OBJECT, jnp.where(background, BACKGROUND, UNUSED))
+    return jnp.where(inside, labels, UNUSED).astype(jnp.int32), matched
+
+
+def sample(key, labels, *, samples=256, positive_fraction=0.5):
+    """Draws the anchors of one step at random, without replacement.
+
+    labels [A]. At most int(samples * positive_fraction) positives; background fills the rest,
+    further positives never do (Faster R-CNN, section 3.1.3). Returns index [S] int32 into the
+    anchors and labels [S]; positives come first, and unused slots have label -1 and index 0.
+    """
+    total = len(labels)
+    limit = int(samples * positive_fraction)
+    priority = jax.random.uniform(key, labels.shape)
+    positives = _draw(priority, labels == OBJECT, min(limit, total))
+    negatives = _draw(priority, labels == BACKGROUND, min(samples, total))
+
+    slot = jnp.arange(samples)
+    positive_count = jnp.minimum(jnp.sum(labels == OBJECT), len(positives))
+    negative_count = jnp.minimum(jnp.sum(labels == BACKGROUND), samples - positive_count)
+    is_positive = slot < positive_count
+    is_negative = ~is_positive & (slot < positive_count + negative_count)
+    index = jnp.where(is_positive, _take(positives, slot), 0)
+    index = jnp.where(is_negative, _take(negatives, slot - positive_count), index)
+    labels = jnp.where(is_positive, OBJECT, jnp.where(is_negative, BACKGROUND, UNUSED))
+    return index.astype(jnp.int32), labels.astype(jnp.int32)
+
+
+def assign(
+    key,
+    anchors,
+    boxes,
+    kind,
+    *,
+    positive_iou=0.7,
+    negative_iou=0.3,
+    crowd_overlap=0.5,
+    size=None,
+    border=-1,
+    samples=256,
+    positive_fraction=0.5,
+):
+    """Matches all anchors of one image and samples some: match, then sample.
+
+    Takes the keywords of both. Returns index [S], labels [S] and matched [S], the object that each
+    sampled anchor is matched to.
+    """
+    labels, matched = match(
+        anchors,
+        boxes,
+        kind,
+        positive_iou=positive_iou,
+        negative_iou=negative_iou,
+        crowd_overlap=crowd_overlap,
+        size=size,
+        border=border,
+    )
+    index, sampled = sample(key, labels, samples=samples, positive_fraction=positive_fraction)
+    return index, sampled, matched[index]
+
+
+def _fold(found, overlaps, first, is_object, barred):
+    """Adds a block of overlaps [G, A], whose first row is object `first`, to what is known so far.
+
+    Each anchor has its best IoU, the object that it is with, whether it wins an object, and whether
+    some row bars it from the background.
+    """
+    best, matched, wins, near = found
+    # Not of `objects`: on CPUs XLA has vector code for the maximum of a plain array alone.
+    best_of_object = jnp.max(overlaps, axis=1)
+    touched = is_object & (best_of_object > 0)
+    ties = overlaps == jnp.where(touched, best_of_object, jnp.inf)[:, None]
+    objects = jnp.where(is_object[:, None], overlaps, -1)
+    best_here = jnp.max(objects, axis=0)
+    matched_here = first + jnp.argmax(objects, axis=0).astype(jnp.int32)
+    return (
+        jnp.maximum(best, best_here),
+        jnp.where(best_here > best, matched_here, matched),  # of equals the first
+        wins | jnp.any(ties, axis=0),
+        near | jnp.any(overlaps >= barred[:, None], axis=0),
+    )
+
+
+def _overlaps(boxes, kind, anchors, area):
+    """Returns IoUs [G, A] as boxes.iou does, or of a crowd its share of each anchor; area [A]."""
+    overlaps = box.intersection(boxes, anchors)
+    union = box.area(boxes)[:, None] + area[None, :] - overlaps
+    whole = jnp.where((kind == 3)[:, None], jnp.maximum(area, box.TINY)[None, :], union)
+    return jnp.where(whole > 0, overlaps / jnp.where(whole > 0, whole, 1), 0)
+
+
+def _blocks(rows):
+    """Returns rows [G, ..] as [blocks, BLOCK, ..]; what fills the last block is zero: padding."""
+    block = min(BLOCK, len(rows))
+    missing = -len(rows) % block
+    rows = jnp.pad(rows, ((0, missing),) + ((0, 0),) * (rows.ndim - 1))
+    return rows.reshape(-1, block, *rows.shape[1:])
+
+
+def _inside(anchors, size, border):
+    height, width = size[0], size[1]
+    low = jnp.all(anchors[:, :2] >= -border, axis=1)
+    high = (anchors[:, 2] <= width + border) & (anchors[:, 3] <= height + border)
+    return (low & high) | (jnp.asarray(border) < 0)
+
+
+def _draw(priority, chosen, count):
+    return jax.lax.top_k(jnp.where(chosen, priority, -1), count)[1]
+
+
+def _take(index, slot):
+    if not len(index):
+        return jnp.zeros_like(slot)
+    return index[jnp.clip(slot, 0, len(index) - 1)]

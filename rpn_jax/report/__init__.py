@@ -1,0 +1,1 @@
+"""Everything that people look at: pages, plots, drawings and tables."""

@@ -1,0 +1,220 @@
+"""Feature maps of a frozen backbone: computed once for an image and its mirror image, and kept."""
+
+import hashlib
+import json
+import os
+import struct
+import weakref
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rpn_jax.data.normalization import normalise, pixel_family
+from rpn_jax.errors import InputError
+from rpn_jax.models.resnet import AXIS
+from rpn_jax.training.parallel import sharding
+from rpn_jax.training.workdir import cache_folder, write_atomically
+
+PLACES = ('device', 'host', 'disk')
+VERSION = 2  # of how maps are computed: those of another on disk are not used
+
+
+def check(config):
+    """Raises InputError where config.features asks for what cannot be kept."""
+    keep, last = config.features.keep, config.model.last_stage
+    if keep not in ('', *PLACES):
+        known = ', '.join(map(repr, PLACES))
+        raise InputError(f"config key features.keep: {keep!r} is not one of '', {known}")
+    if keep and config.model.frozen_stages < last:
+        raise InputError(
+            f'config key features.keep: conv{last} learns, so its maps change; set '
+            f'model.frozen_stages={last}, or do without'
+        )
+    if keep and config.data.resize != 'square':
+        raise InputError(
+            "config key features.keep: only maps of one shape are kept; set data.resize='square', "
+            'or do without'
+        )
+
+
+class Features:
+    """The feature maps of a run's training images, as many as fit into a limit.
+
+    A map [h, w, C], of the backbone's dtype, has the number 2 * position + flip. Called with a
+    batch of TrainBatches(known=..), it puts `features` [devices, N / devices, h, w, C] in place of
+    the images, as make_update takes them. A map is computed from its image alone, so it does not
+    depend on the batch in which it is first met. The config has passed check.
+    """
+
+    def __init__(self, config, model, variables, source, devices, print=print, *, keep, gigabytes):
+        settings = config.data
+        pixels = pixel_family(settings.pixels, settings.mean, settings.std)
+        backbone = {name: {'backbone': tree['backbone']} for name, tree in variables.items()}
+        backbone = jax.tree.map(np.array, backbone)  # copies: the update gives its state away
+        self._devices, self._print = devices, print
+        self._variables = [jax.device_put(backbone, device) for device in devices]
+        self._sharding = sharding(devices, AXIS)
+
+        def compute(variables, image, size):
+            return model.apply(variables, normalise(image, size, pixels), method='features')[0]
+
+        self._compute = jax.jit(compute)
+        self._stack = jax.jit(lambda *maps: jnp.stack(maps)[None])
+        side = settings.image_size
+        image, size = np.zeros((1, side, side, 3), np.uint8), np.zeros((1, 2), np.float32)
+        like = jax.eval_shape(compute, backbone, image, size)
+        self._size = like.size * like.dtype.itemsize
+        self._limit, self._keep = gigabytes * 1e9 / self._size, keep
+        self._maps = HostMaps() if keep == 'host' else {}
+        if keep == 'disk':
+            about = identity(config, source)
+            name = fingerprint(about, backbone, source)
+            self._maps = DiskMaps(cache_folder() / 'features' / name, like, about)
+        self._describe(len(source.records) * (1 + settings.flip))
+
+    def known(self, number):
+        """Returns the map of a number, or None: then its image must be read. For any thread."""
+        return self._maps.get(number)
+
+    def __call__(self, batch):
+        share = len(batch['number']) // len(self._devices)
+        placed = []
+        for row, found in enumerate(batch['kept']):
+            device = row // share
+            if found is None:
+                found = self._make(batch, row, device)
+            placed.append(jax.device_put(found, self._devices[device]))
+        parts = [self._stack(*placed[i : i + share]) for i in range(0, len(placed), share)]
+        shape = len(self._devices), *parts[0].shape[1:]
+        features = jax.make_array_from_single_device_arrays(shape, self._sharding, parts)
+        rest = {k: v for k, v in batch.items() if k not in ('image', 'number', 'kept')}
+        return rest | {'features': features}
+
+    def _make(self, batch, row, device):
+        """Returns the map of a row, and keeps it where there is room."""
+        number = int(batch['number'][row])
+        if (found := self.known(number)) is not None:  # it came after the batch was made
+            return found
+        one = slice(row, row + 1)
+        found = self._compute(self._variables[device], batch['image'][one], batch['size'][one])
+        if number in self._maps or len(self._maps) + 1 <= self._limit:
+            try:
+                self._maps[number] = found
+            except (OSError, MemoryError) as error:
+                self._limit = 0
+                self._print(f'note: no more feature maps are kept ({error})')
+        return found
+
+    def _describe(self, wanted):
+        """Says how many maps are kept, and where."""
+        kept, there = int(min(wanted, self._limit)), len(self._maps)
+        where = getattr(self._maps, 'folder', f"the {self._keep}'s memory")
+        size = kept * self._size / 1e9
+        self._print(
+            f'feature maps: {kept} of {wanted} kept in {where}, {size:.2g} GB; {there} are there'
+        )
+        if kept < wanted:
+            self._print(
+                f'note: all of them take {wanted * self._size / 1e9:.3g} GB, more than '
+                'features.gigabytes; the others are computed each time they come'
+            )
+
+
+class HostMaps(dict):
+    """Maps in the host's memory."""
+
+    def __setitem__(self, number, found):
+        super().__setitem__(number, np.asarray(found))
+
+
+class DiskMaps:
+    """Maps in a folder: `maps` one after another, `index` the number and checksum of each.
+
+    A map counts once it is in the index, and is used if its checksum is right: a run that dies,
+    two runs at once, or a disk that fails leave maps that are made again, none that is wrong.
+    """
+
+    ENTRY = struct.Struct('<II')
+
+    def __init__(self, folder, like, about):
+        self.folder, self._like = folder, like
+        self._size = like.size * like.dtype.itemsize
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / 'about.json', json.dumps(about, indent=2) + '\n')
+            self._maps, self._index = self._open('maps'), self._open('index')
+            content = (folder / 'index').read_bytes()
+            whole = len(content) // self.ENTRY.size * self.ENTRY.size
+            os.ftruncate(self._index, whole)  # a crash may have cut the last entry
+            held = os.fstat(self._maps).st_size // self._size
+        except OSError as error:
+            raise InputError(
+                f'config key features.keep: {folder} cannot be used ({error.strerror}); set '
+                'RPN_JAX_CACHE to another folder'
+            ) from error
+        entries = self.ENTRY.iter_unpack(content[:whole])
+        self._sums = {number: checksum for number, checksum in entries if number < held}
+
+    def _open(self, name):
+        file = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+        weakref.finalize(self, os.close, file)
+        return file
+
+    def __len__(self):
+        return len(self._sums)
+
+    def __contains__(self, number):
+        return number in self._sums
+
+    def get(self, number):
+        """Returns the map of a number, or None where there is none, or none that is whole."""
+        if number not in self._sums:
+            return None
+        try:
+            content = os.pread(self._maps, self._size, number * self._size)
+        except OSError:
+            return None
+        if len(content) != self._size or zlib.crc32(content) != self._sums[number]:
+            return None
+        return np.frombuffer(content, self._like.dtype).reshape(self._like.shape)
+
+    def __setitem__(self, number, found):
+        content = np.asarray(found).tobytes()
+        if os.pwrite(self._maps, content, number * self._size) < self._size:
+            raise OSError('the disk is full')
+        entry = number, zlib.crc32(content)
+        end = os.lseek(self._index, 0, os.SEEK_END)
+        if os.write(self._index, self.ENTRY.pack(*entry)) < self.ENTRY.size:
+            os.ftruncate(self._index, end)  # what follows must begin at an entry
+            raise OSError('the disk is full')
+        self._sums[number] = entry[1]
+
+
+def identity(config, source):
+    """Returns what, beside weights and image files, decides the numbers of a feature map."""
+    other = 'pretrained', 'init', 'frozen_stages', 'remat'
+    part = {k: v for k, v in config.model.items() if k not in other}
+    return {
+        'version': VERSION,
+        'source': source.name,
+        'images': len(source.records),
+        'seed': config.seed if source.files is None else 0,  # of drawn scenes
+        'model': part,
+        'data': {key: config.data[key] for key in ('image_size', 'pixels', 'mean', 'std')},
+        'jax': jax.__version__,
+        'device': jax.local_devices()[0].device_kind,
+    }
+
+
+def fingerprint(about, backbone, source):
+    """Returns 16 hexadecimal digits for an identity, the weights and the image files."""
+    digest = hashlib.sha256(json.dumps(about).encode())
+    for leaf in jax.tree.leaves(backbone):
+        digest.update(np.ascontiguousarray(leaf).data)
+    if source.files is None:
+        digest.update(source.read(0).data)
+    for position, name in enumerate(source.files.names if source.files else ()):
+        digest.update(f'{os.path.abspath(name)}\0{source.files.stamp(position)}\0'.encode())
+    return digest.hexdigest()[:16]

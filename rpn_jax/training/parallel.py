@@ -1,0 +1,54 @@
+"""What lies on which device: the state on all of them, a batch split among them."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rpn_jax.errors import InputError
+from rpn_jax.models.resnet import AXIS
+
+
+def place(state, devices):
+    """Puts the state on all devices, as pmap wants it: elsewhere placed it would compile twice."""
+    return jax.device_put(state, sharding(devices))
+
+
+def place_batch(batch, devices):
+    """Puts a global batch, or one that shard has split, on the devices, as pmap wants it."""
+    return jax.device_put(shard(batch, len(devices)), sharding(devices, AXIS))
+
+
+def sharding(devices, *axes):
+    """Returns the sharding that pmap wants: leading axes split among the devices, or copies."""
+    mesh = Mesh(np.asarray(devices), (AXIS,))  # the name must be pmap's
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def shard(batch, devices):
+    """Splits a global batch [N, ...] into [devices, N / devices, ...]; one that is split passes.
+
+    Without `size` the images fill their canvas, without `index` they are counted from 0. Features
+    are split already.
+    """
+    features = {k: v for k, v in batch.items() if k == 'features'}
+    if not features:
+        *lead, height, width, _ = np.shape(batch['image'])
+        batch = {
+            'index': np.arange(np.prod(lead), dtype=np.int32).reshape(lead),
+            'size': np.broadcast_to(np.float32([height, width]), (*lead, 2)),
+        } | batch
+    if np.ndim(batch['index']) == 2:
+        return batch
+    check_divides(len(batch['index']), devices)
+    rows = (devices, len(batch['index']) // devices)
+    batch = {k: v for k, v in batch.items() if k not in features}
+    return {k: np.reshape(v, (*rows, *np.shape(v)[1:])) for k, v in batch.items()} | features
+
+
+def check_divides(images, devices):
+    """Raises InputError where the images of a batch cannot be divided among the devices."""
+    if images % devices:
+        raise InputError(
+            f'config key data.batch_size: {images} images cannot be divided among '
+            f'{devices} devices; take a multiple of {devices}'
+        )

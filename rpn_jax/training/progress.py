@@ -1,0 +1,195 @@
+"""What a run says while it goes: progress, scalars, the stop at a loss that is not finite."""
+
+import signal
+import time
+
+import jax
+import numpy as np
+
+from rpn_jax.errors import InputError
+from rpn_jax.ops.anchor_statistics import IOUS
+from rpn_jax.training.optim import make_schedule
+
+
+class Interrupted(Exception):
+    """Says that a signal stopped the run after a checkpoint; code is the process's exit code."""
+
+    def __init__(self, step, number):
+        super().__init__(f'interrupted at step {step}; the same command goes on from there')
+        self.code = 128 + number
+
+
+class Progress:
+    """Prints and logs the means of the steps' metrics every config.log_every steps.
+
+    A step's metrics are read only after the next step is dispatched, so that the host never waits
+    for the device between two steps.
+    """
+
+    def __init__(self, config, records, history, print):
+        self._config, self._records, self._history, self._print = config, records, history, print
+        optim = {k: v for k, v in config.optim.items() if k not in _NOT_SCHEDULE}
+        self._rate = make_schedule(**optim, steps=config.steps)
+        self._pending, self._window, self._began = None, [], None
+
+    def read(self, step, metrics, index, checkpoint):
+        """Takes a dispatched step's metrics, and handles those of the step before.
+
+        index [N] are its images, checkpoint is the newest one's step or None. Raises InputError
+        where the step before was not finite.
+        """
+        self.flush()
+        self._pending = step, metrics, index, checkpoint
+
+    def flush(self):
+        """Waits for the pending step; raises InputError if it was not finite."""
+        if self._pending is None:
+            return
+        (step, metrics, index, checkpoint), self._pending = self._pending, None
+        metrics = jax.device_get(metrics)  # all at once, not one after the other
+        if not metrics.pop('finite'):
+            raise InputError(self._not_finite(step, metrics['image_loss'], index, checkpoint))
+        del metrics['image_loss']
+        self._window.append(metrics)
+        # The first step is mostly compilation: speed is measured from its end.
+        self._began = self._began or (step, time.monotonic())
+        if step % self._config.log_every == 0 or step == self._config.steps:
+            self._write(step)
+
+    def _write(self, step):
+        steps, batch_size = self._config.steps, self._config.data.batch_size
+        types = anchors_line([m.pop('anchors') for m in self._window])
+        line = {k: float(np.mean([m[k] for m in self._window])) for k in self._window[0]}
+        self._window = []
+        first, began = self._began
+        rate = (step - first) / max(time.monotonic() - began, 1e-9)
+        line |= {
+            'learning_rate': float(self._rate(step - 1)),
+            'images_per_second': rate * batch_size,
+            'anchors': types,
+        }
+        self._history.log(step, line)
+        left = duration((steps - step) / rate) if rate else '?'
+        self._print(
+            f'step {step:>{len(str(steps))}}/{steps}  loss {line["loss"]:.4f} = '
+            f'objectness {line["loss_objectness"]:.4f} + box {line["loss_box"]:.4f}  '
+            f'positives {line["positives"]:5.1f}  lr {line["learning_rate"]:.2e}  '
+            f'{line["images_per_second"]:.2f} images/s  {left} left'
+        )
+
+    def _not_finite(self, step, image_loss, index, checkpoint):
+        bad = np.flatnonzero(~np.isfinite(image_loss))
+        guilty = index[bad] if len(bad) else index
+        images = ', '.join(self._records[i].image_id for i in guilty)
+        saved = (
+            'there is no checkpoint yet'
+            if checkpoint is None
+            else f'the last good checkpoint is of step {checkpoint}'
+        )
+        return (
+            f'loss or gradient is not finite at step {step}, images {images}; {saved}; '
+            'lower config key optim.learning_rate, or look at these images with --mode=inspect'
+        )
+
+
+def anchors_line(window):
+    """Returns what metrics.jsonl says of each anchor type: {name: list of K numbers}.
+
+    window holds the steps' figures, as anchor_types.means returns them. An IoU is the mean over the
+    window's positives, None where a type had none. Six digits: a line holds 5 K numbers.
+    """
+    steps = {name: np.float64([figures[name] for figures in window]) for name in window[0]}
+    positives = steps['positives'].sum(axis=0)
+    means = {name: values.mean(axis=0) for name, values in steps.items()}
+    for name in IOUS:
+        total = (steps[name] * steps['positives']).sum(axis=0)
+        means[name] = np.divide(total, positives, out=total * np.nan, where=positives > 0)
+    return {
+        name: [float(f'{value:.6g}') if np.isfinite(value) else None for value in values]
+        for name, values in means.items()
+    }
+
+
+class Signals:
+    """Remembers the first SIGINT or SIGTERM, so that a step can end; a second one kills."""
+
+    def __init__(self):
+        self.received = 0
+        self._previous = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._remember)
+            except ValueError:  # not the main thread: signals are somebody else's business
+                break
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number, _):
+        self.received = number
+        for caught, handler in self._previous.items():
+            signal.signal(caught, handler)
+
+
+def duration(seconds):
+    """Writes a duration as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
+
+
+_NOT_SCHEDULE = ('optimizer', 'momentum', 'weight_decay')
+
+
+def opening(config, state, fixed, source, other, canvases):
+    """Yields the lines that begin a run: what learns from which images, and what to know of them.
+
+    fixed is rpn.frozen of the parameters, other the source that is evaluated; canvases None where
+    no step is left.
+    """
+
+    def millions(tree):
+        return f'{sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6:.1f} M'
+
+    learning = jax.tree.map(lambda p, frozen: None if frozen else p, state.params, fixed)
+    yield (
+        f'ResNet-{config.model.depth} conv{config.model.last_stage}: '
+        f'{millions(state.params)} parameters, {millions(learning)} learn; '
+        f'{source.name}: {len(source.records)} images; steps {int(state.step)} to {config.steps}'
+    )
+    for note in (*source.notes, *_shared_images(source, other)):
+        yield f'note: {note}'
+    if config.model.norm == 'frozen' and not config.model.pretrained:
+        yield "warning: model.norm='frozen' without model.pretrained normalises nothing"
+    if canvases:
+        yield _describe_canvases(canvases)
+
+
+def _describe_canvases(canvases):
+    """Returns a line on the static shapes of a run: one compilation of the update for each."""
+    if len(canvases.shapes) == 1 and canvases.padding == 0:
+        return 'compiling the update; the first step takes a while'
+    shares = np.bincount(canvases.of) / len(canvases.of)
+    named = ', '.join(
+        f'{height} x {width} ({share:.0%} of the images)'
+        for (height, width), share in zip(canvases.shapes, shares, strict=True)
+    )
+    return (
+        f'canvases: {named}; {canvases.padding:.1%} of their pixels are padding; '
+        f'compilations of the update: {len(canvases.shapes)}, each when its canvas is first met'
+    )
+
+
+def _shared_images(source, other):
+    """Yields a line where images of one source are in another one too."""
+    if source.files and other.files:
+        names = set(source.files.names) & set(other.files.names)
+        if names:
+            yield (
+                f'{len(names)} of the {len(other.files.names)} images of the evaluation are '
+                f'trained on ({min(names)}, ..); its figures say little'
+            )

@@ -1,0 +1,44 @@
+"""torchvision's ImageNet weights: fetched once, to a cache folder, their hash checked."""
+
+from rpn_jax import downloads
+from rpn_jax.errors import InputError
+from rpn_jax.training.workdir import cache_folder
+
+ADDRESS = 'https://download.pytorch.org/models/'
+# The eight digits in a name begin the file's SHA-256.
+FILES = {
+    'imagenet': {  # IMAGENET1K_V1
+        50: 'resnet50-0676ba61.pth',
+        101: 'resnet101-63fe2227.pth',
+        152: 'resnet152-394f9c45.pth',
+    },
+    'imagenet_v2': {  # IMAGENET1K_V2
+        50: 'resnet50-11ad3fa6.pth',
+        101: 'resnet101-cd907fc2.pth',
+        152: 'resnet152-f82ba261.pth',
+    },
+}
+
+
+def fetch(name, depth, *, print=print):
+    """Returns the path of torchvision's weights 'imagenet' or 'imagenet_v2' of a ResNet.
+
+    They are downloaded where the cache folder does not hold them whole. The folder is
+    RPN_JAX_CACHE, or else the platform's. Raises InputError, which says what to fetch and where to
+    put it, where that fails.
+    """
+    if depth not in FILES[name]:
+        raise InputError(
+            f'config key model.pretrained: {name!r} has ResNets of depth '
+            f'{", ".join(map(str, FILES[name]))}, not {depth}; model.depth is one of these'
+        )
+    file = FILES[name][depth]
+    path = cache_folder() / file
+    digits = path.stem.rpartition('-')[2]
+    try:
+        is_there = path.is_file() and downloads.is_whole(path, sha256=digits)
+    except OSError as error:
+        raise InputError(f'weights {path}: cannot be read ({error.strerror})') from error
+    if not is_there:
+        downloads.fetch(ADDRESS + file, path, sha256=digits, print=print)
+    return path

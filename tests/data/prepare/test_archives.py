@@ -1,0 +1,154 @@
+"""Archives are extracted whole and inside their folder, or not at all."""
+
+import io
+import stat
+import tarfile
+import zipfile
+
+import pytest
+
+from rpn_jax.data.prepare import archives
+from rpn_jax.data.prepare.archives import extract
+from rpn_jax.errors import InputError
+
+FILES = {'a/b/1.jpg': b'one' * 500, 'a/c/2.xml': b'two', 'a/3.txt': b''}
+
+
+def write_tar(path, files=FILES, *members):
+    with tarfile.open(path, 'w') as archive:
+        folder = tarfile.TarInfo('a')
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for member in members:
+            archive.addfile(member)
+    return path
+
+
+def write_zip(path, files=FILES, *members):
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('a/', b'')
+        for name, content in files.items():
+            archive.writestr(name, content)
+        for member in members:
+            archive.writestr(member, b'target')
+    return path
+
+
+@pytest.fixture(params=['tar', 'zip'])
+def write(request, tmp_path):
+    function = {'tar': write_tar, 'zip': write_zip}[request.param]
+    return lambda *args: function(tmp_path / f'x.{request.param}', *args)
+
+
+def refused(archive, complaint, **limits):
+    folder = archive.parent / 'out'
+    with pytest.raises(InputError, match=complaint) as error:
+        extract(archive, folder, **limits)
+    message = str(error.value)
+    assert message.startswith(f'{archive}: ') and '\n' not in message
+    assert {path.name for path in archive.parent.iterdir()} == {archive.name}
+    return message
+
+
+def test_files_come_out_as_they_went_in(write, tmp_path):
+    extract(write(), tmp_path / 'new/out', print=[].append)
+    out = tmp_path / 'new/out'
+    found = {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob('*') if p.is_file()}
+    assert found == FILES
+    assert [path.name for path in out.parent.iterdir()] == ['out']
+
+
+def test_only_what_is_wanted_is_written(write, tmp_path):
+    extract(write(), tmp_path / 'out', lambda name: name.endswith('.xml'))
+    assert [p.name for p in (tmp_path / 'out').rglob('*') if p.is_file()] == ['2.xml']
+
+
+@pytest.mark.parametrize('name', ['/etc/x', '../x', 'a/../../x', 'a\\b'])
+def test_a_name_that_leads_out_is_refused(write, name):
+    assert name in refused(write({'a/1': b'1', name: b'2'}), 'leads out').replace('\\\\', '\\')
+
+
+def test_a_name_that_comes_twice_is_refused(tmp_path):
+    with tarfile.open(tmp_path / 'x.tar', 'w') as archive:
+        archive.addfile(tarfile.TarInfo('a'))
+        archive.addfile(tarfile.TarInfo('a'))
+    refused(tmp_path / 'x.tar', 'a: comes twice')
+
+
+def test_a_file_is_no_folder(write):
+    refused(write({'a': b'1', 'a/b': b'2'}), 'a/b: (cut off or damaged|comes twice)')
+
+
+@pytest.mark.parametrize(
+    'kind',
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE],
+)
+def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
+    member = tarfile.TarInfo('a/link')
+    member.type, member.linkname = kind, '/etc/passwd'
+    refused(write_tar(tmp_path / 'x.tar', FILES, member), 'a/link: neither a file nor a folder')
+
+
+@pytest.mark.parametrize('kind', [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
+def test_links_and_devices_in_a_zip_are_refused(tmp_path, kind):
+    member = zipfile.ZipInfo('a/link')
+    member.create_system, member.external_attr = 3, (kind | 0o777) << 16
+    refused(write_zip(tmp_path / 'x.zip', FILES, member), 'a/link: neither a file nor a folder')
+
+
+def test_an_encrypted_member_is_refused(tmp_path):
+    path = write_zip(tmp_path / 'x.zip', {'a/1': b'1'})
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b'PK\x01\x02') + 8] |= 1
+    path.write_bytes(content)
+    refused(path, 'a/1: encrypted')
+
+
+def test_size_and_number_are_bounded(write, monkeypatch):
+    refused(write(), 'more than 0 MiB', max_bytes=1000)
+    refused(write(), 'more than 2 members', max_members=2)
+    monkeypatch.setattr(archives.shutil, 'disk_usage', lambda _: type('', (), {'free': 99}))
+    refused(write(), 'more than 0 MiB; free some space')
+
+
+def test_an_archive_that_is_cut_off_is_refused_wherever(write):
+    path = write()
+    content = path.read_bytes()
+    used = content.index(b'3.txt') + 512 if path.suffix == '.tar' else len(content)
+    for length in range(0, used, 331):
+        path.write_bytes(content[:length])
+        refused(path, 'cut off or damaged')
+
+
+def test_a_damaged_member_is_refused(write):
+    path = write()
+    content = bytearray(path.read_bytes())
+    place = content.index(b'a/c/2.xml') + (100 if path.suffix == '.tar' else 9)
+    content[place : place + 4] = b'\xff\xff\xff\xff'
+    path.write_bytes(content)
+    refused(path, 'a/.*cut off or damaged')
+
+
+def test_what_is_no_archive_is_refused(tmp_path):
+    for name in ('x.tar', 'x.zip'):
+        path = tmp_path / name
+        for content in (b'', b'no archive' * 200, bytes(5000)):
+            path.write_bytes(content)
+            if name == 'x.zip' or any(content):
+                refused(path, 'cut off or damaged')
+        path.unlink()
+    (tmp_path / 'x.rar').write_bytes(b'')
+    refused(tmp_path / 'x.rar', 'neither a .tar nor a .zip')
+
+
+def test_a_place_that_cannot_be_written_is_not_the_archives_fault(write, monkeypatch):
+    def full(*_):
+        raise OSError(archives.errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(archives, '_write', full)
+    path = write()
+    assert 'again' not in refused(path, f'cannot be extracted to {path.parent}/out .*No space')

@@ -1,0 +1,160 @@
+"""Official archives: the right ones are found or fetched, and all that is missing is told."""
+
+import hashlib
+import tarfile
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from test_coco import write_coco
+from test_downloads import server  # noqa: F401
+from test_voc import write_voc
+
+from rpn_jax.data.prepare import official
+from rpn_jax.data.prepare.official import DATASETS, Archive
+from rpn_jax.errors import InputError
+
+TRAINVAL = 'VOCtrainval_06-Nov-2007.tar'
+
+
+def know(monkeypatch, path, url='http://127.0.0.1:9'):
+    """Makes a file the official archive of its name."""
+    content = path.read_bytes()
+    entry = Archive(f'{url}/{path.name}', len(content), hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(official.ARCHIVES, path.name, entry)
+    return path
+
+
+def voc_archive(folder):
+    """Writes a tar of six pictures as VOC 2007's is made, with what no box needs besides."""
+    devkit = folder / 'made' / 'VOCdevkit'
+    write_voc(devkit / 'VOC2007')
+    (devkit / 'VOC2007/SegmentationClass').mkdir()
+    (devkit / 'VOC2007/SegmentationClass/000001.png').write_bytes(b'mask')
+    with tarfile.open(folder / TRAINVAL, 'w') as archive:
+        archive.add(devkit, 'VOCdevkit')
+    return folder / TRAINVAL
+
+
+def coco_archives(folder):
+    """Writes the archives of three pictures of COCO's val2017; returns both."""
+    made = write_coco(folder / 'made', 'val2017')
+    for name, part in (('val2017', 'val2017'), ('annotations_trainval2017', 'annotations')):
+        with zipfile.ZipFile(folder / f'{name}.zip', 'w') as archive:
+            for file in sorted((made / part).iterdir()):
+                archive.write(file, f'{part}/{file.name}')
+    return folder / 'val2017.zip', folder / 'annotations_trainval2017.zip'
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Lets every host refuse."""
+    monkeypatch.setenv('no_proxy', '*')
+    for name, entry in official.ARCHIVES.items():
+        entry = entry._replace(url=f'http://127.0.0.1:9/{name}')
+        monkeypatch.setitem(official.ARCHIVES, name, entry)
+
+
+def test_the_archives_are_those_of_the_makers():
+    assert len(official.ARCHIVES) == 9
+    for name, (url, size, sha256) in official.ARCHIVES.items():
+        assert url.endswith(f'/{name}') and size > 2e8
+        assert len(sha256) == 64 and int(sha256, 16)
+    for dataset in DATASETS.values():
+        assert {name for names in dataset.splits.values() for name in names} == set(dataset.stored)
+        for parts in dataset.stored.values():
+            assert {name for part in parts for name in part.archives} <= set(official.ARCHIVES)
+
+
+def test_a_data_set_has_the_splits_of_its_makers():
+    splits = {name: sorted(dataset.splits) for name, dataset in DATASETS.items()}
+    assert splits == {
+        'voc/2007': ['test', 'train', 'trainval', 'val'],
+        'voc/2012': ['train', 'trainval', 'val'],
+        'voc/2007+2012': ['test', 'train', 'trainval', 'val'],
+        'coco/2014': ['train', 'train2014', 'val', 'val2014'],
+        'coco/2017': ['train', 'train2017', 'val', 'val2017'],
+    }
+    both = DATASETS['voc/2007+2012'].stored
+    assert [part.folder for part in both['train']] == ['VOC2007', 'VOC2012']
+    assert [part.folder for part in both['test']] == ['VOC2007']
+
+
+@pytest.mark.parametrize('place', ['', 'downloads', 'downloads/manual'])
+def test_an_archive_is_found_and_unpacked(tmp_path, monkeypatch, place):
+    path = tmp_path / 'data' / place / TRAINVAL
+    path.parent.mkdir(parents=True)
+    know(monkeypatch, voc_archive(tmp_path).rename(path))
+    lines = []
+    places = official.archives([TRAINVAL], tmp_path / 'data', lines.append)
+    assert places == {TRAINVAL: path} and lines[0] == f'checking {path}'
+    (part,) = DATASETS['voc/2007'].stored['train']
+    found = official.unpack(part, places, tmp_path / 'work', lines.append)
+    source = official.open_part(part, found)
+    assert [record.image_id for record in source.records] == [f'{i:06}' for i in range(4)]
+    assert source.read(3).shape == (70, 90, 3)
+    names = {path.name for path in found['path'].iterdir()}
+    assert names == {'JPEGImages', 'Annotations', 'ImageSets'}
+    known = len(lines)
+    official.unpack(part, places, tmp_path / 'work', lines.append)
+    assert len(lines) == known
+
+
+def test_two_archives_make_a_split_of_coco(tmp_path, monkeypatch):
+    places = {path.name: know(monkeypatch, path) for path in coco_archives(tmp_path)}
+    (part,) = DATASETS['coco/2017'].stored['val']
+    assert official.archives(part.archives, tmp_path) == places
+    found = official.unpack(part, places, tmp_path / 'work')
+    source = official.open_part(part, found)
+    assert len(source.records) == 3 and source.read(2).shape == (64, 64, 3)
+    assert source.name == 'coco coco val2017'
+
+
+def test_what_is_not_there_is_downloaded(server, tmp_path, monkeypatch):  # noqa: F811
+    path = voc_archive(tmp_path)
+    server.content = path.read_bytes()
+    server.length = len(server.content)
+    know(monkeypatch, path, server.url.rpartition('/')[0])
+    lines = []
+    places = official.archives([TRAINVAL], tmp_path / 'data', lines.append)
+    place = tmp_path / 'data/downloads' / TRAINVAL
+    assert places == {TRAINVAL: place} and place.read_bytes() == server.content
+    assert server.asked == 1 and lines[0].startswith(f'fetching {server.url[:-5]}')
+
+
+def test_another_archive_is_refused(tmp_path, monkeypatch):
+    path = know(monkeypatch, voc_archive(tmp_path))
+    content = path.read_bytes()
+    for wrong in (content[:-512], content[:-1] + b'x'):
+        path.write_bytes(wrong)
+        with pytest.raises(InputError, match=f'{TRAINVAL}: not the official archive of .* bytes'):
+            official.archives([TRAINVAL], tmp_path)
+
+
+def test_without_a_network_a_line_tells_what_to_fetch(tmp_path, offline):
+    names = DATASETS['coco/2017'].stored['train'][0].archives
+    began = time.monotonic()
+    with pytest.raises(InputError) as error:
+        official.archives(names, tmp_path, [].append)
+    assert time.monotonic() - began < 5
+    message, place = str(error.value), tmp_path / 'downloads'
+    assert '\n' not in message and 'http://127.0.0.1:9/train2017.zip' in message
+    assert f'put it at {place}/train2017.zip' in message
+    assert message.endswith(f'{place} needs besides: annotations_trainval2017.zip')
+
+
+def test_unpacked_folders_are_known_by_their_parts(tmp_path):
+    (train,) = DATASETS['voc/2007'].stored['train']
+    (test,) = DATASETS['voc/2007'].stored['test']
+    assert official.unpacked(train, tmp_path) is None
+    folder = write_voc(tmp_path / 'VOCdevkit/VOC2007')
+    assert official.unpacked(train, tmp_path) == {'path': folder}
+    assert official.unpacked(test, tmp_path) is None  # no such list
+    (train,) = DATASETS['coco/2017'].stored['train']
+    for folder in (tmp_path / 'coco', tmp_path):
+        write_coco(folder)
+        assert official.unpacked(train, tmp_path) == {'path': folder}
+    np.testing.assert_equal(
+        official.unpacked(DATASETS['coco/2017'].stored['val'][0], tmp_path), None
+    )

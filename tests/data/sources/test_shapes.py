@@ -1,0 +1,202 @@
+"""Shapes: the scenes are reproducible, their boxes exact, and no blind guess finds them."""
+
+import hashlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from rpn_jax.data.records import DIFFICULT, OBJECT
+from rpn_jax.data.sources.shapes import FORMS, HIDDEN, draw, layout, mask, shapes
+from rpn_jax.errors import InputError
+
+SIZE = 192
+SCENES = 150
+
+
+@pytest.fixture(scope='module')
+def source():
+    return shapes('train', count=SCENES, size=SIZE)
+
+
+@pytest.fixture(scope='module')
+def scenes():
+    return [layout('train', index, size=SIZE) for index in range(SCENES)]
+
+
+def digest(source, positions=range(12)):
+    """Hash the boxes, kinds and pixels at some positions."""
+    state = hashlib.sha256()
+    for position in positions:
+        record = source.records[position]
+        for array in (record.boxes, record.kind, source.read(position)):
+            state.update(array.tobytes())
+    return state.hexdigest()
+
+
+def test_records_and_pixels_have_the_promised_form(source):
+    assert source.name == 'shapes/train' and len(source.records) == SCENES
+    record = source.records[12]
+    assert record.image_id == 'shapes/train/000012' and record.size == (SIZE, SIZE)
+    for position, record in enumerate(source.records):
+        assert record.boxes.dtype == np.float32 and record.boxes.shape[1:] == (4,)
+        assert record.kind.dtype == np.int32 and len(record.kind) == len(record.boxes) <= 8
+        assert set(record.kind.tolist()) <= {OBJECT, DIFFICULT}
+        if position < 5:
+            pixels = source.read(position)
+            assert pixels.dtype == np.uint8 and pixels.shape == (SIZE, SIZE, 3)
+    with pytest.raises(IndexError):
+        source.read(SCENES)
+
+
+def test_a_scene_is_the_same_in_every_call_thread_and_process(source):
+    expected = digest(source)
+    assert digest(shapes('train', count=12, size=SIZE)) == expected
+    positions = list(range(12)) * 4
+    with ThreadPoolExecutor(8) as pool:
+        images = list(pool.map(source.read, positions))
+    for position, image in zip(positions, images, strict=True):
+        np.testing.assert_array_equal(image, source.read(position))
+    program = (
+        'from tests.test_shapes import digest, shapes;'
+        f"print(digest(shapes('train', count=12, size={SIZE})))"
+    )
+    root = Path(__file__).parents[3]
+    command = [sys.executable, '-c', program]
+    other = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == expected
+
+
+def test_splits_and_seeds_share_no_scene(source):
+    others = (
+        shapes('val', count=SCENES, size=SIZE),
+        shapes('train', count=SCENES, size=SIZE, seed=1),
+    )
+    seen = set()
+    for scenes in (source, *others):
+        seen |= {record.boxes.tobytes() for record in scenes.records if len(record.boxes)}
+    assert len(seen) == sum(len(r.boxes) > 0 for s in (source, *others) for r in s.records)
+    images = {
+        scenes.read(position).tobytes() for scenes in (source, *others) for position in range(9)
+    }
+    assert len(images) == 27
+
+
+@pytest.mark.parametrize('size', [32, SIZE, 333])
+def test_boxes_are_tight_and_inside(size):
+    source = shapes('val', count=60, size=size)
+    for index, record in enumerate(source.records):
+        figures = layout('val', index, size=size)
+        assert len(figures) == len(record.boxes)
+        for figure, box, kind in zip(figures, record.boxes, record.kind, strict=True):
+            # The window is wider than the image: what would stick out of it would be seen.
+            y, x = np.nonzero(mask(figure, (-9, -9, size + 9, size + 9)))
+            drawn = x.min() - 9, y.min() - 9, x.max() - 8, y.max() - 8
+            np.testing.assert_array_equal(box, drawn)
+            assert min(drawn) >= 0 and max(drawn) <= size
+            assert figure.kind == kind
+
+
+def test_an_object_is_painted_on_its_mask_and_nowhere_else(scenes):
+    for index, figures in enumerate(scenes[:40]):
+        if figures:
+            last = figures[-1]._replace(kind=DIFFICULT)  # these cast no shadow
+            random = [np.random.default_rng(index) for _ in range(2)]
+            before = draw(figures[:-1], SIZE, random[0])
+            after = draw([*figures[:-1], last], SIZE, random[1])
+            changed = (before != after).any(axis=2)
+            filled = mask(last, (0, 0, SIZE, SIZE)) > 0
+            assert not changed[~filled].any()
+            assert changed[filled].mean() > 0.9
+
+
+def test_later_objects_hide_at_most_half_of_a_box(scenes):
+    hidden = []
+    for figures in scenes:
+        for position, figure in enumerate(figures):
+            covered = np.zeros((SIZE, SIZE), bool)
+            for x0, y0, x1, y1 in (later.box for later in figures[position + 1 :]):
+                covered[y0:y1, x0:x1] = True
+            x0, y0, x1, y1 = figure.box
+            hidden.append(covered[y0:y1, x0:x1].mean())
+    assert max(hidden) <= HIDDEN
+    assert np.mean(np.array(hidden) > 0.05) > 0.1  # there is occlusion to learn
+
+
+def test_objects_vary(source, scenes):
+    figures = [figure for scene in scenes for figure in scene]
+    assert {figure.form for figure in figures} == set(FORMS) and len(FORMS) >= 5
+    counts = {len(scene) for scene in scenes}
+    assert {0, 1, 8} <= counts
+    boxes = np.concatenate([record.boxes for record in source.records])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    scale = np.sqrt(sides.prod(axis=1)) / SIZE
+    assert 0.1 < scale.min() < 0.15 and 0.4 < scale.max() < 0.55
+    np.testing.assert_allclose(np.median(scale), np.sqrt(1 / 16), rtol=0.2)  # log-uniform
+    aspect = sides[:, 1] / sides[:, 0]
+    assert aspect.min() < 0.5 and aspect.max() > 2
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / SIZE
+    assert centres.std(axis=0).min() > 0.2
+
+
+def test_objects_stand_out_from_their_surroundings(source, scenes):
+    window, ring = (0, 0, SIZE, SIZE), np.ones((7, 7), np.uint8)
+    contrast = {OBJECT: [], DIFFICULT: []}
+    for index, figures in enumerate(scenes):
+        pixels, later = source.read(index), np.zeros((SIZE, SIZE), np.uint8)
+        for figure in reversed(figures):
+            filled = mask(figure, window)
+            around = cv2.dilate(filled, ring) & ~filled & ~later
+            visible = filled & ~later
+            difference = np.subtract(cv2.mean(pixels, visible), cv2.mean(pixels, around))
+            contrast[figure.kind].append(np.linalg.norm(difference))
+            later |= filled
+    assert np.quantile(contrast[OBJECT], 0.05) > 20
+    assert np.quantile(contrast[OBJECT], 0.2) < 60 and np.quantile(contrast[OBJECT], 0.8) > 60
+    assert contrast[DIFFICULT] and np.median(contrast[DIFFICULT]) < 20
+
+
+def test_backgrounds_are_textured():
+    source = shapes('empty', count=400, size=64)
+    empty = [index for index, record in enumerate(source.records) if not len(record.boxes)]
+    assert 2 <= len(empty) <= 40
+    assert min(source.read(index).std(axis=(0, 1)).max() for index in empty) > 1
+
+
+def test_random_boxes_fail(source):
+    random = np.random.default_rng(0)
+    best = []
+    for record in source.records:
+        corners = random.uniform(0, SIZE, (100, 2, 2))
+        low, high = corners.min(axis=1), corners.max(axis=1)
+        for box in record.boxes:
+            sides = np.minimum(high, box[2:]) - np.maximum(low, box[:2])
+            shared = np.maximum(sides, 0).prod(axis=1)
+            union = (high - low).prod(axis=1) + (box[2:] - box[:2]).prod() - shared
+            best.append((shared / union).max())
+    thresholds = np.linspace(0.5, 0.95, 10)
+    average_recall = np.mean(np.array(best)[:, None] >= thresholds)
+    assert average_recall < 0.2
+
+
+def test_scenes_may_have_fewer_objects():
+    source = shapes('train', count=50, size=64, max_objects=2)
+    assert {len(record.boxes) for record in source.records} <= {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ('key', 'changed'),
+    [
+        ('data.scenes', {'count': 0}),
+        ('data.image_size', {'size': 31}),
+        ('data.max_objects', {'max_objects': 0}),
+        ('seed', {'seed': -1}),
+    ],
+)
+def test_a_number_too_small_is_refused_by_its_key(key, changed):
+    with pytest.raises(InputError, match=key):
+        shapes('train', **{'count': 2, 'size': 64} | changed)

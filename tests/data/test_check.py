@@ -1,0 +1,349 @@
+"""What would train wrongly is an error or left out; what is odd and harmless is a note."""
+
+import json
+import os
+import re
+import struct
+import sys
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from test_coco import box, write_coco
+from test_images import encoded, jpeg_with
+from test_voc import BOX, annotation, write_voc
+
+from rpn_jax.data import images
+from rpn_jax.data.check import lint
+from rpn_jax.data.sources.coco import coco
+from rpn_jax.data.sources.folder import pictures
+from rpn_jax.data.sources.shapes import shapes
+from rpn_jax.data.sources.voc import voc
+from rpn_jax.errors import InputError
+from rpn_jax.training import workdir
+
+lint_module = sys.modules['rpn_jax.data.check']  # whose name the function bears in rpn_jax.data
+PICTURE = np.random.default_rng(3).integers(0, 256, (60, 80, 3), np.uint8)
+XML, JPG = 'Annotations/000000.xml', 'JPEGImages/000000.jpg'  # of 80 x 60 pixels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_voc(tmp_path / 'VOC')
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Returns the empty cache folder of a test."""
+    monkeypatch.setenv('RPN_JAX_CACHE', str(tmp_path / 'cache'))
+    return tmp_path / 'cache'
+
+
+def turned(value):
+    """Returns a JPEG with an orientation tag."""
+    tag = b'II*\0\x08\0\0\0\x01\0' + struct.pack('<HHIHH', 0x112, 3, 1, value, 0) + bytes(4)
+    return jpeg_with(encoded(PICTURE), b'Exif\0\0' + tag)
+
+
+def saved(tmp_path, mode, extension='.jpg'):
+    """Returns the bytes of the picture as Pillow writes it in a mode."""
+    path = tmp_path / f'x{extension}'
+    Image.fromarray(PICTURE).convert(mode).save(path)
+    return path.read_bytes()
+
+
+def png(head, body=b''):
+    """Returns a PNG of 80 x 60 with a head and a body of one's own."""
+
+    def chunk(kind, data):
+        check = struct.pack('>I', zlib.crc32(kind + data))
+        return struct.pack('>I', len(data)) + kind + data + check
+
+    head = struct.pack('>IIBBBBB', 80, 60, *head)
+    whole = [chunk(b'IHDR', head), chunk(b'IDAT', zlib.compress(body)), chunk(b'IEND', b'')]
+    return b'\x89PNG\r\n\x1a\n' + b''.join(whole)
+
+
+def xml(*objects, size=(60, 80)):
+    return annotation(size, *((corners, 0) for corners in objects)).encode()
+
+
+JPEG, PNG = encoded(PICTURE), encoded(PICTURE, '.png')
+UNREADABLE, NOT_A_NUMBER = 'annotation unreadable', 'annotation with what is not a number'
+RESIZED = 'image of another size than annotated'
+BAD = {  # what is wrong with one image of a split, by kind: its file, the content, the complaint
+    'image missing': {
+        'no image': (JPG, None, 'no such image; fetch it'),
+    },
+    'image truncated': {
+        'half a JPEG': (JPG, JPEG[: len(JPEG) // 2], 'is truncated'),
+        'a JPEG without its end': (JPG, JPEG[:-2], 'is truncated'),
+        'a JPEG head alone': (JPG, JPEG[:60], 'is truncated'),
+        'a JPEG of zeros': (JPG, JPEG[:2] + bytes(500), 'is truncated'),
+        'half a PNG': (JPG, encoded(PICTURE, '.png')[:900], 'is truncated'),
+    },
+    'image damaged': {
+        'half a JPEG with an end': (JPG, JPEG[: len(JPEG) // 2] + b'\xff\xd9', 'are damaged'),
+        'zeros in a JPEG': (JPG, JPEG[:1500] + bytes(900) + b'\xff\xd9', 'are damaged'),
+        'a PNG with a wrong sum': (JPG, PNG[:900] + b'?' + PNG[901:], 'are damaged'),
+    },
+    'image unreadable': {
+        'numbers, not pixels': (
+            JPG,
+            encoded(PICTURE[..., 0].astype(np.float32), '.pfm'),
+            'not an image',
+        ),
+        'an empty image': (JPG, b'', 'not an image'),
+        'a text': (JPG, b'<html>404</html>', 'not an image'),
+        'a PNG without data': (JPG, png((8, 2, 0, 0, 0)), 'not an image'),
+        'a PNG of a strange kind': (JPG, png((8, 5, 0, 0, 0)), 'not an image'),
+        'a GIF cut short': (JPG, b'GIF89a\x50\0\x3c\0', 'not an image'),
+    },
+    RESIZED: {
+        'another size': (JPG, encoded(PICTURE[:, :70]), 'is 70 x 60'),
+        'height and width swapped': (JPG, encoded(PICTURE.swapaxes(0, 1)), 'says 80 x 60'),
+        'a size before turning': (XML, xml(BOX, size=(80, 60)), 'is 80 x 60'),
+    },
+    UNREADABLE: {
+        'no annotation': (XML, None, 'not a readable XML'),
+        'an empty annotation': (XML, b'', 'not a readable XML'),
+        'half an annotation': (XML, xml(BOX)[:70], 'not a readable XML'),
+        'an annotation of bytes': (XML, b'\xff\xfe\0', 'not a readable XML'),
+        'a DOCTYPE': (XML, b'<!DOCTYPE a>' + xml(BOX), 'declares a DOCTYPE'),
+        'upper case': (XML, xml(BOX).replace(b'object>', b'Object>'), 'not in <Object>'),
+        'an unknown encoding': (XML, b'<?xml version="1.0" encoding="x"?>' + xml(BOX), 'readable'),
+    },
+    'annotation without a size': {
+        'no size': (XML, b'<annotation/>', 'no <size>'),
+        'a size of zero': (XML, xml(size=(0, 80)), 'is 80 x 0'),
+        'a size without end': (XML, xml(size=(60, '1e300')), '<size> says 1e+300 x 60'),
+        'another case': (XML, xml(BOX).replace(b'size>', b'Size>'), 'names are in lower case'),
+        'a namespace': (XML, xml(BOX).replace(b'ion>', b'ion xmlns="x">', 1), 'namespace'),
+    },
+    NOT_A_NUMBER: {
+        'a size in words': (XML, xml(size=('six', 80)), "height = 'six'"),
+        'an infinite size': (XML, xml(size=('inf', 80)), "height = 'inf'"),
+        'half a bndbox': (XML, xml(BOX).replace(b'ymax', b'y'), 'ymax = None'),
+        'a corner in words': (XML, xml(('a', 2, 30, 40)), "xmin = 'a'"),
+        'a corner of nan': (XML, xml(('nan', 2, 30, 40)), "xmin = 'nan'"),
+    },
+    'object without a box': {
+        'no bndbox': (XML, xml(BOX).replace(b'bndbox', b'box'), 'no <bndbox>'),
+    },
+    'box inverted': {
+        'x inverted': (XML, xml((30, 2, 20, 40)), 'object 0 (cat) is inverted'),
+        'y inverted': (XML, xml(BOX, (3, 40, 20, 2)), 'object 1 (cat) is inverted'),
+    },
+    'box outside its image': {
+        'x and y swapped': (XML, xml((2, 50, 30, 79)), 'outside the 80 x 60'),
+        'right of the image': (XML, xml((2, 2, 83, 40)), 'lies outside'),
+        'left of the image': (XML, xml((-3, 2, 30, 40)), 'lies outside'),
+        'far away': (XML, xml((200, 200, 300, 300)), 'lies outside'),
+    },
+}
+COCO_BAD = {  # an annotation of image 7, and the kind
+    'no bbox': ({'image_id': 7}, 'object without a box'),
+    'three numbers': (box(7, [1, 2, 3]), 'object without a box'),
+    'words': ({'image_id': 7, 'bbox': [1, 2, 3, 'four']}, 'object without a box'),
+    'not finite': (
+        {'image_id': 7, 'bbox': [1, 2, float('nan'), 4]},
+        'annotation with what is not a number',
+    ),
+    'inverted': (box(7, [10, 10, -3, 5]), 'box inverted'),
+    'outside': (box(7, [70, 10, 12, 5]), 'box outside its image'),
+    'x and y swapped': (box(7, [5, 50, 30, 30]), 'box outside its image'),
+    'corners for sides': (box(7, [40, 30, 70, 55]), 'box outside its image'),
+    'no image': ({'bbox': [1, 2, 3, 4]}, 'annotation of an unlisted image'),
+    'half an image': (box(7.5, [1, 2, 3, 4]), 'annotation of an unlisted image'),
+    'an endless image': (box(float('inf'), [1, 2, 3, 4]), 'annotation of an unlisted image'),
+    'a crowd in words': (box(7, [1, 2, 3, 4], 'true'), 'annotation with what is not a number'),
+    'a string for a box': (box(7, '1234'), 'object without a box'),
+    'a huge number': ({'image_id': 7, 'bbox': [1, 2, 10**400, 4]}, 'object without a box'),
+    'a stranger': (box(99, [1, 1, 2, 2]), 'annotation of an unlisted image'),
+}
+
+
+def odd(tmp_path):
+    """Yields what is odd and harmless about one image: its file, the content, the remark."""
+    deep = cv2.imencode('.png', PICTURE.astype(np.uint16) * 257)[1].tobytes()
+    deep_grey = cv2.imencode('.png', PICTURE[..., 0].astype(np.uint16) * 257)[1].tobytes()
+    clear = cv2.imencode('.png', np.dstack([PICTURE, PICTURE[..., :1]]))[1].tobytes()
+    yield 'grey JPEG', JPG, saved(tmp_path, 'L'), 'greyscale image'
+    yield 'black and white', JPG, saved(tmp_path, '1', '.png'), 'greyscale image'
+    yield 'CMYK', JPG, saved(tmp_path, 'CMYK'), 'CMYK image'
+    yield 'palette', JPG, saved(tmp_path, 'P', '.png'), 'image with a palette'
+    yield '16 bits', JPG, deep, 'image of 16 bits or more'
+    yield '16 grey bits', JPG, deep_grey, 'image of 16 bits or more'
+    yield 'transparent', JPG, clear, 'image with transparency'
+    yield 'turned', JPG, turned(6), 'image that its EXIF tag turns'
+    yield 'mirrored', JPG, turned(2), 'image that its EXIF tag turns'
+    yield 'a twin', JPG, None, 'image that is listed twice'
+    yield 'a copy', 'JPEGImages/000003.jpg', None, 'image that is there under another name too'
+    yield 'stray bytes', JPG, JPEG[:-2] + bytes(7) + JPEG[-2:], 'JPEG with stray bytes'
+    yield 'a pixel outside', XML, xml((0, 2, 81, 40)), 'box up to 1 pixel outside its image'
+    yield 'one pixel wide', XML, xml((5, 5, 5, 40)), 'box of at most 1 pixel'
+
+
+def write(path, content):
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+
+
+def checked(source, *arguments):
+    """Returns a checked source and what was printed."""
+    said = []
+    return lint(source, *arguments, print=said.append), said
+
+
+@pytest.mark.parametrize(
+    ('kind', 'title'), [(kind, title) for kind, files in BAD.items() for title in files]
+)
+def test_a_bad_file_is_an_error_or_left_out(folder, kind, title):
+    file, content, complaint = BAD[kind][title]
+    write(folder / file, content)
+    with pytest.raises(InputError, match=re.escape(complaint)) as error:
+        checked(voc('train', path=folder))
+    message = str(error.value)
+    assert message.startswith(str(folder)) and '000000' in message and '\n' not in message
+    assert message.endswith('; --config.data.on_bad=skip leaves the image out')
+    source, _ = checked(voc('train', path=folder), 'skip')
+    assert [record.image_id for record in source.records] == ['000001', '000002', '000003']
+    assert [source.read(i).shape[:2] for i in range(3)] == [r.size for r in source.records]
+    note = source.notes[-1]
+    assert note.startswith('1 of 4 images left out, as on_bad=') and f'({kind}: 1)' in note
+
+
+@pytest.mark.parametrize('title', COCO_BAD)
+def test_a_bad_annotation_is_an_error_or_its_image_left_out(tmp_path, title):
+    entry, kind = COCO_BAD[title]
+    folder = write_coco(tmp_path / 'coco')
+    file = folder / 'annotations/instances_train2017.json'
+    content = json.loads(file.read_text())
+    content['annotations'].append(entry)
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError) as error:
+        checked(coco('train2017', path=folder))
+    assert str(error.value).startswith(f'{file}: ') and '\n' not in str(error.value)
+    source, _ = checked(coco('train2017', path=folder), 'skip')
+    belongs = entry.get('image_id') == 7
+    assert len(source.records) == (2 if belongs else 3)
+    assert f'{kind}: 1' in source.notes[-1]
+
+
+@pytest.mark.parametrize('index', range(14))
+def test_what_is_odd_and_harmless_is_a_note(folder, tmp_path, index):
+    _, file, content, remark = list(odd(tmp_path))[index]
+    if content is None:
+        content = (folder / JPG).read_bytes()
+        ids = ('000000', '000000') if file == JPG else ('000003', '000000')
+        (folder / 'ImageSets/Main/train.txt').write_text('\n'.join(ids))
+        (folder / 'Annotations/000003.xml').write_bytes((folder / XML).read_bytes())
+    write(folder / file, content)
+    source, said = checked(voc('train', path=folder))
+    notes = [note for note in source.notes if lint_module.WITHOUT not in note]
+    assert len(notes) == 1 and notes[0].endswith(': 1 (000000)')
+    assert notes[0].startswith(f'voc VOC train: {remark}')
+    assert said == [] and source.read(0).shape == (60, 80, 3)
+
+
+def test_whole_data_have_nothing_to_say(folder, tmp_path):
+    (note,) = checked(voc('', path=folder))[0].notes
+    assert note == 'voc VOC : image without objects: 1 (000001)'.replace('VOC :', 'VOC all:')
+    assert checked(shapes('train', count=4, size=48))[0].notes == ()
+    notes = checked(coco('train2017', path=write_coco(tmp_path / 'coco')))[0].notes
+    assert any(
+        n.endswith(': box without width or height, left out: 1 (000000000003.jpg)') for n in notes
+    )
+
+
+def test_an_image_turned_by_its_tag_says_what_to_do(folder):
+    (folder / XML).write_bytes(xml(BOX, size=(80, 60)))
+    (folder / JPG).write_bytes(turned(6))
+    with pytest.raises(InputError, match='its EXIF tag turns it: store the pixels turned'):
+        checked(voc('train', path=folder))
+
+
+def test_many_problems_are_counted_and_the_first_twenty_shown(folder):
+    ids = [f'9{i:05}' for i in range(30)]
+    (folder / 'ImageSets/Main/many.txt').write_text('\n'.join([*ids, '000000']))
+    for number, image_id in enumerate(ids):
+        corners = (30, 2, 20, 40) if number % 3 else (200, 2, 300, 40)
+        (folder / f'Annotations/{image_id}.xml').write_bytes(xml(corners))
+        (folder / f'JPEGImages/{image_id}.jpg').write_bytes(JPEG)
+    said = []
+    with pytest.raises(InputError) as error:
+        lint(voc('many', path=folder), print=said.append)
+    assert len(said) == 21 and all(line.startswith('bad: ') for line in said)
+    assert ids[19] in said[19] and said[20] == 'bad: .. and 10 more'
+    assert '30 such problems (box inverted: 20, box outside its image: 10)' in str(error.value)
+    source, _ = checked(voc('many', path=folder), 'skip')
+    assert [record.image_id for record in source.records] == ['000000']
+    (folder / 'ImageSets/Main/many.txt').write_text('\n'.join(ids))
+    with pytest.raises(InputError, match='no image is left without the bad ones'):
+        checked(voc('many', path=folder), 'skip')
+
+
+def test_a_file_is_looked_at_again_only_when_it_changed(folder, cache, monkeypatch):
+    seen = []
+    examine = images.examine
+    monkeypatch.setattr(
+        images, 'examine', lambda data, where: (seen.append(where), examine(data, where))[1]
+    )
+    for split, expected in (('train', 4), ('train', 4), ('val', 6), ('', 6)):
+        checked(voc(split, path=folder))
+        assert len(seen) == expected
+    write(folder / JPG, JPEG[:-2])
+    with pytest.raises(InputError, match='truncated'):
+        checked(voc('train', path=folder))
+    with pytest.raises(InputError, match='truncated'):  # remembered
+        checked(voc('train', path=folder))
+    assert len(seen) == 7
+    write(folder / JPG, encoded(PICTURE))
+    assert len(checked(voc('train', path=folder))[0].records) == 4 and len(seen) == 8
+    for content in ('', '{', '[]', '{"version": 0, "files": {}}', '{"version": 1}'):
+        (place,) = (cache / 'lint').iterdir()
+        place.write_text(content)
+        before = len(seen)
+        checked(voc('val', path=folder))
+        assert len(seen) == before + 2
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(folder, cache):
+    cache.write_text('a file where a folder should be')
+    assert len(checked(voc('train', path=folder))[0].records) == 4
+    assert workdir.cache_folder() == cache and cache.is_file()
+
+
+def test_a_folder_of_pictures_is_checked_too(tmp_path):
+    (tmp_path / 'p').mkdir()
+    (tmp_path / 'p/a.jpg').write_bytes(JPEG)
+    (tmp_path / 'p/b.jpg').write_bytes(JPEG[:-2])
+    with pytest.raises(InputError, match='b.jpg: the image is truncated'):
+        checked(pictures(path=tmp_path / 'p'))
+    source, _ = checked(pictures(path=tmp_path / 'p'), 'skip')
+    assert [record.image_id for record in source.records] == ['a.jpg']
+
+
+@pytest.mark.parametrize('file', [JPG, XML])
+def test_a_pipe_is_not_waited_for(folder, file):
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with pytest.raises(InputError, match='not a file'):
+        checked(voc('train', path=folder))
+
+
+def test_what_follows_the_end_of_a_jpeg_does_not_matter(folder):
+    (folder / JPG).write_bytes(JPEG + b'video \xff\xda and more \xff\xd8' + JPEG[:300])
+    source, _ = checked(voc('train', path=folder))
+    assert source.read(0).shape == (60, 80, 3)
+
+
+def test_boxes_in_shares_of_the_image_are_refused(folder):
+    for path in (folder / 'Annotations').iterdir():
+        text = path.read_text()
+        path.write_text(re.sub(r'<(xm|ym)(in|ax)>(\d+)<', r'<\1\2>1.0\3<', text))
+    with pytest.raises(InputError, match='at most 1 pixel wide and high; they must be in pixels'):
+        checked(voc('', path=folder))

@@ -1,0 +1,127 @@
+"""Pixels come out of files as they are; what is damaged or too large is refused by its file."""
+
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from rpn_jax.data import images
+from rpn_jax.data.images import load
+from rpn_jax.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def decode(path, size=()):
+    """Decodes a file."""
+    return images.decode(load(path), path, size)
+
+
+def jpeg_with(jpeg, segment):
+    """Returns a JPEG with an APP1 segment (EXIF) of these bytes put in."""
+    return jpeg[:2] + b'\xff\xe1' + struct.pack('>H', len(segment) + 2) + segment + jpeg[2:]
+
+
+def encoded(picture, extension='.jpg'):
+    """Returns the bytes of an image file of a BGR or grey picture."""
+    return cv2.imencode(extension, picture)[1].tobytes()
+
+
+@pytest.mark.parametrize('extension', ['.jpg', '.png'])
+def test_a_red_image_stays_red(tmp_path, extension):
+    path = tmp_path / f'red{extension}'
+    path.write_bytes(encoded(np.full((20, 30, 3), (0, 0, 255), np.uint8), extension))
+    image = decode(path, (20, 30))
+    assert image.shape == (20, 30, 3) and image.dtype == np.uint8
+    np.testing.assert_allclose(image, np.broadcast_to([255, 0, 0], image.shape), atol=2)
+
+
+def test_the_orientation_tag_is_ignored(tmp_path):
+    picture = np.zeros((60, 80, 3), np.uint8)
+    picture[:20] = 255
+    turned = b'II*\0\x08\0\0\0\x01\0' + struct.pack('<HHIHH', 0x112, 3, 1, 6, 0) + bytes(4)
+    data = jpeg_with(encoded(picture), b'Exif\0\0' + turned)
+    obedient = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert obedient.shape == (80, 60, 3)
+    (tmp_path / 'turned.jpg').write_bytes(data)
+    image = decode(tmp_path / 'turned.jpg', (60, 80))
+    assert image[:18].min() > 200 and image[22:].max() < 50
+
+
+@pytest.mark.parametrize('extension', ['.jpg', '.png'])
+def test_a_grey_image_has_three_equal_channels(tmp_path, extension):
+    grey = np.tile(np.arange(0, 160, 2, dtype=np.uint8), (60, 1))
+    (tmp_path / f'x{extension}').write_bytes(encoded(grey, extension))
+    image = decode(tmp_path / f'x{extension}')
+    assert image.shape == (60, 80, 3) and np.ptp(image, axis=-1).max() == 0
+    np.testing.assert_allclose(image[..., 0], grey, atol=3)
+
+
+def test_transparency_and_sixteen_bits_become_plain_pixels(tmp_path):
+    colour = (10, 20, 200)
+    transparent = np.full((20, 30, 4), (*colour, 7), np.uint8)
+    deep = np.full((20, 30, 3), colour, np.uint16) * 257
+    for picture in (transparent, deep):
+        (tmp_path / 'x.png').write_bytes(encoded(picture, '.png'))
+        image = decode(tmp_path / 'x.png')
+        np.testing.assert_array_equal(image, np.broadcast_to(colour[::-1], (20, 30, 3)))
+
+
+def damaged():
+    """Yields what is wrong with a file, its name, its bytes and the complaint."""
+    picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    jpeg, png = encoded(picture), encoded(picture, '.png')
+    thumbnail = jpeg_with(jpeg, b'Exif\0\0' + encoded(picture[:16, :16]))
+    assert b'\xff\xd9' in thumbnail[:-200]
+    yield 'half a JPEG', 'x.jpg', jpeg[: len(jpeg) // 2], 'truncated'
+    yield 'a JPEG without its end', 'x.jpg', jpeg[:-2], 'truncated'
+    yield 'a JPEG cut off behind its thumbnail', 'x.jpg', thumbnail[:-200], 'truncated'
+    yield 'a JPEG cut off in its head', 'x.jpg', jpeg[:50], 'truncated'
+    yield 'half a PNG', 'x.png', png[: len(png) // 2], 'truncated'
+    yield 'a text', 'x.jpg', b'This is not the image you are looking for.', 'not an image'
+    yield 'nothing', 'x.jpg', b'', 'not an image'
+    yield 'another size', 'x.jpg', encoded(picture[:, :70]), 'is 70 x 60, its annotation .* 80 x 60'
+
+
+@pytest.mark.parametrize(
+    ('name', 'data', 'complaint'), [pytest.param(*rest, id=title) for title, *rest in damaged()]
+)
+def test_a_damaged_picture_is_refused_by_its_file(tmp_path, capfd, name, data, complaint):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=f'{name}: .*{complaint}') as error:
+        decode(tmp_path / name, (60, 80))
+    assert '\n' not in str(error.value) and capfd.readouterr() == ('', '')
+
+
+def test_a_whole_picture_with_a_thumbnail_is_read(tmp_path):
+    jpeg = encoded(np.full((60, 80, 3), 90, np.uint8))
+    (tmp_path / 'x.jpg').write_bytes(jpeg_with(jpeg, b'Exif\0\0' + encoded(np.zeros((16, 16)))))
+    assert abs(decode(tmp_path / 'x.jpg').mean() - 90) < 2
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path):
+    """In a process of its own: the bound is read when cv2 is imported for the first time."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        )
+
+    head = chunk(b'IHDR', struct.pack('>IIBBBBB', 15_000, 15_000, 8, 2, 0, 0, 0))
+    data = (
+        b'\x89PNG\r\n\x1a\n' + head + chunk(b'IDAT', zlib.compress(bytes(9))) + chunk(b'IEND', b'')
+    )
+    (tmp_path / 'huge.png').write_bytes(data)
+    look = (
+        'import sys, rpn_jax.data; from rpn_jax.data.images import decode, load; '
+        'decode(load(sys.argv[1]), sys.argv[1])'
+    )
+    command = [sys.executable, '-c', look, tmp_path / 'huge.png']
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    last = answer.stderr.splitlines()[-1]
+    assert 'BadRecord' in last and 'huge.png: cannot be decoded (pixels <= CV_IO_MAX' in last

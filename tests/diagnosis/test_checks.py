@@ -1,0 +1,269 @@
+"""Every deliberate error of an input is named, and nothing that is right is."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from test_evidence import noise
+
+from rpn_jax.data import batches as batching
+from rpn_jax.data import canvases
+from rpn_jax.data.normalization import denormalise, normalise, pixel_family
+from rpn_jax.data.records import Files, Record, Source, reader, select
+from rpn_jax.data.sources.shapes import shapes
+from rpn_jax.diagnosis import checks, evidence
+
+SIZES = (90, 150), (130, 100)  # height, width
+PLANS = {
+    'square': canvases.square(64, 2),
+    'short_side': canvases.short_side(SIZES, image_size=80, max_size=120, limit=1),
+}
+
+
+def files(pictures, mode='RGB'):
+    """Returns a source of PNG or, for CMYK, TIFF files of two pictures with a box each."""
+    stored = []
+    for picture in pictures:
+        file = io.BytesIO()
+        kind = 'TIFF' if mode == 'CMYK' else 'PNG'
+        Image.fromarray(picture).convert(mode).save(file, kind)
+        stored.append(file.getvalue())
+    box = np.float32([[12, 20, 70, 80]])
+    records = [Record(f'{i}.png', p.shape[:2], box, np.int32([1])) for i, p in enumerate(pictures)]
+    here = Files([record.image_id for record in records], stored.__getitem__, str)
+    return Source('files', records, reader(records, here), here)
+
+
+SOURCE = files([noise(size) for size in SIZES])
+
+
+def alone(source, plan, position, flip):
+    """Returns the batch of one image, without its leading axis."""
+    batch = batching.collate(source, plan, [position], [flip], max_boxes=9)
+    return {key: value[0] for key, value in batch.items()}
+
+
+def look(source=SOURCE, plan='square', change=lambda row, record: row, family='caffe'):
+    """Returns {name: Check} of two images, the second of them flipped; change spoils their rows."""
+    pixels, found = pixel_family(family), []
+    plan = PLANS[plan] if isinstance(plan, str) else plan
+    for position, record in enumerate(source.records[:2]):
+        row = change(alone(source, plan, position, position == 1), record)
+        network = np.asarray(normalise(row['image'][None], row['size'][None], pixels))
+        seen = denormalise(network, pixels)[0]
+        original = source.read(position)
+        if source.files:
+            original = evidence.decode(source.files.load(position))
+        size = plan.sizes[position]
+        found.append(evidence.compare(record, original, network[0], seen, row, size, pixels))
+    return {check.name: check for check in checks.verdicts(found)}
+
+
+def failed(found):
+    return {name for name, check in found.items() if check.passed is False}
+
+
+def unsure(found):
+    return {name for name, check in found.items() if check.passed is None}
+
+
+@pytest.mark.parametrize('family', ['torchvision', 'caffe'])
+@pytest.mark.parametrize('plan', PLANS)
+def test_what_is_right_passes_in_words(plan, family):
+    found = look(plan=plan, family=family)
+    assert list(found) == list(checks.CLAIMS)
+    assert {check.word for check in found.values()} == {'pass'}
+    assert found['flips'].text.startswith('1 of 2 images are flipped')
+    assert found['boxes'].text.startswith('All 2 boxes')
+    assert found['height and width'].text.startswith('2 of 2 images show what their originals show')
+    padding = 'do not fill' if plan == 'short_side' else 'Every image fills its canvas'
+    assert padding in found['padding'].text
+
+
+@pytest.mark.parametrize('size', [64, 96])
+def test_drawn_scenes_pass(size):
+    source = shapes('train', count=12, size=80)
+    plan = canvases.square(size, 12)
+    for start in range(0, 12, 2):
+        found = look(select(source, range(start, start + 2)), plan)
+        assert failed(found) == set(), found
+
+
+def boxes_of(change):
+    """Returns a change of the boxes alone; rows of padding stay zero."""
+
+    def spoil(row, record):
+        height, width = row['size']
+        boxes = change(row['boxes'], record, width, height)
+        row['boxes'] = np.where(row['kind'][:, None] > 0, boxes, 0).astype(np.float32)
+        return row
+
+    return spoil
+
+
+def original_boxes(boxes, record, width, height):
+    return np.concatenate([record.boxes, boxes[len(record.boxes) :]])
+
+
+def pixels_of(change):
+    """Returns a change of the pixels of the real image; it is resized back to its place."""
+
+    def spoil(row, record):
+        height, width = row['size'].astype(int)
+        changed = np.ascontiguousarray(change(row['image'][:height, :width]))
+        row['image'][:height, :width] = cv2.resize(changed, (width, height))
+        return row
+
+    return spoil
+
+
+def change_size(row, record):
+    row['size'] = row['size'][::-1]
+    return row
+
+
+def lose_an_object(row, record):
+    row['kind'][0] = 0
+    return row
+
+
+def make_it_difficult(row, record):
+    row['kind'][0] = 2
+    return row
+
+
+SPOILT = {
+    'channels': (pixels_of(lambda image: image[..., ::-1]), 'colour order', 'red and blue'),
+    'rolled': (pixels_of(lambda image: image[..., [1, 2, 0]]), 'colour order', 'read as GBR'),
+    'transposed': (
+        pixels_of(lambda image: image.swapaxes(0, 1)),
+        'height and width',
+        'with height and width swapped',
+    ),
+    'upside down': (pixels_of(lambda image: image[::-1]), 'height and width', 'upside down'),
+    'another': (
+        pixels_of(lambda image: np.roll(image, image.shape[1] // 2, 1)),
+        'height and width',
+        'differs from its original',
+    ),
+    'not flipped': (
+        boxes_of(
+            lambda b, record, width, height: np.stack(
+                [width - b[:, 2], b[:, 1], width - b[:, 0], b[:, 3]], 1
+            )
+        ),
+        'flips',
+        'the image is not flipped, its boxes are',
+    ),
+    'not resized': (boxes_of(original_boxes), 'boxes', 'box 1 is'),
+    'x and y': (boxes_of(lambda b, *_: b[:, [1, 0, 3, 2]]), 'boxes', 'box 1 is'),
+    'off': (boxes_of(lambda b, record, w, h: b + np.float32([w, h, w, h]) / 10), 'boxes', 'pixels'),
+    'lost': (lose_an_object, 'objects', 'has other objects than its annotation'),
+    'of another kind': (make_it_difficult, 'objects', 'has other objects than its annotation'),
+}
+
+
+@pytest.mark.parametrize('plan', PLANS)
+@pytest.mark.parametrize('error', SPOILT)
+def test_an_error_is_named_with_its_image(error, plan):
+    change, name, words = SPOILT[error]
+    found = look(plan=plan, change=change)
+    assert name in failed(found)
+    assert found[name].word == 'FAIL' and found[name].text.startswith('0.png: ')
+    assert words in found[name].text
+    others = {'not flipped': {'boxes'}, 'not resized': {'objects'}, 'x and y': {'objects'}}
+    assert failed(found) <= {name} | others.get(error, set()), found
+
+
+def test_a_size_that_is_swapped_is_named():
+    found = look(plan='short_side', change=change_size)
+    assert (
+        'is 80 x 120 pixels on its canvas, planned are 120 x 72' in (found['height and width'].text)
+        or 'planned are' in found['height and width'].text
+    )
+    assert 'height and width' in failed(found)
+
+
+def test_channels_that_are_swapped_when_read_are_named():
+    swapped = SOURCE._replace(read=lambda position: SOURCE.read(position)[..., ::-1])
+    found = look(swapped)
+    assert failed(found) == {'colour order'}
+
+
+def test_boxes_that_leave_the_image_are_named():
+    found = look(change=boxes_of(lambda b, *_: b + np.float32([0, 0, 60, 0])))
+    assert 'reaches' in found['objects'].text and failed(found) == {'objects', 'boxes'}
+
+
+def shown(**changes):
+    """Returns {name: Check} of one right image with changed evidence."""
+    pixels = pixel_family('caffe')
+    row = alone(SOURCE, PLANS['square'], 0, False)
+    network = np.asarray(normalise(row['image'][None], row['size'][None], pixels))
+    seen = denormalise(network, pixels)[0]
+    found = evidence.compare(
+        SOURCE.records[0], SOURCE.read(0), network[0], seen, row, (64, 64), pixels
+    )
+    return {c.name: c for c in checks.verdicts([found._replace(**changes)])}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'name', 'words'),
+    [
+        ({'round_trip': 2.0}, 'normalisation', 'a pixel comes back 2/255 off'),
+        ({'formula': 0.5}, 'normalisation', r'differs from (pixel - mean) / deviation by 0.50/255'),
+        ({'outside': 0.25}, 'padding', 'outside the image the input is 0.25, not 0'),
+        (
+            {'patches': {False: np.array([30.0]), True: np.array([40.0])}, 'moved': np.array([25])},
+            'boxes',
+            'the pixels in its boxes differ by 30.0 levels',
+        ),
+    ],
+)
+def test_other_figures_are_named_too(changes, name, words):
+    found = shown(**changes)
+    assert failed(found) == {name} and words in found[name].text
+
+
+def test_one_level_is_allowed():
+    assert shown(round_trip=1.0)['normalisation'].text == 'Pixels come back at most 1/255 off.'
+
+
+def test_grey_images_have_no_colour_order():
+    found = look(files([noise(size)[..., :1].repeat(3, 2) for size in SIZES]))
+    assert unsure(found) == {'colour order'} and failed(found) == set()
+    assert found['colour order'].word == 'cannot tell'
+
+
+def test_flat_images_tell_of_corners_alone():
+    found = look(files([np.full((*size, 3), (90, 120, 200), np.uint8) for size in SIZES]))
+    assert failed(found) == set() and found['boxes'].passed
+    assert unsure(found) == {'height and width', 'flips'}
+
+
+def test_what_decoders_disagree_on_is_not_judged():
+    found = look(files([noise(size) for size in SIZES], 'CMYK'))
+    assert failed(found) == set() and found['boxes'].passed
+    assert unsure(found) == {'colour order', 'height and width', 'flips'}
+
+
+def test_images_without_boxes_tell_of_no_box():
+    records = [r._replace(boxes=r.boxes[:0], kind=r.kind[:0]) for r in SOURCE.records]
+    found = look(SOURCE._replace(records=records))
+    assert unsure(found) == {'boxes', 'objects'} and failed(found) == set()
+
+
+def test_an_image_that_is_its_own_mirror_image_is_neither_flipped_nor_not():
+    half = [noise(size)[:, : size[1] // 2] for size in SIZES]
+    found = look(files([np.concatenate([h, h[:, ::-1]], 1) for h in half]))
+    assert unsure(found) == {'flips'} and failed(found) == set()
+
+
+def test_of_a_sliver_nothing_can_be_told():
+    thin = files([noise((2000, 10)), noise((10, 2000))])
+    plan = canvases.short_side([r.size for r in thin.records], image_size=60, max_size=100, limit=2)
+    records = [r._replace(boxes=r.boxes[:0], kind=r.kind[:0]) for r in thin.records]
+    found = look(thin._replace(records=records), plan)
+    assert failed(found) == set() and found['height and width'].passed is None

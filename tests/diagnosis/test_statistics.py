@@ -1,0 +1,103 @@
+"""Statistics of a data set: NumPy's float64 figures over all pixels and boxes at once."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from test_images import encoded
+from test_voc import write_voc
+
+import main
+from configs import quickstart
+from rpn_jax.data.records import Record, Source
+from rpn_jax.data.sources.voc import voc
+from rpn_jax.diagnosis import statistics
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    return voc('', path=write_voc(tmp_path_factory.mktemp('voc')))
+
+
+@pytest.fixture(scope='module')
+def found(source):
+    return statistics.statistics(source)
+
+
+def test_pixels_are_those_of_numpy(source, found):
+    images = [source.read(i).reshape(-1, 3) for i in range(len(source.records))]
+    pixels = np.concatenate(images).astype(np.float64)
+    np.testing.assert_allclose(found['mean'], pixels.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found['std'], pixels.std(axis=0), rtol=1e-12)
+    assert found['pixels'] == len(pixels) and found['images'] == 6
+    assert [sum(channel) for channel in found['levels']] == [len(pixels)] * 3
+
+
+def test_channels_are_red_green_blue():
+    image = np.zeros((4, 5, 3), np.uint8) + np.uint8([200, 100, 7])
+    record = Record('x', (4, 5), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+    found = statistics.statistics(Source('one', [record], lambda _: image))
+    assert found['mean'] == [200, 100, 7] and found['std'] == [0, 0, 0]
+    assert found['boxes'] is None and len(statistics.lines(found)) == 5
+    words = ' '.join(ElementTree.fromstring(statistics.picture(found, [record])).itertext())
+    assert 'levels of each channel' in words and 'objects' not in words
+    json.dumps(found, allow_nan=False)
+
+
+def test_nothing_is_rounded_on_the_way():
+    levels = np.zeros(256, np.int64)
+    levels[[100, 101]] = 2**50, 2**50  # more pixels than float64 could add up one by one
+    assert statistics.moments(levels) == (100.5, 0.5)
+
+
+def test_boxes_are_counted_by_kind_and_size():
+    boxes = np.float32([[0, 0, 10, 40], [0, 0, 32, 32], [0, 0, 96, 96], [5, 5, 9, 9], [0, 0, 9, 9]])
+    first = Record('a', (200, 200), boxes, np.int32([1, 1, 1, 2, 3]))
+    second = Record('b', (200, 200), boxes[:1], np.int32([1]))
+    third = Record('c', (200, 200), boxes[:0], np.zeros(0, np.int32))
+    counted = statistics.box_statistics([first, second, third])
+    kinds = {key: counted[key] for key in ('objects', 'difficult', 'crowd')}
+    assert kinds == {'objects': 4, 'difficult': 1, 'crowd': 1}
+    assert [counted[key] for key in ('small', 'medium', 'large')] == [2, 1, 1]
+    assert counted['images_without_objects'] == 1 and counted['most_boxes'] == 5
+    assert counted['per_image']['50'] == 1 and counted['aspect_ratio']['95'] == 4
+    np.testing.assert_allclose(counted['size']['50'], (20 + 32) / 2)
+
+
+def test_the_picture_shows_four_plots(source, found):
+    picture = statistics.picture(found, source.records)
+    assert picture == statistics.picture(found, source.records)
+    words = ' '.join(ElementTree.fromstring(picture).itertext())
+    for title in ('levels of each channel', 'sizes of objects', 'shapes', 'objects per image'):
+        assert title in words
+
+
+def run(folder, tmp_path, **data):
+    flags = [f'--config={quickstart.__file__}', f'--workdir={tmp_path}/run', '--mode=statistics']
+    data = {'path': folder, 'train_split': '', **data}
+    return main.main(flags + [f'--config.data.{key}={value}' for key, value in data.items()])
+
+
+def test_the_mode_prints_what_a_config_takes(tmp_path, capsys):
+    assert run(write_voc(tmp_path / 'VOC'), tmp_path, source='voc') == 0
+    said = capsys.readouterr().out
+    place = tmp_path / 'run' / 'statistics'
+    assert sorted(path.name for path in place.iterdir()) == ['voc_VOC_all.json', 'voc_VOC_all.svg']
+    found = json.loads((place / 'voc_VOC_all.json').read_text())
+    mean, std = (','.join(f'{v:.4f}' for v in found[key]) for key in ('mean', 'std'))
+    assert f"'--config.data.mean=({mean})' '--config.data.std=({std})'" in said
+    assert f'{found["boxes"]["objects"]} objects, ' in said
+
+
+def test_a_plain_folder_of_images_has_statistics_and_no_training(tmp_path, capsys):
+    folder = tmp_path / 'plain'
+    folder.mkdir()
+    (folder / 'x.png').write_bytes(encoded(np.full((6, 4, 3), (1, 2, 3), np.uint8), '.png'))
+    assert run(folder, tmp_path, source='images') == 0
+    said = capsys.readouterr().out
+    assert 'images plain: 1 images, 24 pixels' in said and 'objects' not in said
+    flags = [f'--config={quickstart.__file__}', f'--workdir={tmp_path}/run']
+    flags += ['--config.data.source=images', f'--config.data.path={folder}']
+    assert main.main(flags) == 1
+    assert "'images' has no boxes to learn from" in capsys.readouterr().err

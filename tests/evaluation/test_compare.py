@@ -1,0 +1,108 @@
+"""Runs side by side: the better one is beyond noise, the same one is not."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import main
+from rpn_jax.evaluation import compare, results
+from rpn_jax.evaluation.results import Stored
+
+
+def write(folder, noise, images=60, seed=0, moved=0, kinds=(1, 1, 1)):
+    """Writes the proposals.npz of a run whose boxes are off by so many pixels."""
+    random = np.random.default_rng(seed)
+    objects = [random.uniform(0, 50, (3, 2)) for _ in range(images)]
+    objects = [np.float32(np.concatenate([o, o + 40], 1)) + moved for o in objects]
+    random = np.random.default_rng((seed, round(noise)))
+    boxes = [np.repeat(o, 5, 0) + random.normal(0, noise, (15, 4)) for o in objects]
+    folder.mkdir()
+    run = Stored(
+        dataset='drawn',
+        step=7,
+        image_ids=[f'{i}' for i in range(images)],
+        sizes=np.full((images, 2), 128),
+        proposals=[np.float32(np.sort(b.reshape(-1, 2, 2), 1).reshape(-1, 4)) for b in boxes],
+        scores=[np.linspace(1, 0, 15, dtype=np.float32)] * images,
+        objects=objects,
+        kinds=[np.int32(kinds)] * images,
+    )
+    results.save(folder / 'proposals.npz', run)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [write(tmp_path / name, noise) for name, noise in (('a', 12), ('b', 4), ('c', 12))]
+
+
+def test_a_better_run_is_beyond_noise_and_the_same_one_is_not(runs):
+    found = compare.compare(compare.tally(compare.load(runs)))
+    figures = [found[str(run)]['AR@10'] for run in runs]
+    assert figures[0]['difference'] == figures[2]['difference'] == 0
+    better = figures[1]
+    assert better['low'] > 0.1 and better['difference'] == better['value'] - figures[0]['value']
+    assert 'AR@10' in found[str(runs[0])] and 'AR@100' not in found[str(runs[0])]  # 15 proposals
+
+
+def test_the_table_marks_what_is_beyond_noise(runs, tmp_path, capsys):
+    out = tmp_path / 'compared.json'
+    words = [f'--runs={",".join(map(str, runs))}', f'--output={out}']
+    assert main.main(['--mode=compare', *words]) == 0
+    said = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in said if line.startswith('AR@10 '))
+    assert re.fullmatch(
+        r'AR@10 +0\.\d+ +0\.\d+  \+0\.\d+ ±0\.\d+\* +0\.\d+  \+0\.000 ±0\.000 ?', line
+    )
+    assert said[0].split() == ['a', 'b', 'c'] and 'differences from a' in said[-3]
+    assert json.loads(out.read_text()).keys() == set(map(str, runs))
+
+
+@pytest.mark.parametrize(
+    ('make', 'complaint'),
+    [
+        (lambda a, p: [a], 'needs --runs=A,B,..: two workdirs or more'),
+        (lambda a, p: [a, a], 'each once'),
+        (lambda a, p: [a, f'{a}/'], 'each once'),
+        (lambda a, p: [a, ''], 'two workdirs or more'),
+        (lambda a, p: [a, p / 'none'], 'none: no such folder; --runs names workdirs'),
+        (lambda a, p: [a, p], 'proposals.npz: no such file; write it by --mode=evaluate --work'),
+        (lambda a, p: [a, write(p / 'd', 4, images=59)], 'evaluated on other images or objects'),
+        (lambda a, p: [a, write(p / 'e', 4, moved=1)], 'evaluate them on the same split'),
+        (lambda a, p: [a, write(p / 'f', 4, kinds=(1, 2, 1))], 'other images or objects'),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys, make, complaint):
+    words = ','.join(map(str, make(runs[0], tmp_path)))
+    assert main.main(['--mode=compare', f'--runs={words}']) == 1
+    said = capsys.readouterr().err
+    assert said.startswith('error: ') and complaint in said and said.count('\n') == 1
+
+
+def test_runs_are_named_as_people_do(runs, capsys):
+    assert main.main(['--mode=compare', f'--runs={runs[0]}/, {runs[1]},']) == 0
+    assert capsys.readouterr().out.split()[:2] == ['a', 'b']
+
+
+def test_figures_that_no_run_has_are_not_shown_and_zero_has_no_sign(runs):
+    found = compare.compare(compare.tally(compare.load(runs[:2])))
+    for row in found.values():
+        row['AR@10'] = {'value': None, 'difference': None, 'low': None, 'high': None}
+    assert 'AR@10' not in compare.shown(found) and 'top10_max_iou' in compare.shown(found)
+    assert not any(line.startswith('AR@10 ') for line in compare.lines(found))
+    assert [compare.signed(x) for x in (-0.0002, 0.0, -0.0016)] == ['+0.000', '+0.000', '-0.002']
+
+
+def test_what_cannot_be_written_is_told(runs, tmp_path, capsys):
+    words = [f'--runs={runs[0]},{runs[1]}', f'--output={tmp_path}/none/x.json']
+    assert main.main(['--mode=compare', *words]) == 1
+    assert 'x.json: cannot be written' in capsys.readouterr().err
+    assert main.main(['--mode=evaluate', words[0], '--workdir=x']) == 1
+    assert '--runs belongs to --mode=compare' in capsys.readouterr().err
+
+
+def test_a_comparison_without_runs_is_refused(capsys):
+    assert main.main(['--mode=compare']) == 1
+    assert 'needs --runs=A,B' in capsys.readouterr().err

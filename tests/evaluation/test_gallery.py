@@ -1,0 +1,118 @@
+"""Pictures show the right boxes, in pixels of the original image."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from test_end_to_end import quick_compilation, tiny_config
+from test_evaluate import Fake, run
+
+from rpn_jax.data.records import Record, Source
+from rpn_jax.evaluation import evaluate, gallery
+from rpn_jax.evaluation.misses import Lost, Miss, Remover
+from rpn_jax.ops.proposals import Proposals
+
+pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+BOXES = np.float32([[10, 20, 50, 80], [100, 40, 180, 120], [0, 0, 30, 30], [60, 60, 90, 99]])
+
+
+class Split(NamedTuple):
+    """What a gallery knows of images of 200 x 100 pixels on canvases of 50 x 50."""
+
+    source: Source
+    sizes: list
+    objects: list
+
+
+@pytest.fixture
+def split():
+    records = [Record(str(i), (100, 200), BOXES[: i + 1], np.ones(i + 1, int)) for i in range(4)]
+    source = Source('some', records, lambda i: np.full((100, 200, 3), i, np.uint8))
+    objects = [record.boxes * np.float32([0.25, 0.5, 0.25, 0.5]) for record in records]
+    return Split(source, [(50, 50)] * 4, objects)
+
+
+def miss(position, row, reason, remover=None):
+    return Miss(position, row, reason, 0.1, 0.6, Lost(np.float32([1, 2, 3, 4]), 0.55, 7), remover)
+
+
+def test_a_missed_object_is_shown_with_what_was_lost_and_what_removed_it(split):
+    other = Remover(11, np.float32([5, 5, 10, 10]), 0)
+    missed = [miss(2, 1, 'suppressed', other), miss(3, 3, 'beyond_limit')]
+    first, second = gallery.missed_objects(split, missed)
+    assert first['picture']['image'][0, 0, 0] == 2 and first['picture']['image_id'] == '2'
+    assert first['picture']['boxes'].tolist() == BOXES[[1, 0]].tolist()
+    assert first['picture']['lost'].tolist() == [4, 4, 12, 8]
+    assert first['picture']['remover'].tolist() == [20, 10, 40, 20]
+    assert (first['overlap'], first['rank'], first['remover']) == (0.55, 7, 11)
+    assert first['removed_by'] == 'another_object' and first['size'].tolist() == [80, 80]
+    assert second['picture']['boxes'].tolist() == BOXES[[3]].tolist()
+    assert second['picture']['remover'] is second['remover'] is second['removed_by'] is None
+
+
+@pytest.mark.parametrize('row', [1, -1])
+def test_a_remover_on_no_other_object_adds_none(split, row):
+    remover = Remover(0, np.float32([5, 5, 10, 10]), row)
+    (found,) = gallery.missed_objects(split, [miss(2, 1, 'suppressed', remover)])
+    assert found['picture']['boxes'].tolist() == BOXES[[1]].tolist()
+    assert found['removed_by'] == ('same_object' if row == 1 else 'background')
+
+
+def test_a_few_of_each_reason_are_pictures(split):
+    missed = [miss(0, 0, reason) for reason in ('clipped', 'no_anchor') for _ in range(6)]
+    found = gallery.missed_objects(split, missed)
+    pictures = [each['reason'] for each in found if each['picture'] is not None]
+    assert pictures == ['clipped'] * gallery.EXAMPLES + ['no_anchor'] * gallery.EXAMPLES
+    assert len(found) == 12
+
+
+def test_the_best_and_the_worst_images_come_with_their_proposals(split):
+    kept = []
+    for i, boxes in enumerate(split.objects):
+        places = np.zeros((12, 4), np.float32)
+        places[: len(boxes)] = boxes - i * np.float32([1, 0, 1, 0])  # worse from image to image
+        scores, valid = np.linspace(1, 0, 12), np.arange(12) < len(boxes)
+        kept.append(Proposals(places, scores, valid, np.zeros(12, int)))
+    found = gallery.extremes(split, kept)
+    assert [(p['group'], p['image_id']) for p in found] == [
+        *(('best', '0'), ('best', '1'), ('worst', '3'), ('worst', '2'))
+    ]
+    for i, picture in zip((0, 1, 3, 2), found, strict=True):
+        moved = BOXES[: i + 1] - i * np.float32([4, 0, 4, 0])
+        np.testing.assert_allclose(picture['proposals'], moved, atol=1e-4)
+        assert picture['objects'] == len(picture['scores']) == i + 1
+    assert found[0]['recalled'] == 1 and found[0]['top_iou'] == pytest.approx(1)
+
+
+def large(monkeypatch):
+    """Puts four photographs of 512 x 256 pixels in the place of the evaluation split.
+
+    Objects of 60 pixels, of which the first proposals find none but the first of each image.
+    """
+    boxes = np.float32([[100, 50, 160, 110], [300, 120, 360, 180], [20, 180, 80, 240]])
+    records = [Record(str(i), (256, 512), boxes + 4 * i, np.int32([1, 1, 1])) for i in range(4)]
+    source = Source('large', records, lambda position: np.zeros((256, 512, 3), np.uint8))
+    monkeypatch.setattr(evaluate.data, 'open_split', lambda *_, **__: source)
+    return records
+
+
+class First(Fake):
+    """Proposes the first object of each image and nothing else."""
+
+    def _rows(self, position, boxes):
+        valid = np.arange(self._post_nms) < 1
+        rows = np.float32(boxes[:1] * valid[:, None])
+        return rows, valid.astype(np.float32), valid, np.zeros(len(valid), int)
+
+
+def test_what_is_stored_and_shown_is_in_pixels_of_the_original_image(monkeypatch):
+    monkeypatch.setattr(evaluate, 'make_predict', First(100).make)
+    records = large(monkeypatch)
+    evaluation = run(tiny_config(proposals__post_nms=100))
+    assert evaluation.summary['proposals']['recall@0.5/10'] == pytest.approx(1 / 3)
+    assert evaluation.stored.post_nms == 100
+    for record, boxes in zip(records, evaluation.stored.proposals, strict=True):
+        np.testing.assert_allclose(boxes, record.boxes[:1], atol=1e-3)
+    for picture in evaluation.gallery:
+        record = records[int(picture['image_id'])]
+        np.testing.assert_allclose(picture['proposals'], record.boxes[:1], atol=1e-3)

@@ -1,0 +1,329 @@
+"""Stored proposals come back as they were, from npz and from COCO's json; hostile files do not."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from rpn_jax.errors import InputError
+from rpn_jax.evaluation import results
+
+
+def a_split(seed=0, images=5, dtype=np.float32):
+    """Makes a Stored of images with none to six proposals, none to four objects of all kinds."""
+    rng = np.random.default_rng(seed)
+
+    def boxes(count):
+        return np.sort(rng.uniform(0, 90, (count, 2, 2)), axis=1).reshape(count, 4).astype(dtype)
+
+    proposals = [boxes(rng.integers(0, 7) if i else 0) for i in range(images)]
+    objects = [boxes(rng.integers(0, 5) if i != 1 else 0) for i in range(images)]
+    return results.Stored(
+        dataset='drawn/val',
+        step=70,
+        image_ids=[f'folder/{i:03} ü.jpg' for i in range(images)],
+        sizes=rng.integers(90, 200, (images, 2)),
+        proposals=proposals,
+        scores=[-np.sort(-rng.random(len(p))).astype(dtype) for p in proposals],
+        objects=objects,
+        kinds=[rng.integers(1, 4, len(o)) for o in objects],
+    )
+
+
+def assert_equal(a, b):
+    assert (a.dataset, a.step, list(a.image_ids)) == (b.dataset, b.step, list(b.image_ids))
+    assert a.post_nms == b.post_nms
+    assert np.array_equal(a.sizes, b.sizes)
+    for name in ('proposals', 'scores', 'objects', 'kinds', 'areas'):
+        one, other = getattr(a, name), getattr(b, name)
+        assert (one is None) == (other is None), name
+        for x, y in zip(one or (), other or (), strict=True):
+            assert np.shape(x) == np.shape(y) and np.array_equal(x, y), name
+
+
+def with_areas(split):
+    return split._replace(areas=[np.arange(len(k)) + 0.5 for k in split.kinds])
+
+
+@pytest.mark.parametrize(
+    'split',
+    [
+        a_split(),
+        with_areas(a_split(1)),
+        a_split(2, dtype=np.float64),
+        a_split(3, images=0),
+        a_split(4, images=1),
+        a_split()._replace(dataset='', image_ids=[''] * 5),
+        a_split()._replace(post_nms=6),
+    ],
+    ids=['boxes', 'areas', 'float64', 'no images', 'no proposals', 'no names', 'post_nms'],
+)
+def test_npz_round_trip(tmp_path, split):
+    path = tmp_path / 'proposals.npz'
+    results.save(path, split)
+    loaded = results.load(path)
+    assert_equal(loaded, split)
+    for before, after in zip(split.proposals, loaded.proposals, strict=True):
+        assert after.dtype == before.dtype
+    assert [file.name for file in tmp_path.iterdir()] == ['proposals.npz']
+    with np.load(path) as file:  # NumPy's own reader finds the same
+        assert len(file['proposals']) == sum(map(len, split.proposals))
+
+
+def test_half_floats_are_read_without_a_warning(tmp_path):
+    split = a_split()
+    halves = {'proposals': np.float16(np.concatenate(split.proposals)).round()}
+    np.savez(tmp_path / 'half.npz', **members(tmp_path) | halves)
+    loaded = results.load(tmp_path / 'half.npz')
+    assert loaded.proposals[1].dtype == np.float16
+    np.testing.assert_allclose(loaded.proposals[1], split.proposals[1], atol=0.6)
+
+
+def test_a_file_without_post_nms_loads(tmp_path):
+    """As files were before they said it."""
+    path = tmp_path / 'proposals.npz'
+    results.save(path, a_split()._replace(post_nms=6))
+    with np.load(path) as file:
+        older = {name: file[name] for name in file if name != 'post_nms'}
+    assert len(older) == 10
+    np.savez(path, **older)
+    assert_equal(results.load(path), a_split())
+
+
+def test_areas_are_those_of_boxes_where_none_are_stored():
+    split = a_split()._replace(objects=[np.array([[1, 2, 4, 8.0]])] * 5, kinds=[np.array([1])] * 5)
+    assert [areas.tolist() for areas in results.object_areas(split)] == [[18.0]] * 5
+    given = split._replace(areas=[[7]] * 5)
+    assert [areas.tolist() for areas in results.object_areas(given)] == [[7.0]] * 5
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_coco_round_trip(tmp_path, dtype):
+    split = with_areas(a_split(dtype=dtype))
+    for name, content in zip(('instances', 'results'), results.to_coco(split), strict=True):
+        (tmp_path / f'{name}.json').write_text(json.dumps(content, allow_nan=False))
+    paths = tmp_path / 'instances.json', tmp_path / 'results.json'
+    back = results.from_coco(*paths, dataset='drawn/val', step=70)
+    if dtype == np.float32:  # the json's numbers are float64, and hold these exactly
+        assert_equal(back, split)
+    for a, b in zip(split.proposals, back.proposals, strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-13)
+    assert results.from_coco(*paths).dataset == 'results'
+
+
+def test_coco_json_by_hand():
+    split = results.Stored(
+        'a',
+        1,
+        ['12', '7'],
+        np.array([[30, 40], [50, 60]]),
+        [np.array([[1, 2, 4, 8.0]]), np.zeros((0, 4))],
+        [np.array([0.5]), np.zeros(0)],
+        [np.array([[0, 0, 10, 20.0], [1, 1, 2, 2], [3, 3, 9, 5]]), np.zeros((0, 4))],
+        [np.array([1, 2, 3]), np.zeros(0, int)],
+    )
+    instances, found = results.to_coco(split)
+    assert instances['images'] == [
+        {'id': 12, 'file_name': '12', 'height': 30, 'width': 40},
+        {'id': 7, 'file_name': '7', 'height': 50, 'width': 60},
+    ]
+    rows = [{k: v for k, v in a.items() if k != 'category_id'} for a in instances['annotations']]
+    assert rows == [
+        {'id': 1, 'image_id': 12, 'bbox': [0, 0, 10, 20], 'area': 200, 'iscrowd': 0},
+        {'id': 2, 'image_id': 12, 'bbox': [1, 1, 1, 1], 'area': 1, 'iscrowd': 1, 'difficult': 1},
+        {'id': 3, 'image_id': 12, 'bbox': [3, 3, 6, 2], 'area': 12, 'iscrowd': 1},
+    ]
+    assert found == [{'image_id': 12, 'category_id': 1, 'bbox': [1, 2, 3, 6], 'score': 0.5}]
+    named = split._replace(image_ids=['b.jpg', 'a.jpg'])
+    assert [image['id'] for image in results.to_coco(named)[0]['images']] == [1, 2]
+    same = split._replace(image_ids=['7', '07'])
+    assert [image['id'] for image in results.to_coco(same)[0]['images']] == [1, 2]
+
+
+def test_results_rank_by_score_then_category_then_the_files_order():
+    """As other programs write them: of several categories, images mixed, in no order."""
+    instances = {'images': [{'id': 5, 'height': 9, 'width': 9}, {'id': 2, 'height': 9, 'width': 9}]}
+    instances['annotations'] = [{'id': 0, 'image_id': 2, 'bbox': [1, 1, 2, 3], 'category_id': 9}]
+    rows = [(2, 0, 0.3), (5, 1, 0.9), (2, 2, 0.7), (2, 3, 0.3), (2, 4, 0.7), (2, 5, 1), (2, 6, 0.7)]
+    entries = [
+        {'image_id': image, 'bbox': [x, 0, 1, 1], 'score': score, 'category_id': 8 - x // 3}
+        for image, x, score in rows
+    ]
+    split = results.from_coco(instances, entries)
+    assert split.image_ids == ['5', '2']
+    assert [p[:, 0].tolist() for p in split.proposals] == [[1], [5, 6, 4, 2, 3, 0]]
+    assert split.scores[1].tolist() == [1, 0.7, 0.7, 0.7, 0.3, 0.3]
+    assert [k.tolist() for k in split.kinds] == [[], [1]]
+    assert [a.tolist() for a in split.areas] == [[], [6]]
+
+
+INSTANCES = {
+    'images': [{'id': 1, 'height': 9, 'width': 9}],
+    'annotations': [{'image_id': 1, 'bbox': [0, 0, 2, 3], 'area': 6}],
+}
+RESULTS = [{'image_id': 1, 'bbox': [0, 0, 1, 1], 'score': 0.5}]
+
+
+@pytest.mark.parametrize(
+    ('instances', 'entries', 'message'),
+    [
+        ([], RESULTS, 'instances: no list of images'),
+        (INSTANCES, {}, 'results: no list of results'),
+        (INSTANCES | {'annotations': None}, RESULTS, 'no list of annotations'),
+        (INSTANCES | {'images': [{'id': 1}]}, RESULTS, "image number 0 .*KeyError: 'height'"),
+        (INSTANCES | {'images': INSTANCES['images'] * 2}, RESULTS, 'two images of one id'),
+        (INSTANCES | {'images': [{'id': [], 'height': 1, 'width': 1}]}, [], 'image number 0'),
+        (INSTANCES | {'images': [{'id': 1, 'height': 1e300, 'width': 1}]}, [], 'image number 0'),
+        (INSTANCES | {'annotations': [3]}, RESULTS, 'annotation number 0 cannot'),
+        (INSTANCES, [*RESULTS, {'image_id': 8} | RESULTS[0] | {'image_id': 8}], 'result number 1'),
+        (INSTANCES, [RESULTS[0] | {'bbox': [1, 2, 3]}], 'result number 0 cannot'),
+        (INSTANCES, [RESULTS[0] | {'bbox': [0, 0, float('nan'), 1]}], 'image 1: proposals are not'),
+        (INSTANCES, [RESULTS[0] | {'bbox': [0, 0, 1e300, 1]}], 'beyond 1e'),
+        (INSTANCES, [RESULTS[0] | {'score': float('nan')}], 'scores are not finite'),
+        (INSTANCES, [RESULTS[0] | {'score': None}], 'TypeError'),
+        (
+            INSTANCES | {'annotations': [INSTANCES['annotations'][0] | {'area': float('inf')}]},
+            RESULTS,
+            'areas are not',
+        ),
+    ],
+)
+def test_json_that_cannot_be_used_ends_in_a_line(instances, entries, message):
+    with pytest.raises(InputError, match=message) as caught:
+        results.from_coco(instances, entries)
+    assert '\n' not in str(caught.value)
+
+
+def test_what_is_no_json_file_ends_in_a_line(tmp_path):
+    (tmp_path / 'a.json').write_bytes(b'\xff{')
+    for path in (tmp_path / 'a.json', tmp_path / 'none.json', tmp_path):
+        with pytest.raises(InputError, match='not a json file'):
+            results.from_coco(path, [])
+    assert results.from_coco(INSTANCES, []).proposals[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'scores': [np.zeros(9)] * 5}, 'image folder/000 ü.jpg: proposals of shape'),
+        ({'scores': []}, 'images, not all 5'),
+        ({'objects': [np.full((2, 4), np.inf)] * 5, 'kinds': [np.array([1, 1])] * 5}, 'not finite'),
+        ({'objects': [np.zeros((1, 4))] * 5, 'kinds': [np.array([0])] * 5}, 'kinds are'),
+        ({'proposals': [np.zeros((2, 4))] * 5, 'scores': [np.array([0, 1.0])] * 5}, 'rise'),
+        ({'areas': [np.zeros(9)] * 5}, 'areas are not one'),
+        (
+            {'proposals': [np.array([[5, 0, 4, 9.0]])] * 5, 'scores': [np.ones(1)] * 5},
+            'image folder/000 ü.jpg: proposals are inverted',
+        ),
+        (
+            {'objects': [np.array([[0, 9, 4, 8.0]])] * 5, 'kinds': [np.array([3])] * 5},
+            'objects are inverted',
+        ),
+        ({'post_nms': 1}, 'an image has more proposals than post_nms=1'),
+    ],
+)
+def test_what_does_not_fit_together_is_not_written(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        results.save(tmp_path / 'a.npz', a_split()._replace(**change))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_ends_in_a_line(tmp_path):
+    with pytest.raises(InputError, match='cannot be written'):
+        results.save(tmp_path / 'none' / 'a.npz', a_split())
+
+
+def members(tmp_path):
+    path = tmp_path / 'whole.npz'
+    results.save(path, with_areas(a_split()))
+    with np.load(path) as file:
+        return dict(file)
+
+
+def header(text):
+    """Makes a .npy of version 1.0 with this header and no data."""
+    text = text.encode().ljust(117) + b'\n'
+    return b'\x93NUMPY\x01\x00' + len(text).to_bytes(2, 'little') + text
+
+
+HOSTILE = {
+    'pickled objects': {'kinds': np.array([{}, None], object)},
+    'doubles as counts': {'proposal_counts': np.zeros(5)},
+    'integers as boxes': {'proposals': np.zeros((3, 4), int)},
+    'complex scores': {'scores': np.zeros(3, complex)},
+    'bytes as names': {'image_ids': np.array([b'a'] * 5)},
+    'records': {'sizes': np.zeros(5, [('h', int), ('w', int)])},
+    'three columns': {'objects': np.zeros((3, 3), np.float32)},
+    'one axis too many': {'step': np.array([3])},
+    'columns first': {'sizes': np.asfortranarray(np.ones((5, 2), int))},
+    'negative counts': {'proposal_counts': np.array([-1, 1, 0, 0, 0])},
+    'counts of too many': {'object_counts': np.full(5, 1000)},
+    'counts that wrap around': {'object_counts': np.array([2**62] * 4)},
+    'fewer images than names': {'image_ids': np.array(['a', 'b'])},
+    'another member': {'more': np.zeros(2)},
+    'half floats without end': {'proposals': np.full((20, 4), np.inf, np.float16)},
+    'a list of limits': {'post_nms': np.array([1000])},
+    'a limit of less than there is': {'post_nms': np.array(1)},
+    'not a number': {'areas': np.array([np.nan] * 50)},
+}
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_hostile_members_end_in_a_line(tmp_path, name):
+    path = tmp_path / 'hostile.npz'
+    np.savez(path, **members(tmp_path) | HOSTILE[name])
+    with pytest.raises(InputError, match='hostile.npz: ') as caught:
+        results.load(path)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'',
+        b'\x93NUMPY\x01\x00',
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4), }"),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (-3, 4), }"),
+        header("{'descr': '<U0', 'fortran_order': False, 'shape': (4,), }"),
+        header("{'descr': '|O', 'fortran_order': False, 'shape': (0, 4), }"),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 4)"),
+        header('{' * 90),
+        header('import os'),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 4), }")[:-1] + b'\nextra',
+    ],
+)
+def test_hostile_headers_end_in_a_line(tmp_path, content):
+    path = tmp_path / 'hostile.npz'
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, array in members(tmp_path).items():
+            file = io.BytesIO()
+            np.save(file, array)
+            archive.writestr(f'{name}.npy', content if name == 'proposals' else file.getvalue())
+    with pytest.raises(InputError, match='not a whole file of stored proposals') as caught:
+        results.load(path)
+    assert '\n' not in str(caught.value)
+
+
+def test_damaged_files_end_in_a_line(tmp_path):
+    members(tmp_path)
+    whole = (tmp_path / 'whole.npz').read_bytes()
+    path = tmp_path / 'damaged.npz'
+    middle = whole.index(b'proposals.npy') + 160
+    damaged = [whole[:n] for n in (0, 3, 100, len(whole) // 2, len(whole) - 1)]
+    damaged += [b'PK' + bytes(100), whole[:middle] + b'\xff\xfe' + whole[middle + 2 :]]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(InputError, match='damaged.npz: not a whole file'):
+            results.load(path)
+    for path in (tmp_path, tmp_path / 'none.npz'):
+        with pytest.raises(InputError, match='not a whole file'):
+            results.load(path)
+
+
+def test_a_file_that_would_swell_is_not_read(tmp_path):
+    parts = members(tmp_path)
+    np.savez_compressed(tmp_path / 'bomb.npz', **parts | {'scores': np.zeros(10**6)})
+    with pytest.raises(InputError, match='members of 80.* bytes in a file of'):
+        results.load(tmp_path / 'bomb.npz')

@@ -1,0 +1,330 @@
+"""Targets against plain loops: who is matched, who is drawn and how evenly."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_boxes import loop_area, loop_iou
+
+from rpn_jax.ops import boxes as box
+from rpn_jax.ops import matching
+from rpn_jax.ops.anchors import base_anchors, grid
+
+PADDING, THING, DIFFICULT, CROWD = range(4)
+A, G = 24, 5
+SIZE = (10, 14)  # height, width: not square, so that swapped axes show
+TRACES = []
+
+
+@jax.jit
+def match(anchors, boxes, kind, **thresholds):
+    TRACES.append(boxes.shape)
+    return matching.match(anchors, boxes, kind, **thresholds)
+
+
+def floats(rows):
+    return np.array(rows, np.float32).reshape(-1, 4)
+
+
+def loop_match(anchors, boxes, kind, positive_iou, negative_iou, crowd_overlap, size, border):
+    """Labels and matches one anchor after the other, then one object after the other."""
+    labels, matched, ious = [], [], []
+    for a in anchors:
+        row = [loop_iou(a, b) if k == THING else -1 for b, k in zip(boxes, kind, strict=True)]
+        low, high = -border, (size[1] + border, size[0] + border)
+        outside = min(a[0], a[1]) < low or a[2] > high[0] or a[3] > high[1]
+        row = [-1] * len(row) if border >= 0 and outside else row
+        best, label = max(row, default=-1), -1
+        background = best < negative_iou and not (border >= 0 and outside)
+        for b, k in zip(boxes, kind, strict=True):
+            if k == DIFFICULT and loop_iou(a, b) >= negative_iou:
+                background = False
+            inner = (max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
+            if k == CROWD and loop_area(inner) >= crowd_overlap * loop_area(a):
+                background = False
+        label = 1 if best >= positive_iou else 0 if background else -1
+        labels.append(label)
+        matched.append(row.index(best) if row else 0)
+        ious.append(row)
+    for g in range(len(boxes)):
+        best = max(row[g] for row in ious)
+        for i, row in enumerate(ious):
+            if best > 0 and row[g] == best:
+                labels[i] = 1
+    return labels, matched
+
+
+def random_case(seed, rows=G):
+    """Draws boxes on a coarse grid, where ties and IoUs equal to a threshold are common."""
+    rng = np.random.default_rng(seed)
+
+    def draw(count, least):
+        corner = rng.integers(-2, 10, (count, 2))
+        return floats(np.concatenate([corner, corner + rng.integers(least, 7, (count, 2))], 1))
+
+    thresholds = {
+        'positive_iou': rng.choice([0.4, 0.5, 0.7]),
+        'negative_iou': rng.choice([0.2, 0.25, 0.3]),
+        'crowd_overlap': rng.choice([0.25, 0.5, 1.0]),
+        'size': np.float32(SIZE) - rng.integers(0, 3, 2).astype(np.float32),
+        'border': float(rng.choice([-1, 0, 1, 2])),
+    }
+    kind = rng.choice(4, rows, p=[0.1, 0.5, 0.2, 0.2])
+    return draw(A, 1), draw(rows, 0), kind, thresholds
+
+
+def test_match_agrees_with_loops_and_compiles_once():
+    TRACES.clear()
+    seen = set()
+    for seed in range(150):
+        anchors, boxes, kind, thresholds = random_case(seed)
+        labels, matched = match(anchors, boxes, kind, **thresholds)
+        loops = loop_match(anchors.tolist(), boxes.tolist(), kind, **thresholds)
+        np.testing.assert_array_equal(labels, loops[0], err_msg=f'seed {seed}')
+        np.testing.assert_array_equal(matched, loops[1], err_msg=f'seed {seed}')
+        seen |= {*loops[0]}
+    assert seen == {-1, 0, 1} and labels.dtype == matched.dtype == np.int32
+    assert len(TRACES) <= 1  # thresholds, size and border are values, not shapes
+
+
+@pytest.mark.parametrize('rows', [1, matching.BLOCK, 2 * matching.BLOCK + 3])
+def test_blocks_of_objects_agree_with_loops_under_vmap(rows):
+    """Ties between objects, and between anchors, across the edges of blocks among them."""
+    cases = [random_case(seed, rows) for seed in range(24)]
+    boxes, kind = (np.stack([case[i] for case in cases]) for i in (1, 2))
+    thresholds = {key: np.float32([case[3][key] for case in cases]) for key in cases[0][3]}
+    anchors = np.stack([case[0] for case in cases])
+    mapped = jax.jit(jax.vmap(lambda *rows, **kw: matching.match(*rows, **kw)))
+    labels, matched = mapped(anchors, boxes, kind, **thresholds)
+    for i, (of_anchors, of_boxes, kinds, rules) in enumerate(cases):
+        loops = loop_match(of_anchors.tolist(), of_boxes.tolist(), kinds, **rules)
+        np.testing.assert_array_equal(labels[i], loops[0], err_msg=f'image {i}')
+        np.testing.assert_array_equal(matched[i], loops[1], err_msg=f'image {i}')
+
+
+def test_memory_does_not_grow_with_the_objects():
+    sizes = []
+    for rows in (50, 500):
+        shapes = [((250_000, 4), np.float32), ((rows, 4), np.float32), ((rows,), np.int32)]
+        lowered = jax.jit(matching.match).lower(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+        sizes.append(lowered.compile().memory_analysis().temp_size_in_bytes)
+    assert sizes[1] < 40 * 2**20  # all IoUs would be 477 MiB
+    assert sizes[1] - sizes[0] < 2**20
+
+
+def test_vmap_maps_over_images():
+    anchors = random_case(0)[0]
+    boxes, kind = (np.stack([random_case(seed)[i] for seed in range(4)]) for i in (1, 2))
+    labels, matched = jax.jit(jax.vmap(matching.match, (None, 0, 0)))(anchors, boxes, kind)
+    for i in range(4):
+        for mapped, single in zip(
+            (labels[i], matched[i]), match(anchors, boxes[i], kind[i]), strict=True
+        ):
+            np.testing.assert_array_equal(mapped, single)
+
+
+DEFAULTS = {'positive_iou': 0.7, 'negative_iou': 0.3, 'crowd_overlap': 0.5}
+DEFAULTS |= {'size': SIZE, 'border': -1}
+ANCHORS = floats([[0, 0, 4, 4], [4, 0, 8, 4], [8, 0, 12, 4], [0, 4, 4, 8], [20, 20, 24, 24]])
+
+
+def labels_of(boxes, kind, anchors=ANCHORS, **keywords):
+    return match(anchors, floats(boxes), np.array(kind, int), **DEFAULTS | keywords)[0].tolist()
+
+
+def test_all_that_tie_for_the_best_iou_win():
+    assert labels_of([[2, 0, 6, 4]], [THING]) == [1, 1, 0, 0, 0]  # both at 1/3
+    assert labels_of([[3, 3, 5, 5]], [THING]) == [1, 1, 0, 1, 0]  # three at 1/19
+
+
+def test_an_object_that_overlaps_nothing_wins_nothing():
+    assert labels_of([[40, 40, 50, 50]], [THING]) == [0, 0, 0, 0, 0]
+    assert labels_of([[30, 30, 30, 30]], [THING]) == [0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize('row', [[0, 0, 0, 0], [0, 0, 4, 4], [np.nan] * 4, [-np.inf, 0, 4, 4]])
+def test_padding_wins_nothing(row):
+    assert labels_of([row], [PADDING]) == [0, 0, 0, 0, 0]
+    assert labels_of([row, [4, 0, 8, 4]], [PADDING, THING]) == [0, 1, 0, 0, 0]
+
+
+def test_thresholds_belong_to_positive_but_not_to_background():
+    third = [[2, 0, 6, 4], [0, 0, 4, 4], [4, 0, 8, 4]]  # the first ties at exactly 1/3
+    assert labels_of(third[:1], [THING], ANCHORS[1:3], negative_iou=0.2) == [1, 0]
+    anchors = floats([[0, 0, 4, 4], [2, 0, 6, 4]])
+    found = {'anchors': anchors, 'positive_iou': 1 / 3, 'negative_iou': 0.1}
+    assert labels_of([[0, 0, 4, 4]], [THING], **found) == [1, 1]
+    found |= {'positive_iou': 0.34, 'negative_iou': 1 / 3}
+    assert labels_of([[0, 0, 4, 4]], [THING], **found) == [1, -1]
+    assert labels_of([[0, 0, 4, 4]], [THING], **found | {'negative_iou': 0.34}) == [1, 0]
+
+
+def test_a_difficult_box_is_neither_object_nor_background():
+    assert labels_of([[0, 0, 4, 4]], [DIFFICULT]) == [-1, 0, 0, 0, 0]
+    assert labels_of([[2, 0, 6, 4]], [DIFFICULT]) == [-1, -1, 0, 0, 0]
+    assert labels_of([[2, 0, 6, 4]], [DIFFICULT], negative_iou=0.34) == [0, 0, 0, 0, 0]
+    assert labels_of([[0, 0, 4, 4], [0, 0, 4, 4]], [DIFFICULT, THING]) == [1, 0, 0, 0, 0]
+
+
+def test_a_crowd_takes_what_lies_inside_it():
+    assert labels_of([[0, 0, 9, 900]], [CROWD]) == [-1, -1, 0, -1, 0]  # at any IoU
+    assert labels_of([[0, 0, 9, 900]], [CROWD], crowd_overlap=0.25) == [-1, -1, -1, -1, 0]
+    assert labels_of([[0, 0, 9, 900], [4, 0, 8, 4]], [CROWD, THING]) == [-1, 1, 0, -1, 0]
+
+
+def test_the_border_is_decided_before_matching():
+    size, best_outside = (8, 12), [[-1, 0, 3, 4], [0, 0, 4, 4]]
+    row, kind = [[-1, 0, 3, 4]], [THING]
+    assert labels_of(row, kind, floats(best_outside), size=size) == [1, -1]
+    assert labels_of(row, kind, floats(best_outside), size=size, border=0) == [-1, 1]
+    assert labels_of(row, kind, floats(best_outside), size=size, border=1) == [1, -1]
+
+
+def test_anchors_may_touch_the_border():
+    on_every_side = floats([[0, 0, 4, 4], [8, 4, 12, 8], [-1, 0, 3, 4], [9, 5, 13, 9]])
+    assert labels_of([], [], on_every_side, size=(8, 12), border=0) == [0, 0, -1, -1]
+    assert labels_of([], [], on_every_side, size=(8, 12), border=1) == [0, 0, 0, 0]
+    assert labels_of([], [], on_every_side, size=(9, 12), border=0) == [0, 0, -1, -1]
+    assert labels_of([], [], on_every_side, size=(9, 13), border=0) == [0, 0, -1, 0]
+    assert labels_of([], [], on_every_side, size=(0, 0), border=-1) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize('count', [0, 3])
+def test_an_image_without_objects_is_background(count):
+    boxes, kind = np.zeros((count, 4), np.float32), np.zeros(count, int)
+    labels, matched = match(ANCHORS, boxes, kind, **DEFAULTS)
+    assert labels.tolist() == matched.tolist() == [0] * 5
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32), st.permutations(range(G)))
+def test_the_order_of_the_objects_does_not_matter(seed, order):
+    anchors, boxes, kind, thresholds = random_case(seed)
+    order = np.array(order)
+    labels, matched = match(anchors, boxes, kind, **thresholds)
+    again, rematched = match(anchors, boxes[order], kind[order], **thresholds)
+    np.testing.assert_array_equal(again, labels)
+    for i in np.flatnonzero(labels == 1):
+        ious = [loop_iou(anchors[i], boxes[g]) for g in (matched[i], order[rematched[i]])]
+        assert ious[0] == ious[1]
+
+
+def test_every_object_that_is_touched_wins_an_anchor():
+    """In images of the real size, where each maximum is a compiler's own reduction."""
+    anchors = grid(base_anchors((32, 64, 128), (0.5, 1, 2)), (20, 30), 16)
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 250, (4, 20, 2))
+    boxes = np.concatenate([low, low + rng.uniform(1, 60, (4, 20, 2))], -1).astype(np.float32)
+    everywhere = jax.jit(jax.vmap(matching.match, (None, 0, 0)))
+    labels, matched = everywhere(anchors, boxes, np.ones((4, 20), int))
+    for image in range(4):
+        ious = np.array(box.iou(anchors, boxes[image]))
+        assert np.all(np.any((ious >= ious.max(0) - 1e-6) & (labels[image] == 1)[:, None], 0))
+        np.testing.assert_allclose(ious[np.arange(len(ious)), matched[image]], ious.max(1))
+
+
+SAMPLES = 16
+draw = jax.jit(matching.sample, static_argnames=('samples', 'positive_fraction'))
+
+
+def random_labels(seed):
+    rng = np.random.default_rng(seed)
+    return rng.choice([-1, 0, 1], 40, p=rng.dirichlet([1, 1, 1])).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ('samples', 'fraction', 'limit'),
+    [(16, 0.5, 8), (10, 0.38, 3), (16, 0.0, 0), (16, 1.0, 16), (100, 0.5, 50), (0, 0.5, 0)],
+)
+def test_sample_draws_the_right_number_of_each(samples, fraction, limit):
+    for seed in range(30):
+        labels = random_labels(seed)
+        index, drawn = draw(
+            jax.random.key(seed), labels, samples=samples, positive_fraction=fraction
+        )
+        positives = min(np.sum(labels == 1), limit)
+        negatives = min(np.sum(labels == 0), samples - positives)
+        unused = samples - positives - negatives
+        np.testing.assert_array_equal(drawn, [1] * positives + [0] * negatives + [-1] * unused)
+        used = np.asarray(index)[np.asarray(drawn) >= 0]
+        assert len({*used.tolist()}) == len(used)  # nothing is drawn twice
+        np.testing.assert_array_equal(labels[used], drawn[: len(used)])
+        np.testing.assert_array_equal(index[len(used) :], 0)
+        assert index.dtype == drawn.dtype == np.int32 and len(index) == samples
+
+
+def test_positives_never_fill_what_background_leaves_empty():
+    index, drawn = draw(jax.random.key(0), np.ones(40, np.int32), samples=SAMPLES)
+    assert drawn.tolist() == [1] * 8 + [-1] * 8 and index[8:].tolist() == [0] * 8
+
+
+def test_a_draw_is_a_function_of_its_key():
+    labels = np.array([1, 0] * 20, np.int32)
+    indices = [draw(jax.random.key(seed), labels, samples=SAMPLES)[0] for seed in (3, 3, 4)]
+    np.testing.assert_array_equal(indices[0], indices[1])
+    assert np.any(indices[0] != indices[2])
+
+
+def test_every_anchor_is_drawn_equally_often():
+    labels = np.array([1] * 10 + [-1] * 5 + [0] * 25, np.int32)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    many = jax.jit(jax.vmap(lambda key: matching.sample(key, labels, samples=12)))
+    index, drawn = (np.asarray(v) for v in many(keys))
+    for label, drawn_each_time in ((1, 6), (0, 6)):
+        members = np.flatnonzero(labels == label)
+        times = np.bincount(index[drawn == label], minlength=40)[members]
+        share = drawn_each_time / len(members)
+        assert times.sum() == 4000 * drawn_each_time
+        # Each count is binomial: the sum of squares below is about the number of members.
+        surprise = np.sum((times - 4000 * share) ** 2 / (4000 * share * (1 - share)))
+        assert surprise < len(members) + 4 * np.sqrt(2 * len(members))
+        # The first and the last slot alone are as even: no order among the drawn.
+        first = np.bincount(index[:, 0 if label else 6], minlength=40)[members]
+        assert np.all(np.abs(first - 4000 / len(members)) < 6 * np.sqrt(4000 / len(members)))
+
+
+def test_vmap_draws_for_every_image_what_it_draws_for_one():
+    labels = np.stack([random_labels(seed) for seed in range(4)])
+    keys = jax.random.split(jax.random.key(1), 4)
+    mapped = jax.jit(jax.vmap(lambda k, x: matching.sample(k, x, samples=SAMPLES)))(keys, labels)
+    for i in range(4):
+        for many, one in zip(mapped, draw(keys[i], labels[i], samples=SAMPLES), strict=True):
+            np.testing.assert_array_equal(many[i], one)
+
+
+@pytest.mark.parametrize(
+    ('matching', 'sampling'),
+    [
+        ({}, {}),
+        ({'positive_iou': 0.1}, {}),
+        ({'negative_iou': 0.1}, {}),
+        ({'crowd_overlap': 0.1}, {}),
+        ({'size': SIZE, 'border': 0}, {}),
+        ({'size': SIZE, 'border': 1}, {}),
+        ({}, {'samples': 9}),
+        ({}, {'positive_fraction': 0.004}),
+    ],
+)
+def test_assign_is_match_then_sample(matching, sampling):
+    key, (anchors, boxes, _, _) = jax.random.key(5), random_case(7)
+    kind = np.array([THING, THING, DIFFICULT, CROWD, PADDING])
+    labels, matched = matching.match(anchors, boxes, kind, **matching)
+    index, drawn = matching.sample(key, labels, **sampling)
+    expected = index, drawn, matched[index]
+    actual = matching.assign(key, anchors, boxes, kind, **matching, **sampling)
+    default = matching.assign(key, anchors, boxes, kind)
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    changed = any(not np.array_equal(a, b) for a, b in zip(actual, default, strict=True))
+    assert changed == bool(matching or sampling)  # every keyword has a say in this image
+
+
+def test_assign_works_without_an_object_row():
+    assign = jax.jit(functools.partial(matching.assign, samples=8))
+    boxes, kind = np.zeros((0, 4), np.float32), np.zeros(0, int)
+    index, labels, matched = assign(jax.random.key(0), ANCHORS, boxes, kind)
+    assert labels.tolist() == [0] * 5 + [-1] * 3 and matched.tolist() == [0] * 8
+    assert sorted(index[:5].tolist()) == [0, 1, 2, 3, 4]

@@ -1,0 +1,255 @@
+"""Every page we write stands alone, is well formed, and is shown by a browser without complaint."""
+
+import base64
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import cv2
+import jinja2
+import numpy as np
+import pytest
+from test_compare import write
+from test_compare_page import finish
+from test_report import VOID, _arguments, _missed
+
+from rpn_jax import commands
+from rpn_jax.data.normalization import pixel_family
+from rpn_jax.data.records import Record
+from rpn_jax.diagnosis import checks, inspect
+from rpn_jax.diagnosis.evidence import compare as compare_evidence
+from rpn_jax.report import pages, report
+
+BROWSERS = ('chromium', 'google-chrome', 'chromium-browser')
+FLAGS = (
+    *('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run'),
+    *('--disable-background-networking', '--disable-component-update', '--disable-sync'),
+    *('--enable-logging=stderr', '--virtual-time-budget=2000', '--dump-dom'),
+)
+WIDTHS = (1280, 800)
+# Frames take the width that they are given, windows of some browsers no less than 500 pixels.
+WATCH = """<!DOCTYPE html><html><body><script>
+window.found = [];
+const widths = %s, pages = %s;
+function look(frame, name, width) {
+  const inside = frame.contentDocument, root = inside.documentElement;
+  for (const picture of inside.images)
+    if (!picture.complete || !picture.naturalWidth) found.push(`${name}: broken ${picture.alt}`);
+  if (root.scrollWidth > width) found.push(`${name}: ${root.scrollWidth} > ${width} pixels`);
+  if (!inside.title || !inside.body.children.length) found.push(`${name}: empty`);
+}
+const ready = [];
+for (const [name, text] of Object.entries(pages)) for (const width of widths) {
+  const frame = document.createElement('iframe');
+  frame.style.cssText = `width: ${width}px; height: 900px; border: 0`;
+  ready.push(new Promise(done => frame.onload = () => {
+    frame.contentDocument.querySelectorAll('details').forEach(part => part.open = true);
+    setTimeout(() => { look(frame, name, width); done(); }, 100);
+  }));
+  frame.srcdoc = text.replace('<head>', `<head><script>onerror = what => parent.found.push(
+    '${name}: ' + what)</` + 'script>');
+  document.body.append(frame);
+}
+Promise.all(ready).then(() => document.body.dataset.found = JSON.stringify(found));
+</script></body></html>"""
+
+
+class _Outline(html.parser.HTMLParser):
+    """Collects what is wrong with a page; nothing is fetched or run."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.wrong, self.ids, self.links, self.headings, self.open = [], [], [], [], []
+        self.tags, self.title = [], ''
+        self.feed(text)
+        self.close()
+        self.wrong += [f'{tag} is not closed' for tag in self.open]
+        self.wrong += [f'id {id} twice' for id in set(self.ids) if self.ids.count(id) > 1]
+        self.wrong += [f'#{link} leads nowhere' for link in self.links if link not in self.ids]
+        steps = zip([0, *self.headings], self.headings, strict=False)
+        self.wrong += [f'h{b} after h{a}' for a, b in steps if b > a + 1]
+        if self.headings.count(1) != 1 or not self.title.strip():
+            self.wrong.append('a page has one title and one h1')
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == 'html' and not attributes.get('lang'):
+            self.wrong.append('no lang')
+        if re.fullmatch('h[1-6]', tag):
+            self.headings.append(int(tag[1]))
+        if tag in ('link', 'iframe', 'object', 'embed', 'base'):
+            self.wrong.append(f'a {tag}')
+        for name, value in attributes.items():
+            self._check(tag, name, value or '')
+        if tag == 'img' and not (attributes.get('alt') or '').strip():
+            self.wrong.append('a picture without words')
+        if tag == 'img' and not _decodes(attributes.get('src') or ''):
+            self.wrong.append(f'broken picture {attributes.get("alt")}')
+
+    def _check(self, tag, name, value):
+        if name == 'id':
+            self.ids.append(value)
+        if name == 'for':
+            self.links.append(value)
+        if name in ('src', 'href', 'xlink:href', 'srcset', 'poster', 'action', 'data'):
+            if value.startswith('#'):
+                self.links.append(value[1:])
+            elif not value.startswith('data:'):
+                self.wrong.append(f'{tag} refers to {value[:60]}')
+        if name.startswith('on'):
+            self.wrong.append(f'{tag} has code')
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(f'</{tag}> in the wrong place')
+
+    def handle_data(self, data):
+        where = self.open[-1] if self.open else ''
+        if where == 'title' and 'svg' not in self.open:
+            self.title += data
+        if where == 'style' and re.search(r'url\(|@import|//', data):
+            self.wrong.append('a style refers elsewhere')
+        if where == 'script':
+            json.loads(data, parse_constant=lambda name: self.wrong.append(f'{name} in the data'))
+        elif where != 'style' and (
+            said := re.search(r'\b(NaN|nan|undefined|None(?! of ))\b', data)
+        ):
+            self.wrong.append(f'says {said[0]}')
+
+
+def _decodes(source):
+    """Says whether a data: URI holds a whole picture, and an SVG nothing from elsewhere."""
+    kind, _, content = source.partition(';base64,')
+    data = base64.b64decode(content, validate=True)
+    if kind == 'data:image/svg+xml':
+        return data.startswith(b'<svg') and not re.search(rb'(href|src)="(?!#)', data)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    return kind.startswith('data:image/') and image is not None
+
+
+def _example():
+    """Returns one training image of a synthetic batch, flipped by nobody."""
+    random, size = np.random.default_rng(0), (60, 80)
+    image = np.repeat(np.repeat(random.integers(0, 256, (6, 8, 3), np.uint8), 10, 0), 10, 1)
+    boxes, kind = np.float32([[10, 10, 50, 40], [5, 5, 20, 30]]), np.int32([1, 2])
+    record = Record('<b>one</b>', size, boxes, kind)
+    pixels = pixel_family('torchvision')
+    network = np.float32((image - np.float64(pixels.mean)) / pixels.std)
+    row = {'size': np.int32(size), 'kind': kind, 'boxes': boxes, 'image': image}
+    found = compare_evidence(record, image, network, image, row, size, pixels)
+    anchors = np.float32([[10, 12, 48, 40], [0, 0, 16, 16]])
+    sampled = {'positive': anchors[:1], 'background': anchors[1:], 'evidence': found}
+    return inspect.Example(0, record, b'', image, image, size, boxes, kind, **sampled)
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+    """Returns {name: the text of a page} of every kind that we write."""
+    folder = tmp_path_factory.mktemp('pages')
+    report.write_report(folder / 'report.html', **_arguments() | {'misses': _missed()})
+    example = _example()
+    inspect.write_page(
+        folder / 'inspect.html',
+        title='a run of a name that is long enough to go over the edge of a small screen' * 2,
+        dataset='drawn shapes',
+        pixels=pixel_family('torchvision'),
+        looked=1,
+        verdicts=checks.verdicts([example.evidence]),
+        shown=[example],
+    )
+    long = 'a_run_of_a_name_that_is_longer_than_most'
+    runs = [write(folder / long, 12, images=20), write(folder / 'b', 4, images=20)]
+    finish(runs[0], data__path='x' * 200)
+    commands.compare_mode(list(map(str, [*map(finish, runs[1:]), runs[0]])))
+    return {path.stem: path.read_text('utf-8') for path in sorted(folder.glob('*.html'))}
+
+
+def test_every_page_is_well_formed_and_stands_alone(written):
+    assert list(written) == ['compare', 'inspect', 'report']
+    for name, text in written.items():
+        outline = _Outline(text)
+        assert outline.wrong == [], name
+        assert 'img' in outline.tags and 'h2' in outline.tags, name
+
+
+GOOD = '<html lang="en"><head><title>x</title></head><body><h1>x</h1>{}</body></html>'
+PIXEL = (
+    'data:image/png;base64,'
+    + base64.b64encode(cv2.imencode('.png', np.zeros((2, 2, 3), np.uint8))[1].tobytes()).decode()
+)
+
+
+@pytest.mark.parametrize(
+    ('part', 'complaint'),
+    [
+        ('<p id="a"></p><p id="a"></p>', 'id a twice'),
+        ('<a href="#none">x</a>', '#none leads nowhere'),
+        ('<a href="https://example.org">x</a>', 'a refers to https'),
+        ('<img alt="x" src="x.png">', 'img refers to x.png'),
+        ('<img alt="x" src="data:image/png;base64,iVBORw0KGgo=">', 'broken picture x'),
+        (f'<img src="{PIXEL}">', 'a picture without words'),
+        ('<p>recall NaN</p>', 'says NaN'),
+        ('<p>recall None</p>', 'says None'),
+        ('<h3>x</h3>', 'h3 after h1'),
+        ('<style>p { background: url(x) }</style>', 'a style refers elsewhere'),
+        ('<script type="application/json">[NaN]</script>', 'NaN in the data'),
+        ('<p onclick="x()"></p>', 'p has code'),
+    ],
+)
+def test_what_is_wrong_is_found(part, complaint):
+    assert _Outline(GOOD.format(f'<img alt="x" src="{PIXEL}">')).wrong == []
+    assert any(complaint in wrong for wrong in _Outline(GOOD.format(part)).wrong)
+
+
+def test_a_value_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(jinja2.UndefinedError):
+        pages.write(tmp_path / 'x.html', 'inspect.html.j2', title='x')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_corners_are_widths_and_heights_never_below_zero():
+    boxes = [[1, 2, 4.06, 8], [5, 5, 4, 4]]
+    assert pages.corners(boxes) == [[1, 2, 3.1, 6], [5, 5, 0, 0]]
+    assert pages.corners(np.zeros((0, 4))) == []
+
+
+def browse(folder, texts):
+    """Shows pages in a headless browser, at each width: returns what is wrong with them."""
+    program = next((path for path in map(shutil.which, BROWSERS) if path), None)
+    if not program:
+        pytest.skip(f'none of {", ".join(BROWSERS)} is on the PATH')
+    encoded = json.dumps(texts).replace('</', '<\\/').replace('<!--', '<\\!--')
+    (folder / 'watch.html').write_text(WATCH % (json.dumps(WIDTHS), encoded), 'utf-8')
+    words = [f'--user-data-dir={folder / "profile"}', (folder / 'watch.html').as_uri()]
+    done = subprocess.run([program, *FLAGS, *words], capture_output=True, text=True, timeout=240)
+    found = re.search(r'data-found="([^"]*)"', done.stdout)
+    assert found, done.stderr[-2000:]
+    console = [line for line in done.stderr.splitlines() if 'CONSOLE' in line]
+    return json.loads(html.unescape(found[1])) + console
+
+
+def test_a_browser_shows_every_page_without_complaint(written, tmp_path):
+    assert browse(tmp_path, written) == []
+
+
+def test_a_browser_finds_what_is_broken(tmp_path):
+    broken = {
+        'picture': '<img alt="torn" src="data:image/png;base64,iVBORw0KGgo=">',
+        'code': '<script>nothing.at.all()</script>',
+        'wide': '<div style="width: 2000px">x</div>',
+        'complaint': '<script>console.error("oh no")</script>',
+        'empty': '',
+        'good': f'<img alt="x" src="{PIXEL}">',
+    }
+    texts = {name: GOOD.format(part) for name, part in broken.items()}
+    texts['empty'] = '<html><head></head><body></body></html>'
+    said = '\n'.join(browse(tmp_path, texts))
+    for wrong in ('picture: broken torn', 'wide: 2008 > 1280 pixels', 'wide: 2008 > 800'):
+        assert wrong in said
+    assert 'code: Uncaught ReferenceError' in said and 'empty: empty' in said
+    assert 'oh no' in said and 'good' not in said

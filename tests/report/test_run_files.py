@@ -1,0 +1,67 @@
+"""What lies beside a run's proposals is read where it is as expected, and otherwise left out."""
+
+import json
+
+import pytest
+from test_compare import write
+
+from rpn_jax.evaluation import results
+from rpn_jax.report import run_files
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write(tmp_path / 'a', 12, images=2)
+
+
+def read(run):
+    return run_files.read(run, results.load(run / 'proposals.npz'))
+
+
+def test_a_whole_run_is_read(run):
+    (run / 'config.json').write_text('{"seed": 1, "data": {"name": "x", "mean": [1, 2]}}')
+    (run / 'metrics.jsonl').write_text('{"step": 20, "loss": 0.5, "anchors": {"shift": [1]}}\n')
+    known = {'step': 7, 'dataset': 'drawn', 'missed': {'clipped': 3}}
+    (run / 'evaluation.json').write_text(json.dumps(known))
+    found = read(run)
+    assert found.config == {'seed': 1, 'data.name': 'x', 'data.mean': [1, 2]}
+    assert found.history == [{'step': 20, 'loss': 0.5}]
+    assert (found.missed, found.stale) == ({'clipped': 3}, '')
+
+
+def test_proposals_alone_are_enough(run):
+    assert read(run) == ({}, [], None, '')
+
+
+@pytest.mark.parametrize('change', [{'step': 8}, {'dataset': 'other'}, {'step': [7]}])
+def test_misses_of_other_proposals_are_stale(run, change):
+    known = {'step': 7, 'dataset': 'drawn', 'missed': {'clipped': 3}} | change
+    (run / 'evaluation.json').write_text(json.dumps(known))
+    found = read(run)
+    assert found.missed is None
+    assert found.stale == f'of step {known["step"]} on {known["dataset"]}'
+    said = run_files.note(run, found, results.load(run / 'proposals.npz'))
+    assert found.stale in said and 'of step 7 on drawn' in said and '\n' not in said
+
+
+@pytest.mark.parametrize(
+    'missed', [[1, 2], {'suppressed': 'many'}, {'suppressed': True}, {'suppressed': [3]}, 'x', {}]
+)
+def test_misses_that_are_no_counts_are_left_out(run, missed):
+    known = {'step': 7, 'dataset': 'drawn', 'missed': missed}
+    (run / 'evaluation.json').write_text(json.dumps(known))
+    assert read(run).missed is None and read(run).stale == ''
+
+
+def test_entries_of_a_history_that_are_no_numbers_are_left_out(run):
+    lines = ['{"step": [1], "loss": 3}', '{"step": 2, "loss": "x", "loss_box": NaN}', '[]', '3']
+    lines += ['{"step": 1' + '0' * 400 + ', "loss": true}', '{"step": 4, "loss": 1e-3}', '{"ste']
+    (run / 'metrics.jsonl').write_text('\n'.join(lines))
+    assert read(run).history == [{'loss': 3}, {'step': 2}, {}, {'step': 4, 'loss': 0.001}]
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{', '[' * 100_000, 'null'])
+def test_files_that_are_no_json_objects_are_left_out(run, text):
+    for name in ('config.json', 'evaluation.json', 'metrics.jsonl'):
+        (run / name).write_text(text)
+    assert read(run) == ({}, [], None, '')

@@ -1,0 +1,144 @@
+"""A trained RPN in a notebook's hands: restored from a workdir alone, for images of any size."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from test_end_to_end import finished_run, quick_compilation, tiny_config
+
+import rpn_jax
+from rpn_jax import data
+from rpn_jax.data.canvases import square
+from rpn_jax.data.sources.shapes import shapes
+from rpn_jax.errors import InputError
+from rpn_jax.evaluation import evaluate
+from rpn_jax.inference import TrainedRPN
+from rpn_jax.models import rpn
+from rpn_jax.ops.proposals import Proposals
+from rpn_jax.training import checkpoint
+
+pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+
+
+@pytest.fixture(scope='module')
+def trained(quick_compilation):
+    """Returns the tiny run's network; it was trained on four devices and lives on one."""
+    assert len(jax.devices()) == 4
+    return rpn_jax.restore(finished_run().folder)
+
+
+@pytest.fixture(scope='module')
+def scene():
+    """Returns a drawn image [100, 100, 3], which is not the canvas's size."""
+    return shapes('look', count=1, size=100).read(0)
+
+
+def test_restore_knows_the_config_and_the_newest_step(trained):
+    config = json.loads((finished_run().folder / 'config.json').read_text())
+    assert json.loads(json.dumps(trained.config.to_dict())) == config
+    assert trained.config.data.pixels == 'torchvision' and trained.step == 8
+    assert trained.variables.keys() == {'params', 'batch_stats'}
+    assert trained.variables['params'].keys() == {'backbone', 'head'}
+
+
+def test_restore_takes_a_step(trained):
+    older = rpn_jax.restore(finished_run().folder, step=6)
+    assert older.step == 6
+    a, b = (t.variables['params']['head']['conv']['kernel'] for t in (trained, older))
+    assert a.shape == b.shape and not np.array_equal(a, b)
+
+
+def test_restore_says_what_is_missing(tmp_path):
+    with pytest.raises(InputError, match='no checkpoint of step 7; there are 4, 6, 8'):
+        rpn_jax.restore(finished_run().folder, step=7)
+    with pytest.raises(InputError, match='config.json: no such file'):
+        rpn_jax.restore(tmp_path)
+    (tmp_path / 'config.json').write_text((finished_run().folder / 'config.json').read_text())
+    with pytest.raises(InputError, match='no checkpoint; train first'):
+        rpn_jax.restore(tmp_path)
+
+
+@pytest.mark.parametrize('shape', [(100, 100), (37, 211), (64, 64), (1, 1)])
+def test_proposals_are_in_pixels_of_the_image_as_given(trained, scene, shape):
+    image = np.resize(scene, (*shape, 3))
+    proposals = trained.propose(image)
+    count = proposals.valid.sum()
+    assert 0 < count <= 50 and proposals.boxes.shape == (50, 4)
+    boxes, (height, width) = proposals.boxes[:count], shape
+    assert proposals.valid[:count].all() and not proposals.boxes[count:].any()
+    assert (boxes >= 0).all() and (boxes <= [width, height] * 2).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    assert (np.diff(proposals.scores[:count]) <= 0).all()
+    # They reach the far edges, so they are not in the canvas's pixels.
+    assert boxes[:, 2].max() > 0.9 * width and boxes[:, 3].max() > 0.9 * height
+
+
+def test_proposals_are_those_of_the_evaluation(trained):
+    config = tiny_config(data__pixels='torchvision')
+    source = data.open_split(data.Options(**config.data), 'val', training=False)
+    canvases = square(64, len(source.records))
+    predict = evaluate.make_predict(rpn.build(config), config, jax.devices())
+    expected = predict(
+        trained.variables, data.batching.collate(source, canvases, range(4), max_boxes=16)
+    )
+    for i in range(4):
+        proposals = trained.propose(source.read(i))
+        np.testing.assert_array_equal(proposals.index, expected.index[i])
+        np.testing.assert_array_equal(proposals.valid, expected.valid[i])
+        np.testing.assert_allclose(proposals.boxes, expected.boxes[i], rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(proposals.scores, expected.scores[i], rtol=1e-4)
+    assert not np.array_equal(expected.index[0], expected.index[1])
+
+
+def test_no_rounding_carries_a_box_out_of_the_image():
+    """In float32 800 * (1995 / 800) is 1995.0001."""
+    config = tiny_config(data__image_size=800, data__pixels='torchvision')
+    trained = TrainedRPN(config, 0, {})
+    whole = Proposals(np.float32([[[0, 0, 800, 800]]]), *np.ones((3, 1, 1)))
+    trained._predict = lambda variables, batch: whole
+    for width in range(1990, 2000):
+        boxes = trained.propose(np.zeros((3, width, 3), np.uint8)).boxes
+        np.testing.assert_array_equal(boxes, [[0, 0, width, 3]])
+
+
+def test_features_and_scores_are_laid_out_in_cells(trained, scene):
+    features, scores = trained.features(scene), trained.scores(scene)
+    assert features.shape == (8, 8, 64) and scores.shape == (8, 8, 6)
+    assert features.std() > 0 and (features >= 0).all()  # behind a ReLU
+    assert ((0 < scores) & (scores < 1)).all()
+    proposals = trained.propose(scene)
+    best = scores.reshape(-1)[proposals.index[proposals.valid]]
+    np.testing.assert_allclose(best, proposals.scores[proposals.valid], rtol=1e-5)
+    assert proposals.scores[0] == pytest.approx(scores.max())
+
+
+def test_features_lie_where_the_image_has_them(trained, scene):
+    painted = scene.copy()
+    painted[:25, 75:] = 255 - painted[:25, 75:]  # the corner top right
+    changed = np.abs(trained.features(painted) - trained.features(scene)).sum(axis=-1)
+    row, column = np.unravel_index(changed.argmax(), changed.shape)
+    assert row <= 2 and column >= 5
+
+
+def test_other_variables_are_used_at_once(trained, scene):
+    other = rpn_jax.restore(finished_run().folder, step=4)
+    state, _ = checkpoint.restore(finished_run().folder, 4)
+    before = trained.scores(scene), trained.propose(scene)
+    mine = trained.variables
+    try:
+        trained.variables = {name: state[name] for name in mine}
+        np.testing.assert_array_equal(trained.scores(scene), other.scores(scene))
+        np.testing.assert_array_equal(trained.propose(scene).scores, other.propose(scene).scores)
+    finally:
+        trained.variables = mine
+    assert not np.array_equal(before[0], other.scores(scene))
+
+
+@pytest.mark.parametrize(
+    'image', [np.zeros((9, 9, 3)), np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8)]
+)
+def test_what_is_no_rgb_image_is_refused(trained, image):
+    """A float image between 0 and 1 would become black without a word."""
+    with pytest.raises(InputError, match='it must be uint8'):
+        trained.propose(image)

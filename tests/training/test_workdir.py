@@ -1,0 +1,254 @@
+"""A workdir belongs to the config that made it, and its history to the newest checkpoint."""
+
+import json
+from pathlib import Path
+
+import jax
+import platformdirs
+import pytest
+from test_end_to_end import tiny_config
+
+from configs import default
+from rpn_jax.errors import InputError
+from rpn_jax.training import workdir
+from rpn_jax.training.workdir import History
+
+OTHER = {  # every key that makes a run another one, with another value than default's
+    'seed': 1,
+    'model.depth': 50,
+    'model.width': 32,
+    'model.last_stage': 5,
+    'model.dilations': (1, 1, 1, 2),
+    'model.dilate_first_block': True,
+    'model.norm': 'batch',
+    'model.stride_in_1x1': True,
+    'model.frozen_stages': 2,
+    'model.init': 'uniform',
+    'model.pretrained': 'weights.safetensors',
+    'model.dtype': 'bfloat16',
+    'anchors.sizes': (32, 64),
+    'anchors.aspect_ratios': (1.0,),
+    'targets.positive_iou': 0.6,
+    'targets.negative_iou': 0.4,
+    'targets.crowd_overlap': 0.6,
+    'targets.border': 0,
+    'targets.samples': 128,
+    'targets.positive_fraction': 0.25,
+    'loss.objectness_weight': 2.0,
+    'loss.box_weight': 2.0,
+    'loss.beta': 1.0,
+    'data.source': 'shapes',
+    'data.name': 'voc/2012',
+    'data.train_split': 'train',
+    'data.resize': 'short_side',
+    'data.image_size': 512,
+    'data.canvases': 2,
+    'data.max_size': 800,
+    'data.batch_size': 4,
+    'data.flip': False,
+    'data.pixels': 'caffe',
+    'data.mean': (1.0, 2.0, 3.0),
+    'data.std': (1.0, 2.0, 3.0),
+    'optim.optimizer': 'adam',
+    'optim.learning_rate': 0.01,
+    'optim.momentum': 0.8,
+    'optim.weight_decay': 0.0,
+    'optim.schedule': 'cosine',
+    'optim.warmup_steps': 10,
+    'optim.warmup_factor': 0.1,
+    'optim.decay_at': (0.5,),
+    'optim.decay_factor': 0.5,
+    'optim.final_factor': 0.1,
+    'optim.cycles': 1.0,
+    'optim.low_factor': 0.2,
+}
+MAY_CHANGE = {
+    'steps': 30_000,
+    'log_every': 1,
+    'model.remat': (4,),
+    'optim.schedule_steps': 30_000,
+    'data.path': 'elsewhere',
+    'data.images': 'JPEG',
+    'data.annotations': 'XML',
+    'data.eval_split': 'val',
+    'data.scenes': (4000, 200),
+    'data.on_bad': 'skip',
+    'data.max_boxes': 200,
+    'proposals.pre_nms': 2000,
+    'proposals.post_nms': 300,
+    'proposals.nms_iou': 0.8,
+    'proposals.min_size': 1.0,
+    'features.keep': 'host',
+    'features.gigabytes': 1.0,
+    'checkpoint.every': 10,
+    'checkpoint.keep': 1,
+    'evaluation.every': 10,
+    'evaluation.images': 10,
+}
+
+
+def changed(**changes):
+    """Returns the default config with some dotted keys changed; pixels are settled."""
+    config = default.get_config()
+    config.data.pixels = 'torchvision'
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Returns a workdir of the default config."""
+    workdir.begin(tmp_path / 'runs' / 'x', changed())
+    return tmp_path / 'runs' / 'x'
+
+
+def keys(section, prefix=''):
+    """Yields the dotted keys of a config as nested dicts."""
+    for key, value in section.items():
+        name = prefix + key
+        yield from keys(value, f'{name}.') if isinstance(value, dict) else [name]
+
+
+def test_the_tables_above_name_every_key_once():
+    assert not OTHER.keys() & MAY_CHANGE.keys()
+    assert set(keys(default.get_config().to_dict())) == OTHER.keys() | MAY_CHANGE.keys()
+
+
+@pytest.mark.parametrize('key', OTHER)
+def test_another_config_is_refused_by_the_name_of_its_key(folder, key):
+    with pytest.raises(InputError) as caught:
+        workdir.check(folder, changed(**{key: OTHER[key]}))
+    message = str(caught.value)
+    assert f': {key} was ' in message and f', is {OTHER[key]!r}; name another' in message
+    assert message.count(' was ') == 1 and str(folder) in message
+
+
+def test_every_key_that_differs_is_named_at_once(folder):
+    with pytest.raises(InputError) as caught:
+        workdir.check(folder, changed(**OTHER))
+    for key in OTHER:
+        assert f'{key} was ' in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_the_same_config_and_what_may_change_are_accepted(folder):
+    workdir.check(folder, changed())
+    workdir.check(folder, changed(**MAY_CHANGE))
+
+
+def test_lists_and_tuples_are_equal(folder):
+    config = changed().to_dict()
+    workdir.check(folder, workdir.ConfigDict(json.loads(json.dumps(config))))
+    stored = json.loads((folder / 'config.json').read_text())
+    assert stored['anchors']['sizes'] == list(default.get_config().anchors.sizes)
+    read = workdir.read_config(folder)
+    assert read.to_dict() == config
+    assert type(read.anchors.sizes) is tuple
+
+
+def test_only_the_sections_asked_for_are_compared(folder):
+    config = changed(**{'seed': 5, 'optim.learning_rate': 1.0})
+    workdir.check(folder, config, ('model', 'anchors'))
+    with pytest.raises(InputError, match='model.depth was 101, is 50'):
+        workdir.check(folder, changed(**{'model.depth': 50}), ('model', 'anchors'))
+
+
+def test_automatic_pixels_are_those_that_the_run_settled_on(tmp_path):
+    workdir.begin(tmp_path, changed(**{'data.pixels': 'caffe'}))
+    config = changed(**{'data.pixels': 'auto'})
+    workdir.check(tmp_path, config)
+    assert config.data.pixels == 'caffe'
+    with pytest.raises(InputError, match="data.pixels was 'caffe', is 'torchvision'"):
+        workdir.check(tmp_path, changed())
+
+
+def test_a_config_that_cannot_be_read_is_an_error_of_one_line(tmp_path):
+    with pytest.raises(InputError, match='config.json: no such file; name a --config'):
+        workdir.read_config(tmp_path)
+    (tmp_path / 'config.json').write_text('{"seed": 0,')
+    with pytest.raises(InputError, match='config.json: not a config'):
+        workdir.read_config(tmp_path)
+
+
+def test_a_workdir_that_cannot_be_made_is_an_error_of_one_line(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match='file/run: cannot be made'):
+        workdir.begin(tmp_path / 'file' / 'run', tiny_config())
+
+
+def test_what_is_written_atomically_replaces_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / 'a.json'
+    for text in ('first', 'second'):
+        workdir.write_atomically(path, text)
+        assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_lines_after_the_restored_step_are_cut(tmp_path):
+    with History(tmp_path, 0) as history:
+        for step in range(1, 7):
+            history.log(step, {'loss': step / 2, 'AR@10': None})
+    written = (tmp_path / 'metrics.jsonl').read_text()
+    assert written.splitlines()[0] == '{"step": 1, "loss": 0.5, "AR@10": null}'
+    with History(tmp_path, 4) as history:
+        assert (tmp_path / 'metrics.jsonl').read_text() == ''.join(written.splitlines(True)[:4])
+        history.log(5, {'loss': 9.0})
+    lines = workdir.read_history(tmp_path)
+    assert [line['step'] for line in lines] == [1, 2, 3, 4, 5] and lines[-1]['loss'] == 9
+
+
+def test_a_run_from_the_start_cuts_all_lines(tmp_path):
+    with History(tmp_path, 0) as history:
+        history.log(1, {'loss': 1.0})
+    with History(tmp_path, 0):
+        assert workdir.read_history(tmp_path) == []
+
+
+@pytest.mark.parametrize('end', ['{"step": 3, "lo', '{', '\n\n', '{"step": 3, "loss": 1}garbage'])
+def test_a_last_line_that_a_crash_cut_off_harms_nothing(tmp_path, end):
+    with History(tmp_path, 0) as history:
+        history.log(1, {'loss': 1.0})
+        history.log(2, {'loss': 2.0})
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write(end)
+    assert [line['step'] for line in workdir.read_history(tmp_path)] == [1, 2]
+    with History(tmp_path, 2) as history:
+        history.log(3, {'loss': 3.0})
+    assert [line['loss'] for line in workdir.read_history(tmp_path)] == [1, 2, 3]
+
+
+def test_scalars_go_to_tensorboard_as_well(tmp_path):
+    with History(tmp_path, 0) as history:
+        history.log(1, {'loss': 1.0, 'undefined': None, 'nested': {'list': [1, None]}})
+    (events,) = tmp_path.glob('events*')
+    content = events.read_bytes()
+    assert b'loss' in content and b'undefined' not in content and b'nested' not in content
+    assert workdir.read_history(tmp_path)[0]['nested'] == {'list': [1, None]}
+
+
+def test_a_key_younger_than_the_run_does_not_matter(folder):
+    path = folder / 'config.json'
+    config = json.loads(path.read_text())
+    del config['data']['canvases'], config['model']['init']
+    path.write_text(json.dumps(config))
+    workdir.check(folder, changed())
+
+
+def test_the_cache_folder_is_the_users_choice(monkeypatch):
+    monkeypatch.delenv('RPN_JAX_CACHE', raising=False)
+    assert workdir.cache_folder() == platformdirs.user_cache_path('rpn_jax')
+    monkeypatch.setenv('RPN_JAX_CACHE', '~/weights')
+    assert workdir.cache_folder() == Path.home() / 'weights'
+
+
+@pytest.mark.parametrize('own', ['', 'elsewhere'])
+def test_compilations_are_kept_where_jax_is_told_or_in_the_cache_folder(monkeypatch, own):
+    monkeypatch.setenv('RPN_JAX_CACHE', 'kept')
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update('jax_compilation_cache_dir', own or None)
+        workdir.keep_compilations()
+        expected = own or str(Path('kept') / 'compiled')
+        assert jax.config.jax_compilation_cache_dir == expected
+    finally:
+        jax.config.update('jax_compilation_cache_dir', before)

@@ -1,0 +1,246 @@
+"""Weight files of every format: the same numbers, whatever the name; and what is refused."""
+
+import io
+import os
+import pickle
+import re
+import struct
+import zipfile
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save, save_file
+
+from rpn_jax import weights
+from rpn_jax.errors import InputError
+from rpn_jax.weights import formats
+
+GOLDEN = Path(__file__).parents[1] / 'golden'
+TENSORS = {
+    'conv1.weight': np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2) / 7,
+    'layer1.0.conv1.weight': np.ones((2, 2, 1, 1), np.float32),
+    'bn1.bias': np.array([0.5, -0.25], np.float32),
+}
+
+
+def write(path, kind, tensors=TENSORS):
+    """Writes the tensors as a file of a kind."""
+    if kind == 'safetensors':
+        save_file(tensors, path)
+    elif kind == 'pkl':
+        path.write_bytes(pickle.dumps(tensors, protocol=2))
+    elif kind == 'pth':
+        write_pth(path, tensors)
+    else:
+        with path.open('wb') as file:
+            {'npz': np.savez, 'npz_deflated': np.savez_compressed}[kind](file, **tensors)
+    return path
+
+
+def write_pth(path, tensors):
+    """Writes a .pth file as torch does: a pickle that asks for numbers kept beside it."""
+
+    def text(word):
+        return b'X' + struct.pack('<i', len(word)) + word.encode()
+
+    def numbers(values):
+        return b'(' + b''.join(b'J' + struct.pack('<i', value) for value in values) + b't'
+
+    data = b'\x80\x02}('
+    for key, (name, array) in enumerate(tensors.items()):
+        strides = [stride // array.itemsize for stride in array.strides]
+        storage = text('storage') + b'ctorch\nFloatStorage\n' + text(f'{key}') + text('cpu')
+        storage = b'(' + storage + b'J' + struct.pack('<i', array.size) + b'tQ'
+        view = b'K\x00' + numbers(array.shape) + numbers(strides) + b'\x89}'
+        data += text(name) + b'ctorch._utils\n_rebuild_tensor_v2\n(' + storage + view + b'tR'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('weights/data.pkl', data + b'u.')
+        for key, array in enumerate(tensors.values()):
+            archive.writestr(f'weights/data/{key}', array.tobytes())
+
+
+KINDS = ['safetensors', 'npz', 'npz_deflated', 'pth', 'pkl']
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_file_is_what_its_first_bytes_say(tmp_path, kind):
+    found = weights.load(write(tmp_path / 'weights', kind))
+    assert found.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        np.testing.assert_array_equal(found[name], tensor)
+        assert found[name].dtype == np.float32
+
+
+@pytest.mark.parametrize('length', [0x80, 0x180, 0x4B50])
+def test_a_length_that_looks_like_another_format_is_a_length(tmp_path, length):
+    """0x80 begins a pickle, and 0x4b50 is PK, as a zip file begins."""
+    empty = int.from_bytes(save(TENSORS, {'a': ''})[:8], 'little')
+    padded = max(0x180, length) if length == 0x80 else length
+    while padded < empty or padded & 0xFF != length & 0xFF:
+        padded += 8
+    data = save(TENSORS, {'a': 'x' * (padded - empty)})
+    assert data[0] == length & 0xFF
+    (tmp_path / 'weights').write_bytes(data)
+    assert weights.load(tmp_path / 'weights').keys() == TENSORS.keys()
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_of_any_protocol_is_a_weights_file(tmp_path, protocol):
+    (tmp_path / 'weights').write_bytes(pickle.dumps(TENSORS, protocol))
+    assert weights.load(tmp_path / 'weights').keys() == TENSORS.keys()
+
+
+@pytest.mark.parametrize('name', ['torch', 'torch_legacy', 'torch_checkpoint'])
+def test_what_torch_saved_is_read(name):
+    """Written by torch.save: views, half floats, a parameter, a counter; a checkpoint around it."""
+    found, expected = formats.read(GOLDEN / f'{name}.pth'), np.load(GOLDEN / 'torch.npz')
+    assert found.keys() == set(expected.files)
+    for key, tensor in found.items():
+        np.testing.assert_array_equal(tensor.astype(np.float64), expected[key])
+        assert tensor.shape == expected[key].shape
+    assert found['half'].dtype == np.float16 and found['brain'].dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16, np.float64, '>f4'])
+@pytest.mark.parametrize('kind', ['npz', 'npz_deflated'])
+def test_npz_holds_any_float(tmp_path, kind, dtype):
+    tensors = {name: tensor.astype(dtype) for name, tensor in TENSORS.items()}
+    found = formats.read(write(tmp_path / 'weights', kind, tensors))
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(found[name], tensor)
+
+
+# What is refused
+
+
+def refusal(path):
+    with pytest.raises(InputError, match=re.escape(f'weights {path}: ')) as error:
+        weights.load(path)
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_file_that_was_cut_off_anywhere_is_refused(tmp_path, kind):
+    path = write(tmp_path / 'weights', kind)
+    whole = path.read_bytes()
+    for size in {*range(0, len(whole), max(1, len(whole) // 40)), len(whole) - 1}:
+        path.write_bytes(whole[:size])
+        refusal(path)
+
+
+@pytest.mark.parametrize('name', ['torch', 'torch_legacy'])
+def test_what_torch_saved_is_refused_cut_off(tmp_path, name):
+    whole, path = (GOLDEN / f'{name}.pth').read_bytes(), tmp_path / 'weights.pth'
+    for size in {*range(0, len(whole), 13), len(whole) - 1}:
+        path.write_bytes(whole[:size])
+        refusal(path)
+
+
+def test_changed_bytes_are_refused_or_change_numbers_alone(tmp_path):
+    """The names and shapes of a file that is taken are the whole file's, whatever byte changed."""
+    for kind in KINDS:
+        path = write(tmp_path / kind, kind)
+        whole = path.read_bytes()
+        for place in range(0, len(whole), 3):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
+            try:
+                weights.load(path)
+            except InputError:
+                pass
+
+
+def npy(text, data=b''):
+    """Returns the bytes of a .npy file with a header of one's own."""
+    header = text.encode().ljust(117) + b'\n'
+    return b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header + data
+
+
+def archive(members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+class Canary:
+    def __reduce__(self):
+        return os.system, ('touch canary',)
+
+
+LEGACY = [formats.TORCH_MAGIC, 1001, {'little_endian': True}, {}, 5]
+HUGE = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}"
+OBJECTS = "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"
+
+
+@pytest.mark.parametrize(
+    ('content', 'complaint'),
+    [
+        (b'', 'an empty file'),
+        (b'\x89PNG\r\n\x1a\n' + bytes(100), 'not a .safetensors, .npz, .pth or .pkl file'),
+        (b'\x7fELF' + bytes(100), 'not a .safetensors'),
+        (b'PK\x03\x04' + bytes(500), 'not a whole zip file'),
+        (archive({'bomb/data.pkl': bytes(2**27)}), 'zip file that would swell from .* 134217728'),
+        (archive({'a.npy': bytes(2**27)}), 'would swell'),
+        (archive({'readme.txt': b'hello'}), 'neither .npz nor .pth'),
+        (archive({}), 'neither .npz nor .pth'),
+        (archive({'a.npy': npy(HUGE, bytes(8))}), 'a.npy was cut off'),
+        (archive({'a.npy': npy('{"shape": ', bytes(8))}), 'a.npy is no whole .npy file'),
+        (archive({'a.npy': npy(OBJECTS, pickle.dumps(Canary()))}), 'nothing was unpickled'),
+        (archive({'x/data.pkl': pickle.dumps(Canary())}), 'asks for (posix|nt).system'),
+        (archive({'x/data.pkl': pickle.dumps({}), 'x/byteorder': b'big'}), 'big-endian'),
+        (pickle.dumps(Canary()), 'asks for (posix|nt).system'),
+        (pickle.dumps({'model': {'conv1.weight': Canary()}}), 'asks for (posix|nt).system'),
+        (pickle.dumps([1, 2]), 'something else than named tensors'),
+        (pickle.dumps({}), 'without named tensors'),
+        (pickle.dumps({1: np.ones(2)}), 'something else than named tensors'),
+        (pickle.dumps({'a': np.ones(2, np.int32)}), 'no floating point numbers in a'),
+        (pickle.dumps({'a': np.array([1e300])}), 'NaN or infinity in a'),
+        (pickle.dumps({'a': np.ones(2), 'b': np.array([1, np.nan])}), 'NaN or infinity in b'),
+        (pickle.dumps({'a\n\x1b[31m': np.array([np.nan])}), r'infinity in a\\n\\x1b\[31m$'),
+        (archive({'a\nb.npy': b''}), r'a\\nb.npy is no whole'),
+        (
+            archive({'a.npy': npy(HUGE.replace('1000000000000', 'True'))}),
+            'shape that is none|whole',
+        ),
+        (pickle.dumps(formats.TORCH_MAGIC), 'STOP'),
+        (b''.join(pickle.dumps(part) for part in LEGACY), 'a damaged .pth file'),
+        (b''.join(pickle.dumps(part) for part in [*LEGACY[:4], [[1]]]), 'a damaged .pth file'),
+        ((2**62).to_bytes(8, 'little') + b'{' + bytes(50), 'not a whole .safetensors file'),
+    ],
+    ids=lambda part: '' if isinstance(part, bytes) else part[:30],
+)
+def test_what_is_no_weights_file_is_refused(tmp_path, monkeypatch, content, complaint):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / 'weights.pth'
+    path.write_bytes(content)
+    assert re.search(complaint, refusal(path))
+    assert not (tmp_path / 'canary').exists()
+
+
+def test_the_numbers_of_a_pth_file_must_be_in_it(tmp_path):
+    path = write(tmp_path / 'weights.pth', 'pth')
+    with zipfile.ZipFile(path) as whole:
+        members = {name: whole.read(name) for name in whole.namelist()}
+    for change in ({}, {'weights/data/0': b'abc'}, {'../weights/data/0': bytes(96)}):
+        kept = {name: data for name, data in members.items() if name != 'weights/data/0'}
+        path.write_bytes(archive(kept | change))
+        assert 'the numbers of conv1.weight are not in the file, or not all' in refusal(path)
+
+
+def test_what_is_neither_file_nor_folder_is_refused(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    assert 'no file; config key' in refusal(tmp_path / 'pipe')
+    assert 'File name too long' in refusal(tmp_path / ('x' * 300))
+
+
+def test_sizes_are_bounded(tmp_path, monkeypatch):
+    path = write(tmp_path / 'weights', 'npz')
+    monkeypatch.setattr(formats, 'LIMIT', path.stat().st_size - 1)
+    assert 'are read' in refusal(path)
+    path = write(tmp_path / 'weights', 'pkl', {f'{i}': TENSORS['conv1.weight'] for i in range(99)})
+    monkeypatch.setattr(formats, 'LIMIT', path.stat().st_size)  # the same array, 99 times
+    assert 'its tensors take more than' in refusal(path)
