@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
 
 from experiments.bench_ours import KINDS, Case, Ours, alternate, config_of, timed  # noqa: E402
 from rpn_jax.errors import InputError  # noqa: E402
+from rpn_jax.files import write_atomically  # noqa: E402
 from rpn_jax.models import rpn  # noqa: E402
 from rpn_jax.ops import matching, nms
-from rpn_jax.training.workdir import write_atomically  # noqa: E402
 
 FAULT = 1.15  # an exponent from here on is one
 COLOURS = {'time': '#0072B2', 'cost': '#E69F00'}

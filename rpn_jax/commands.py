@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import safetensors.numpy
 
-from rpn_jax import data, limits, weights
+from rpn_jax import data, files, limits, weights
 from rpn_jax.data.batches import counted
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.diagnosis import checks, inspect, statistics
@@ -16,9 +16,16 @@ from rpn_jax.evaluation import compare, protocols, results
 from rpn_jax.evaluation.evaluate import make_evaluate, table
 from rpn_jax.inference import TrainedRPN
 from rpn_jax.models import rpn
-from rpn_jax.report import compare_page, drawings, predict, run_files
+from rpn_jax.report import (
+    compare_page,
+    drawings,
+    inputs_page,
+    predict,
+    run_files,
+    statistics_plot,
+)
 from rpn_jax.report.report import write_report
-from rpn_jax.training import checkpoint, loop, workdir
+from rpn_jax.training import checkpoint, loop, pretrained, workdir
 
 INSPECTED = 4  # batches drawn by --mode=inspect
 
@@ -36,18 +43,18 @@ def compare_mode(names, output=''):
     tallies = compare.tally(runs)
     found = compare.compare(tallies)
     print(*compare.lines(found), sep='\n')
-    files = {run: run_files.read(run, each) for run, each in runs.items()}
-    for run in (run for run in runs if files[run].stale):
-        print(f'note: {run_files.note(run, files[run], runs[run])}')
+    known = {run: run_files.read(run, each) for run, each in runs.items()}
+    for run in (run for run in runs if known[run].stale):
+        print(f'note: {run_files.note(run, known[run], runs[run])}')
     page = Path(output) if kind == '.html' else Path(names[0]).parent / 'compare.html'
     target = output or page
     try:
         if kind == '.json':
             text = json.dumps(found, indent=2, allow_nan=False) + '\n'
-            workdir.write_atomically(target, text)
+            files.write_atomically(target, text)
             print(f'{output} has the numbers')
             target = page
-        compare_page.write_page(page, runs, files, tallies, found)
+        compare_page.write_page(page, runs, known, tallies, found)
     except OSError as error:
         raise InputError(
             f'{target}: cannot be written ({error}); name another --output=FILE.html'
@@ -79,7 +86,7 @@ def run(mode, config, folder, *, output='', paths=()):
 
 def train_mode(config, folder):
     """Trains, or resumes where the workdir's newest checkpoint left off; evaluates and reports."""
-    _, evaluation = loop.train(config, folder)
+    _, evaluation = loop.train(config, folder, make_evaluate)
     _publish(config, folder, evaluation)
 
 
@@ -108,18 +115,18 @@ def inspect_mode(config, folder):
     """Checks and draws the first training batches as the network gets them, with their anchors."""
     options = data.check(data.Options(**config.data))
     source = data.open_split(options, options.train_split, seed=config.seed)
-    loop.check_pretrained(config, loop.load_pretrained(config))
+    pretrained.check(config, pretrained.load(config))
     place, measured, shown = folder / 'inspect', [], []
     for batch in inspect.examples(config, source, range(INSPECTED)):
-        workdir.make(place)
+        files.make_folder(place)
         path = place / f'batch_{batch[0].step:04}.png'
-        picture, lines = inspect.sheet(batch)
+        picture, lines = inputs_page.sheet(batch)
         drawings.write_png(path, picture)
         print(f'{path}', *lines, sep='\n  ')
         measured += [example.evidence for example in batch]
-        shown += inspect.chosen(batch, inspect.SHOWN // INSPECTED)
+        shown += inputs_page.chosen(batch, inputs_page.SHOWN // INSPECTED)
     found, page = checks.verdicts(measured), place / 'index.html'
-    inspect.write_page(
+    inputs_page.write_page(
         page,
         title=folder.name,
         dataset=source.name,
@@ -141,10 +148,10 @@ def statistics_mode(config, folder):
     source = data.open_split(options, options.train_split, seed=config.seed, boxes=False)
     found = statistics.statistics(source)
     place = folder / 'statistics'
-    workdir.make(place)
+    files.make_folder(place)
     stem = re.sub(r'\W+', '_', source.name)
-    workdir.write_atomically(place / f'{stem}.json', json.dumps(found, allow_nan=False) + '\n')
-    workdir.write_atomically(place / f'{stem}.svg', statistics.picture(found, source.records))
+    files.write_atomically(place / f'{stem}.json', json.dumps(found, allow_nan=False) + '\n')
+    files.write_atomically(place / f'{stem}.svg', statistics_plot.picture(found, source.records))
     print(*statistics.lines(found), *(f'note: {note}' for note in source.notes), sep='\n')
     print(f'{place / stem}.json has the numbers, {stem}.svg shows them')
 
@@ -159,9 +166,9 @@ def predict_mode(config, folder, paths, place):
     found = predict.find(paths, place)
     workdir.check(folder, config, workdir.NETWORK)
     trained = TrainedRPN(config, *checkpoint.variables(folder)[::-1])
-    workdir.make(place, '--output')
-    files = counted(found.items(), len(found), 'predicted', print)
-    skipped = [path for path, name in files if not predict.write(trained, path, place / name)]
+    files.make_folder(place, '--output')
+    images = counted(found.items(), len(found), 'predicted', print)
+    skipped = [path for path, name in images if not predict.write(trained, path, place / name)]
     print(f'{place}: proposals of {len(found) - len(skipped)} images, as json and pictures')
     if skipped:
         raise InputError(f'{skipped[0]}: skipped, as {len(skipped)} of {len(found)} images')
@@ -183,7 +190,7 @@ def export_mode(config, folder, output):
     content = safetensors.numpy.save(tensors, {'format': 'pt', 'rpn_jax': json.dumps(made_with)})
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        workdir.write_atomically(output, content)
+        files.write_atomically(output, content)
     except (OSError, ValueError) as error:
         raise InputError(f'--output={output}: cannot be written ({error})') from error
     print(f'{output}: step {step}, {len(tensors)} tensors, {len(content) / 2**20:.1f} MiB')
@@ -196,7 +203,7 @@ def _write_coco(output, proposals):
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         for path, content in ((other, instances), (output, found)):
-            workdir.write_atomically(path, json.dumps(content) + '\n')
+            files.write_atomically(path, json.dumps(content) + '\n')
     except OSError as error:
         what = f'--output={output}: cannot be written ({error.strerror}); name another'
         raise InputError(what) from error
@@ -205,7 +212,7 @@ def _write_coco(output, proposals):
 
 def _publish(config, folder, evaluation):
     text = json.dumps(evaluation.summary, indent=2, allow_nan=False)
-    workdir.write_atomically(folder / 'evaluation.json', text + '\n')
+    files.write_atomically(folder / 'evaluation.json', text + '\n')
     results.save(folder / 'proposals.npz', evaluation.stored)
     write_report(
         folder / 'report.html',

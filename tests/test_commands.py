@@ -19,7 +19,7 @@ from rpn_jax.data import batches
 from rpn_jax.diagnosis import checks
 from rpn_jax.evaluation import protocols, results
 from rpn_jax.report.drawings import COLOURS
-from rpn_jax.training import checkpoint, loop, workdir
+from rpn_jax.training import checkpoint, loop, pretrained, workdir
 
 pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
 
@@ -215,7 +215,7 @@ def test_a_run_starts_from_another_runs_checkpoint(place):
     variables, _ = checkpoint.variables(folder, 6 if place else None)
     config = tiny_config(model__pretrained=str(folder / place))
     model, optimizer = loop.build(config)
-    state = loop.init_state(model, optimizer, 1, loop.load_pretrained(config))
+    state = loop.init_state(model, optimizer, 1, pretrained.load(config))
     jax.tree.map(np.testing.assert_array_equal, loop.variables_of(state), variables)
 
 
@@ -234,7 +234,7 @@ def test_our_own_weights_say_their_pixels(copied, tmp_path, exported):
         assert main.main([f'--workdir={copied}', '--mode=export', f'--output={weights}']) == 0
     lines = []
     config = tiny_config(model__pretrained=str(weights), data__pixels='auto')
-    loop.load_pretrained(config, lines.append)
+    pretrained.load(config, lines.append)
     assert config.data.pixels == 'caffe'
     assert lines == [f'warning: the weights {weights} want model.stride_in_1x1=True, it is False']
 
@@ -245,7 +245,7 @@ def test_our_own_weights_bring_their_mean_and_deviation(copied):
     (copied / 'config.json').write_text(json.dumps(config))
     config = tiny_config(model__pretrained=str(copied), data__pixels='auto', data__std=(7, 8, 9))
     lines = []
-    loop.load_pretrained(config, lines.append)
+    pretrained.load(config, lines.append)
     assert config.data.mean == (1, 2, 3) and config.data.std == (7, 8, 9)
     again = tiny_config(data__pixels='auto', data__std=(4, 5, 6))  # the same command, resuming
     workdir.check(copied, again, ('data',))

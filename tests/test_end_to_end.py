@@ -25,6 +25,7 @@ import main
 import rpn_jax
 from configs import default
 from rpn_jax import data
+from rpn_jax.evaluation.evaluate import make_evaluate
 from rpn_jax.training import checkpoint, loop
 from rpn_jax.training.progress import Progress
 
@@ -268,9 +269,8 @@ def test_a_run_that_keeps_shapes_compiles_once_for_each_canvas(tmp_path):
     source = data.open_split(options, '')
     canvases = data.train_plan(source, options)
     with compilations() as compiled:
-        _, evaluation = loop.train(
-            config, tmp_path / 'run', devices=jax.devices()[:1], print=said.append
-        )
+        settings = dict(devices=jax.devices()[:1], print=said.append)
+        _, evaluation = loop.train(config, tmp_path / 'run', make_evaluate, **settings)
     (line,) = (line for line in said if line.startswith('canvases: '))
     assert len(canvases.shapes) == 2
     assert all(f'{height} x {width}' in line for height, width in canvases.shapes)

@@ -13,7 +13,7 @@ from rpn_jax.data.batches import counted, threaded
 from rpn_jax.data.images import BadRecord, Facts
 from rpn_jax.data.records import OBJECT, Problem, select
 from rpn_jax.errors import InputError
-from rpn_jax.training.workdir import cache_folder, write_atomically
+from rpn_jax.files import cache_folder, write_atomically
 
 ON_BAD = ('error', 'skip')
 SHOWN = 20  # problems that are printed

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rpn_jax.errors import InputError
-from rpn_jax.training.workdir import write_atomically
+from rpn_jax.files import write_atomically
 
 OBJECT, DIFFICULT, CROWD = 1, 2, 3
 FARTHEST = 1e9  # pixels; of what lies further out, or nowhere, an area cannot be trusted

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from rpn_jax.training.workdir import write_atomically
+from rpn_jax.files import write_atomically
 
 # Okabe and Ito's palette, distinct under the common forms of colour blindness, plus grey.
 COLOURS = {

@@ -8,8 +8,8 @@ import re
 import jinja2
 import numpy as np
 
+from rpn_jax.files import write_atomically
 from rpn_jax.report import plots
-from rpn_jax.training.workdir import write_atomically
 
 POINTS = 2000  # most points of a line that go into a page, so that long runs have small pages
 

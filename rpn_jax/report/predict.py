@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from rpn_jax import files
 from rpn_jax.data import images
 from rpn_jax.data.images import BadRecord
 from rpn_jax.data.sources.folder import EXTENSIONS, listing
 from rpn_jax.errors import InputError
 from rpn_jax.report import drawings
-from rpn_jax.training import workdir
 
 SHOWN = 10  # best proposals in a picture
 
@@ -77,10 +77,10 @@ def write(trained, path, place, print=print):
     labels = [f'{score:.2f}' for score in scores[:SHOWN]]
     colour = drawings.COLOURS['proposal']
     picture = drawings.draw_boxes(image, boxes[:SHOWN], colour, labels=labels)
-    workdir.make(place.parent, '--output')
+    files.make_folder(place.parent, '--output')
     target = place.with_name(f'{place.name}.json')
     try:
-        workdir.write_atomically(target, json.dumps(content) + '\n')
+        files.write_atomically(target, json.dumps(content) + '\n')
         target = place.with_name(f'{place.name}.png')
         drawings.write_png(target, picture)
     except OSError as error:

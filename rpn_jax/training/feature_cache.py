@@ -13,9 +13,9 @@ import numpy as np
 
 from rpn_jax.data.normalization import normalise, pixel_family
 from rpn_jax.errors import InputError
+from rpn_jax.files import cache_folder, write_atomically
 from rpn_jax.models.resnet import AXIS
 from rpn_jax.training.parallel import sharding
-from rpn_jax.training.workdir import cache_folder, write_atomically
 
 PLACES = ('device', 'host', 'disk')
 VERSION = 2  # of how maps are computed: those of another on disk are not used

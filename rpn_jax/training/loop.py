@@ -13,18 +13,15 @@ from rpn_jax import data, weights
 from rpn_jax.data.batches import prefetch
 from rpn_jax.data.normalization import normalise, pixel_family
 from rpn_jax.errors import InputError
-from rpn_jax.evaluation.evaluate import make_evaluate
 from rpn_jax.models import resnet, rpn
 from rpn_jax.ops import anchor_statistics, matching
 from rpn_jax.ops import boxes as box
 from rpn_jax.ops.losses import box_loss, objectness_loss
-from rpn_jax.training import checkpoint, feature_cache, workdir
+from rpn_jax.training import checkpoint, feature_cache, pretrained, workdir
 from rpn_jax.training.optim import make_optimizer
 from rpn_jax.training.parallel import check_divides, place, place_batch, shard
+from rpn_jax.training.pretrained import SMALLEST
 from rpn_jax.training.progress import Interrupted, Progress, Signals, opening
-from rpn_jax.weights import imagenet
-
-SMALLEST = (1, 64, 64, 3)  # images of any size give the same parameters
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -198,11 +195,12 @@ def init_state(model, optimizer, seed, tensors=None):
     return TrainState(jnp.int32(0), params, variables.get('batch_stats', {}), opt_state)
 
 
-def train(config, folder, *, devices=None, print=print):
+def train(config, folder, make_evaluate, *, devices=None, print=print):
     """Runs config in the workdir `folder`, from its newest checkpoint on, and evaluates at the end.
 
-    Returns the final state and its Evaluation. Raises InputError for what a user can mend and
-    Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
+    make_evaluate is that of evaluation.evaluate. Returns the final state and its Evaluation. Raises
+    InputError for what a user can mend and Interrupted after SIGINT or SIGTERM, once a checkpoint
+    is written.
     """
     if (processes := jax.process_count()) > 1:
         raise InputError(
@@ -217,8 +215,8 @@ def train(config, folder, *, devices=None, print=print):
     if resuming:
         workdir.check(folder, config)
     source = data.open_split(options, options.train_split, seed=config.seed, print=print)
-    tensors = None if resuming else load_pretrained(config, print)
-    check_pretrained(config, tensors)
+    tensors = None if resuming else pretrained.load(config, print)
+    pretrained.check(config, tensors)
     model, optimizer = build(config)
     evaluate = make_evaluate(model, config, source.records, devices=devices, print=print)
     state = init_state(model, optimizer, config.seed, tensors)
@@ -278,42 +276,6 @@ def build(config):
     model = rpn.build(config)
     frozen = functools.partial(rpn.frozen, model)
     return model, make_optimizer(**config.optim, steps=config.steps, frozen=frozen)
-
-
-def load_pretrained(config, print=print):
-    """Returns the tensors of model.pretrained, None without; settles data.pixels = 'auto'.
-
-    Weights that contradict the config's pixels or strides are a warning.
-    """
-    where, tensors = config.model.pretrained, None
-    if where in imagenet.FILES:
-        where = imagenet.fetch(where, config.model.depth, print=print)
-    if where:
-        tensors = weights.load(where, len(config.anchors.aspect_ratios))
-        wanted = weights.expects(where, tensors)
-        if config.data.pixels == 'auto':
-            own = {k: config.data[k] for k in ('mean', 'std') if config.data[k]}
-            config.data.update(wanted['data'] | own)
-        for section, keys in wanted.items():
-            for key, value in keys.items():
-                if (given := config[section][key]) != value:
-                    print(
-                        f'warning: the weights {where} want {section}.{key}={value}, it is {given}'
-                    )
-    elif config.data.pixels == 'auto':
-        config.data.pixels = 'torchvision'
-    return tensors
-
-
-def check_pretrained(config, tensors):
-    """Raises InputError where tensors, if any, do not fit the network; nothing is compiled."""
-    if tensors is None:
-        return
-    shapes = jax.eval_shape(rpn.build(config).init, jax.random.key(0), jnp.zeros(SMALLEST))
-    try:
-        weights.to_variables(tensors, shapes)
-    except InputError as error:
-        raise InputError(f'{config.model.pretrained}: {error}') from error
 
 
 def variables_of(state):

@@ -1,14 +1,13 @@
 """A run's folder: its config, which must agree to resume, metrics.jsonl, TensorBoard events."""
 
 import json
-import os
 from pathlib import Path
 
 import jax
-import platformdirs
 from ml_collections import ConfigDict
 
 from rpn_jax.errors import InputError
+from rpn_jax.files import cache_folder, make_folder, write_atomically
 
 # What made the weights must agree for a run to go on. Horizons, other paths of the same data, how
 # much memory is used, and how often something is written or evaluated may change.
@@ -20,20 +19,6 @@ DATA_IDENTITY = (
 FREE = 'schedule_steps', 'remat'
 # What the network is and how its input is made: no mode may read its weights otherwise.
 NETWORK = ('model', 'anchors', 'data.pixels', 'data.mean', 'data.std')
-
-
-def write_atomically(path, content):
-    """Writes text or bytes to a temporary name beside path, then renames it.
-
-    So path is never half-written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_config(workdir):
@@ -68,24 +53,8 @@ def check(workdir, config, sections=IDENTITY):
 
 def begin(workdir, config):
     """Makes the folder and writes its config.json."""
-    make(workdir)
+    make_folder(workdir)
     write_atomically(Path(workdir) / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')
-
-
-def make(folder, option='--workdir'):
-    """Makes a folder where there is none; raises InputError, naming its option, where it cannot."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f'{option[2:]} {folder}: cannot be made ({error.strerror}); name another {option}'
-        ) from error
-
-
-def cache_folder():
-    """Returns the folder of what outlives workdirs: RPN_JAX_CACHE, or the platform's."""
-    own = os.environ.get('RPN_JAX_CACHE')
-    return Path(os.path.expanduser(own)) if own else platformdirs.user_cache_path('rpn_jax')
 
 
 def keep_compilations():

@@ -1,7 +1,6 @@
 """Pretrained weights: files by torchvision name <-> the network's variables, strict."""
 
 import difflib
-import json
 import re
 from pathlib import Path
 
@@ -9,9 +8,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from rpn_jax.data.normalization import pixel_family
 from rpn_jax.errors import InputError
-from rpn_jax.training import checkpoint, workdir
 from rpn_jax.weights import formats, names
 
 IGNORED = re.compile(r'(^|\.)(fc\.(weight|bias)|num_batches_tracked)$')  # classifier, counters
@@ -41,11 +38,9 @@ def load(path, aspect_ratios=None):
     of the network's anchors has: a detectron2 head numbers them size by size. Raises InputError for
     what is missing, not whole, hostile or no weights, and for tensors that hold NaN or infinity.
     """
-    path, run = Path(path), _run_of(path)
+    path = Path(path)
     try:
-        if run:
-            tensors = from_variables(checkpoint.variables(*run)[0])
-        elif str(path) in ('', '.') or not path.exists():
+        if str(path) in ('', '.') or not path.exists():
             raise InputError(
                 f'weights {path}: no such file; config key model.pretrained names '
                 "one, or the workdir of a run, or is 'imagenet' or 'imagenet_v2'"
@@ -62,6 +57,11 @@ def load(path, aspect_ratios=None):
         raise
     except (ValueError, OSError, MemoryError) as error:
         raise InputError(f'weights {path}: {error}') from error
+    return checked(tensors, f'weights {path}')
+
+
+def checked(tensors, where):
+    """Returns tensors; raises InputError, which begins with where, if any is not finite numbers."""
     used = {name: tensor for name, tensor in tensors.items() if not IGNORED.search(name)}
     for problem, bad in {
         'no floating point numbers': [n for n, t in used.items() if not _is_floating(t)],
@@ -69,43 +69,8 @@ def load(path, aspect_ratios=None):
     }.items():
         if bad:
             more = f' and {len(bad) - SHOWN} more' if len(bad) > SHOWN else ''
-            raise InputError(f'weights {path}: {problem} in {", ".join(bad[:SHOWN])}{more}')
+            raise InputError(f'{where}: {problem} in {", ".join(bad[:SHOWN])}{more}')
     return tensors
-
-
-def _run_of(path):
-    """Returns (workdir, step or None) where path is of a run: its folder, or one inside."""
-    try:
-        place = Path(path).resolve()
-        if place.name.isdecimal() and place.parent.name == checkpoint.FOLDER:
-            return place.parent.parent, int(place.name)
-        place = place.parent if place.name == checkpoint.FOLDER else place
-        return (place, None) if checkpoint.steps(place) else None
-    except (OSError, ValueError):
-        return None
-
-
-def expects(path, tensors):
-    """Tells what the weights of a path expect of a config: {'data': .., 'model': ..}.
-
-    What one of our runs wrote says it, mean and deviation included; of other files, the stem's norm
-    tells the pixels, and MSRA's have their stride in the first 1x1 convolution.
-    """
-    family = pixels(tensors)
-    guess = {'data': {'pixels': family}, 'model': {'stride_in_1x1': family == 'caffe'}}
-    try:
-        if run := _run_of(path):
-            made_with = workdir.read_config(run[0]).to_dict()
-        else:
-            made_with = json.loads(formats.metadata(path).get('rpn_jax', '{}'))
-        data = {key: made_with['data'][key] for key in ('pixels', 'mean', 'std')}
-        stride_in_1x1 = bool(made_with['model']['stride_in_1x1'])
-        mean, std = (tuple(map(float, data[key])) for key in ('mean', 'std'))
-        pixel_family(data['pixels'], mean, std)
-    except (ValueError, KeyError, TypeError):
-        return guess  # somebody else's words
-    data |= {'mean': mean, 'std': std}
-    return {'data': data, 'model': {'stride_in_1x1': stride_in_1x1}}
 
 
 def _is_floating(tensor):

@@ -2,7 +2,7 @@
 
 from rpn_jax import downloads
 from rpn_jax.errors import InputError
-from rpn_jax.training.workdir import cache_folder
+from rpn_jax.files import cache_folder
 
 ADDRESS = 'https://download.pytorch.org/models/'
 # The eight digits in a name begin the file's SHA-256.

@@ -15,6 +15,7 @@ from test_coco import box, write_coco
 from test_images import encoded, jpeg_with
 from test_voc import BOX, annotation, write_voc
 
+from rpn_jax import files
 from rpn_jax.data import images
 from rpn_jax.data.check import lint
 from rpn_jax.data.sources.coco import coco
@@ -22,7 +23,6 @@ from rpn_jax.data.sources.folder import pictures
 from rpn_jax.data.sources.shapes import shapes
 from rpn_jax.data.sources.voc import voc
 from rpn_jax.errors import InputError
-from rpn_jax.training import workdir
 
 lint_module = sys.modules['rpn_jax.data.check']  # whose name the function bears in rpn_jax.data
 PICTURE = np.random.default_rng(3).integers(0, 256, (60, 80, 3), np.uint8)
@@ -314,7 +314,7 @@ def test_a_file_is_looked_at_again_only_when_it_changed(folder, cache, monkeypat
 def test_a_cache_that_cannot_be_written_only_costs_time(folder, cache):
     cache.write_text('a file where a folder should be')
     assert len(checked(voc('train', path=folder))[0].records) == 4
-    assert workdir.cache_folder() == cache and cache.is_file()
+    assert files.cache_folder() == cache and cache.is_file()
 
 
 def test_a_folder_of_pictures_is_checked_too(tmp_path):

@@ -17,7 +17,7 @@ from rpn_jax import data
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.diagnosis import checks, inspect
 from rpn_jax.models import rpn
-from rpn_jax.report import drawings
+from rpn_jax.report import drawings, inputs_page
 from rpn_jax.training import loop
 
 pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
@@ -35,7 +35,7 @@ def draw(pixels):
     source = data.open_split(options, options.train_split, seed=config.seed)
     make = data.train_batch(source, options, seed=config.seed)
     found = list(inspect.examples(config, source, STEPS))
-    drawn = [(batch[0].step, *inspect.sheet(batch)) for batch in found]
+    drawn = [(batch[0].step, *inputs_page.sheet(batch)) for batch in found]
     return config, [make(step) for step in STEPS], drawn
 
 
@@ -121,7 +121,7 @@ def photographs(tmp_path, **changes):
 def write(tmp_path, shown, verdicts, title='a run'):
     """Writes a page and returns it, parsed."""
     path = tmp_path / 'index.html'
-    inspect.write_page(
+    inputs_page.write_page(
         path,
         title=title,
         dataset='voc <VOC2007>',
@@ -228,7 +228,7 @@ def test_an_image_bears_what_fails_at_it_and_comes_first(photos, tmp_path):
     colours = worse.evidence.colours | {'RGB': 40.0, 'BGR': 1.0}
     worse = worse._replace(evidence=worse.evidence._replace(colours=colours))
     batch = [*photos[1][:2], worse]
-    shown = inspect.chosen(batch, 2)
+    shown = inputs_page.chosen(batch, 2)
     assert shown[0] is worse and shown[1] is batch[0]
     verdicts = checks.verdicts([example.evidence for example in shown])
     page = write(tmp_path, shown, verdicts)

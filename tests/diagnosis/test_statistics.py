@@ -13,6 +13,7 @@ from configs import quickstart
 from rpn_jax.data.records import Record, Source
 from rpn_jax.data.sources.voc import voc
 from rpn_jax.diagnosis import statistics
+from rpn_jax.report import statistics_plot
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +41,7 @@ def test_channels_are_red_green_blue():
     found = statistics.statistics(Source('one', [record], lambda _: image))
     assert found['mean'] == [200, 100, 7] and found['std'] == [0, 0, 0]
     assert found['boxes'] is None and len(statistics.lines(found)) == 5
-    words = ' '.join(ElementTree.fromstring(statistics.picture(found, [record])).itertext())
+    words = ' '.join(ElementTree.fromstring(statistics_plot.picture(found, [record])).itertext())
     assert 'levels of each channel' in words and 'objects' not in words
     json.dumps(found, allow_nan=False)
 
@@ -66,8 +67,8 @@ def test_boxes_are_counted_by_kind_and_size():
 
 
 def test_the_picture_shows_four_plots(source, found):
-    picture = statistics.picture(found, source.records)
-    assert picture == statistics.picture(found, source.records)
+    picture = statistics_plot.picture(found, source.records)
+    assert picture == statistics_plot.picture(found, source.records)
     words = ' '.join(ElementTree.fromstring(picture).itertext())
     for title in ('levels of each channel', 'sizes of objects', 'shapes', 'objects per image'):
         assert title in words

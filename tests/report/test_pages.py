@@ -20,7 +20,7 @@ from rpn_jax.data.normalization import pixel_family
 from rpn_jax.data.records import Record
 from rpn_jax.diagnosis import checks, inspect
 from rpn_jax.diagnosis.evidence import compare as compare_evidence
-from rpn_jax.report import pages, report
+from rpn_jax.report import inputs_page, pages, report
 
 BROWSERS = ('chromium', 'google-chrome', 'chromium-browser')
 FLAGS = (
@@ -153,7 +153,7 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp('pages')
     report.write_report(folder / 'report.html', **_arguments() | {'misses': _missed()})
     example = _example()
-    inspect.write_page(
+    inputs_page.write_page(
         folder / 'inspect.html',
         title='a run of a name that is long enough to go over the edge of a small screen' * 2,
         dataset='drawn shapes',

@@ -10,10 +10,10 @@ from test_end_to_end import finished_run, quick_compilation
 
 import main
 import rpn_jax
+from rpn_jax import files
 from rpn_jax.data import batches
 from rpn_jax.errors import InputError
 from rpn_jax.report import predict
-from rpn_jax.training import workdir
 
 pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_written_is_one_line(folder, tmp_path, capsys):
 
 def test_a_full_disk_leaves_whole_files(folder, tmp_path, capsys, monkeypatch):
     def full(path, picture):
-        workdir.write_atomically(path.with_name('none') / path.name, b'')
+        files.write_atomically(path.with_name('none') / path.name, b'')
 
     monkeypatch.setattr(predict.drawings, 'write_png', full)
     assert run(folder / 'a.jpg', f'--output={tmp_path / "out"}') == 1

@@ -21,9 +21,11 @@ import main
 from experiments import bench_ours
 from rpn_jax import data
 from rpn_jax.errors import InputError
+from rpn_jax.evaluation.evaluate import make_evaluate
+from rpn_jax.files import cache_folder
 from rpn_jax.training import loop
 from rpn_jax.training.feature_cache import PLACES, DiskMaps, Features
-from rpn_jax.training.workdir import cache_folder, read_history
+from rpn_jax.training.workdir import read_history
 
 pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
 FROZEN = {'model__frozen_stages': 3, 'loss__box_weight': 1.0}
@@ -272,13 +274,13 @@ def test_a_run_that_died_ends_bit_for_bit_like_one_that_did_not(tmp_path, cache)
 
     config = tiny_config(features__keep='host', evaluation__every=0, **FROZEN)
     with compilations() as compiled:
-        loop.train(config, tmp_path / 'whole', print=[].append)
+        loop.train(config, tmp_path / 'whole', make_evaluate, print=[].append)
     assert compiled.count('jit(compute)') == 4  # one for each device, of one program
     assert compiled.count('jit(_fun)') == 2  # the update, the prediction
     with pytest.raises(Killed):
-        loop.train(config, tmp_path / 'died', print=die)
+        loop.train(config, tmp_path / 'died', make_evaluate, print=die)
     said = []
-    loop.train(config, tmp_path / 'died', print=said.append)
+    loop.train(config, tmp_path / 'died', make_evaluate, print=said.append)
     assert 'steps 4 to 8' in said[0]
     assert any(line.startswith("feature maps: 20 of 20 kept in the host's memory") for line in said)
     states = [last_state(config, tmp_path / name) for name in ('whole', 'died')]

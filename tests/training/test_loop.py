@@ -13,6 +13,7 @@ from test_end_to_end import compilations, finished_run, quick_compilation, tiny_
 from rpn_jax import data
 from rpn_jax.data.normalization import normalise, pixel_family
 from rpn_jax.errors import InputError
+from rpn_jax.evaluation.evaluate import make_evaluate
 from rpn_jax.models import rpn
 from rpn_jax.training import checkpoint, loop
 from rpn_jax.training.workdir import read_history
@@ -253,7 +254,9 @@ def test_a_run_stops_where_the_loss_is_not_finite(
     ids = spoil(monkeypatch, position)
     config = uneven_config('frozen')
     with pytest.raises(InputError) as caught:
-        loop.train(config, tmp_path, devices=jax.devices()[:1], print=lambda line: None)
+        loop.train(
+            config, tmp_path, make_evaluate, devices=jax.devices()[:1], print=lambda line: None
+        )
     message = str(caught.value)
     assert f'not finite at step {position + 1}, images {ids[0]}; {saved}; ' in message
     assert 'optim.learning_rate' in message and '\n' not in message
@@ -268,7 +271,7 @@ def test_images_that_devices_cannot_share_are_refused(tmp_path):
         update(None, uneven_batch())
     config.data.batch_size = 6
     with pytest.raises(InputError, match='data.batch_size: 6 images .* 4 devices'):
-        loop.train(config, tmp_path / 'run')
+        loop.train(config, tmp_path / 'run', make_evaluate)
     assert not (tmp_path / 'run').exists()
 
 
@@ -282,13 +285,13 @@ def test_a_run_that_died_ends_bit_for_bit_like_one_that_did_not(tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        loop.train(tiny_config(), tmp_path, print=die)
+        loop.train(tiny_config(), tmp_path, make_evaluate, print=die)
     assert checkpoint.steps(tmp_path) == [2, 4]
     assert [line['step'] for line in read_history(tmp_path)][-1] == 6
     with (tmp_path / 'metrics.jsonl').open('a') as file:
         file.write('{"step": 7, "lo')
     said = []
-    state, evaluation = loop.train(tiny_config(), tmp_path, print=said.append)
+    state, evaluation = loop.train(tiny_config(), tmp_path, make_evaluate, print=said.append)
 
     assert said[0].endswith('steps 4 to 8')
     assert [line for line in said if line.startswith('step ')][0].startswith('step 5/8')
@@ -329,7 +332,9 @@ def test_a_checkpoint_is_of_its_step_although_training_goes_on(tmp_path):
 def test_a_run_that_is_done_only_evaluates_again(tmp_path):
     shutil.copytree(finished_run().folder, tmp_path / 'tiny')
     said = []
-    state, evaluation = loop.train(tiny_config(), tmp_path / 'tiny', print=said.append)
+    state, evaluation = loop.train(
+        tiny_config(), tmp_path / 'tiny', make_evaluate, print=said.append
+    )
     assert state.step == 8 and said[0].endswith('steps 8 to 8')
     expected = json.loads((finished_run().folder / 'evaluation.json').read_text())
     assert evaluation.summary == expected
@@ -339,5 +344,5 @@ def test_a_run_that_is_done_only_evaluates_again(tmp_path):
 def test_a_run_of_several_processes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     with pytest.raises(InputError, match='JAX has 2 processes.*: train in one process'):
-        loop.train(tiny_config(), tmp_path / 'run')
+        loop.train(tiny_config(), tmp_path / 'run', make_evaluate)
     assert not (tmp_path / 'run').exists()

@@ -9,6 +9,7 @@ import pytest
 from test_end_to_end import tiny_config
 
 from configs import default
+from rpn_jax import files
 from rpn_jax.errors import InputError
 from rpn_jax.training import workdir
 from rpn_jax.training.workdir import History
@@ -179,7 +180,7 @@ def test_a_workdir_that_cannot_be_made_is_an_error_of_one_line(tmp_path):
 def test_what_is_written_atomically_replaces_and_leaves_nothing_else(tmp_path):
     path = tmp_path / 'a.json'
     for text in ('first', 'second'):
-        workdir.write_atomically(path, text)
+        files.write_atomically(path, text)
         assert path.read_text() == text
     assert list(tmp_path.iterdir()) == [path]
 
@@ -236,9 +237,9 @@ def test_a_key_younger_than_the_run_does_not_matter(folder):
 
 def test_the_cache_folder_is_the_users_choice(monkeypatch):
     monkeypatch.delenv('RPN_JAX_CACHE', raising=False)
-    assert workdir.cache_folder() == platformdirs.user_cache_path('rpn_jax')
+    assert files.cache_folder() == platformdirs.user_cache_path('rpn_jax')
     monkeypatch.setenv('RPN_JAX_CACHE', '~/weights')
-    assert workdir.cache_folder() == Path.home() / 'weights'
+    assert files.cache_folder() == Path.home() / 'weights'
 
 
 @pytest.mark.parametrize('own', ['', 'elsewhere'])

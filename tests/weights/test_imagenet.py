@@ -13,7 +13,7 @@ from test_formats import write
 from configs import default
 from rpn_jax import downloads
 from rpn_jax.errors import InputError
-from rpn_jax.training import loop
+from rpn_jax.training import pretrained
 from rpn_jax.weights import imagenet
 
 CONTENT = b'weights' * 500_000
@@ -82,11 +82,11 @@ def test_a_config_names_them(server, tmp_path, monkeypatch):
     config = default.get_config()
     config.model.update(depth=50, pretrained='imagenet')
     lines = []
-    found = loop.load_pretrained(config, lines.append)
+    found = pretrained.load(config, lines.append)
     np.testing.assert_array_equal(found['conv1.weight'], tensors['conv1.weight'])
     assert config.data.pixels == 'torchvision' and lines[0].startswith('fetching http')
     assert not any(line.startswith('warning') for line in lines)
-    loop.load_pretrained(config)
+    pretrained.load(config)
     assert server.asked == 1
 
 

@@ -12,7 +12,7 @@ from configs import default
 from rpn_jax import weights
 from rpn_jax.errors import InputError
 from rpn_jax.models import resnet, rpn
-from rpn_jax.training import loop
+from rpn_jax.training import pretrained
 
 
 def variables_of(depth=26, last_stage=4, norm='frozen', width=8):
@@ -262,7 +262,7 @@ def test_weights_that_contradict_the_config_are_a_warning(tmp_path, pixels, stri
     config.model.update(pretrained=str(tmp_path / 'msra.safetensors'), stride_in_1x1=stride)
     config.data.pixels = pixels
     lines = []
-    loop.load_pretrained(config, lines.append)
+    pretrained.load(config, lines.append)
     assert config.data.pixels == ('caffe' if pixels == 'auto' else pixels)
     assert len(lines) == len(warnings)
     for line, warning in zip(lines, warnings, strict=True):

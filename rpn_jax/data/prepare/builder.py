@@ -21,7 +21,7 @@ from rpn_jax.data.check import forget, lint
 from rpn_jax.data.prepare import official
 from rpn_jax.data.records import CROWD, DIFFICULT
 from rpn_jax.errors import InputError
-from rpn_jax.training.workdir import write_atomically
+from rpn_jax.files import write_atomically
 
 NAME, VERSION = 'detection', '1.0.0'
 SHARD = 2048  # images of a file: 200 to 350 MiB

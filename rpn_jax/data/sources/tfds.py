@@ -32,7 +32,7 @@ from rpn_jax.data.records import (
 )
 from rpn_jax.data.sources.coco import EMPTY
 from rpn_jax.errors import InputError
-from rpn_jax.training.workdir import cache_folder, write_atomically
+from rpn_jax.files import cache_folder, write_atomically
 
 FILES = 'dataset_info.json', 'features.json'  # what makes a folder a prepared directory
 CLASSES = 'tensorflow_datasets.core.features.'  # where the classes of features come from
