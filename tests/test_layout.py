@@ -11,7 +11,12 @@ ROOT = Path(__file__).parent.parent
 # Folders are layers: a module imports only from its own and from those above it. Last come the
 # modules beside the folders, which may import everything.
 LAYERS = ['ops', 'models', 'weights', 'data', 'training', 'evaluation', 'diagnosis', 'report', '']
-FOUNDATION = ['errors', 'files', 'downloads']  # beside the folders, but under all of them
+FOUNDATION = [
+    'console',
+    'errors',
+    'files',
+    'downloads',
+]  # beside the folders, but under all of them
 LANGUAGE = ['collections', 'functools', 'math', 'typing']  # what a pure function needs of Python
 WITHOUT_TEST_FILE = {'errors', 'files', 'inputs_page', 'statistics_plot', 'pretrained'}
 

@@ -1,0 +1,80 @@
+"""Progress of long work: a bar on a terminal, otherwise a log line every ten seconds."""
+
+import contextlib
+import logging
+import sys
+import time
+
+logger = logging.getLogger(__name__)
+SECONDS = 10  # between two log lines
+
+
+def progress(iterable, total, what):
+    """Yields the items of an iterable and shows how many of `total` images are done.
+
+    A bar (rich) goes to stderr where that is a terminal; otherwise a line is logged every ten
+    seconds. `what` says what is done with them: 'evaluated'.
+    """
+    with counter(total, what) as advance:
+        for item in iterable:
+            yield item
+            advance()
+
+
+@contextlib.contextmanager
+def counter(total, what, unit='images'):
+    """Shows progress like `progress`, but counted by the caller: yields advance(amount=1).
+
+    total and amounts are in `unit`; a total of 0 is not known.
+    """
+    with _bar(total, what, unit) if sys.stderr.isatty() else _lines(total, what, unit) as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def _lines(total, what, unit):
+    began = shown = time.monotonic()
+    done = 0
+
+    def advance(amount=1):
+        nonlocal done, shown
+        done += amount
+        if (now := time.monotonic()) - shown > SECONDS and (done < total or not total):
+            rate, shown = done / (now - began), now
+            of = f'/{total:.0f}' if total else ''
+            left = f'  {(total - done) / rate:.0f} s left' if total else ''
+            logger.info(f'{what} {done:.0f}{of} {unit}  {rate:.1f} {unit}/s{left}')
+
+    yield advance
+
+
+@contextlib.contextmanager
+def _bar(total, what, unit):
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn('{task.description}', markup=False),
+        BarColumn(),
+        TextColumn('{task.completed:.0f}/{task.fields[of]} {task.fields[unit]}'),
+        TextColumn('{task.fields[rate]}'),
+        TimeRemainingColumn(),
+    )
+    # Lines that are printed meanwhile appear above the bar, unless stdout goes elsewhere.
+    bar = Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    with bar:
+        of = f'{total:.0f}' if total else '?'
+        task = bar.add_task(what, total=total or None, of=of, unit=unit, rate='')
+        began = time.monotonic()
+
+        def advance(amount=1):
+            done = bar.tasks[0].completed + amount
+            rate = f'{done / max(time.monotonic() - began, 1e-9):.1f} {unit}/s'
+            bar.update(task, advance=amount, rate=rate)
+
+        yield advance
