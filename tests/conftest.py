@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import threading
 
 # JAX reads these when it is imported. Of an XLA flag that is given twice the last counts.
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -16,9 +17,64 @@ atexit.register(shutil.rmtree, os.environ['RPN_JAX_CACHE'], ignore_errors=True)
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # A first call compiles, which no deadline allows for.
 hypothesis.settings.register_profile('rpn_jax', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('rpn_jax')
+
+pytest.register_assert_rewrite('data_files', 'helpers', 'report_data')
+
+from data_files import Server  # noqa: E402
+from helpers import scratch  # noqa: E402
+
+from rpn_jax.data.prepare import official  # noqa: E402
+
+
+@pytest.fixture(scope='session')
+def compiled_functions():
+    """Returns the folder in which compiled functions are kept for the tests that come later."""
+    return scratch()
+
+
+@pytest.fixture(scope='module')
+def quick_compilation(compiled_functions):
+    """Compiles carelessly, and nothing twice: compiling takes most of these tests' time."""
+    options = {  # inside, and after
+        'jax_disable_most_optimizations': (True, False),
+        'jax_compilation_cache_dir': (str(compiled_functions), None),
+        'jax_persistent_cache_min_compile_time_secs': (0.0, 1.0),
+    }
+    for name, (inside, _) in options.items():
+        jax.config.update(name, inside)
+    yield
+    for name, (_, after) in options.items():
+        jax.config.update(name, after)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Lets every host refuse."""
+    monkeypatch.setenv('no_proxy', '*')
+    for name, entry in official.ARCHIVES.items():
+        entry = entry._replace(url=f'http://127.0.0.1:9/{name}')
+        monkeypatch.setitem(official.ARCHIVES, name, entry)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Runs a server on this machine; its `url` is that of a file."""
+    server = Server(('127.0.0.1', 0), Server.RequestHandlerClass)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    monkeypatch.setenv('no_proxy', '*')
+    server.handle_error = lambda *_: None  # of clients that have heard enough
+    server.url = f'http://127.0.0.1:{server.server_port}/x.tar'
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()

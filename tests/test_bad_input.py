@@ -7,17 +7,16 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from data_files import damaged, write_voc
+from helpers import finished_run, tiny_flags
 from safetensors.numpy import save_file
-from test_end_to_end import finished_run, quick_compilation, tiny_flags
-from test_images import damaged
-from test_voc import write_voc
 
 import main
 import rpn_jax
 from rpn_jax import weights
 from rpn_jax.training import checkpoint, loop
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 IMAGE, XML, LIST = 'JPEGImages/000002', 'Annotations/000002.xml', 'ImageSets/Main/train.txt'
 
 

@@ -8,9 +8,9 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from helpers import finished_run, tiny_config, tiny_flags
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from test_end_to_end import finished_run, quick_compilation, tiny_config, tiny_flags
 
 import main
 import rpn_jax
@@ -21,7 +21,7 @@ from rpn_jax.evaluation import protocols, results
 from rpn_jax.report.drawings import COLOURS
 from rpn_jax.training import checkpoint, loop, pretrained, workdir
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import compilations
 from ml_collections import ConfigDict
-from test_end_to_end import compilations, quick_compilation
 
 from configs import default
 from rpn_jax import data
@@ -63,7 +63,7 @@ def test_there_are_configs_for_the_mission_and_for_a_start():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures(quick_compilation.__name__)
+@pytest.mark.usefixtures('quick_compilation')
 @pytest.mark.parametrize('name', ['default', *VARIANTS])
 def test_a_config_trains_two_steps_on_drawn_scenes(name):
     config = config_of(name)

@@ -2,29 +2,14 @@
 
 import fcntl
 import hashlib
-import threading
 
 import pytest
-from test_imagenet import CONTENT, Server
+from data_files import CONTENT
 
 from rpn_jax import downloads
 from rpn_jax.errors import InputError
 
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
-
-
-@pytest.fixture
-def server(monkeypatch):
-    server = Server(('127.0.0.1', 0), Server.RequestHandlerClass)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    monkeypatch.setenv('no_proxy', '*')
-    server.handle_error = lambda *_: None  # of clients that have heard enough
-    server.url = f'http://127.0.0.1:{server.server_port}/x.tar'
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def fetch(server, path, **changes):

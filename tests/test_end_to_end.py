@@ -1,162 +1,36 @@
-"""From the command line to a trained network and back; here is the tiny run that others look at."""
+"""From the command line to a trained network and back."""
 
-import atexit
-import functools
 import json
-import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
-from test_voc import write_voc
+from data_files import write_voc
+from helpers import (
+    ROOT,
+    assert_same,
+    compilations,
+    finished_run,
+    last_state,
+    lines_of,
+    tiny_config,
+    tiny_flags,
+)
 
 import main
 import rpn_jax
-from configs import default
 from rpn_jax import data
 from rpn_jax.evaluation.evaluate import make_evaluate
 from rpn_jax.training import checkpoint, loop
 from rpn_jax.training.progress import Progress
 
-ROOT = Path(__file__).parent.parent
-TINY = {  # beside default.py: a fraction of a second for its steps, seconds to compile
-    'steps': 8,
-    'log_every': 1,
-    'model.depth': 26,
-    'model.width': 8,
-    'model.last_stage': 3,
-    'model.norm': 'batch',
-    'model.frozen_stages': 0,
-    'anchors.sizes': (16, 32),
-    'targets.samples': 48,  # fewer than cells: the head looks only where it has to
-    'loss.box_weight': 2.0,
-    'proposals.pre_nms': 200,
-    'proposals.post_nms': 50,
-    'data.source': 'shapes',
-    'data.train_split': 'train',
-    'data.eval_split': 'val',
-    'data.scenes': (10, 6),
-    'data.image_size': 64,
-    'data.batch_size': 4,
-    'data.max_boxes': 16,
-    'optim.learning_rate': 0.02,
-    'optim.schedule': 'cosine',
-    'optim.warmup_steps': 2,
-    'checkpoint.every': 2,
-    'checkpoint.keep': 3,
-    'evaluation.every': 4,
-}
-
-
-class Run(NamedTuple):
-    """A workdir that main.py made, and the names of the functions that were compiled for it."""
-
-    folder: Path
-    compiled: list[str]
-
-
-def tiny_config(**changes):
-    """Returns the config of the tiny run; changes are by dotted key, with __ for the dot."""
-    config = default.get_config()
-    named = {key.replace('__', '.'): value for key, value in changes.items()}
-    config.update_from_flattened_dict(TINY | named)
-    return config
-
-
-def tiny_flags(folder, **changes):
-    """Returns the command line of a run of tiny_config(**changes)."""
-    named = {key.replace('__', '.'): value for key, value in changes.items()}
-    overrides = [f'--config.{key}={value}' for key, value in (TINY | named).items()]
-    return [f'--config={ROOT}/configs/default.py', f'--workdir={folder}', *overrides]
-
-
-def scratch():
-    """Returns a folder that lives as long as the tests."""
-    folder = tempfile.mkdtemp(prefix='rpn_jax_')
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
-
-
-@functools.cache
-def finished_run():
-    """Trains the tiny config once for all tests: they must not write there."""
-    folder = scratch() / 'tiny'
-    with compilations() as compiled:
-        assert main.main(tiny_flags(folder)) == 0
-    return Run(folder, compiled)
-
-
-class compilations(logging.Handler):
-    """Collects the names of the functions that XLA compiles inside the context, in any thread."""
-
-    def __enter__(self):
-        super().__init__()
-        self.names = []
-        jax.config.update('jax_log_compiles', True)
-        logging.getLogger('jax').addHandler(self)
-        return self.names
-
-    def __exit__(self, *error):
-        logging.getLogger('jax').removeHandler(self)
-        jax.config.update('jax_log_compiles', False)
-
-    def emit(self, record):
-        if found := re.match(r'Finished XLA compilation of (\S+)', record.getMessage()):
-            self.names.append(found[1])
-
-
-@functools.cache
-def _compiled():
-    return scratch()
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-    """Compiles carelessly, and nothing twice: compiling takes most of these tests' time."""
-    options = {  # inside, and after
-        'jax_disable_most_optimizations': (True, False),
-        'jax_compilation_cache_dir': (str(_compiled()), None),
-        'jax_persistent_cache_min_compile_time_secs': (0.0, 1.0),
-    }
-    for name, (inside, _) in options.items():
-        jax.config.update(name, inside)
-    yield
-    for name, (_, after) in options.items():
-        jax.config.update(name, after)
-    compilation_cache.reset_cache()
-
-
-def last_state(config, folder):
-    """Returns the newest checkpoint's whole state as NumPy arrays."""
-    model, optimizer = loop.build(config)
-    state = loop.place(loop.init_state(model, optimizer, 0), jax.devices())
-    with checkpoint.Checkpoints(folder, **config.checkpoint) as checkpoints:
-        assert checkpoints.latest is not None
-        return jax.device_get(checkpoints.load(state))
-
-
-def assert_same(a, b):
-    """Checks that two states are equal bit for bit."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    equal = jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b)
-    assert all(jax.tree.leaves(equal))
-
-
-def lines_of(folder):
-    """Returns the lines of metrics.jsonl that hold a loss, without the speed."""
-    lines = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
-    return [{**line, 'images_per_second': 0} for line in lines if 'loss' in line]
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def run_python(*arguments, devices=4, **changes):
@@ -216,7 +90,7 @@ def test_a_workdir_of_another_config_is_refused(tmp_path, capsys):
     assert checkpoint.steps(folder) == [4, 6, 8]
 
 
-def test_a_notebook_looks_inside_a_workdir(tmp_path):
+def test_a_notebook_looks_inside_a_workdir(tmp_path, compiled_functions):
     notebook = ROOT / 'experiments' / 'restore.ipynb'
     execute = (
         'import sys, nbclient, nbformat\n'
@@ -230,7 +104,7 @@ def test_a_notebook_looks_inside_a_workdir(tmp_path):
         'RPN_JAX_WORKDIR': str(finished_run().folder),
         'IPYTHONDIR': str(tmp_path / 'ipython'),
         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-        'JAX_COMPILATION_CACHE_DIR': str(_compiled()),
+        'JAX_COMPILATION_CACHE_DIR': str(compiled_functions),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
     result = tmp_path / 'executed.ipynb'

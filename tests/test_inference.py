@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_end_to_end import finished_run, quick_compilation, tiny_config
+from helpers import finished_run, tiny_config
 
 import rpn_jax
 from rpn_jax import data
@@ -18,7 +18,7 @@ from rpn_jax.models import rpn
 from rpn_jax.ops.proposals import Proposals
 from rpn_jax.training import checkpoint
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture(scope='module')

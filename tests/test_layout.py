@@ -197,3 +197,14 @@ def test_every_module_has_its_test_file():
             test = f'tests/{(path.parent / f"test_{path.stem}.py").as_posix()}'
             missing += [] if test in SOURCES else [test]
     assert missing == []
+
+
+def test_no_test_file_imports_another():
+    """Helpers of several test files are in tests/helpers.py and beside it, fixtures in conftest."""
+    tests = {file: ast.parse(text) for file, text in SOURCES.items() if file.startswith('tests/')}
+    assert [
+        f'{file} imports {name}'
+        for file, tree in tests.items()
+        for name in imports(tree, 'tests')
+        if name.startswith('test_')
+    ] == []

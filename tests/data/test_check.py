@@ -10,10 +10,8 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from data_files import VOC_BOX, coco_box, encoded, jpeg_with, voc_annotation, write_coco, write_voc
 from PIL import Image
-from test_coco import box, write_coco
-from test_images import encoded, jpeg_with
-from test_voc import BOX, annotation, write_voc
 
 from rpn_jax import files
 from rpn_jax.data import images
@@ -67,7 +65,7 @@ def png(head, body=b''):
 
 
 def xml(*objects, size=(60, 80)):
-    return annotation(size, *((corners, 0) for corners in objects)).encode()
+    return voc_annotation(size, *((corners, 0) for corners in objects)).encode()
 
 
 JPEG, PNG = encoded(PICTURE), encoded(PICTURE, '.png')
@@ -104,37 +102,41 @@ BAD = {  # what is wrong with one image of a split, by kind: its file, the conte
     RESIZED: {
         'another size': (JPG, encoded(PICTURE[:, :70]), 'is 70 x 60'),
         'height and width swapped': (JPG, encoded(PICTURE.swapaxes(0, 1)), 'says 80 x 60'),
-        'a size before turning': (XML, xml(BOX, size=(80, 60)), 'is 80 x 60'),
+        'a size before turning': (XML, xml(VOC_BOX, size=(80, 60)), 'is 80 x 60'),
     },
     UNREADABLE: {
         'no annotation': (XML, None, 'not a readable XML'),
         'an empty annotation': (XML, b'', 'not a readable XML'),
-        'half an annotation': (XML, xml(BOX)[:70], 'not a readable XML'),
+        'half an annotation': (XML, xml(VOC_BOX)[:70], 'not a readable XML'),
         'an annotation of bytes': (XML, b'\xff\xfe\0', 'not a readable XML'),
-        'a DOCTYPE': (XML, b'<!DOCTYPE a>' + xml(BOX), 'declares a DOCTYPE'),
-        'upper case': (XML, xml(BOX).replace(b'object>', b'Object>'), 'not in <Object>'),
-        'an unknown encoding': (XML, b'<?xml version="1.0" encoding="x"?>' + xml(BOX), 'readable'),
+        'a DOCTYPE': (XML, b'<!DOCTYPE a>' + xml(VOC_BOX), 'declares a DOCTYPE'),
+        'upper case': (XML, xml(VOC_BOX).replace(b'object>', b'Object>'), 'not in <Object>'),
+        'an unknown encoding': (
+            XML,
+            b'<?xml version="1.0" encoding="x"?>' + xml(VOC_BOX),
+            'readable',
+        ),
     },
     'annotation without a size': {
         'no size': (XML, b'<annotation/>', 'no <size>'),
         'a size of zero': (XML, xml(size=(0, 80)), 'is 80 x 0'),
         'a size without end': (XML, xml(size=(60, '1e300')), '<size> says 1e+300 x 60'),
-        'another case': (XML, xml(BOX).replace(b'size>', b'Size>'), 'names are in lower case'),
-        'a namespace': (XML, xml(BOX).replace(b'ion>', b'ion xmlns="x">', 1), 'namespace'),
+        'another case': (XML, xml(VOC_BOX).replace(b'size>', b'Size>'), 'names are in lower case'),
+        'a namespace': (XML, xml(VOC_BOX).replace(b'ion>', b'ion xmlns="x">', 1), 'namespace'),
     },
     NOT_A_NUMBER: {
         'a size in words': (XML, xml(size=('six', 80)), "height = 'six'"),
         'an infinite size': (XML, xml(size=('inf', 80)), "height = 'inf'"),
-        'half a bndbox': (XML, xml(BOX).replace(b'ymax', b'y'), 'ymax = None'),
+        'half a bndbox': (XML, xml(VOC_BOX).replace(b'ymax', b'y'), 'ymax = None'),
         'a corner in words': (XML, xml(('a', 2, 30, 40)), "xmin = 'a'"),
         'a corner of nan': (XML, xml(('nan', 2, 30, 40)), "xmin = 'nan'"),
     },
     'object without a box': {
-        'no bndbox': (XML, xml(BOX).replace(b'bndbox', b'box'), 'no <bndbox>'),
+        'no bndbox': (XML, xml(VOC_BOX).replace(b'bndbox', b'box'), 'no <bndbox>'),
     },
     'box inverted': {
         'x inverted': (XML, xml((30, 2, 20, 40)), 'object 0 (cat) is inverted'),
-        'y inverted': (XML, xml(BOX, (3, 40, 20, 2)), 'object 1 (cat) is inverted'),
+        'y inverted': (XML, xml(VOC_BOX, (3, 40, 20, 2)), 'object 1 (cat) is inverted'),
     },
     'box outside its image': {
         'x and y swapped': (XML, xml((2, 50, 30, 79)), 'outside the 80 x 60'),
@@ -145,23 +147,23 @@ BAD = {  # what is wrong with one image of a split, by kind: its file, the conte
 }
 COCO_BAD = {  # an annotation of image 7, and the kind
     'no bbox': ({'image_id': 7}, 'object without a box'),
-    'three numbers': (box(7, [1, 2, 3]), 'object without a box'),
+    'three numbers': (coco_box(7, [1, 2, 3]), 'object without a box'),
     'words': ({'image_id': 7, 'bbox': [1, 2, 3, 'four']}, 'object without a box'),
     'not finite': (
         {'image_id': 7, 'bbox': [1, 2, float('nan'), 4]},
         'annotation with what is not a number',
     ),
-    'inverted': (box(7, [10, 10, -3, 5]), 'box inverted'),
-    'outside': (box(7, [70, 10, 12, 5]), 'box outside its image'),
-    'x and y swapped': (box(7, [5, 50, 30, 30]), 'box outside its image'),
-    'corners for sides': (box(7, [40, 30, 70, 55]), 'box outside its image'),
+    'inverted': (coco_box(7, [10, 10, -3, 5]), 'box inverted'),
+    'outside': (coco_box(7, [70, 10, 12, 5]), 'box outside its image'),
+    'x and y swapped': (coco_box(7, [5, 50, 30, 30]), 'box outside its image'),
+    'corners for sides': (coco_box(7, [40, 30, 70, 55]), 'box outside its image'),
     'no image': ({'bbox': [1, 2, 3, 4]}, 'annotation of an unlisted image'),
-    'half an image': (box(7.5, [1, 2, 3, 4]), 'annotation of an unlisted image'),
-    'an endless image': (box(float('inf'), [1, 2, 3, 4]), 'annotation of an unlisted image'),
-    'a crowd in words': (box(7, [1, 2, 3, 4], 'true'), 'annotation with what is not a number'),
-    'a string for a box': (box(7, '1234'), 'object without a box'),
+    'half an image': (coco_box(7.5, [1, 2, 3, 4]), 'annotation of an unlisted image'),
+    'an endless image': (coco_box(float('inf'), [1, 2, 3, 4]), 'annotation of an unlisted image'),
+    'a crowd in words': (coco_box(7, [1, 2, 3, 4], 'true'), 'annotation with what is not a number'),
+    'a string for a box': (coco_box(7, '1234'), 'object without a box'),
     'a huge number': ({'image_id': 7, 'bbox': [1, 2, 10**400, 4]}, 'object without a box'),
-    'a stranger': (box(99, [1, 1, 2, 2]), 'annotation of an unlisted image'),
+    'a stranger': (coco_box(99, [1, 1, 2, 2]), 'annotation of an unlisted image'),
 }
 
 
@@ -260,7 +262,7 @@ def test_whole_data_have_nothing_to_say(folder, tmp_path):
 
 
 def test_an_image_turned_by_its_tag_says_what_to_do(folder):
-    (folder / XML).write_bytes(xml(BOX, size=(80, 60)))
+    (folder / XML).write_bytes(xml(VOC_BOX, size=(80, 60)))
     (folder / JPG).write_bytes(turned(6))
     with pytest.raises(InputError, match='its EXIF tag turns it: store the pixels turned'):
         checked(voc('train', path=folder))

@@ -2,17 +2,13 @@
 
 import numpy as np
 import pytest
-from test_voc import write_voc
+from data_files import write_voc
+from helpers import data_options
 
 from configs import default
 from rpn_jax import data
 from rpn_jax.data.sources.shapes import shapes
 from rpn_jax.errors import InputError
-
-
-def options(**changes):
-    """Returns the default options with changes."""
-    return data.check(data.Options(**default.get_config().data)._replace(**changes))
 
 
 @pytest.fixture
@@ -28,9 +24,9 @@ def test_the_options_are_the_keys_of_the_config():
 
 
 def test_the_canvas_is_a_square_of_the_image_size_or_keeps_the_shape():
-    canvases = data.plan([(30, 40), (90, 20)], options(image_size=64))
+    canvases = data.plan([(30, 40), (90, 20)], data_options(image_size=64))
     assert canvases.shapes == ((64, 64),) and canvases.sizes.tolist() == [[64, 64]] * 2
-    settings = options(image_size=64, max_size=128, resize='short_side')
+    settings = data_options(image_size=64, max_size=128, resize='short_side')
     canvases = data.plan([(30, 40), (90, 20)], settings)
     assert canvases.sizes.tolist() == [[64, 85], [128, 28]]
     assert canvases.shapes == ((64, 96), (128, 32)) and canvases.of.tolist() == [0, 1]
@@ -56,16 +52,16 @@ def test_the_canvas_is_a_square_of_the_image_size_or_keeps_the_shape():
 )
 def test_a_contradiction_is_refused_by_its_key(key, value, complaint):
     with pytest.raises(InputError, match=rf'config key data\.{key}: .*{complaint}'):
-        options(**{key: value})
+        data_options(**{key: value})
 
 
 def test_a_negative_seed_is_refused():
     with pytest.raises(InputError, match='config key seed: -1'):
-        data.open_split(options(source='shapes'), 'train', seed=-1)
+        data.open_split(data_options(source='shapes'), 'train', seed=-1)
 
 
 def test_training_and_evaluation_have_their_own_number_of_scenes():
-    settings = options(source='shapes', scenes=(7, 3), image_size=48, train_split='a')
+    settings = data_options(source='shapes', scenes=(7, 3), image_size=48, train_split='a')
     train = data.open_split(settings, 'a', seed=5)
     test = data.open_split(settings, 'a', seed=5, training=False)
     assert (len(train.records), len(test.records)) == (7, 3)
@@ -76,7 +72,7 @@ def test_training_and_evaluation_have_their_own_number_of_scenes():
 
 
 def test_every_seed_is_evaluated_on_the_same_scenes():
-    settings = options(source='shapes', scenes=(7, 3), image_size=48, train_split='a')
+    settings = data_options(source='shapes', scenes=(7, 3), image_size=48, train_split='a')
     first, other = (data.open_split(settings, 'b', seed=s, training=False) for s in (0, 6))
     for i in range(3):
         np.testing.assert_array_equal(first.read(i), other.read(i))
@@ -89,19 +85,19 @@ def test_a_folder_is_opened_where_the_keys_say(folder, tmp_path):
     (folder / 'JPEGImages').rename(tmp_path / 'pictures')
     (folder / 'Annotations').rename(tmp_path / 'labels')
     places = {'images': str(tmp_path / 'pictures'), 'annotations': str(tmp_path / 'labels')}
-    source = data.open_split(options(path=str(folder), **places), 'val')
+    source = data.open_split(data_options(path=str(folder), **places), 'val')
     assert [record.image_id for record in source.records] == ['000004', '000005']
     assert source.read(1).shape == (90, 50, 3)
 
 
 def test_a_split_whose_boxes_do_not_fit_is_refused(folder):
-    data.open_split(options(path=str(folder), max_boxes=2), 'train')
+    data.open_split(data_options(path=str(folder), max_boxes=2), 'train')
     with pytest.raises(InputError, match='image 000002: 2 boxes, .* is 1; raise it'):
-        data.open_split(options(path=str(folder), max_boxes=1), 'train')
+        data.open_split(data_options(path=str(folder), max_boxes=1), 'train')
 
 
 def test_training_batches_start_at_any_step(folder):
-    settings = options(path=str(folder), image_size=64, batch_size=3, max_boxes=4)
+    settings = data_options(path=str(folder), image_size=64, batch_size=3, max_boxes=4)
     source = data.open_split(settings, 'train')
     stream = list(data.train_batches(source, settings, seed=1, steps=range(2, 6)))
     make = data.train_batch(source, settings, seed=1)
@@ -117,7 +113,7 @@ def test_training_batches_start_at_any_step(folder):
     [(0, [0, 1, 2, 3, 4, 5, -1, -1]), (3, [0, 1, 2, -1]), (99, [0, 1, 2, 3, 4, 5, -1, -1])],
 )
 def test_evaluation_batches_take_as_many_images_as_asked_for(folder, images, expected):
-    settings = options(path=str(folder), image_size=64)
+    settings = data_options(path=str(folder), image_size=64)
     source = data.open_split(settings, '')
     batches = data.evaluation_batches(source, settings, batch_size=4, images=images)
     assert [i for batch in batches for i in batch['index'].tolist()] == expected

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from data_files import damaged, encoded, jpeg_with
 
 from rpn_jax.data import images
 from rpn_jax.data.images import load
@@ -20,16 +21,6 @@ ROOT = Path(__file__).parents[2]
 def decode(path, size=()):
     """Decodes a file."""
     return images.decode(load(path), path, size)
-
-
-def jpeg_with(jpeg, segment):
-    """Returns a JPEG with an APP1 segment (EXIF) of these bytes put in."""
-    return jpeg[:2] + b'\xff\xe1' + struct.pack('>H', len(segment) + 2) + segment + jpeg[2:]
-
-
-def encoded(picture, extension='.jpg'):
-    """Returns the bytes of an image file of a BGR or grey picture."""
-    return cv2.imencode(extension, picture)[1].tobytes()
 
 
 @pytest.mark.parametrize('extension', ['.jpg', '.png'])
@@ -70,22 +61,6 @@ def test_transparency_and_sixteen_bits_become_plain_pixels(tmp_path):
         (tmp_path / 'x.png').write_bytes(encoded(picture, '.png'))
         image = decode(tmp_path / 'x.png')
         np.testing.assert_array_equal(image, np.broadcast_to(colour[::-1], (20, 30, 3)))
-
-
-def damaged():
-    """Yields what is wrong with a file, its name, its bytes and the complaint."""
-    picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
-    jpeg, png = encoded(picture), encoded(picture, '.png')
-    thumbnail = jpeg_with(jpeg, b'Exif\0\0' + encoded(picture[:16, :16]))
-    assert b'\xff\xd9' in thumbnail[:-200]
-    yield 'half a JPEG', 'x.jpg', jpeg[: len(jpeg) // 2], 'truncated'
-    yield 'a JPEG without its end', 'x.jpg', jpeg[:-2], 'truncated'
-    yield 'a JPEG cut off behind its thumbnail', 'x.jpg', thumbnail[:-200], 'truncated'
-    yield 'a JPEG cut off in its head', 'x.jpg', jpeg[:50], 'truncated'
-    yield 'half a PNG', 'x.png', png[: len(png) // 2], 'truncated'
-    yield 'a text', 'x.jpg', b'This is not the image you are looking for.', 'not an image'
-    yield 'nothing', 'x.jpg', b'', 'not an image'
-    yield 'another size', 'x.jpg', encoded(picture[:, :70]), 'is 70 x 60, its annotation .* 80 x 60'
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from test_voc import write_voc
+from data_files import write_voc
 
 from rpn_jax.data.records import CROWD, DIFFICULT, OBJECT, Record, Source
 from rpn_jax.data.sources.shapes import shapes

@@ -5,8 +5,8 @@ import io
 import cv2
 import numpy as np
 import pytest
+from helpers import noise
 from PIL import Image
-from test_evidence import noise
 
 from rpn_jax.data import batches as batching
 from rpn_jax.data import canvases

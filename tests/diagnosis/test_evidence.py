@@ -5,25 +5,18 @@ import io
 import cv2
 import numpy as np
 import pytest
+from data_files import encoded
+from helpers import PICTURE_SIZE, noise
 from PIL import Image
-from test_images import encoded
 
 from rpn_jax.data.normalization import denormalise, normalise, pixel_family
 from rpn_jax.data.records import Record
 from rpn_jax.diagnosis import evidence
 
-SIZE = (40, 60)  # height, width
-
-
-def noise(size=SIZE):
-    """Returns a picture of soft random colours."""
-    small = np.random.default_rng(3).integers(0, 256, (5, 7, 3), np.uint8)
-    return cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR)
-
 
 def measure(original, shown, boxes, moved, canvas=(64, 64), family='torchvision'):
     """Returns the Evidence of a picture in the corner of a canvas; moved are its boxes there."""
-    record = Record('x', SIZE, np.float32(boxes), np.ones(len(boxes), np.int32))
+    record = Record('x', PICTURE_SIZE, np.float32(boxes), np.ones(len(boxes), np.int32))
     image = np.zeros((*canvas, 3), np.uint8)
     image[: shown.shape[0], : shown.shape[1]] = shown
     row = {'image': image, 'boxes': np.float32(moved), 'kind': np.ones(len(moved), np.int32)}
@@ -46,13 +39,13 @@ def test_an_orientation_tag_turns_nothing():
     image, file, tags = Image.fromarray(noise()), io.BytesIO(), Image.Exif()
     tags[0x0112] = 6
     image.save(file, 'JPEG', exif=tags)
-    assert evidence.decode(file.getvalue()).shape == (*SIZE, 3)
+    assert evidence.decode(file.getvalue()).shape == (*PICTURE_SIZE, 3)
 
 
 def test_what_decoders_disagree_on_is_left_alone():
     file = io.BytesIO()
     Image.fromarray(noise()).convert('CMYK').save(file, 'JPEG')
-    deep = encoded(np.full(SIZE, 40_000, np.uint16), '.png')
+    deep = encoded(np.full(PICTURE_SIZE, 40_000, np.uint16), '.png')
     for data in (file.getvalue(), deep, b'no image', b'', encoded(noise(), '.png')[:200]):
         assert evidence.decode(data) is None
 
@@ -73,7 +66,7 @@ def test_a_picture_is_nearest_to_itself(family):
 @pytest.mark.parametrize('size', [(20, 30), (57, 33), (64, 64)])
 def test_a_resize_changes_little(size):
     picture = noise()
-    scale = np.tile(np.divide(size[::-1], SIZE[::-1]), 2)
+    scale = np.tile(np.divide(size[::-1], PICTURE_SIZE[::-1]), 2)
     small = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_LINEAR)
     found = measure(picture, small, [[10, 2, 58, 36]], [[10, 2, 58, 36] * scale])
     assert found.turns['upright'] < 4 and found.patches[False].max() < 4

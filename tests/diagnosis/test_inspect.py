@@ -8,10 +8,10 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from data_files import write_voc
+from helpers import tiny_config
 from PIL import Image
-from test_end_to_end import quick_compilation, tiny_config
-from test_report import _Page
-from test_voc import write_voc
+from report_data import Page
 
 from rpn_jax import data
 from rpn_jax.data.normalization import pixel_family
@@ -20,7 +20,7 @@ from rpn_jax.models import rpn
 from rpn_jax.report import drawings, inputs_page
 from rpn_jax.training import loop
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 STEPS = range(3, 5)
 SIDE, SAMPLES = 64, 8
 MARGIN, CAPTION, COLUMNS = 10, 22, 4  # of a contact sheet; pixels around and below a picture
@@ -130,7 +130,7 @@ def write(tmp_path, shown, verdicts, title='a run'):
         verdicts=verdicts,
         shown=shown,
     )
-    page = _Page(path.read_text('utf-8'))
+    page = Page(path.read_text('utf-8'))
     page.text = ' '.join(page.text.split())
     return page
 

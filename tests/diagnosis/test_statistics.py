@@ -5,8 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from test_images import encoded
-from test_voc import write_voc
+from data_files import encoded, write_voc
 
 import main
 from configs import quickstart

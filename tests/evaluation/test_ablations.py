@@ -3,16 +3,14 @@
 import jax
 import numpy as np
 import pytest
-from test_end_to_end import quick_compilation, tiny_config
-from test_evaluate import BLIND, Fake, run
-from test_gallery import large
+from helpers import BLIND, FakePredict, large_images, run_evaluation, tiny_config
 
 from rpn_jax.evaluation import evaluate, metrics
 from rpn_jax.evaluation.ablations import PARTS, propose_parts
 from rpn_jax.ops import anchors as anchor
 from rpn_jax.ops.proposals import propose
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 SETTINGS = {'pre_nms': 150, 'post_nms': 40, 'nms_iou': 0.7, 'min_size': 1e-3}
 SIZE = np.float32([96, 128])
 KIND = np.int32([1, 2, 1, 0])
@@ -76,7 +74,7 @@ def test_an_image_without_objects_has_parts_too(network):
 
 def test_the_random_order_is_another_one_in_each_image(monkeypatch):
     """The maps of a Fake are zero, so that its boxes are the same anchors in every image."""
-    monkeypatch.setattr(evaluate, 'make_predict', Fake(100).make)
+    monkeypatch.setattr(evaluate, 'make_predict', FakePredict(100).make)
     measured, plainly = [], metrics.measure
 
     def measure(boxes, *rest):
@@ -84,8 +82,8 @@ def test_the_random_order_is_another_one_in_each_image(monkeypatch):
         return plainly(boxes, *rest)
 
     monkeypatch.setattr(evaluate.metrics, 'measure', measure)
-    large(monkeypatch)
-    run(tiny_config(proposals__post_nms=100, proposals__nms_iou=1.0))
+    large_images(monkeypatch)
+    run_evaluation(tiny_config(proposals__post_nms=100, proposals__nms_iou=1.0))
     order = 1 + len(BLIND) + PARTS.index('random_order')
     assert len(measured) == 1 + len(BLIND) + len(PARTS)
     firsts = {boxes[0].tobytes() for boxes in measured[order]}

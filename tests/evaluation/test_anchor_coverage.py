@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_end_to_end import finished_run, lines_of, quick_compilation, tiny_config
+from helpers import finished_run, lines_of, tiny_config
 
 from rpn_jax.evaluation import anchor_coverage, metrics
 from rpn_jax.ops import anchor_statistics
@@ -13,7 +13,7 @@ from rpn_jax.ops import anchors as anchor
 from rpn_jax.ops.matching import match
 from rpn_jax.ops.proposals import Proposals
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 SIZE = np.float32([80, 96])
 BOXES = np.float32(
     [[3, 5, 40, 44], [0, 0, 90, 70], [50, 30, 66, 58], [0, 0, 0, 0], [20, 8, 90, 76]]

@@ -2,15 +2,14 @@
 
 import numpy as np
 import pytest
+from helpers import FakePredict, run_evaluation, tiny_config
 from hypothesis import given, settings
-from test_end_to_end import quick_compilation, tiny_config
-from test_evaluate import Fake, run
-from test_metrics import area_of, arrays, split
+from report_data import area_of, arrays, small_split
 
 from rpn_jax.evaluation import evaluate, metrics, protocols
 from rpn_jax.evaluation.bootstrap import Tally, differences, intervals
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 RANDOM = np.random.default_rng(0)
 FOUND, COUNTS = RANDOM.integers(0, 4, 200).astype(float), np.full(200, 4.0)
 
@@ -55,8 +54,8 @@ def test_runs_on_other_numbers_of_images_are_refused():
 
 def test_an_evaluations_intervals_are_those_of_the_stored_proposals(monkeypatch):
     """On the same resamples as every dialect's, here where both have the same pixels."""
-    monkeypatch.setattr(evaluate, 'make_predict', Fake(100).make)
-    evaluation = run(tiny_config(proposals__post_nms=100))
+    monkeypatch.setattr(evaluate, 'make_predict', FakePredict(100).make)
+    evaluation = run_evaluation(tiny_config(proposals__post_nms=100))
     found, summary = evaluation.summary['intervals'], evaluation.summary
     assert found.keys() == {'proposals', 'baselines', 'parts'}
     assert found['proposals'].keys() == summary['proposals'].keys()
@@ -82,7 +81,7 @@ def test_no_figures_have_no_intervals():
 
 
 @settings(max_examples=30)
-@given(split)
+@given(small_split)
 def test_tallies_add_up_to_the_figures_and_are_those_of_each_image(images):
     proposals, objects = arrays(images)
     areas = [100 * area for area in area_of(objects)]  # of all three sizes

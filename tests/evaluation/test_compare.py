@@ -3,39 +3,16 @@
 import json
 import re
 
-import numpy as np
 import pytest
+from report_data import write_run
 
 import main
-from rpn_jax.evaluation import compare, results
-from rpn_jax.evaluation.results import Stored
-
-
-def write(folder, noise, images=60, seed=0, moved=0, kinds=(1, 1, 1)):
-    """Writes the proposals.npz of a run whose boxes are off by so many pixels."""
-    random = np.random.default_rng(seed)
-    objects = [random.uniform(0, 50, (3, 2)) for _ in range(images)]
-    objects = [np.float32(np.concatenate([o, o + 40], 1)) + moved for o in objects]
-    random = np.random.default_rng((seed, round(noise)))
-    boxes = [np.repeat(o, 5, 0) + random.normal(0, noise, (15, 4)) for o in objects]
-    folder.mkdir()
-    run = Stored(
-        dataset='drawn',
-        step=7,
-        image_ids=[f'{i}' for i in range(images)],
-        sizes=np.full((images, 2), 128),
-        proposals=[np.float32(np.sort(b.reshape(-1, 2, 2), 1).reshape(-1, 4)) for b in boxes],
-        scores=[np.linspace(1, 0, 15, dtype=np.float32)] * images,
-        objects=objects,
-        kinds=[np.int32(kinds)] * images,
-    )
-    results.save(folder / 'proposals.npz', run)
-    return folder
+from rpn_jax.evaluation import compare
 
 
 @pytest.fixture
 def runs(tmp_path):
-    return [write(tmp_path / name, noise) for name, noise in (('a', 12), ('b', 4), ('c', 12))]
+    return [write_run(tmp_path / name, noise) for name, noise in (('a', 12), ('b', 4), ('c', 12))]
 
 
 def test_a_better_run_is_beyond_noise_and_the_same_one_is_not(runs):
@@ -69,9 +46,12 @@ def test_the_table_marks_what_is_beyond_noise(runs, tmp_path, capsys):
         (lambda a, p: [a, ''], 'two workdirs or more'),
         (lambda a, p: [a, p / 'none'], 'none: no such folder; --runs names workdirs'),
         (lambda a, p: [a, p], 'proposals.npz: no such file; write it by --mode=evaluate --work'),
-        (lambda a, p: [a, write(p / 'd', 4, images=59)], 'evaluated on other images or objects'),
-        (lambda a, p: [a, write(p / 'e', 4, moved=1)], 'evaluate them on the same split'),
-        (lambda a, p: [a, write(p / 'f', 4, kinds=(1, 2, 1))], 'other images or objects'),
+        (
+            lambda a, p: [a, write_run(p / 'd', 4, images=59)],
+            'evaluated on other images or objects',
+        ),
+        (lambda a, p: [a, write_run(p / 'e', 4, moved=1)], 'evaluate them on the same split'),
+        (lambda a, p: [a, write_run(p / 'f', 4, kinds=(1, 2, 1))], 'other images or objects'),
     ],
 )
 def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys, make, complaint):

@@ -6,7 +6,16 @@ import re
 import jax
 import numpy as np
 import pytest
-from test_end_to_end import compilations, finished_run, quick_compilation, tiny_config
+from helpers import (
+    BLIND,
+    OBJECT,
+    TRAINED_ON,
+    FakePredict,
+    compilations,
+    finished_run,
+    run_evaluation,
+    tiny_config,
+)
 
 from rpn_jax import data
 from rpn_jax.data.canvases import square
@@ -15,42 +24,9 @@ from rpn_jax.evaluation import baselines, evaluate, metrics, protocols
 from rpn_jax.evaluation.ablations import PARTS
 from rpn_jax.evaluation.misses import REASONS
 from rpn_jax.models import rpn
-from rpn_jax.ops.proposals import Proposals
 from rpn_jax.training import checkpoint
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
-BLIND = {'random_boxes', 'random_anchors', 'gaussian_boxes', 'quadrants'}
-OBJECT = np.float32([[8, 8, 40, 48]])
-TRAINED_ON = [Record('t', (64, 64), OBJECT, np.int32([1]))]
-
-
-class Fake:
-    """Stands for make_predict: remembers the images and proposes the object boxes, moved."""
-
-    def __init__(self, post_nms, keep=lambda position: 30):
-        self.seen, self.calls, self._post_nms, self._keep = [], [], post_nms, keep
-
-    def make(self, model, config, devices):
-        self.devices = list(devices)
-        self._anchors = len(rpn.anchors(model, (64, 64)))
-        return self
-
-    def __call__(self, variables, batch, dense=False):
-        assert len(batch['image']) % len(self.devices) == 0
-        self.calls.append(len(batch['image']))
-        rows = [self._rows(*row) for row in zip(batch['index'], batch['boxes'], strict=True)]
-        self.seen += [int(i) for i in batch['index']]
-        proposals = Proposals(*map(np.stack, zip(*rows, strict=True)))
-        maps = (np.zeros((len(rows), self._anchors, *shape), np.float32) for shape in ((), (4,)))
-        return (proposals, *maps) if dense else proposals
-
-    def _rows(self, position, boxes):
-        kept = self._keep(position) if position >= 0 else self._post_nms
-        order = np.arange(self._post_nms)
-        shift = np.random.default_rng(max(position, 0)).integers(-6, 7, (self._post_nms, 4))
-        moved = np.clip(boxes[order % len(boxes)] + shift, 0, 64)
-        valid = order < kept
-        return np.float32(moved * valid[:, None]), np.linspace(1, 0, len(order)), valid, order
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture
@@ -58,19 +34,11 @@ def fake(monkeypatch):
     """Returns a function that puts a Fake in the network's place."""
 
     def install(*arguments):
-        stand_in = Fake(*arguments)
+        stand_in = FakePredict(*arguments)
         monkeypatch.setattr(evaluate, 'make_predict', stand_in.make)
         return stand_in
 
     return install
-
-
-def run(config, devices=4, records=TRAINED_ON):
-    """Returns the Evaluation of a config, with whatever predicts."""
-    function = evaluate.make_evaluate(
-        rpn.build(config), config, records, devices=jax.devices()[:devices], print=lambda line: None
-    )
-    return function({}, 3)
 
 
 def split(config):
@@ -82,7 +50,7 @@ def split(config):
 @pytest.mark.parametrize(('batch_size', 'devices'), [(4, 4), (4, 1), (5, 4), (9, 2), (1, 4)])
 def test_every_image_is_seen_exactly_once(fake, batch_size, devices):
     stand_in = fake(50)
-    evaluation = run(tiny_config(data__batch_size=batch_size), devices)
+    evaluation = run_evaluation(tiny_config(data__batch_size=batch_size), devices)
     assert sorted(i for i in stand_in.seen if i >= 0) == list(range(6))
     assert evaluation.summary['images'] == 6
     assert len(set(stand_in.calls)) == 1  # one shape compiles once
@@ -90,7 +58,7 @@ def test_every_image_is_seen_exactly_once(fake, batch_size, devices):
 
 def test_only_the_first_images_are_seen_on_demand(fake):
     stand_in = fake(50)
-    evaluation = run(tiny_config(evaluation__images=5))
+    evaluation = run_evaluation(tiny_config(evaluation__images=5))
     assert [i for i in stand_in.seen if i >= 0] == list(range(5))
     records = split(tiny_config()).records[:5]
     assert evaluation.summary['objects'] == sum((r.kind == 1).sum() for r in records)
@@ -98,7 +66,7 @@ def test_only_the_first_images_are_seen_on_demand(fake):
 
 def test_the_summary_has_the_keys_of_the_contract(fake):
     fake(1000)
-    summary = run(tiny_config(proposals__post_nms=1000, proposals__pre_nms=1000)).summary
+    summary = run_evaluation(tiny_config(proposals__post_nms=1000, proposals__pre_nms=1000)).summary
     expected = ['step', 'dataset', 'images', 'objects', 'proposals', 'baselines']
     expected += ['parts', 'intervals', 'missed', 'removed_by', 'anchors']
     assert list(summary) == expected
@@ -163,7 +131,7 @@ def test_large_and_small_are_told_apart_by_pixels_of_the_original_image(fake, mo
     record = Record('big', (512, 512), boxes, np.int32([1]))
     source = Source('one', [record], lambda position: np.zeros((512, 512, 3), np.uint8))
     monkeypatch.setattr(evaluate.data, 'open_split', lambda *_, **__: source)
-    figures = run(tiny_config(proposals__post_nms=100)).summary['baselines']['oracle']
+    figures = run_evaluation(tiny_config(proposals__post_nms=100)).summary['baselines']['oracle']
     assert figures['AR@100/medium'] is not None and figures['AR@100/small'] is None
 
 
@@ -173,7 +141,7 @@ def test_what_no_image_defines_is_null(fake, monkeypatch):
     difficult = Record('hard', (64, 64), OBJECT, np.int32([2]))
     source = Source('none', [nothing, difficult], lambda i: np.zeros((64, 64, 3), np.uint8))
     monkeypatch.setattr(evaluate.data, 'open_split', lambda *_, **__: source)
-    evaluation = run(tiny_config(proposals__post_nms=100))
+    evaluation = run_evaluation(tiny_config(proposals__post_nms=100))
     summary = evaluation.summary
     assert summary['objects'] == 0 and evaluation.gallery == []
     for figures in [
@@ -196,13 +164,13 @@ def test_a_baseline_draws_as_many_boxes_as_the_network_kept(fake, monkeypatch):
         return boxes
 
     monkeypatch.setattr(evaluate.baselines, 'draw', draw)
-    run(tiny_config(seed=0))
+    run_evaluation(tiny_config(seed=0))
     assert sorted(drawn) == sorted((name, 0, i, 7 * i) for name in BLIND for i in range(6))
 
 
 def test_bounds_have_one_value_at_every_number_and_the_oracle_is_the_best(fake):
     fake(1000)
-    summary = run(tiny_config(proposals__post_nms=1000)).summary
+    summary = run_evaluation(tiny_config(proposals__post_nms=1000)).summary
     for name in ('anchors', 'oracle'):
         figures = summary['baselines'][name]
         assert len({figures[f'AR@{n}'] for n in (10, 100, 300, 1000)}) == 1
@@ -227,7 +195,7 @@ def test_a_second_evaluation_compiles_nothing_and_agrees(monkeypatch):
 
 def test_the_report_gets_curves_sizes_and_as_many_best_as_worst_images(fake):
     fake(50)
-    evaluation = run(tiny_config())
+    evaluation = run_evaluation(tiny_config())
     assert evaluation.curves.keys() == BLIND | {'proposals', *PARTS}
     assert evaluation.curves['proposals']['count'] == [1, 2, 3, 5, 10, 20, 30, 50]
     assert evaluation.sizes['objects'].shape == (evaluation.summary['objects'], 2)
@@ -244,7 +212,7 @@ def test_the_report_gets_curves_sizes_and_as_many_best_as_worst_images(fake):
 
 def test_the_columns_of_the_table_stand_below_each_other(fake):
     fake(1000)
-    summary = run(tiny_config(proposals__post_nms=1000)).summary
+    summary = run_evaluation(tiny_config(proposals__post_nms=1000)).summary
     head, names, *rows, missed, by_anchors = evaluate.table(summary)
     bounds = summary['intervals']['proposals']['AR@10']
     assert rows.pop(1).split()[:2] == ['interval', f'±{(bounds[1] - bounds[0]) / 2:.3f}']
@@ -264,7 +232,7 @@ def test_the_columns_of_the_table_stand_below_each_other(fake):
 
 def test_misses_are_the_objects_that_are_not_recalled(fake):
     fake(100)
-    summary = (evaluation := run(tiny_config(proposals__post_nms=100))).summary
+    summary = (evaluation := run_evaluation(tiny_config(proposals__post_nms=100))).summary
     found = round(summary['proposals']['recall@0.5/100'] * summary['objects'])
     assert sum(summary['missed'].values()) == summary['objects'] - found == len(evaluation.misses)
     for miss in evaluation.misses:
@@ -276,7 +244,7 @@ def test_misses_are_the_objects_that_are_not_recalled(fake):
 
 def test_recalled_objects_are_shared_out_among_anchor_types(fake):
     fake(100)
-    summary = run(tiny_config(proposals__post_nms=100)).summary
+    summary = run_evaluation(tiny_config(proposals__post_nms=100)).summary
     found, anchors = summary['proposals']['recall@0.5/100'] * summary['objects'], summary['anchors']
     assert sum(anchors['recalled']) == round(found) > 0
     assert sum(anchors['recall_share']) == pytest.approx(1)
@@ -286,7 +254,7 @@ def test_recalled_objects_are_shared_out_among_anchor_types(fake):
 
 def test_what_is_stored_gives_the_same_figures(fake):
     fake(100)
-    evaluation = run(tiny_config(proposals__post_nms=100))
+    evaluation = run_evaluation(tiny_config(proposals__post_nms=100))
     found = {k: t.value for k, t in protocols.rpn_jax(evaluation.stored).items()}
     own = evaluation.summary['proposals']
     shared = own.keys() & found.keys()

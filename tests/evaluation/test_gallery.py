@@ -4,15 +4,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from test_end_to_end import quick_compilation, tiny_config
-from test_evaluate import Fake, run
+from helpers import FakePredict, large_images, run_evaluation, tiny_config
 
 from rpn_jax.data.records import Record, Source
 from rpn_jax.evaluation import evaluate, gallery
 from rpn_jax.evaluation.misses import Lost, Miss, Remover
 from rpn_jax.ops.proposals import Proposals
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 BOXES = np.float32([[10, 20, 50, 80], [100, 40, 180, 120], [0, 0, 30, 30], [60, 60, 90, 99]])
 
 
@@ -84,19 +83,7 @@ def test_the_best_and_the_worst_images_come_with_their_proposals(split):
     assert found[0]['recalled'] == 1 and found[0]['top_iou'] == pytest.approx(1)
 
 
-def large(monkeypatch):
-    """Puts four photographs of 512 x 256 pixels in the place of the evaluation split.
-
-    Objects of 60 pixels, of which the first proposals find none but the first of each image.
-    """
-    boxes = np.float32([[100, 50, 160, 110], [300, 120, 360, 180], [20, 180, 80, 240]])
-    records = [Record(str(i), (256, 512), boxes + 4 * i, np.int32([1, 1, 1])) for i in range(4)]
-    source = Source('large', records, lambda position: np.zeros((256, 512, 3), np.uint8))
-    monkeypatch.setattr(evaluate.data, 'open_split', lambda *_, **__: source)
-    return records
-
-
-class First(Fake):
+class First(FakePredict):
     """Proposes the first object of each image and nothing else."""
 
     def _rows(self, position, boxes):
@@ -107,8 +94,8 @@ class First(Fake):
 
 def test_what_is_stored_and_shown_is_in_pixels_of_the_original_image(monkeypatch):
     monkeypatch.setattr(evaluate, 'make_predict', First(100).make)
-    records = large(monkeypatch)
-    evaluation = run(tiny_config(proposals__post_nms=100))
+    records = large_images(monkeypatch)
+    evaluation = run_evaluation(tiny_config(proposals__post_nms=100))
     assert evaluation.summary['proposals']['recall@0.5/10'] == pytest.approx(1 / 3)
     assert evaluation.stored.post_nms == 100
     for record, boxes in zip(records, evaluation.stored.proposals, strict=True):

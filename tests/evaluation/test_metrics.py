@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from report_data import area_of, arrays, random_split, small_split
 
 from rpn_jax.evaluation import metrics
 
@@ -17,33 +18,6 @@ NAMES = [
     *(f'ABO@{n}' for n in COUNTS),
     'top10_max_iou',
 ]
-
-coordinate = st.integers(0, 12)
-box = st.tuples(coordinate, coordinate, coordinate, coordinate).map(
-    lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3]))
-)
-image = st.tuples(st.lists(box, max_size=14), st.lists(box, max_size=4))
-split = st.lists(image, min_size=1, max_size=4)
-
-
-def arrays(images):
-    """Makes (proposals, objects) of a split: two lists of [., 4]."""
-    return [[np.array(part[i], float).reshape(-1, 4) for part in images] for i in (0, 1)]
-
-
-def random_split(seed, images=5, most=40):
-    rng = np.random.default_rng(seed)
-
-    def boxes(count):
-        return np.sort(rng.uniform(0, 200, (count, 2, 2)), axis=1).reshape(count, 4)
-
-    proposals = [boxes(rng.integers(0, most)) for _ in range(images)]
-    objects = [boxes(rng.integers(0, 5)) for _ in range(images)]
-    return proposals, objects
-
-
-def area_of(objects):
-    return [(o[:, 2] - o[:, 0]) * (o[:, 3] - o[:, 1]) for o in objects]
 
 
 def loop_iou(a, b):
@@ -107,7 +81,7 @@ def test_float32_boxes_are_compared_in_float64():
 
 
 @settings(max_examples=60)
-@given(split, st.integers(0, 16))
+@given(small_split, st.integers(0, 16))
 def test_figures_agree_with_loops(images, limit):
     proposals, objects = arrays(images)
     found = metrics.best_overlaps(proposals, objects, limit)
@@ -125,7 +99,7 @@ def test_figures_agree_with_loops(images, limit):
 
 
 @settings(max_examples=60)
-@given(split)
+@given(small_split)
 def test_row_n_of_the_running_overlaps_is_the_best_of_the_first_n(images):
     proposals, objects = arrays(images)
     running = metrics.running_overlaps(proposals, objects)
@@ -135,7 +109,7 @@ def test_row_n_of_the_running_overlaps_is_the_best_of_the_first_n(images):
 
 
 @settings(max_examples=60)
-@given(split)
+@given(small_split)
 def test_laws_of_recall(images):
     proposals, objects = arrays(images)
     running = metrics.running_overlaps(proposals, objects)
@@ -158,7 +132,7 @@ def test_laws_of_recall(images):
 
 
 @settings(max_examples=30)
-@given(split, st.randoms(use_true_random=False))
+@given(small_split, st.randoms(use_true_random=False))
 def test_the_order_of_images_changes_nothing(images, random):
     shuffled = random.sample(images, len(images))
     figures = []

@@ -7,7 +7,15 @@ import json
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from test_protocols import LIMITS, PEERS, as_stored, assert_like, random_stored, split, values
+from report_data import (
+    LIMITS,
+    PEERS,
+    as_stored,
+    assert_like,
+    coarse_split,
+    random_stored,
+    values_of,
+)
 
 from rpn_jax.evaluation import metrics, protocols, results
 
@@ -111,11 +119,11 @@ def pycocotools_recall(instances, results, limits):
 
 def assert_is_cocoeval(split):
     expected = pycocotools_recall(*results.to_coco(split), LIMITS)
-    assert_like(values(protocols.coco(split, LIMITS)), expected, 1e-9)
+    assert_like(values_of(protocols.coco(split, LIMITS)), expected, 1e-9)
 
 
 @settings(max_examples=40)
-@given(split)
+@given(coarse_split)
 def test_coco_is_pycocotools_on_ties_crowds_and_empty_images(images):
     assert_is_cocoeval(as_stored(images))
 
@@ -131,8 +139,8 @@ def test_coco_has_the_thresholds_of_pycocotools_to_the_last_bit():
     assert protocols.COCO_THRESHOLDS[8] == metrics.iou([found], [wanted])[0, 0] < 0.9
     some = as_stored([([(found, 1)], [(wanted, 1, 1)])])
     assert_is_cocoeval(some)
-    assert values(protocols.coco(some))['AR@10'] == pytest.approx(0.9)
-    assert values(protocols.mmdetection(some))['AR@10'] == pytest.approx(0.8)
+    assert values_of(protocols.coco(some))['AR@10'] == pytest.approx(0.9)
+    assert values_of(protocols.mmdetection(some))['AR@10'] == pytest.approx(0.8)
 
 
 def test_coco_is_pycocotools_without_anything():
@@ -160,18 +168,18 @@ def test_coco_is_pycocotools_on_files_of_others():
     rng.shuffle(results)
     categories = [{'id': i} for i in range(3)]
     instances = {'images': images, 'annotations': annotations, 'categories': categories}
-    found = values(protocols.coco(results.from_coco(instances, results), LIMITS))
+    found = values_of(protocols.coco(results.from_coco(instances, results), LIMITS))
     assert 0.2 < found['AR@10'] < 0.9
     assert_like(found, pycocotools_recall(instances, results, LIMITS), 1e-9)
 
 
 @settings(max_examples=40)
-@given(split)
+@given(coarse_split)
 def test_one_to_one_dialects_are_their_rules_in_loops(images):
     some = as_stored(images)
-    found = {name: values(protocols.DIALECTS[name](some, LIMITS)) for name in PEERS}
-    whole = values(protocols.detectron2(some, LIMITS, skip_empty=False))
-    raw = values(protocols.detectron(some, LIMITS, converted=False))
+    found = {name: values_of(protocols.DIALECTS[name](some, LIMITS)) for name in PEERS}
+    whole = values_of(protocols.detectron2(some, LIMITS, skip_empty=False))
+    raw = values_of(protocols.detectron(some, LIMITS, converted=False))
 
     def pixels(o, b):
         return loop_iou(inclusive(o, 0), inclusive(b), 1)
@@ -194,10 +202,10 @@ def test_one_to_one_dialects_are_their_rules_in_loops(images):
 
 
 @settings(max_examples=40)
-@given(split)
+@given(coarse_split)
 def test_voc_is_the_devkits_rule_in_loops(images):
     some = as_stored(images)
-    found = values(protocols.voc(some, LIMITS))
+    found = values_of(protocols.voc(some, LIMITS))
     assert list(found) == [f'recall@0.5/{n}' for n in LIMITS]
     assert_like(found, {f'recall@0.5/{n}': loop_voc(some, n) for n in LIMITS})
 
@@ -205,7 +213,7 @@ def test_voc_is_the_devkits_rule_in_loops(images):
 @pytest.mark.parametrize('seed', range(3))
 def test_random_boxes_in_every_dialect(seed):
     some = random_stored(seed)
-    found = {name: values(dialect(some, LIMITS)) for name, dialect in protocols.DIALECTS.items()}
+    found = {name: values_of(dialect(some, LIMITS)) for name, dialect in protocols.DIALECTS.items()}
     for n in LIMITS:
         for size, bounds in SIZES.items():
             like = loop_average_recall(some, n, bounds, skip_empty=True)

@@ -8,85 +8,22 @@ import time
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from report_data import (
+    LIMITS,
+    PEERS,
+    as_stored,
+    assert_like,
+    coarse_split,
+    random_stored,
+    values_of,
+)
 
 from rpn_jax.evaluation import metrics, protocols, results
 from rpn_jax.evaluation.protocols import Tally
 
-LIMITS = (1, 3, 10, 100, 1000)
-PEERS = ('coco', 'detectron2', 'detectron', 'mmdetection')
-
-# Few coordinates, so that equal IoUs, equal boxes, objects that share a box, IoUs of just a
-# threshold and areas of just a bound, 32^2 and 96^2, are common.
-coordinate = st.integers(0, 4).map(lambda value: 32 * value)
-box = st.tuples(coordinate, coordinate, coordinate, coordinate).map(
-    lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3]))
-)
-scored = st.tuples(box, st.sampled_from([0.1, 0.5, 0.5, 0.9]))
-labelled = st.tuples(box, st.sampled_from([1, 1, 1, 2, 3]), st.sampled_from([0, 1024, 5000, 9216]))
-image = st.tuples(st.lists(scored, max_size=9), st.lists(labelled, max_size=4))
-split = st.lists(image, min_size=1, max_size=4)
-
-
-def as_stored(images, areas=True):
-    """Makes a Stored of drawn images."""
-    proposals, objects = [
-        [list(zip(*part[i], strict=True)) or [[]] * (2 + i) for part in images] for i in (0, 1)
-    ]
-    orders = [np.argsort(-np.array(p[1]), kind='stable') for p in proposals]
-    return results.Stored(
-        'drawn',
-        0,
-        [str(i) for i in range(len(images))],
-        np.full((len(images), 2), 120),
-        [np.array(p[0], float).reshape(-1, 4)[o] for p, o in zip(proposals, orders, strict=True)],
-        [np.array(p[1], float)[o] for p, o in zip(proposals, orders, strict=True)],
-        [np.array(o[0], float).reshape(-1, 4) for o in objects],
-        [np.array(o[1], int) for o in objects],
-        [np.array(o[2], float) for o in objects] if areas else None,
-    )
-
-
-def random_stored(seed, images=8, most=60, extent=300):
-    """Makes a Stored whose proposals lie around objects, often where another one already does."""
-    rng = np.random.default_rng(seed)
-
-    def boxes(count):
-        return np.sort(rng.uniform(0, extent, (count, 2, 2)), axis=1).reshape(count, 4)
-
-    proposals, objects = [], []
-    for i in range(images):
-        objects.append(boxes(rng.integers(1, 7) if i else 0).astype(np.float32))
-        count = rng.integers(1, most) if i != 1 else 0
-        near = objects[-1][rng.integers(len(objects[-1]), size=count)] if i else boxes(count)
-        near = near + rng.normal(0, 6, (count, 4))
-        proposals.append(np.where(rng.random((count, 1)) < 0.8, near, boxes(count)))
-    return results.Stored(
-        dataset='random',
-        step=9,
-        image_ids=[f'{i}.jpg' for i in range(images)],
-        sizes=np.full((images, 2), extent),
-        proposals=[p.astype(np.float32) for p in proposals],
-        scores=[-np.sort(-rng.integers(0, 9, len(p)) / 8).astype(np.float32) for p in proposals],
-        objects=objects,
-        kinds=[rng.choice([1, 1, 1, 1, 2, 3], len(o)) for o in objects],
-        areas=[rng.uniform(0, 1, len(o)) * results.box_areas(o) for o in objects],
-    )
-
-
-def values(tallies):
-    return {name: tally.value for name, tally in tallies.items()}
-
-
-def assert_like(found, expected, tolerance=1e-12):
-    for name, value in expected.items():
-        assert found[name] == (value if value is None else pytest.approx(value, abs=tolerance)), (
-            name
-        )
-
 
 @settings(max_examples=40)
-@given(split)
+@given(coarse_split)
 def test_ours_is_summarise(images):
     assert_is_summarise(as_stored(images))
 
@@ -99,23 +36,23 @@ def test_ours_is_summarise_on_random_boxes(seed):
 def assert_is_summarise(some):
     objects = [o[k == 1] for o, k in zip(some.objects, some.kinds, strict=True)]
     overlaps = metrics.measure(some.proposals, objects, [results.box_areas(o) for o in objects])
-    assert_like(values(protocols.rpn_jax(some)), metrics.summarise(overlaps, post_nms=1000))
-    assert_like(values(protocols.rpn_jax(some, LIMITS)), metrics.summarise(overlaps, LIMITS))
+    assert_like(values_of(protocols.rpn_jax(some)), metrics.summarise(overlaps, post_nms=1000))
+    assert_like(values_of(protocols.rpn_jax(some, LIMITS)), metrics.summarise(overlaps, LIMITS))
 
 
 @settings(max_examples=40)
-@given(split)
+@given(coarse_split)
 def test_one_to_one_finds_no_more_than_best_overlap(images):
     some = as_stored(images, areas=False)
-    ours = values(protocols.rpn_jax(some, LIMITS))
+    ours = values_of(protocols.rpn_jax(some, LIMITS))
     rows = [protocols.coco(some, LIMITS), protocols.mmdetection(some, LIMITS)]
     rows.append(protocols.detectron2(some, LIMITS, skip_empty=False))
-    for row in map(values, rows):
+    for row in map(values_of, rows):
         for n in LIMITS:
             for name in (f'AR@{n}', f'recall@0.5/{n}', f'recall@0.7/{n}'):
                 assert (row[name] is None) == (ours[name] is None)
                 assert row[name] is None or row[name] <= ours[name] + 1e-12
-    for row in (ours, *map(values, rows)):  # and more proposals find no fewer
+    for row in (ours, *map(values_of, rows)):  # and more proposals find no fewer
         recalls = [row[f'recall@0.5/{n}'] or 0 for n in LIMITS]
         assert recalls == sorted(recalls)
 
@@ -128,7 +65,7 @@ def test_the_dialects_differ_where_they_say():
         ([], [(a, 1, 1600)]),
     ]
     some = as_stored(images)
-    found = {name: values(dialect(some, LIMITS)) for name, dialect in protocols.DIALECTS.items()}
+    found = {name: values_of(dialect(some, LIMITS)) for name, dialect in protocols.DIALECTS.items()}
     assert found['rpn_jax']['AR@1'] == pytest.approx(2 / 3)
     assert [found[name]['AR@1'] for name in PEERS] == pytest.approx([1 / 3, 1 / 2, 1 / 3, 1 / 3])
     assert found['coco']['AR@3'] == pytest.approx((10 + 9) / 30)
@@ -139,29 +76,31 @@ def test_the_dialects_differ_where_they_say():
 
 def test_pixels_that_are_not_taken_off_make_boxes_larger():
     some = as_stored([([((0, 0, 20, 40), 1.0)], [((0, 0, 40, 40), 1, 1)])])
-    assert values(protocols.voc(some))['recall@0.5/10'] == 1
-    assert values(protocols.detectron(some))['AR@10'] == pytest.approx(0.1)
+    assert values_of(protocols.voc(some))['recall@0.5/10'] == 1
+    assert values_of(protocols.detectron(some))['AR@10'] == pytest.approx(0.1)
     some = as_stored([([((0, 0, 20, 40), 1.0)], [((0, 0, 41, 40), 1, 1)])])
-    assert values(protocols.detectron(some))['AR@10'] == 0
-    assert values(protocols.detectron(some, converted=False))['AR@10'] == pytest.approx(0.1)
-    assert values(protocols.voc(some))['recall@0.5/10'] == 0
-    assert values(protocols.voc(some, converted=False))['recall@0.5/10'] == 1
+    assert values_of(protocols.detectron(some))['AR@10'] == 0
+    assert values_of(protocols.detectron(some, converted=False))['AR@10'] == pytest.approx(0.1)
+    assert values_of(protocols.voc(some))['recall@0.5/10'] == 0
+    assert values_of(protocols.voc(some, converted=False))['recall@0.5/10'] == 1
 
 
 def test_a_box_is_used_once_and_a_difficult_object_takes_it():
     a, near = (0, 0, 40, 40), (0, 0, 40, 30)
     shared = as_stored([([(a, 0.9), ((90, 90, 99, 99), 0.8)], [(a, 1, 1), (near, 1, 1)])])
-    found = {name: values(dialect(shared, LIMITS)) for name, dialect in protocols.DIALECTS.items()}
+    found = {
+        name: values_of(dialect(shared, LIMITS)) for name, dialect in protocols.DIALECTS.items()
+    }
     assert found['rpn_jax']['recall@0.7/3'] == 1
     assert [found[name]['recall@0.7/3'] for name in PEERS] == [0.5] * 4
     taken = as_stored([([(a, 0.9)], [(a, 2, 1), (near, 1, 1)])])
-    assert values(protocols.voc(taken))['recall@0.5/10'] == 0
-    assert values(protocols.coco(taken))['recall@0.5/10'] == 1
+    assert values_of(protocols.voc(taken))['recall@0.5/10'] == 0
+    assert values_of(protocols.coco(taken))['recall@0.5/10'] == 1
 
 
 def test_an_annotation_of_less_than_a_pixel_has_one_where_pixels_are_counted():
     some = as_stored([([((5, 0, 6, 40), 1.0)], [((5, 0, 5, 40), 1, 1)])])
-    found = {name: values(dialect(some)) for name, dialect in protocols.DIALECTS.items()}
+    found = {name: values_of(dialect(some)) for name, dialect in protocols.DIALECTS.items()}
     assert found['detectron']['AR@10'] == found['voc']['recall@0.5/10'] == 1
     assert [found[name]['AR@10'] for name in ('coco', 'detectron2', 'mmdetection')] == [0] * 3
 

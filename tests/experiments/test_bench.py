@@ -8,14 +8,13 @@ import types
 import jax
 import numpy as np
 import pytest
-from test_end_to_end import quick_compilation
+from helpers import narrow
 
-from configs import default
 from experiments import bench, bench_costs, bench_ours, bench_peer
 from experiments.bench_costs import Costs
 from experiments.bench_ours import Case
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 CASE = Case('nms', 26, 'c4', 3, 1, (64, 64), 'float32', boxes=64, limit=16)
 # What the other side says, without torch: it takes half a second a call, a run more each time.
 WORKER = """
@@ -53,18 +52,6 @@ class Side:
 
     def report(self):
         return {'memory': 3 * 2**20, 'answer': [1, 2, 4]}
-
-
-def narrow(monkeypatch):
-    """Makes the default config's network an eighth as wide."""
-    model = default.model
-
-    def made():
-        settings = model()
-        settings.width = 8
-        return settings
-
-    monkeypatch.setattr(default, 'model', made)
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,11 @@
 """The measurement of kept maps: each place is timed, with maps that are all known."""
 
 import pytest
-from test_end_to_end import quick_compilation
 
 from experiments import bench_features
 from rpn_jax.training.feature_cache import PLACES, Features
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures(quick_compilation.__name__)]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
 
 
 def test_every_place_is_timed_with_maps_that_are_known(monkeypatch, capsys):

@@ -6,8 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from test_bench import narrow
-from test_end_to_end import quick_compilation
+from helpers import narrow
 
 from configs import default
 from experiments import bench_levers, bench_ours
@@ -15,7 +14,7 @@ from experiments.bench_ours import Case, Ours
 from rpn_jax.models import convolution
 from rpn_jax.ops import nms
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures(quick_compilation.__name__)]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
 
 CASE = Case('train', 26, 'c4', 2, 1, (64, 64), 'float32')
 NMS = 'NMS in large blocks'  # of prediction alone

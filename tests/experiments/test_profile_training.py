@@ -5,11 +5,10 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-from test_end_to_end import quick_compilation
 
 from experiments import profile_training
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 Event = namedtuple('Event', 'name start_ns duration_ns')
 Line = namedtuple('Line', 'name events')
 Plane = namedtuple('Plane', 'name lines')

@@ -1,14 +1,13 @@
 """The sweep: what it measures and predicts, its verdict, its picture."""
 
 import pytest
-from test_bench import narrow
-from test_end_to_end import quick_compilation
+from helpers import narrow
 
 from experiments import bench_ours, sweep
 from experiments.bench_ours import KINDS, Ours
 from rpn_jax.models import rpn
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import numpy_convolution
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_resnet import numpy_convolution
 
 from rpn_jax.models import convolution
 from rpn_jax.models.convolution import WIDE, _gradients, convolve, convolve_3x3, direct, product

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_resnet import SMALL, assert_near, image, random_variables, shapes
+from helpers import SMALL_RESNET, assert_near, random_image, random_variables, shapes_of
 
 from rpn_jax.models import resnet
 
@@ -19,14 +19,17 @@ def test_chains_are_as_long_as_there_are_chains(count):
 
 def residuals(model, variables):
     """Returns the outputs, the gradients of a weighted sum and the bytes kept for these."""
-    stats, x = variables['batch_stats'], image(shape=(1, 192, 192, 3))
+    stats, x = variables['batch_stats'], random_image(shape=(1, 192, 192, 3))
 
     @jax.jit
     def forward(params):
         def outputs(params):
             variables = {'params': params, 'batch_stats': stats}
             found, updated = model.apply(variables, x, train=True, mutable=['batch_stats'])
-            return sum(jnp.vdot(image(1, x.shape), x) for x in found.values()), (found, updated)
+            return sum(jnp.vdot(random_image(1, x.shape), x) for x in found.values()), (
+                found,
+                updated,
+            )
 
         return jax.vjp(outputs, params, has_aux=True)
 
@@ -41,8 +44,8 @@ def residuals(model, variables):
 def test_remat_keeps_less_and_changes_nothing(norm, stages, share, monkeypatch):
     monkeypatch.setitem(resnet.BLOCKS, 14, (1, 1, 1, 4))
     monkeypatch.setattr(resnet, 'AXIS', None)
-    model = SMALL(depth=14, norm=norm)
-    assert shapes(model.clone(remat=stages)) == shapes(model)
+    model = SMALL_RESNET(depth=14, norm=norm)
+    assert shapes_of(model.clone(remat=stages)) == shapes_of(model)
     variables = random_variables(model)
     found, gradients, kept = residuals(model, variables)
     others = residuals(model.clone(remat=stages), variables)

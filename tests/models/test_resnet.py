@@ -8,23 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import (
+    CANVAS,
+    KEY,
+    SMALL_RESNET,
+    assert_near,
+    numpy_convolution,
+    random_image,
+    random_variables,
+    shapes_of,
+)
 
 from configs import default
 from rpn_jax.errors import InputError
 from rpn_jax.models import resnet, rpn
-
-CANVAS = (1, 41, 55, 3)  # odd, and odd again after every stride
-KEY = jax.random.key(0)
-SMALL = functools.partial(resnet.ResNet, depth=26, last_stage=5, width=8)
-
-
-def image(seed=0, shape=CANVAS):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def shapes(model):
-    """Returns the shapes of the variables without computing them."""
-    return jax.eval_shape(model.init, KEY, np.zeros(CANVAS, np.float32))
 
 
 def output_shapes(model, canvas=CANVAS):
@@ -32,41 +29,14 @@ def output_shapes(model, canvas=CANVAS):
     return {name: output.shape for name, output in outputs.items()}
 
 
-def random_variables(model):
-    """Returns variables in which every number matters and the features keep their size."""
-    rng = np.random.default_rng(1)
-
-    def draw(leaf):
-        if len(leaf.shape) == 4:
-            scale = np.sqrt(2 / np.prod(leaf.shape[:3]))
-            return (scale * rng.standard_normal(leaf.shape)).astype(np.float32)
-        return rng.uniform(0.3, 0.9, leaf.shape).astype(np.float32)  # scale, bias, mean, variance
-
-    return jax.tree.map(draw, shapes(model))
-
-
 def spatial_convolutions(model):
     """Returns (stride, dilation) of each 3x3 convolution as XLA is given it, one list per stage."""
     model = model.clone(width=8)  # the stem, and wide ones by Winograd's filtering, are hidden
-    jaxpr = jax.make_jaxpr(model.apply)(shapes(model), image())
+    jaxpr = jax.make_jaxpr(model.apply)(shapes_of(model), random_image())
     convolutions = [e.params for e in jaxpr.eqns if e.primitive.name == 'conv_general_dilated']
     found = [(p['window_strides'][0], p['rhs_dilation'][0]) for p in convolutions]
     counts = enumerate(resnet.BLOCKS[model.depth], start=2)
     return {f'conv{stage}': [found.pop(0) for _ in range(n)] for stage, n in counts}
-
-
-def numpy_convolution(x, kernel, stride=1, dilation=1):
-    """Convolves as torch.nn.Conv2d does with padding = dilation * (kernel size // 2)."""
-    size, margin = len(kernel), dilation * (len(kernel) // 2)
-    h, w = ((n + 2 * margin - dilation * (size - 1) - 1) // stride + 1 for n in x.shape[1:3])
-    x = np.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    total = 0
-    for i in range(size):
-        for j in range(size):
-            rows = x[:, i * dilation :][:, : (h - 1) * stride + 1 : stride]
-            window = rows[:, :, j * dilation :][:, :, : (w - 1) * stride + 1 : stride]
-            total = total + window @ kernel[i, j].astype(np.float64)
-    return total
 
 
 def numpy_norm(x, params, stats, groups):
@@ -119,12 +89,6 @@ def numpy_resnet(model, variables, x):
     return outputs
 
 
-def assert_near(ours, theirs, tolerance=2e-5):
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
-
-
 @pytest.mark.parametrize(
     'changes',
     [
@@ -140,10 +104,13 @@ def assert_near(ours, theirs, tolerance=2e-5):
     ids=str,
 )
 def test_every_stage_agrees_with_numpy(changes):
-    model = SMALL(**changes)
+    model = SMALL_RESNET(**changes)
     variables = random_variables(model)
     assert ('batch_stats' in variables) == (model.norm != 'group')
-    ours, theirs = model.apply(variables, image()), numpy_resnet(model, variables, image())
+    ours, theirs = (
+        model.apply(variables, random_image()),
+        numpy_resnet(model, variables, random_image()),
+    )
     assert list(ours) == list(theirs) == ['conv2', 'conv3', 'conv4', 'conv5'][: len(ours)]
     for name in theirs:
         assert_near(ours[name], theirs[name])
@@ -159,7 +126,7 @@ def test_every_stage_agrees_with_numpy(changes):
     ],
 )
 def test_a_depth_has_its_blocks(depth, blocks, parameters):
-    params = shapes(resnet.ResNet(depth, 5))['params']
+    params = shapes_of(resnet.ResNet(depth, 5))['params']
     names = {f'conv{s}_block{b}' for s, n in enumerate(blocks, 2) for b in range(n)}
     assert set(params) == names | {'stem_conv', 'stem_norm'}
     if parameters:
@@ -169,8 +136,8 @@ def test_a_depth_has_its_blocks(depth, blocks, parameters):
 @pytest.mark.parametrize('width', [8, 12, 64])
 def test_width_is_the_stem_and_doubles_with_each_stage(width):
     for norm in ('frozen', 'group'):
-        model = SMALL(width=width, norm=norm)
-        assert shapes(model)['params']['stem_conv']['kernel'].shape == (7, 7, 3, width)
+        model = SMALL_RESNET(width=width, norm=norm)
+        assert shapes_of(model)['params']['stem_conv']['kernel'].shape == (7, 7, 3, width)
         channels = [shape[-1] for shape in output_shapes(model).values()]
         assert channels == [4 * width, 8 * width, 16 * width, 32 * width]
 
@@ -188,7 +155,7 @@ def test_width_is_the_stem_and_doubles_with_each_stage(width):
     ],
 )
 def test_features_cover_the_canvas_rounded_up(canvas, last_stage, dilations, stride):
-    model = SMALL(last_stage=last_stage, dilations=dilations)
+    model = SMALL_RESNET(last_stage=last_stage, dilations=dilations)
     assert resnet.total_stride(last_stage, dilations) == stride
     outputs = output_shapes(model, canvas)
     assert list(outputs) == [f'conv{stage}' for stage in range(2, last_stage + 1)]
@@ -197,7 +164,7 @@ def test_features_cover_the_canvas_rounded_up(canvas, last_stage, dilations, str
 
 
 def test_the_first_block_keeps_the_dilation_before_it():
-    model = SMALL(dilations=(2, 3, 1, 5))
+    model = SMALL_RESNET(dilations=(2, 3, 1, 5))
     expected = {
         'conv2': [(1, 1), (1, 2)],  # stride and dilation, block by block
         'conv3': [(1, 2), (1, 3)],
@@ -212,18 +179,18 @@ def test_the_first_block_keeps_the_dilation_before_it():
 @pytest.mark.parametrize('dilations', [(1, 1, 1, 2), (1, 1, 2, 4)], ids=str)
 def test_a_dilated_network_is_the_strided_one_at_more_places(dilations):
     """With torchvision's first block; with detectron2's it is another function of the image."""
-    plain, dilated = SMALL(), SMALL(dilations=dilations)
+    plain, dilated = SMALL_RESNET(), SMALL_RESNET(dilations=dilations)
     variables = random_variables(plain)
     step = 32 // resnet.total_stride(5, dilations)
-    strided = plain.apply(variables, image())['conv5']
-    assert_near(dilated.apply(variables, image())['conv5'][:, ::step, ::step], strided)
-    other = dilated.clone(dilate_first_block=True).apply(variables, image())['conv5']
+    strided = plain.apply(variables, random_image())['conv5']
+    assert_near(dilated.apply(variables, random_image())['conv5'][:, ::step, ::step], strided)
+    other = dilated.clone(dilate_first_block=True).apply(variables, random_image())['conv5']
     assert np.abs(other[:, ::step, ::step] - strided).max() > 0.01 * np.abs(strided).max()
 
 
 def test_the_stride_sits_where_the_weights_want_it():
     for early, strides in ((False, [1, 2, 2, 2]), (True, [1, 1, 1, 1])):
-        found = spatial_convolutions(SMALL(stride_in_1x1=early))
+        found = spatial_convolutions(SMALL_RESNET(stride_in_1x1=early))
         assert [stage[0][0] for stage in found.values()] == strides
 
 
@@ -237,14 +204,19 @@ def train_step(model, variables, images):
 
 @pytest.fixture(scope='module')
 def batches():
-    return image(2, (4, 32, 32, 3)) + np.linspace(0, 1, 4, dtype=np.float32).reshape(4, 1, 1, 1)
+    return random_image(2, (4, 32, 32, 3)) + np.linspace(0, 1, 4, dtype=np.float32).reshape(
+        4, 1, 1, 1
+    )
 
 
 @pytest.fixture(scope='module')
 def batch_norm(batches):
     """Returns variables, outputs and statistics of a step with batch norm on two devices."""
-    variables, images = random_variables(SMALL(norm='batch')), batches.reshape(2, 2, 32, 32, 3)
-    return variables, *train_step(SMALL(norm='batch'), variables, images)
+    variables, images = (
+        random_variables(SMALL_RESNET(norm='batch')),
+        batches.reshape(2, 2, 32, 32, 3),
+    )
+    return variables, *train_step(SMALL_RESNET(norm='batch'), variables, images)
 
 
 def test_batch_norm_moves_every_statistic_towards_the_batch(batch_norm, batches):
@@ -258,7 +230,7 @@ def test_batch_norm_moves_every_statistic_towards_the_batch(batch_norm, batches)
 
 def test_batch_norm_does_not_see_the_number_of_devices(batch_norm, batches):
     variables, outputs, updated = batch_norm
-    together = train_step(SMALL(norm='batch'), variables, batches[None])
+    together = train_step(SMALL_RESNET(norm='batch'), variables, batches[None])
     for stage, output in together[0].items():
         assert_near(outputs[stage].reshape(output[0].shape), output[0], 1e-4)
     for ours, theirs in zip(*map(jax.tree.leaves, (updated, together[1])), strict=True):
@@ -269,7 +241,7 @@ def test_batch_norm_does_not_see_the_number_of_devices(batch_norm, batches):
 @pytest.mark.parametrize('frozen_stages', [1, 3])
 def test_frozen_stages_use_and_keep_their_statistics(batch_norm, batches, frozen_stages):
     variables = batch_norm[0]
-    model = SMALL(norm='batch', frozen_stages=frozen_stages)
+    model = SMALL_RESNET(norm='batch', frozen_stages=frozen_stages)
     outputs, updated = train_step(model, variables, batches[None])
     stored = jax.jit(model.apply)(variables, batches)
     for stage in range(2, 6):
@@ -282,21 +254,21 @@ def test_frozen_stages_use_and_keep_their_statistics(batch_norm, batches, frozen
 
 
 def test_a_frozen_norm_never_looks_at_the_batch():
-    model = SMALL(last_stage=3)
+    model = SMALL_RESNET(last_stage=3)
     variables = random_variables(model)
-    outputs, updated = train_step(model, variables, image()[None])
-    assert_near(outputs['conv3'][0], model.apply(variables, image())['conv3'])
+    outputs, updated = train_step(model, variables, random_image()[None])
+    assert_near(outputs['conv3'][0], model.apply(variables, random_image())['conv3'])
     for old, new in zip(*map(jax.tree.leaves, (variables['batch_stats'], updated)), strict=True):
         np.testing.assert_array_equal(old, new[0])
 
 
 def test_bfloat16_computes_in_halves_and_stores_in_full():
-    half, full = SMALL(dtype='bfloat16', last_stage=3), SMALL(last_stage=3)
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(half))} == {jnp.dtype('float32')}
+    half, full = SMALL_RESNET(dtype='bfloat16', last_stage=3), SMALL_RESNET(last_stage=3)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes_of(half))} == {jnp.dtype('float32')}
     variables = random_variables(full)
-    ours = half.apply(variables, image())['conv3']
+    ours = half.apply(variables, random_image())['conv3']
     assert ours.dtype == jnp.bfloat16
-    theirs = full.apply(variables, image())['conv3']
+    theirs = full.apply(variables, random_image())['conv3']
     assert_near(ours, theirs, 0.05)
     assert np.abs(ours - theirs).max() > 1e-3 * np.abs(theirs).max()  # it is no float32 in disguise
 
@@ -321,7 +293,7 @@ def test_max_pool_and_its_gradient_are_those_of_reduce_window(side):
 def test_initial_kernels_follow_he_or_torch():
     def kernel(distribution):
         conv = resnet.Conv(128, 3, distribution=distribution)
-        return np.asarray(conv.init(KEY, image(shape=(1, 3, 3, 32)))['params']['kernel'])
+        return np.asarray(conv.init(KEY, random_image(shape=(1, 3, 3, 32)))['params']['kernel'])
 
     normal, uniform = kernel('normal'), kernel('uniform')
     assert normal.std() == pytest.approx(math.sqrt(2 / (9 * 128)), rel=0.02)

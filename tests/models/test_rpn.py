@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import config_of, shape_of
 
-from configs import default
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.errors import InputError
 from rpn_jax.models import resnet, rpn
@@ -22,16 +22,6 @@ KEY = jax.random.key(0)
 MAP = (2, 7, 9, 16)  # of features: B, h, w, C
 K = 3
 CELLS = MAP[1] * MAP[2]
-
-
-def shape_of(*shape, dtype=np.float32):
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def config_of(**model):
-    config = default.get_config()
-    config.model.update({'depth': 26, 'width': 8, **model})
-    return config
 
 
 def normal(*shape, seed=0):

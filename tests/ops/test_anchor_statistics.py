@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from test_rpn import config_of, shape_of
+from helpers import config_of, shape_of
 
 from rpn_jax.evaluation.metrics import iou
 from rpn_jax.models import resnet, rpn

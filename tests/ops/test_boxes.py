@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import loop_area, loop_decode, loop_iou
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -43,17 +44,6 @@ DEGENERATE = np.array(
 )
 
 
-def loop_area(b):
-    return float(max(b[2] - b[0], 0)) * float(max(b[3] - b[1], 0))
-
-
-def loop_iou(a, b):
-    """Returns the IoU of two boxes in double precision."""
-    corners = (max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
-    overlap = loop_area(corners)
-    return overlap / (loop_area(a) + loop_area(b) - overlap) if overlap else 0.0
-
-
 def loop_encode(b, a):
     width, height = float(a[2]) - float(a[0]), float(a[3]) - float(a[1])
     return [
@@ -62,13 +52,6 @@ def loop_encode(b, a):
         math.log((float(b[2]) - float(b[0])) / width),
         math.log((float(b[3]) - float(b[1])) / height),
     ]
-
-
-def loop_decode(d, a):
-    d, (x0, y0, x1, y1) = [float(v) for v in d], [float(v) for v in a]
-    x, y = (x0 + x1) / 2 + d[0] * (x1 - x0), (y0 + y1) / 2 + d[1] * (y1 - y0)
-    width, height = (x1 - x0) * min(math.exp(d[2]), 62.5), (y1 - y0) * min(math.exp(d[3]), 62.5)
-    return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
 
 
 @few

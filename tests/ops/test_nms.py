@@ -5,9 +5,9 @@ import functools
 import jax
 import numpy as np
 import pytest
+from helpers import loop_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_boxes import loop_iou
 
 from rpn_jax.ops.nms import BLOCK, BLOCK_OF_GPU, nms
 

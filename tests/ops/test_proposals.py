@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import loop_decode, loop_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_boxes import loop_decode, loop_iou
 
 from rpn_jax.ops.proposals import Proposals, propose
 

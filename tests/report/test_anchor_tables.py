@@ -4,8 +4,7 @@ import json
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
-from test_report import _arguments, _write
-from test_report_data import files_of
+from report_data import files_of, report_arguments, write_page
 
 from rpn_jax.evaluation.anchor_coverage import BINS, EDGES
 from rpn_jax.report import anchor_tables, findings
@@ -72,7 +71,7 @@ def test_types_that_find_nothing_are_a_finding():
     assert anchor_tables.finding(_found(recalled=[3, 0, 2, 1, 1, 2])) is None  # too few to tell
     unmatched = _found(positives=[400, 0, 50, 0, 5, 0])
     assert '455 anchors are positive, but none of 3 of the 6' in anchor_tables.finding(unmatched)
-    arguments = _arguments()
+    arguments = report_arguments()
     evaluation = arguments['evaluation'] | {'anchors': _found()}
     assert (said, False) in findings.findings([], evaluation, arguments['sizes'])
 
@@ -101,9 +100,9 @@ def test_training_is_shown_by_size():
 
 
 def test_the_report_has_a_section(tmp_path):
-    arguments = _arguments()
+    arguments = report_arguments()
     evaluation = arguments['evaluation'] | {'anchors': _found()}
-    page = _write(tmp_path, evaluation=evaluation, history=_history())
+    page = write_page(tmp_path, evaluation=evaluation, history=_history())
     for text in ('Which anchors', '16 px, 0.5 22 × 12', '47.6%', 'inside objects 8 to 16 times'):
         assert text in page.text
     assert 'None' not in page.text and 'NaN' not in page.inside['script']
@@ -112,4 +111,4 @@ def test_the_report_has_a_section(tmp_path):
     file = files_of(page)['what_anchors_of_each_size_learn_over_steps.json']
     assert file['columns']['step'] == [10, 20]
     assert file['columns']['iou_after: 64 px'] == [0.625, 0.625]
-    assert 'Which anchors' not in _write(tmp_path).text
+    assert 'Which anchors' not in write_page(tmp_path).text

@@ -5,42 +5,18 @@ import json
 
 import numpy as np
 import pytest
-from test_compare import write
-from test_plots import _texts
-from test_report import _Page
-from test_report_data import files_of
+from report_data import Page, files_of, finish_run, texts_of, write_run
 
 import main
 from configs import default
-from rpn_jax.evaluation import bootstrap, compare, metrics, misses, results
+from rpn_jax.evaluation import bootstrap, compare, metrics, results
 from rpn_jax.report import compare_page
-
-
-def finish(folder, **changes):
-    """Gives a run the config, the history and the misses that a training leaves."""
-    config = default.get_config()
-    for key, value in changes.items():
-        section, _, name = key.rpartition('__')
-        (config[section] if section else config)[name] = value
-    (folder / 'config.json').write_text(json.dumps(config.to_dict()))
-    times = config.optim.learning_rate  # another history for another rate
-    lines = [
-        {'step': s, 'loss': 3 / s, 'loss_objectness': (2 + times) / s, 'loss_box': (1 - times) / s}
-        for s in range(1, 60)
-    ]
-    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
-    clipped = len(folder.name)
-    missed = {'suppressed': 1234, 'beyond_limit': 400 - clipped, 'clipped': clipped}
-    missed = dict.fromkeys(misses.REASONS, 0) | missed
-    known = {'step': 7, 'dataset': 'drawn', 'missed': missed}
-    (folder / 'evaluation.json').write_text(json.dumps(known))
-    return folder
 
 
 def page_of(runs, *words):
     """Compares runs by the command line and returns the page beside them, parsed."""
     assert main.main(['--mode=compare', f'--runs={",".join(map(str, runs))}', *words]) == 0
-    page = _Page((runs[0].parent / 'compare.html').read_text())
+    page = Page((runs[0].parent / 'compare.html').read_text())
     page.text = ' '.join(page.text.split())
     files = files_of(page).values()
     page.data = {each['title']: each['columns'] for each in files}
@@ -53,8 +29,8 @@ def runs(tmp_path_factory):
     """Returns two complete runs, the second better, and a third that is proposals alone."""
     folder = tmp_path_factory.mktemp('runs')
     names = {'a': 12, 'lower': 4, '<i>proposals_alone & long': 9}
-    made = [write(folder / name, noise) for name, noise in names.items()]
-    return [finish(made[0]), finish(made[1], optim__learning_rate=0.5), made[2]]
+    made = [write_run(folder / name, noise) for name, noise in names.items()]
+    return [finish_run(made[0]), finish_run(made[1], optim__learning_rate=0.5), made[2]]
 
 
 @pytest.fixture(scope='module')
@@ -134,7 +110,7 @@ def test_misses_are_those_of_each_run(page):
         found = dict(zip(reasons, counts, strict=True))
         assert found == {'suppressed': 1234, 'beyond_limit': 400 - clipped, 'clipped': clipped}
     (picture,) = (i['src'] for i in page.all('img') if i['alt'].startswith('Objects missed'))
-    texts = ''.join(_texts(base64.b64decode(picture.partition('base64,')[2])))
+    texts = ''.join(texts_of(base64.b64decode(picture.partition('base64,')[2])))
     assert '1, A · a' in texts and '5, B · lower' in texts
 
 
@@ -150,7 +126,7 @@ def test_differences_are_drawn_as_the_table_has_them(runs, page):
 
 
 def test_the_misses_of_another_evaluation_are_left_out_and_told(tmp_path, capsys):
-    both = [finish(write(tmp_path / name, 12)) for name in 'ab']
+    both = [finish_run(write_run(tmp_path / name, 12)) for name in 'ab']
     evaluation = json.loads((both[1] / 'evaluation.json').read_text())
     (both[1] / 'evaluation.json').write_text(json.dumps(evaluation | {'step': 5}))
     page = page_of(both)
@@ -166,7 +142,7 @@ def test_the_misses_of_another_evaluation_are_left_out_and_told(tmp_path, capsys
 def test_many_runs_are_counted_and_their_chances_told(tmp_path, page):
     assert '4 differences are looked at' in page.text and 'one in twenty' in page.text
     assert {'A · a, B · lower, C · <i>propo… & long'} == {page.inside['h1']}
-    page = page_of([write(tmp_path / f'run{i}', 12 + i, images=9) for i in range(9)])
+    page = page_of([write_run(tmp_path / f'run{i}', 12 + i, images=9) for i in range(9)])
     assert page.inside['h1'] == '9 runs' and 'The table goes on to the right' in page.text
 
 
@@ -177,7 +153,7 @@ def test_what_a_run_lacks_is_left_out_and_told(page):
 
 
 def test_runs_of_proposals_alone_make_a_page(tmp_path):
-    both = [write(tmp_path / name, 12) for name in 'ab']
+    both = [write_run(tmp_path / name, 12) for name in 'ab']
     (both[1] / 'metrics.jsonl').write_text('[]\n3\n')
     (both[1] / 'evaluation.json').write_text('{')
     page = page_of(both)
@@ -188,7 +164,7 @@ def test_runs_of_proposals_alone_make_a_page(tmp_path):
 
 
 def test_runs_without_objects_or_proposals_make_a_page(tmp_path):
-    empty = [write(tmp_path / name, 1, images=0) for name in 'ab']
+    empty = [write_run(tmp_path / name, 1, images=0) for name in 'ab']
     page = page_of(empty)
     assert 'Too few proposals were kept' in page.text and page.all('img') == []
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_plots import _texts
+from report_data import texts_of
 
 from rpn_jax.report import compare_plots
 
@@ -24,7 +24,7 @@ def test_the_first_run_alone_is_black_and_bars_are_told_apart_too():
 @pytest.mark.parametrize('runs', [1, 2, 7])
 def test_intervals_name_figures_and_runs_without_overlap(runs):
     rows = {f'run {i}': np.array([[0.1, 0.05, 0.2], [-0.1, -0.3, 0.1]]) for i in range(runs)}
-    texts = _texts(compare_plots.intervals(['AR@10', 'AR@100'], rows))
+    texts = texts_of(compare_plots.intervals(['AR@10', 'AR@100'], rows))
     assert {'AR@10', 'AR@100', '0', *rows} <= set(texts)
 
 
@@ -40,21 +40,21 @@ def test_a_dot_is_filled_where_the_interval_leaves_out_zero():
 def test_what_is_not_known_is_not_drawn():
     unknown = np.full((2, 3), np.nan)
     known = np.array([[0.1, 0.05, 0.2], [np.nan] * 3])
-    texts = _texts(compare_plots.intervals(['AR@10', 'AR@100'], {'b': known, 'c': unknown}))
+    texts = texts_of(compare_plots.intervals(['AR@10', 'AR@100'], {'b': known, 'c': unknown}))
     assert {'b', 'c'} <= set(texts)
 
 
 def test_losses_keep_the_colours_of_their_runs():
     steps = np.arange(1.0, 50)
     drawn = compare_plots.losses({'a': None, 'b': (steps, 1 / steps), 'c': (steps[:1], steps[:1])})
-    assert {'b', 'c', 'step'} <= set(_texts(drawn)) and 'a' not in _texts(drawn)
+    assert {'b', 'c', 'step'} <= set(texts_of(drawn)) and 'a' not in texts_of(drawn)
     assert compare_plots.COLOURS[1].lower().encode() in drawn.lower()
 
 
 def test_counts_are_written_beside_their_bars():
     series = {'a': np.array([1234.0, 0]), 'b': None, 'c': np.array([5.0, 7])}
     texts = [
-        text.strip() for text in _texts(compare_plots.counts(['no_anchor', 'clipped'], series))
+        text.strip() for text in texts_of(compare_plots.counts(['no_anchor', 'clipped'], series))
     ]
     assert {'1,234, a', '5, c', '7', 'no_anchor', 'clipped'} <= set(texts)
     assert not any(text.endswith(' b') for text in texts)

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from test_report import _arguments, _metrics, _write
+from report_data import all_metrics, report_arguments, write_page
 
 from rpn_jax.evaluation import misses
 from rpn_jax.report import findings
 
 
 def _sentences(**changes):
-    arguments = _arguments() | changes
+    arguments = report_arguments() | changes
     return findings.findings(arguments['history'], arguments['evaluation'], arguments['sizes'])
 
 
@@ -22,8 +22,8 @@ def test_findings_name_the_best_blind_baseline_and_the_ratio():
 
 
 def test_findings_warn_of_a_network_that_learned_nothing():
-    arguments = _arguments()
-    arguments['evaluation']['proposals'] = _metrics(0.19)
+    arguments = report_arguments()
+    arguments['evaluation']['proposals'] = all_metrics(0.19)
     flat = [{'step': i, 'loss': 0.8} for i in range(20)]
     sizes = arguments['sizes'] | {'proposals': np.full((50, 2), 128.0) + np.arange(50)[:, None] / 9}
     found = _sentences(evaluation=arguments['evaluation'], history=flat, sizes=sizes)
@@ -40,19 +40,21 @@ def test_findings_warn_of_a_network_that_learned_nothing():
 )
 def test_a_network_below_the_blind_knows_less_than_they(tmp_path, value, ratio, knows):
     """And the number above the sentence has the same digits."""
-    arguments = _arguments()
-    arguments['evaluation']['proposals'] = _metrics(value)
+    arguments = report_arguments()
+    arguments['evaluation']['proposals'] = all_metrics(value)
     (said, good), *_ = _sentences(evaluation=arguments['evaluation'])
     assert not good and f'only {ratio} times the 0.200 of gaussian_boxes, which' in said
     assert said.endswith(f': the network knows {knows} than where objects tend to be.')
-    page = _write(tmp_path, evaluation=arguments['evaluation'])
+    page = write_page(tmp_path, evaluation=arguments['evaluation'])
     assert f'Over blind guessing{ratio}×' in page.text
 
 
 def test_bounds_are_no_blind_baselines():
-    evaluation = _arguments()['evaluation']
+    evaluation = report_arguments()['evaluation']
     assert findings.best_blind(evaluation, 'AR@100') == ('gaussian_boxes', 0.2)
-    assert findings.best_blind(evaluation | {'baselines': {'oracle': _metrics(1.0)}}, 'AR@100') == (
+    assert findings.best_blind(
+        evaluation | {'baselines': {'oracle': all_metrics(1.0)}}, 'AR@100'
+    ) == (
         None,
         None,
     )
@@ -70,7 +72,7 @@ def test_spread_ratio_compares_log_sizes():
 
 def test_a_reason_of_misses_comes_with_what_to_try():
     assert findings.REMEDIES.keys() == misses.REASONS.keys()
-    evaluation = _arguments()['evaluation'] | {'missed': {'suppressed': 3, 'no_anchor': 1}}
+    evaluation = report_arguments()['evaluation'] | {'missed': {'suppressed': 3, 'no_anchor': 1}}
     said, good = _sentences(evaluation=evaluation)[2]
     assert not good
     assert said == (

@@ -11,9 +11,7 @@ import cv2
 import jinja2
 import numpy as np
 import pytest
-from test_compare import write
-from test_compare_page import finish
-from test_report import VOID, _arguments, _missed
+from report_data import VOID, finish_run, missed_objects, report_arguments, write_run
 
 from rpn_jax import commands
 from rpn_jax.data.normalization import pixel_family
@@ -151,7 +149,7 @@ def _example():
 def written(tmp_path_factory):
     """Returns {name: the text of a page} of every kind that we write."""
     folder = tmp_path_factory.mktemp('pages')
-    report.write_report(folder / 'report.html', **_arguments() | {'misses': _missed()})
+    report.write_report(folder / 'report.html', **report_arguments() | {'misses': missed_objects()})
     example = _example()
     inputs_page.write_page(
         folder / 'inspect.html',
@@ -163,9 +161,9 @@ def written(tmp_path_factory):
         shown=[example],
     )
     long = 'a_run_of_a_name_that_is_longer_than_most'
-    runs = [write(folder / long, 12, images=20), write(folder / 'b', 4, images=20)]
-    finish(runs[0], data__path='x' * 200)
-    commands.compare_mode(list(map(str, [*map(finish, runs[1:]), runs[0]])))
+    runs = [write_run(folder / long, 12, images=20), write_run(folder / 'b', 4, images=20)]
+    finish_run(runs[0], data__path='x' * 200)
+    commands.compare_mode(list(map(str, [*map(finish_run, runs[1:]), runs[0]])))
     return {path.stem: path.read_text('utf-8') for path in sorted(folder.glob('*.html'))}
 
 

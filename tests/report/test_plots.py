@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib
 import numpy as np
 import pytest
+from report_data import texts_of
 
 from rpn_jax.report import plots
 
@@ -13,12 +14,6 @@ STEPS = np.arange(1.0, 101)
 
 def _losses(value=1.0):
     return {key: (STEPS, value * np.exp(-STEPS / 50)) for key in plots.LOSSES}
-
-
-def _texts(svg):
-    root = ElementTree.fromstring(svg)
-    assert root.tag.endswith('svg')
-    return [''.join(node.itertext()) for node in root.iter() if node.tag.endswith('text')]
 
 
 def test_the_same_numbers_give_the_same_bytes():
@@ -33,9 +28,9 @@ def test_global_settings_are_left_alone():
 
 
 def test_losses_name_their_lines_and_ln_2():
-    texts = _texts(plots.losses(_losses()))
+    texts = texts_of(plots.losses(_losses()))
     assert {'total', 'objectness', 'box', 'step', 'ln 2, a coin flip'} <= set(texts)
-    assert 'ln 2, a coin flip' not in _texts(plots.losses({'loss': _losses()['loss']}))
+    assert 'ln 2, a coin flip' not in texts_of(plots.losses({'loss': _losses()['loss']}))
 
 
 @pytest.mark.parametrize(
@@ -43,11 +38,13 @@ def test_losses_name_their_lines_and_ln_2():
     [np.array([1.0]), np.array([np.nan, 0.5, np.nan]), np.zeros(3), np.array([1e-4, 2.0, 30.0])],
 )
 def test_losses_survive_odd_values(values):
-    _texts(plots.losses({'loss': (np.arange(len(values), dtype=float), values)}))
+    texts_of(plots.losses({'loss': (np.arange(len(values), dtype=float), values)}))
 
 
 def test_panels_are_titled():
-    texts = _texts(plots.panels({'learning rate': (STEPS, 1e-3 * STEPS), 'b': (STEPS, 0 * STEPS)}))
+    texts = texts_of(
+        plots.panels({'learning rate': (STEPS, 1e-3 * STEPS), 'b': (STEPS, 0 * STEPS)})
+    )
     assert {'learning rate', 'b'} <= set(texts)
 
 
@@ -65,16 +62,16 @@ def test_recalls_name_every_line_without_overlap():
 
 def test_recalls_take_names_for_places():
     line = (np.arange(3.0), np.array([0.1, np.nan, 0.6]))
-    texts = _texts(plots.recalls({'other': line}, xlabel='size', names=('s', 'm', 'l')))
+    texts = texts_of(plots.recalls({'other': line}, xlabel='size', names=('s', 'm', 'l')))
     assert {'s', 'm', 'l', 'other', 'size'} <= set(texts)
 
 
 def test_sizes_state_how_many_and_survive_a_single_box():
     rng = np.random.default_rng(0)
     many = np.exp(rng.normal(4, 0.7, (1234, 2)))
-    assert 'objects (1,234)' in _texts(plots.sizes(many, many[:50]))
+    assert 'objects (1,234)' in texts_of(plots.sizes(many, many[:50]))
     one = np.array([[32.0, 64.0]])
-    assert 'proposals (1)' in _texts(plots.sizes(one, one))
+    assert 'proposals (1)' in texts_of(plots.sizes(one, one))
 
 
 def test_large_sets_stay_small_files():

@@ -6,7 +6,7 @@ import re
 import cv2
 import numpy as np
 import pytest
-from test_end_to_end import finished_run, quick_compilation
+from helpers import finished_run
 
 import main
 import rpn_jax
@@ -15,7 +15,7 @@ from rpn_jax.data import batches
 from rpn_jax.errors import InputError
 from rpn_jax.report import predict
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture

@@ -1,44 +1,31 @@
 """The numbers of a report: with their intervals, whole as files, of proposals that there can be."""
 
-import base64
-import json
-
 import numpy as np
 import pytest
-from test_metrics import area_of, random_split
-from test_report import IOUS, _arguments, _write
+from report_data import IOUS, area_of, files_of, random_split, report_arguments, write_page
 
 from rpn_jax.evaluation import metrics
 from rpn_jax.report import report
 
 
 def test_intervals_stand_beside_the_figures(tmp_path):
-    evaluation = _arguments()['evaluation']
+    evaluation = report_arguments()['evaluation']
     evaluation['intervals'] = {
         'proposals': dict.fromkeys(evaluation['proposals'], [0.411, 0.452]),
         'baselines': {'random_boxes': {'AR@10': [0.101, 0.14], 'AR@100': None}},
         'parts': {},
     }
-    page = _write(tmp_path, evaluation=evaluation)
+    page = write_page(tmp_path, evaluation=evaluation)
     shown = len(report.columns(evaluation))
     assert page.text.count('0.411–0.452') == shown
     titles = [cell['title'] for cell in page.all('td') if 'title' in cell]
     assert titles == ['95 %: 0.411 to 0.452'] * shown + ['95 %: 0.101 to 0.140']
-    assert '95 % intervals' in page.text and '95 % intervals' not in _write(tmp_path).text
-
-
-def files_of(page):
-    """Returns {name: content} of the files that the page offers."""
-    links = [link for link in page.all('a') if 'download' in link]
-    names = [link['download'] for link in links]
-    assert len(set(names)) == len(names)
-    data = [base64.b64decode(link['href'].split(';base64,')[1]) for link in links]
-    return dict(zip(names, map(json.loads, data), strict=True))
+    assert '95 % intervals' in page.text and '95 % intervals' not in write_page(tmp_path).text
 
 
 def test_each_plot_is_a_file_with_all_of_its_points(tmp_path):
-    arguments = _arguments()
-    page = _write(tmp_path)
+    arguments = report_arguments()
+    page = write_page(tmp_path)
     files = files_of(page)
     assert len(files) == sum(table.get('class') == 'numbers' for table in page.all('table')) == 9
     losses = files['loss_over_steps_as_logged_thin_and_smoothed.json']['columns']
@@ -55,7 +42,7 @@ def test_each_plot_is_a_file_with_all_of_its_points(tmp_path):
 def test_a_long_history_is_thinned(tmp_path):
     steps = range(20_000)
     history = [{'step': 1_000_003 + s, 'loss': 1 / (s + 1)} for s in steps]
-    page = _write(tmp_path, history=history)
+    page = write_page(tmp_path, history=history)
     losses = files_of(page)['loss_over_steps_as_logged_thin_and_smoothed.json']['columns']
     assert (losses['step'][0], losses['step'][-1]) == (1_000_003, 1_020_002)
     assert len(losses['loss']) == 2000 and '2,000 of 20,000 points as JSON' in page.text
@@ -67,9 +54,9 @@ def test_no_more_proposals_are_shown_than_there_can_be(tmp_path, post_nms, numbe
     boxes = np.array([[10.0, 10, 50, 50], [20, 20, 90, 90]])
     overlaps = metrics.measure(boxes, boxes, [1600, 4900])
     figures = metrics.summarise(overlaps, post_nms=post_nms)
-    evaluation = _arguments()['evaluation'] | {'proposals': figures, 'baselines': {}}
+    evaluation = report_arguments()['evaluation'] | {'proposals': figures, 'baselines': {}}
     curves = {'proposals': metrics.curves(overlaps, [1, 10], post_nms)}
-    page = _write(tmp_path, evaluation=evaluation, curves=curves)
+    page = write_page(tmp_path, evaluation=evaluation, curves=curves)
     for n in (100, 300, 1000):
         assert (f'Recall over IoU, first {n} proposals' in page.text) == (n in numbers)
     names = ''.join(f'AR@{n}' for n in metrics.LIMITS if n <= post_nms)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_compare import write
+from report_data import write_run
 
 from rpn_jax.evaluation import results
 from rpn_jax.report import run_files
@@ -11,7 +11,7 @@ from rpn_jax.report import run_files
 
 @pytest.fixture
 def run(tmp_path):
-    return write(tmp_path / 'a', 12, images=2)
+    return write_run(tmp_path / 'a', 12, images=2)
 
 
 def read(run):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_end_to_end import compilations
+from helpers import compilations
 
 from experiments import bench_ours
 from rpn_jax.models import resnet

@@ -8,14 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from test_end_to_end import (
-    assert_same,
-    compilations,
-    last_state,
-    quick_compilation,
-    tiny_config,
-    tiny_flags,
-)
+from helpers import assert_same, compilations, last_state, tiny_config, tiny_flags
 
 import main
 from experiments import bench_ours
@@ -27,7 +20,7 @@ from rpn_jax.training import loop
 from rpn_jax.training.feature_cache import PLACES, DiskMaps, Features
 from rpn_jax.training.workdir import read_history
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 FROZEN = {'model__frozen_stages': 3, 'loss__box_weight': 1.0}
 NUMBERS = 20  # of maps: ten scenes, each mirrored too
 

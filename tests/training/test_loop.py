@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
-from test_end_to_end import compilations, finished_run, quick_compilation, tiny_config
+from helpers import compilations, finished_run, tiny_config
 
 from rpn_jax import data
 from rpn_jax.data.normalization import normalise, pixel_family
@@ -18,7 +18,7 @@ from rpn_jax.models import rpn
 from rpn_jax.training import checkpoint, loop
 from rpn_jax.training.workdir import read_history
 
-pytestmark = pytest.mark.usefixtures(quick_compilation.__name__)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 STEPS, LOSSES = 10, ['loss', 'loss_objectness', 'loss_box']
 
 

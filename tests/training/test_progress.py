@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from test_end_to_end import tiny_config
+from helpers import tiny_config
 
 from rpn_jax.data.records import Record
 from rpn_jax.errors import InputError

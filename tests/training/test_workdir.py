@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import platformdirs
 import pytest
-from test_end_to_end import tiny_config
+from helpers import tiny_config
 
 from configs import default
 from rpn_jax import files

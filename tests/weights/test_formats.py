@@ -1,64 +1,22 @@
 """Weight files of every format: the same numbers, whatever the name; and what is refused."""
 
-import io
 import os
 import pickle
 import re
-import struct
 import zipfile
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save, save_file
+from data_files import TENSORS, archive, write_weights
+from safetensors.numpy import save
 
 from rpn_jax import weights
 from rpn_jax.errors import InputError
 from rpn_jax.weights import formats
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
-TENSORS = {
-    'conv1.weight': np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2) / 7,
-    'layer1.0.conv1.weight': np.ones((2, 2, 1, 1), np.float32),
-    'bn1.bias': np.array([0.5, -0.25], np.float32),
-}
-
-
-def write(path, kind, tensors=TENSORS):
-    """Writes the tensors as a file of a kind."""
-    if kind == 'safetensors':
-        save_file(tensors, path)
-    elif kind == 'pkl':
-        path.write_bytes(pickle.dumps(tensors, protocol=2))
-    elif kind == 'pth':
-        write_pth(path, tensors)
-    else:
-        with path.open('wb') as file:
-            {'npz': np.savez, 'npz_deflated': np.savez_compressed}[kind](file, **tensors)
-    return path
-
-
-def write_pth(path, tensors):
-    """Writes a .pth file as torch does: a pickle that asks for numbers kept beside it."""
-
-    def text(word):
-        return b'X' + struct.pack('<i', len(word)) + word.encode()
-
-    def numbers(values):
-        return b'(' + b''.join(b'J' + struct.pack('<i', value) for value in values) + b't'
-
-    data = b'\x80\x02}('
-    for key, (name, array) in enumerate(tensors.items()):
-        strides = [stride // array.itemsize for stride in array.strides]
-        storage = text('storage') + b'ctorch\nFloatStorage\n' + text(f'{key}') + text('cpu')
-        storage = b'(' + storage + b'J' + struct.pack('<i', array.size) + b'tQ'
-        view = b'K\x00' + numbers(array.shape) + numbers(strides) + b'\x89}'
-        data += text(name) + b'ctorch._utils\n_rebuild_tensor_v2\n(' + storage + view + b'tR'
-    with zipfile.ZipFile(path, 'w') as archive:
-        archive.writestr('weights/data.pkl', data + b'u.')
-        for key, array in enumerate(tensors.values()):
-            archive.writestr(f'weights/data/{key}', array.tobytes())
 
 
 KINDS = ['safetensors', 'npz', 'npz_deflated', 'pth', 'pkl']
@@ -66,7 +24,7 @@ KINDS = ['safetensors', 'npz', 'npz_deflated', 'pth', 'pkl']
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_file_is_what_its_first_bytes_say(tmp_path, kind):
-    found = weights.load(write(tmp_path / 'weights', kind))
+    found = weights.load(write_weights(tmp_path / 'weights', kind))
     assert found.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
         np.testing.assert_array_equal(found[name], tensor)
@@ -107,7 +65,7 @@ def test_what_torch_saved_is_read(name):
 @pytest.mark.parametrize('kind', ['npz', 'npz_deflated'])
 def test_npz_holds_any_float(tmp_path, kind, dtype):
     tensors = {name: tensor.astype(dtype) for name, tensor in TENSORS.items()}
-    found = formats.read(write(tmp_path / 'weights', kind, tensors))
+    found = formats.read(write_weights(tmp_path / 'weights', kind, tensors))
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(found[name], tensor)
 
@@ -124,7 +82,7 @@ def refusal(path):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_file_that_was_cut_off_anywhere_is_refused(tmp_path, kind):
-    path = write(tmp_path / 'weights', kind)
+    path = write_weights(tmp_path / 'weights', kind)
     whole = path.read_bytes()
     for size in {*range(0, len(whole), max(1, len(whole) // 40)), len(whole) - 1}:
         path.write_bytes(whole[:size])
@@ -142,7 +100,7 @@ def test_what_torch_saved_is_refused_cut_off(tmp_path, name):
 def test_changed_bytes_are_refused_or_change_numbers_alone(tmp_path):
     """The names and shapes of a file that is taken are the whole file's, whatever byte changed."""
     for kind in KINDS:
-        path = write(tmp_path / kind, kind)
+        path = write_weights(tmp_path / kind, kind)
         whole = path.read_bytes()
         for place in range(0, len(whole), 3):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
@@ -156,14 +114,6 @@ def npy(text, data=b''):
     """Returns the bytes of a .npy file with a header of one's own."""
     header = text.encode().ljust(117) + b'\n'
     return b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header + data
-
-
-def archive(members):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return file.getvalue()
 
 
 class Canary:
@@ -222,7 +172,7 @@ def test_what_is_no_weights_file_is_refused(tmp_path, monkeypatch, content, comp
 
 
 def test_the_numbers_of_a_pth_file_must_be_in_it(tmp_path):
-    path = write(tmp_path / 'weights.pth', 'pth')
+    path = write_weights(tmp_path / 'weights.pth', 'pth')
     with zipfile.ZipFile(path) as whole:
         members = {name: whole.read(name) for name in whole.namelist()}
     for change in ({}, {'weights/data/0': b'abc'}, {'../weights/data/0': bytes(96)}):
@@ -238,9 +188,11 @@ def test_what_is_neither_file_nor_folder_is_refused(tmp_path):
 
 
 def test_sizes_are_bounded(tmp_path, monkeypatch):
-    path = write(tmp_path / 'weights', 'npz')
+    path = write_weights(tmp_path / 'weights', 'npz')
     monkeypatch.setattr(formats, 'LIMIT', path.stat().st_size - 1)
     assert 'are read' in refusal(path)
-    path = write(tmp_path / 'weights', 'pkl', {f'{i}': TENSORS['conv1.weight'] for i in range(99)})
+    path = write_weights(
+        tmp_path / 'weights', 'pkl', {f'{i}': TENSORS['conv1.weight'] for i in range(99)}
+    )
     monkeypatch.setattr(formats, 'LIMIT', path.stat().st_size)  # the same array, 99 times
     assert 'its tensors take more than' in refusal(path)

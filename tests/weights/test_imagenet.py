@@ -1,14 +1,13 @@
 """torchvision's weights, fetched from a server on this machine: whole, cut off, or others."""
 
 import hashlib
-import http.server
 import threading
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 import pytest
-from test_formats import write
+from data_files import CONTENT, Server, write_weights
 
 from configs import default
 from rpn_jax import downloads
@@ -16,26 +15,7 @@ from rpn_jax.errors import InputError
 from rpn_jax.training import pretrained
 from rpn_jax.weights import imagenet
 
-CONTENT = b'weights' * 500_000
 NAME = f'resnet50-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth'
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Answers every request with `content`, saying that it has `length` bytes; counts them."""
-
-    content, length, status, asked = CONTENT, len(CONTENT), 200, 0
-
-    class RequestHandlerClass(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.server.asked += 1
-            self.send_response(self.server.status)
-            if self.server.length:
-                self.send_header('Content-Length', self.server.length)
-            self.end_headers()
-            self.wfile.write(self.server.content)
-
-        def log_message(self, *_):
-            pass
 
 
 @pytest.fixture
@@ -75,7 +55,7 @@ def test_a_file_is_fetched_once(server, tmp_path):
 def test_a_config_names_them(server, tmp_path, monkeypatch):
     """model.pretrained='imagenet' goes through the server, the cache and the .pth reader."""
     tensors = {'conv1.weight': np.ones((2, 3, 7, 7), np.float32)}
-    server.content = write(tmp_path / 'x.pth', 'pth', tensors).read_bytes()
+    server.content = write_weights(tmp_path / 'x.pth', 'pth', tensors).read_bytes()
     server.length = len(server.content)
     name = f'resnet50-{hashlib.sha256(server.content).hexdigest()[:8]}.pth'
     monkeypatch.setattr(imagenet, 'FILES', {'imagenet': {50: name}})

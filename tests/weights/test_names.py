@@ -7,7 +7,7 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-from test_weights import variables_of
+from helpers import variables_of
 
 from rpn_jax import weights
 from rpn_jax.errors import InputError

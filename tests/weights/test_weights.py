@@ -6,23 +6,13 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers import variables_of
 from safetensors.numpy import save, save_file
 
 from configs import default
 from rpn_jax import weights
 from rpn_jax.errors import InputError
-from rpn_jax.models import resnet, rpn
 from rpn_jax.training import pretrained
-
-
-def variables_of(depth=26, last_stage=4, norm='frozen', width=8):
-    """Returns random variables of a network; they need no forward pass."""
-    backbone = resnet.ResNet(depth, last_stage, norm=norm, width=width)
-    model = rpn.RPN(backbone, rpn.Head(3), (32,), (0.5, 1, 2))
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
 
 
 def zeros(variables):

@@ -8,9 +8,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from test_coco import write_coco
-from test_official import coco_archives, know, offline, voc_archive  # noqa: F401
-from test_voc import annotation, write_voc
+from data_files import (
+    coco_archives,
+    make_official,
+    voc_annotation,
+    voc_archive,
+    write_coco,
+    write_voc,
+)
 
 from rpn_jax.data.prepare import builder
 from rpn_jax.data.prepare.official import DATASETS
@@ -121,7 +126,7 @@ def test_a_split_that_comes_later_is_added(root, writes):
 
 
 def test_archives_are_unpacked_to_a_folder_that_goes(tmp_path, monkeypatch, cache):
-    know(monkeypatch, voc_archive(tmp_path))
+    make_official(monkeypatch, voc_archive(tmp_path))
     place, lines = run(tmp_path, ('val',))
     assert builder.stored_splits(place) == ['train', 'val']  # both are in that archive
     assert [line.split()[0] for line in lines if line[0] != ' '] == [
@@ -131,7 +136,7 @@ def test_archives_are_unpacked_to_a_folder_that_goes(tmp_path, monkeypatch, cach
     ]
     assert left(tmp_path) == [] and not list(cache.rglob('*.json'))
     for path in coco_archives(tmp_path):
-        know(monkeypatch, path)
+        make_official(monkeypatch, path)
     place, _ = run(tmp_path, ('val',), COCO)
     assert builder.stored_splits(place) == ['val'] and left(tmp_path) == []
 
@@ -139,7 +144,7 @@ def test_archives_are_unpacked_to_a_folder_that_goes(tmp_path, monkeypatch, cach
 def test_bad_images_are_refused_or_left_out(root):
     folder = root / 'VOCdevkit/VOC2007'
     (folder / 'JPEGImages/000003.jpg').write_bytes(b'no image')
-    text = annotation((60, 80), ((40, 6, 30, 50), 0))
+    text = voc_annotation((60, 80), ((40, 6, 30, 50), 0))
     (folder / 'Annotations/000000.xml').write_text(text)
     with pytest.raises(InputError, match='000000.xml: .*inverted.*2 such problems'):
         run(root)

@@ -1,59 +1,14 @@
 """Official archives: the right ones are found or fetched, and all that is missing is told."""
 
-import hashlib
-import tarfile
 import time
-import zipfile
 
 import numpy as np
 import pytest
-from test_coco import write_coco
-from test_downloads import server  # noqa: F401
-from test_voc import write_voc
+from data_files import TRAINVAL, coco_archives, make_official, voc_archive, write_coco, write_voc
 
 from rpn_jax.data.prepare import official
-from rpn_jax.data.prepare.official import DATASETS, Archive
+from rpn_jax.data.prepare.official import DATASETS
 from rpn_jax.errors import InputError
-
-TRAINVAL = 'VOCtrainval_06-Nov-2007.tar'
-
-
-def know(monkeypatch, path, url='http://127.0.0.1:9'):
-    """Makes a file the official archive of its name."""
-    content = path.read_bytes()
-    entry = Archive(f'{url}/{path.name}', len(content), hashlib.sha256(content).hexdigest())
-    monkeypatch.setitem(official.ARCHIVES, path.name, entry)
-    return path
-
-
-def voc_archive(folder):
-    """Writes a tar of six pictures as VOC 2007's is made, with what no box needs besides."""
-    devkit = folder / 'made' / 'VOCdevkit'
-    write_voc(devkit / 'VOC2007')
-    (devkit / 'VOC2007/SegmentationClass').mkdir()
-    (devkit / 'VOC2007/SegmentationClass/000001.png').write_bytes(b'mask')
-    with tarfile.open(folder / TRAINVAL, 'w') as archive:
-        archive.add(devkit, 'VOCdevkit')
-    return folder / TRAINVAL
-
-
-def coco_archives(folder):
-    """Writes the archives of three pictures of COCO's val2017; returns both."""
-    made = write_coco(folder / 'made', 'val2017')
-    for name, part in (('val2017', 'val2017'), ('annotations_trainval2017', 'annotations')):
-        with zipfile.ZipFile(folder / f'{name}.zip', 'w') as archive:
-            for file in sorted((made / part).iterdir()):
-                archive.write(file, f'{part}/{file.name}')
-    return folder / 'val2017.zip', folder / 'annotations_trainval2017.zip'
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    """Lets every host refuse."""
-    monkeypatch.setenv('no_proxy', '*')
-    for name, entry in official.ARCHIVES.items():
-        entry = entry._replace(url=f'http://127.0.0.1:9/{name}')
-        monkeypatch.setitem(official.ARCHIVES, name, entry)
 
 
 def test_the_archives_are_those_of_the_makers():
@@ -85,7 +40,7 @@ def test_a_data_set_has_the_splits_of_its_makers():
 def test_an_archive_is_found_and_unpacked(tmp_path, monkeypatch, place):
     path = tmp_path / 'data' / place / TRAINVAL
     path.parent.mkdir(parents=True)
-    know(monkeypatch, voc_archive(tmp_path).rename(path))
+    make_official(monkeypatch, voc_archive(tmp_path).rename(path))
     lines = []
     places = official.archives([TRAINVAL], tmp_path / 'data', lines.append)
     assert places == {TRAINVAL: path} and lines[0] == f'checking {path}'
@@ -102,7 +57,7 @@ def test_an_archive_is_found_and_unpacked(tmp_path, monkeypatch, place):
 
 
 def test_two_archives_make_a_split_of_coco(tmp_path, monkeypatch):
-    places = {path.name: know(monkeypatch, path) for path in coco_archives(tmp_path)}
+    places = {path.name: make_official(monkeypatch, path) for path in coco_archives(tmp_path)}
     (part,) = DATASETS['coco/2017'].stored['val']
     assert official.archives(part.archives, tmp_path) == places
     found = official.unpack(part, places, tmp_path / 'work')
@@ -115,7 +70,7 @@ def test_what_is_not_there_is_downloaded(server, tmp_path, monkeypatch):  # noqa
     path = voc_archive(tmp_path)
     server.content = path.read_bytes()
     server.length = len(server.content)
-    know(monkeypatch, path, server.url.rpartition('/')[0])
+    make_official(monkeypatch, path, server.url.rpartition('/')[0])
     lines = []
     places = official.archives([TRAINVAL], tmp_path / 'data', lines.append)
     place = tmp_path / 'data/downloads' / TRAINVAL
@@ -124,7 +79,7 @@ def test_what_is_not_there_is_downloaded(server, tmp_path, monkeypatch):  # noqa
 
 
 def test_another_archive_is_refused(tmp_path, monkeypatch):
-    path = know(monkeypatch, voc_archive(tmp_path))
+    path = make_official(monkeypatch, voc_archive(tmp_path))
     content = path.read_bytes()
     for wrong in (content[:-512], content[:-1] + b'x'):
         path.write_bytes(wrong)

@@ -4,43 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from test_images import encoded
+from data_files import COCO_SIZES, coco_box, coco_content, coco_image, write_coco
 
 from rpn_jax.data.records import CLIPPED
 from rpn_jax.data.sources.coco import coco, parse
 from rpn_jax.errors import InputError
-
-SIZES = {7: (60, 80), 3: (90, 50), 12: (64, 64)}  # image id -> height, width
-
-
-def image(key, **changes):
-    height, width = SIZES[key]
-    entry = {'id': key, 'file_name': f'{key:012}.jpg', 'height': height, 'width': width}
-    return entry | changes
-
-
-def box(key, bbox, crowd=0, **changes):
-    number = int(sum(map(float, bbox))) if isinstance(bbox, list) else 0
-    return {'id': number, 'image_id': key, 'bbox': bbox, 'iscrowd': crowd, 'area': 5} | changes
-
-
-def content():
-    """Returns an instances file: two boxes and a crowd in 7, an empty box in 3, nothing in 12."""
-    boxes = [box(7, [5.5, 6, 30, 40]), box(3, [1, 2, 0, 5]), box(7, [0, 0, 80, 60], crowd=1)]
-    images = [image(key) for key in SIZES]
-    return {'images': images, 'annotations': [*boxes, box(7, [10, 20, 3, 4])], 'categories': []}
-
-
-def write_coco(folder, split='train2017'):
-    """Writes a folder with one split of three pictures; returns it."""
-    rng = np.random.default_rng(0)
-    (folder / split).mkdir(parents=True)
-    (folder / 'annotations').mkdir(exist_ok=True)
-    for key, (height, width) in SIZES.items():
-        picture = rng.integers(0, 256, (height, width, 3), np.uint8)
-        (folder / split / f'{key:012}.jpg').write_bytes(encoded(picture))
-    (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content()))
-    return folder
 
 
 @pytest.fixture
@@ -51,15 +19,15 @@ def folder(tmp_path):
 def test_records_are_the_files_images_in_order(folder):
     source = coco('train2017', path=folder)
     assert source.name == 'coco coco train2017'
-    assert [r.image_id for r in source.records] == [f'{key:012}.jpg' for key in SIZES]
-    assert [r.size for r in source.records] == list(SIZES.values())
+    assert [r.image_id for r in source.records] == [f'{key:012}.jpg' for key in COCO_SIZES]
+    assert [r.size for r in source.records] == list(COCO_SIZES.values())
     first, second, third = source.records
     np.testing.assert_array_equal(
         first.boxes, [[5.5, 6, 35.5, 46], [0, 0, 80, 60], [10, 20, 13, 24]]
     )
     assert first.boxes.dtype == np.float32 and first.kind.tolist() == [1, 3, 1]
     assert second.boxes.shape == third.boxes.shape == (0, 4)  # images without objects are legal
-    assert [source.read(i).shape[:2] for i in range(3)] == list(SIZES.values())
+    assert [source.read(i).shape[:2] for i in range(3)] == list(COCO_SIZES.values())
 
 
 def test_empty_boxes_are_left_out_and_counted(folder):
@@ -79,7 +47,7 @@ def test_pictures_may_lie_in_folders_of_their_own(folder):
     place = folder / 'train2017'
     (place / 'a').mkdir()
     (place / '000000000007.jpg').rename(place / 'a' / 'b.jpg')
-    edited = content()
+    edited = coco_content()
     edited['images'][0]['file_name'] = 'a/b.jpg'
     (folder / 'annotations' / 'instances_train2017.json').write_text(json.dumps(edited))
     assert coco('train2017', path=folder).read(0).shape == (60, 80, 3)
@@ -87,7 +55,9 @@ def test_pictures_may_lie_in_folders_of_their_own(folder):
 
 def test_a_box_a_little_outside_is_clipped(tmp_path):
     file = tmp_path / 'x.json'
-    file.write_text(json.dumps(content() | {'annotations': [box(7, [-0.5, 59, 81, 1.9])]}))
+    file.write_text(
+        json.dumps(coco_content() | {'annotations': [coco_box(7, [-0.5, 59, 81, 1.9])]})
+    )
     records, problems = parse(file)
     np.testing.assert_array_equal(records[0].boxes, [[0, 59, 80, 60]])
     assert problems == [] and records[0].remarks == (CLIPPED,)
@@ -95,7 +65,7 @@ def test_a_box_a_little_outside_is_clipped(tmp_path):
 
 def wrong():
     """Yields what is wrong with an instances file, the file and the complaint."""
-    whole = content()
+    whole = coco_content()
     yield 'no json', b'{"images": [', 'not a COCO file of images and annotations'
     yield 'not text', b'\xff\xfe\x00\x12', 'not a COCO file'
     yield 'deep', b'[' * 100_000, 'not a COCO file'
@@ -103,29 +73,45 @@ def wrong():
     yield 'captions', {'annotations': []}, 'not a COCO file .*KeyError'
     yield 'no annotations', {'images': whole['images']}, 'not a COCO file .*annotations'
     yield 'no images', whole | {'images': []}, 'no images'
-    yield 'twins', whole | {'images': [image(7), image(7)]}, 'two images of one id'
-    yield 'no size', whole | {'images': [image(7, height=None)]}, 'image 7 has no height and width'
-    yield 'size of zero', whole | {'images': [image(7, width=0)]}, 'image 7 is 0 x 60 pixels'
+    yield 'twins', whole | {'images': [coco_image(7), coco_image(7)]}, 'two images of one id'
+    yield (
+        'no size',
+        whole | {'images': [coco_image(7, height=None)]},
+        'image 7 has no height and width',
+    )
+    yield 'size of zero', whole | {'images': [coco_image(7, width=0)]}, 'image 7 is 0 x 60 pixels'
     for name in ('../x.jpg', '/etc/passwd', 'a/../../x', '', None, 5, 'a\\b.jpg', 'a\0.jpg'):
         yield (
             f'name {name!r}',
-            whole | {'images': [image(7, file_name=name)]},
+            whole | {'images': [coco_image(7, file_name=name)]},
             ('image 7: file_name .* leads out of the folder|of image 7, which|of image 3, which'),
         )
     for title, entry, complaint in [
-        ('stranger', box(99, [1, 1, 2, 2]), 'annotation 6 is of image 99, which the file does not'),
+        (
+            'stranger',
+            coco_box(99, [1, 1, 2, 2]),
+            'annotation 6 is of image 99, which the file does not',
+        ),
         ('no bbox', {'image_id': 7}, 'annotation number 0 has no bbox of four numbers'),
         ('no image', {'bbox': [1, 2, 3, 4]}, 'annotation number 0 has no image_id that is a whole'),
-        ('three numbers', box(7, [1, 2, 3]), 'no bbox of four numbers'),
-        ('five numbers', box(7, [1, 2, 3, 4, 5]), 'no bbox of four numbers'),
+        ('three numbers', coco_box(7, [1, 2, 3]), 'no bbox of four numbers'),
+        ('five numbers', coco_box(7, [1, 2, 3, 4, 5]), 'no bbox of four numbers'),
         ('words', {'image_id': 7, 'bbox': [1, 2, 3, 'four']}, 'no bbox of four numbers'),
         ('no entry', 17, 'annotation number 0'),
         ('not finite', {'image_id': 7, 'bbox': [1, 2, float('nan'), 4]}, 'bbox that is not finite'),
         ('infinite', {'image_id': 7, 'bbox': [1, 2, 1e999, 4]}, 'bbox that is not finite'),
-        ('inverted', box(7, [10, 10, -3, 5]), r'annotation 22 is inverted: bbox \[10, 10, -3, 5\]'),
-        ('outside', box(7, [70, 10, 12, 5]), 'annotation 97 lies outside the 80 x 60 image: bbox'),
-        ('far outside', box(7, [90, 10, 5, 5]), 'lies outside'),
-        ('left of it', box(7, [-2, 10, 12, 5]), 'lies outside'),
+        (
+            'inverted',
+            coco_box(7, [10, 10, -3, 5]),
+            r'annotation 22 is inverted: bbox \[10, 10, -3, 5\]',
+        ),
+        (
+            'outside',
+            coco_box(7, [70, 10, 12, 5]),
+            'annotation 97 lies outside the 80 x 60 image: bbox',
+        ),
+        ('far outside', coco_box(7, [90, 10, 5, 5]), 'lies outside'),
+        ('left of it', coco_box(7, [-2, 10, 12, 5]), 'lies outside'),
     ]:
         yield title, whole | {'annotations': [entry]}, complaint
 
@@ -143,14 +129,19 @@ def test_a_wrong_file_is_refused_by_its_entry(tmp_path, file, complaint):
 
 
 def test_a_wrong_annotation_is_a_problem_of_its_image(folder):
-    whole = content()
+    whole = coco_content()
     file = folder / 'annotations' / 'instances_train2017.json'
-    entries = [box(7, [10, 10, -3, 5]), *whole['annotations'], box('12', [1, 1, 99, 9]), 17]
+    entries = [
+        coco_box(7, [10, 10, -3, 5]),
+        *whole['annotations'],
+        coco_box('12', [1, 1, 99, 9]),
+        17,
+    ]
     file.write_text(json.dumps(whole | {'annotations': entries}))
     problems = coco('train2017', path=folder).problems
     kinds = ['box inverted', 'box outside its image', 'annotation of an unlisted image']
     assert [problem.kind for problem in problems] == kinds
-    keys = list(SIZES)
+    keys = list(COCO_SIZES)
     assert [problem.position for problem in problems] == [keys.index(7), keys.index(12), -1]
 
 
@@ -159,7 +150,7 @@ def test_what_is_not_there_is_refused_by_its_path(folder):
         coco('val2017', path=folder)
     (folder / 'train2017' / '000000000012.jpg').unlink()
     with pytest.raises(InputError, match='000000000012.jpg: no such image; fetch it or leave it'):
-        coco('train2017', path=folder).read(list(SIZES).index(12))
+        coco('train2017', path=folder).read(list(COCO_SIZES).index(12))
     (folder / 'train2017').rename(folder / 'elsewhere')
     with pytest.raises(InputError, match='train2017: no such folder; config key data.images'):
         coco('train2017', path=folder)

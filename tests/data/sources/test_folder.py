@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_images import encoded
+from data_files import encoded
 
 from rpn_jax.data.sources.folder import pictures
 from rpn_jax.errors import InputError

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_images import encoded
+from data_files import encoded
 
 from rpn_jax.data.prepare import builder
 from rpn_jax.data.records import CLIPPED

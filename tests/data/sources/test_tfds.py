@@ -6,10 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from test_coco import write_coco
-from test_data import options
-from test_official import know, offline, voc_archive  # noqa: F401
-from test_voc import write_voc
+from data_files import write_coco, write_voc
+from helpers import data_options
 
 from rpn_jax import data
 from rpn_jax.data.check import lint
@@ -82,7 +80,7 @@ def test_the_years_come_one_after_the_other(root):
 
 
 def test_batches_are_those_of_the_folder(root):
-    settings = options(image_size=64, batch_size=3, max_boxes=4)
+    settings = data_options(image_size=64, batch_size=3, max_boxes=4)
     make = [
         data.train_batch(lint(source, print=[].append), settings, seed=1)
         for source in (opened('train', root), voc('train', path=root / 'VOCdevkit/VOC2007'))

@@ -2,49 +2,14 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from test_images import encoded
+from data_files import VOC_BOX, VOC_SIZES, encoded, voc_annotation, write_voc
 
 from rpn_jax.data.sources.voc import parse, voc
 from rpn_jax.errors import InputError
 
-SIZES = (60, 80), (90, 50), (64, 64), (70, 90), (60, 80), (90, 50)  # height, width
-BOX = (5, 6, 40, 50)  # as VOC writes it: corners from 1, both inside
-DIFFICULT_BOX = (20, 20, 45, 45)
 ROOT = Path(__file__).parents[3]
-
-
-def annotation(size, *objects):
-    """Returns the XML of an image; objects are (box, text of <difficult>)."""
-    height, width = size
-    items = ''.join(
-        f'<object><name>cat</name><difficult>{difficult}</difficult><bndbox><xmin>{x0}</xmin>'
-        f'<ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>'
-        for (x0, y0, x1, y1), difficult in objects
-    )
-    sides = f'<width>{width}</width><height>{height}</height><depth>3</depth>'
-    return f'<annotation><size>{sides}</size>{items}</annotation>'
-
-
-def write_voc(folder):
-    """Writes six pictures of noise, four in the list train and two in val; returns the folder.
-
-    000001 has no object, 000002 a difficult one besides.
-    """
-    random, ids = np.random.default_rng(0), [f'{i:06}' for i in range(len(SIZES))]
-    for part in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
-        (folder / part).mkdir(parents=True)
-    for image_id, size in zip(ids, SIZES, strict=True):
-        objects = [] if image_id == '000001' else [(BOX, 0)]
-        objects += [(DIFFICULT_BOX, 1)] if image_id == '000002' else []
-        (folder / f'Annotations/{image_id}.xml').write_text(annotation(size, *objects))
-        picture = random.integers(0, 256, (*size, 3), np.uint8)
-        cv2.imwrite(str(folder / f'JPEGImages/{image_id}.jpg'), picture)
-    (folder / 'ImageSets/Main/train.txt').write_text('\n'.join(ids[:4]) + '\n')
-    (folder / 'ImageSets/Main/val.txt').write_text('\n'.join(ids[4:]) + '\n')
-    return folder
 
 
 @pytest.fixture
@@ -65,26 +30,30 @@ def read_xml(tmp_path):
 
 
 def test_corners_from_one_become_half_open(read_xml):
-    record = read_xml(annotation((60, 80), (BOX, 0), ((1, 1, 80, 60), 0), ((7, 7, 7, 7), 0)))
+    record = read_xml(
+        voc_annotation((60, 80), (VOC_BOX, 0), ((1, 1, 80, 60), 0), ((7, 7, 7, 7), 0))
+    )
     assert record.image_id == 'x' and record.size == (60, 80)
     assert record.boxes.dtype == np.float32
     np.testing.assert_array_equal(record.boxes, [[4, 5, 40, 50], [0, 0, 80, 60], [6, 6, 7, 7]])
 
 
 def test_fractions_of_pixels_are_kept(read_xml):
-    record = read_xml(annotation((60, 80), ((5.5, 6.25, 40.75, 50.5), 0)))
+    record = read_xml(voc_annotation((60, 80), ((5.5, 6.25, 40.75, 50.5), 0)))
     np.testing.assert_array_equal(record.boxes, [[4.5, 5.25, 40.75, 50.5]])
 
 
 def test_difficult_objects_are_of_kind_two(read_xml):
-    text = annotation((60, 80), (BOX, 0), (BOX, 1), (BOX, ' 1 '), (BOX, ''), (BOX, 9))
+    text = voc_annotation(
+        (60, 80), (VOC_BOX, 0), (VOC_BOX, 1), (VOC_BOX, ' 1 '), (VOC_BOX, ''), (VOC_BOX, 9)
+    )
     record = read_xml(text.replace('<difficult>9</difficult>', ''))
     assert record.kind.dtype == np.int32
     assert record.kind.tolist() == [1, 2, 2, 1, 1]
 
 
 def test_an_image_without_objects_is_legal(read_xml):
-    record = read_xml(annotation((60, 80)))
+    record = read_xml(voc_annotation((60, 80)))
     assert record.boxes.shape == (0, 4) and record.kind.shape == (0,)
 
 
@@ -98,7 +67,7 @@ def test_an_image_without_objects_is_legal(read_xml):
     ],
 )
 def test_up_to_a_pixel_outside_is_clipped(read_xml, box, clipped):
-    np.testing.assert_array_equal(read_xml(annotation((60, 80), (box, 0))).boxes, [clipped])
+    np.testing.assert_array_equal(read_xml(voc_annotation((60, 80), (box, 0))).boxes, [clipped])
 
 
 @pytest.mark.parametrize(
@@ -120,7 +89,7 @@ def test_up_to_a_pixel_outside_is_clipped(read_xml, box, clipped):
 )
 def test_a_wrong_box_is_refused_by_its_object(read_xml, box, complaint):
     with pytest.raises(InputError, match=rf'x\.xml: object 1 .*{complaint}'):
-        read_xml(annotation((60, 80), (BOX, 0), (box, 0)))
+        read_xml(voc_annotation((60, 80), (VOC_BOX, 0), (box, 0)))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +107,7 @@ def test_a_wrong_box_is_refused_by_its_object(read_xml, box, complaint):
     ],
 )
 def test_a_wrong_annotation_is_refused_by_its_file(read_xml, old, new, complaint):
-    text = annotation((60, 80), (BOX, 0))
+    text = voc_annotation((60, 80), (VOC_BOX, 0))
     assert old in text
     with pytest.raises(InputError, match=rf'x\.xml: .*{complaint}'):
         read_xml(text.replace(old, new))
@@ -164,7 +133,7 @@ def test_no_list_takes_every_annotation(folder):
     (folder / 'JPEGImages/unused.jpg').write_bytes(b'nothing')
     source = voc('', path=folder)
     assert [record.image_id for record in source.records] == [f'{i:06}' for i in range(6)]
-    assert [record.size for record in source.records] == list(SIZES)
+    assert [record.size for record in source.records] == list(VOC_SIZES)
 
 
 def test_pictures_and_annotations_may_lie_elsewhere(folder, tmp_path):

@@ -1,0 +1,224 @@
+"""Files that tests read: images, VOC and COCO folders, archives, weights."""
+
+import hashlib
+import http.server
+import io
+import json
+import pickle
+import struct
+import tarfile
+import zipfile
+
+import cv2
+import numpy as np
+from safetensors.numpy import save_file
+
+from rpn_jax.data.prepare import official
+from rpn_jax.data.prepare.official import Archive
+
+
+def jpeg_with(jpeg, segment):
+    """Returns a JPEG with an APP1 segment (EXIF) of these bytes put in."""
+    return jpeg[:2] + b'\xff\xe1' + struct.pack('>H', len(segment) + 2) + segment + jpeg[2:]
+
+
+def encoded(picture, extension='.jpg'):
+    """Returns the bytes of an image file of a BGR or grey picture."""
+    return cv2.imencode(extension, picture)[1].tobytes()
+
+
+def damaged():
+    """Yields what is wrong with a file, its name, its bytes and the complaint."""
+    picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    jpeg, png = encoded(picture), encoded(picture, '.png')
+    thumbnail = jpeg_with(jpeg, b'Exif\0\0' + encoded(picture[:16, :16]))
+    assert b'\xff\xd9' in thumbnail[:-200]
+    yield 'half a JPEG', 'x.jpg', jpeg[: len(jpeg) // 2], 'truncated'
+    yield 'a JPEG without its end', 'x.jpg', jpeg[:-2], 'truncated'
+    yield 'a JPEG cut off behind its thumbnail', 'x.jpg', thumbnail[:-200], 'truncated'
+    yield 'a JPEG cut off in its head', 'x.jpg', jpeg[:50], 'truncated'
+    yield 'half a PNG', 'x.png', png[: len(png) // 2], 'truncated'
+    yield 'a text', 'x.jpg', b'This is not the image you are looking for.', 'not an image'
+    yield 'nothing', 'x.jpg', b'', 'not an image'
+    yield 'another size', 'x.jpg', encoded(picture[:, :70]), 'is 70 x 60, its annotation .* 80 x 60'
+
+
+VOC_SIZES = (60, 80), (90, 50), (64, 64), (70, 90), (60, 80), (90, 50)  # height, width
+VOC_BOX = (5, 6, 40, 50)  # as VOC writes it: corners from 1, both inside
+DIFFICULT_BOX = (20, 20, 45, 45)
+
+
+def voc_annotation(size, *objects):
+    """Returns the XML of an image; objects are (box, text of <difficult>)."""
+    height, width = size
+    items = ''.join(
+        f'<object><name>cat</name><difficult>{difficult}</difficult><bndbox><xmin>{x0}</xmin>'
+        f'<ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>'
+        for (x0, y0, x1, y1), difficult in objects
+    )
+    sides = f'<width>{width}</width><height>{height}</height><depth>3</depth>'
+    return f'<annotation><size>{sides}</size>{items}</annotation>'
+
+
+def write_voc(folder):
+    """Writes six pictures of noise, four in the list train and two in val; returns the folder.
+
+    000001 has no object, 000002 a difficult one besides.
+    """
+    random, ids = np.random.default_rng(0), [f'{i:06}' for i in range(len(VOC_SIZES))]
+    for part in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
+        (folder / part).mkdir(parents=True)
+    for image_id, size in zip(ids, VOC_SIZES, strict=True):
+        objects = [] if image_id == '000001' else [(VOC_BOX, 0)]
+        objects += [(DIFFICULT_BOX, 1)] if image_id == '000002' else []
+        (folder / f'Annotations/{image_id}.xml').write_text(voc_annotation(size, *objects))
+        picture = random.integers(0, 256, (*size, 3), np.uint8)
+        cv2.imwrite(str(folder / f'JPEGImages/{image_id}.jpg'), picture)
+    (folder / 'ImageSets/Main/train.txt').write_text('\n'.join(ids[:4]) + '\n')
+    (folder / 'ImageSets/Main/val.txt').write_text('\n'.join(ids[4:]) + '\n')
+    return folder
+
+
+CONTENT = b'weights' * 500_000
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers every request with `content`, saying that it has `length` bytes; counts them."""
+
+    content, length, status, asked = CONTENT, len(CONTENT), 200, 0
+
+    class RequestHandlerClass(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.asked += 1
+            self.send_response(self.server.status)
+            if self.server.length:
+                self.send_header('Content-Length', self.server.length)
+            self.end_headers()
+            self.wfile.write(self.server.content)
+
+        def log_message(self, *_):
+            pass
+
+
+TENSORS = {
+    'conv1.weight': np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2) / 7,
+    'layer1.0.conv1.weight': np.ones((2, 2, 1, 1), np.float32),
+    'bn1.bias': np.array([0.5, -0.25], np.float32),
+}
+
+
+def write_weights(path, kind, tensors=TENSORS):
+    """Writes the tensors as a file of a kind."""
+    if kind == 'safetensors':
+        save_file(tensors, path)
+    elif kind == 'pkl':
+        path.write_bytes(pickle.dumps(tensors, protocol=2))
+    elif kind == 'pth':
+        write_pth(path, tensors)
+    else:
+        with path.open('wb') as file:
+            {'npz': np.savez, 'npz_deflated': np.savez_compressed}[kind](file, **tensors)
+    return path
+
+
+def write_pth(path, tensors):
+    """Writes a .pth file as torch does: a pickle that asks for numbers kept beside it."""
+
+    def text(word):
+        return b'X' + struct.pack('<i', len(word)) + word.encode()
+
+    def numbers(values):
+        return b'(' + b''.join(b'J' + struct.pack('<i', value) for value in values) + b't'
+
+    data = b'\x80\x02}('
+    for key, (name, array) in enumerate(tensors.items()):
+        strides = [stride // array.itemsize for stride in array.strides]
+        storage = text('storage') + b'ctorch\nFloatStorage\n' + text(f'{key}') + text('cpu')
+        storage = b'(' + storage + b'J' + struct.pack('<i', array.size) + b'tQ'
+        view = b'K\x00' + numbers(array.shape) + numbers(strides) + b'\x89}'
+        data += text(name) + b'ctorch._utils\n_rebuild_tensor_v2\n(' + storage + view + b'tR'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('weights/data.pkl', data + b'u.')
+        for key, array in enumerate(tensors.values()):
+            archive.writestr(f'weights/data/{key}', array.tobytes())
+
+
+def archive(members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+COCO_SIZES = {7: (60, 80), 3: (90, 50), 12: (64, 64)}  # image id -> height, width
+
+
+def coco_image(key, **changes):
+    height, width = COCO_SIZES[key]
+    entry = {'id': key, 'file_name': f'{key:012}.jpg', 'height': height, 'width': width}
+    return entry | changes
+
+
+def coco_box(key, bbox, crowd=0, **changes):
+    number = int(sum(map(float, bbox))) if isinstance(bbox, list) else 0
+    return {'id': number, 'image_id': key, 'bbox': bbox, 'iscrowd': crowd, 'area': 5} | changes
+
+
+def coco_content():
+    """Returns an instances file: two boxes and a crowd in 7, an empty box in 3, nothing in 12."""
+    boxes = [
+        coco_box(7, [5.5, 6, 30, 40]),
+        coco_box(3, [1, 2, 0, 5]),
+        coco_box(7, [0, 0, 80, 60], crowd=1),
+    ]
+    images = [coco_image(key) for key in COCO_SIZES]
+    return {
+        'images': images,
+        'annotations': [*boxes, coco_box(7, [10, 20, 3, 4])],
+        'categories': [],
+    }
+
+
+def write_coco(folder, split='train2017'):
+    """Writes a folder with one split of three pictures; returns it."""
+    rng = np.random.default_rng(0)
+    (folder / split).mkdir(parents=True)
+    (folder / 'annotations').mkdir(exist_ok=True)
+    for key, (height, width) in COCO_SIZES.items():
+        picture = rng.integers(0, 256, (height, width, 3), np.uint8)
+        (folder / split / f'{key:012}.jpg').write_bytes(encoded(picture))
+    (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco_content()))
+    return folder
+
+
+TRAINVAL = 'VOCtrainval_06-Nov-2007.tar'
+
+
+def make_official(monkeypatch, path, url='http://127.0.0.1:9'):
+    """Makes a file the official archive of its name."""
+    content = path.read_bytes()
+    entry = Archive(f'{url}/{path.name}', len(content), hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(official.ARCHIVES, path.name, entry)
+    return path
+
+
+def voc_archive(folder):
+    """Writes a tar of six pictures as VOC 2007's is made, with what no box needs besides."""
+    devkit = folder / 'made' / 'VOCdevkit'
+    write_voc(devkit / 'VOC2007')
+    (devkit / 'VOC2007/SegmentationClass').mkdir()
+    (devkit / 'VOC2007/SegmentationClass/000001.png').write_bytes(b'mask')
+    with tarfile.open(folder / TRAINVAL, 'w') as archive:
+        archive.add(devkit, 'VOCdevkit')
+    return folder / TRAINVAL
+
+
+def coco_archives(folder):
+    """Writes the archives of three pictures of COCO's val2017; returns both."""
+    made = write_coco(folder / 'made', 'val2017')
+    for name, part in (('val2017', 'val2017'), ('annotations_trainval2017', 'annotations')):
+        with zipfile.ZipFile(folder / f'{name}.zip', 'w') as archive:
+            for file in sorted((made / part).iterdir()):
+                archive.write(file, f'{part}/{file.name}')
+    return folder / 'val2017.zip', folder / 'annotations_trainval2017.zip'

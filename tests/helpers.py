@@ -1,0 +1,298 @@
+"""What tests of more than one file use: the tiny run, small networks, rules in loops."""
+
+import atexit
+import functools
+import json
+import logging
+import math
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import jax
+import numpy as np
+
+import main
+from configs import default
+from rpn_jax import data
+from rpn_jax.data.records import Record, Source
+from rpn_jax.evaluation import evaluate
+from rpn_jax.models import resnet, rpn
+from rpn_jax.ops.proposals import Proposals
+from rpn_jax.training import checkpoint, loop
+
+ROOT = Path(__file__).parent.parent
+TINY = {  # beside default.py: a fraction of a second for its steps, seconds to compile
+    'steps': 8,
+    'log_every': 1,
+    'model.depth': 26,
+    'model.width': 8,
+    'model.last_stage': 3,
+    'model.norm': 'batch',
+    'model.frozen_stages': 0,
+    'anchors.sizes': (16, 32),
+    'targets.samples': 48,  # fewer than cells: the head looks only where it has to
+    'loss.box_weight': 2.0,
+    'proposals.pre_nms': 200,
+    'proposals.post_nms': 50,
+    'data.source': 'shapes',
+    'data.train_split': 'train',
+    'data.eval_split': 'val',
+    'data.scenes': (10, 6),
+    'data.image_size': 64,
+    'data.batch_size': 4,
+    'data.max_boxes': 16,
+    'optim.learning_rate': 0.02,
+    'optim.schedule': 'cosine',
+    'optim.warmup_steps': 2,
+    'checkpoint.every': 2,
+    'checkpoint.keep': 3,
+    'evaluation.every': 4,
+}
+
+
+class Run(NamedTuple):
+    """A workdir that main.py made, and the names of the functions that were compiled for it."""
+
+    folder: Path
+    compiled: list[str]
+
+
+def tiny_config(**changes):
+    """Returns the config of the tiny run; changes are by dotted key, with __ for the dot."""
+    config = default.get_config()
+    named = {key.replace('__', '.'): value for key, value in changes.items()}
+    config.update_from_flattened_dict(TINY | named)
+    return config
+
+
+def tiny_flags(folder, **changes):
+    """Returns the command line of a run of tiny_config(**changes)."""
+    named = {key.replace('__', '.'): value for key, value in changes.items()}
+    overrides = [f'--config.{key}={value}' for key, value in (TINY | named).items()]
+    return [f'--config={ROOT}/configs/default.py', f'--workdir={folder}', *overrides]
+
+
+def scratch():
+    """Returns a folder that lives as long as the tests."""
+    folder = tempfile.mkdtemp(prefix='rpn_jax_')
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+@functools.cache
+def finished_run():
+    """Trains the tiny config once for all tests: they must not write there."""
+    folder = scratch() / 'tiny'
+    with compilations() as compiled:
+        assert main.main(tiny_flags(folder)) == 0
+    return Run(folder, compiled)
+
+
+class compilations(logging.Handler):
+    """Collects the names of the functions that XLA compiles inside the context, in any thread."""
+
+    def __enter__(self):
+        super().__init__()
+        self.names = []
+        jax.config.update('jax_log_compiles', True)
+        logging.getLogger('jax').addHandler(self)
+        return self.names
+
+    def __exit__(self, *error):
+        logging.getLogger('jax').removeHandler(self)
+        jax.config.update('jax_log_compiles', False)
+
+    def emit(self, record):
+        if found := re.match(r'Finished XLA compilation of (\S+)', record.getMessage()):
+            self.names.append(found[1])
+
+
+def last_state(config, folder):
+    """Returns the newest checkpoint's whole state as NumPy arrays."""
+    model, optimizer = loop.build(config)
+    state = loop.place(loop.init_state(model, optimizer, 0), jax.devices())
+    with checkpoint.Checkpoints(folder, **config.checkpoint) as checkpoints:
+        assert checkpoints.latest is not None
+        return jax.device_get(checkpoints.load(state))
+
+
+def assert_same(a, b):
+    """Checks that two states are equal bit for bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    equal = jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b)
+    assert all(jax.tree.leaves(equal))
+
+
+def lines_of(folder):
+    """Returns the lines of metrics.jsonl that hold a loss, without the speed."""
+    lines = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+    return [{**line, 'images_per_second': 0} for line in lines if 'loss' in line]
+
+
+def loop_area(b):
+    return float(max(b[2] - b[0], 0)) * float(max(b[3] - b[1], 0))
+
+
+def loop_iou(a, b):
+    """Returns the IoU of two boxes in double precision."""
+    corners = (max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
+    overlap = loop_area(corners)
+    return overlap / (loop_area(a) + loop_area(b) - overlap) if overlap else 0.0
+
+
+def loop_decode(d, a):
+    d, (x0, y0, x1, y1) = [float(v) for v in d], [float(v) for v in a]
+    x, y = (x0 + x1) / 2 + d[0] * (x1 - x0), (y0 + y1) / 2 + d[1] * (y1 - y0)
+    width, height = (x1 - x0) * min(math.exp(d[2]), 62.5), (y1 - y0) * min(math.exp(d[3]), 62.5)
+    return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+
+
+def shape_of(*shape, dtype=np.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def config_of(**model):
+    config = default.get_config()
+    config.model.update({'depth': 26, 'width': 8, **model})
+    return config
+
+
+BLIND = {'random_boxes', 'random_anchors', 'gaussian_boxes', 'quadrants'}
+OBJECT = np.float32([[8, 8, 40, 48]])
+TRAINED_ON = [Record('t', (64, 64), OBJECT, np.int32([1]))]
+
+
+class FakePredict:
+    """Stands for make_predict: remembers the images and proposes the object boxes, moved."""
+
+    def __init__(self, post_nms, keep=lambda position: 30):
+        self.seen, self.calls, self._post_nms, self._keep = [], [], post_nms, keep
+
+    def make(self, model, config, devices):
+        self.devices = list(devices)
+        self._anchors = len(rpn.anchors(model, (64, 64)))
+        return self
+
+    def __call__(self, variables, batch, dense=False):
+        assert len(batch['image']) % len(self.devices) == 0
+        self.calls.append(len(batch['image']))
+        rows = [self._rows(*row) for row in zip(batch['index'], batch['boxes'], strict=True)]
+        self.seen += [int(i) for i in batch['index']]
+        proposals = Proposals(*map(np.stack, zip(*rows, strict=True)))
+        maps = (np.zeros((len(rows), self._anchors, *shape), np.float32) for shape in ((), (4,)))
+        return (proposals, *maps) if dense else proposals
+
+    def _rows(self, position, boxes):
+        kept = self._keep(position) if position >= 0 else self._post_nms
+        order = np.arange(self._post_nms)
+        shift = np.random.default_rng(max(position, 0)).integers(-6, 7, (self._post_nms, 4))
+        moved = np.clip(boxes[order % len(boxes)] + shift, 0, 64)
+        valid = order < kept
+        return np.float32(moved * valid[:, None]), np.linspace(1, 0, len(order)), valid, order
+
+
+def run_evaluation(config, devices=4, records=TRAINED_ON):
+    """Returns the Evaluation of a config, with whatever predicts."""
+    function = evaluate.make_evaluate(
+        rpn.build(config), config, records, devices=jax.devices()[:devices], print=lambda line: None
+    )
+    return function({}, 3)
+
+
+def large_images(monkeypatch):
+    """Puts four photographs of 512 x 256 pixels in the place of the evaluation split.
+
+    Objects of 60 pixels, of which the first proposals find none but the first of each image.
+    """
+    boxes = np.float32([[100, 50, 160, 110], [300, 120, 360, 180], [20, 180, 80, 240]])
+    records = [Record(str(i), (256, 512), boxes + 4 * i, np.int32([1, 1, 1])) for i in range(4)]
+    source = Source('large', records, lambda position: np.zeros((256, 512, 3), np.uint8))
+    monkeypatch.setattr(evaluate.data, 'open_split', lambda *_, **__: source)
+    return records
+
+
+def variables_of(depth=26, last_stage=4, norm='frozen', width=8):
+    """Returns random variables of a network; they need no forward pass."""
+    backbone = resnet.ResNet(depth, last_stage, norm=norm, width=width)
+    model = rpn.RPN(backbone, rpn.Head(3), (32,), (0.5, 1, 2))
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
+
+
+CANVAS = (1, 41, 55, 3)  # odd, and odd again after every stride
+KEY = jax.random.key(0)
+SMALL_RESNET = functools.partial(resnet.ResNet, depth=26, last_stage=5, width=8)
+
+
+def random_image(seed=0, shape=CANVAS):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def shapes_of(model):
+    """Returns the shapes of the variables without computing them."""
+    return jax.eval_shape(model.init, KEY, np.zeros(CANVAS, np.float32))
+
+
+def random_variables(model):
+    """Returns variables in which every number matters and the features keep their size."""
+    rng = np.random.default_rng(1)
+
+    def draw(leaf):
+        if len(leaf.shape) == 4:
+            scale = np.sqrt(2 / np.prod(leaf.shape[:3]))
+            return (scale * rng.standard_normal(leaf.shape)).astype(np.float32)
+        return rng.uniform(0.3, 0.9, leaf.shape).astype(np.float32)  # scale, bias, mean, variance
+
+    return jax.tree.map(draw, shapes_of(model))
+
+
+def numpy_convolution(x, kernel, stride=1, dilation=1):
+    """Convolves as torch.nn.Conv2d does with padding = dilation * (kernel size // 2)."""
+    size, margin = len(kernel), dilation * (len(kernel) // 2)
+    h, w = ((n + 2 * margin - dilation * (size - 1) - 1) // stride + 1 for n in x.shape[1:3])
+    x = np.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    total = 0
+    for i in range(size):
+        for j in range(size):
+            rows = x[:, i * dilation :][:, : (h - 1) * stride + 1 : stride]
+            window = rows[:, :, j * dilation :][:, :, : (w - 1) * stride + 1 : stride]
+            total = total + window @ kernel[i, j].astype(np.float64)
+    return total
+
+
+def assert_near(ours, theirs, tolerance=2e-5):
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+
+
+def narrow(monkeypatch):
+    """Makes the default config's network an eighth as wide."""
+    model = default.model
+
+    def made():
+        settings = model()
+        settings.width = 8
+        return settings
+
+    monkeypatch.setattr(default, 'model', made)
+
+
+def data_options(**changes):
+    """Returns the default options with changes."""
+    return data.check(data.Options(**default.get_config().data)._replace(**changes))
+
+
+PICTURE_SIZE = (40, 60)  # height, width
+
+
+def noise(size=PICTURE_SIZE):
+    """Returns a picture of soft random colours."""
+    small = np.random.default_rng(3).integers(0, 256, (5, 7, 3), np.uint8)
+    return cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR)

@@ -1,0 +1,327 @@
+"""Results, workdirs and pages that tests look at."""
+
+import base64
+import html.parser
+import json
+import os
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from configs import default
+from rpn_jax.evaluation import misses, results
+from rpn_jax.evaluation.results import Stored
+from rpn_jax.report import report
+
+LIMITS = (1, 3, 10, 100, 1000)
+PEERS = ('coco', 'detectron2', 'detectron', 'mmdetection')
+
+
+# Few coordinates, so that equal IoUs, equal boxes, objects that share a box, IoUs of just a
+# threshold and areas of just a bound, 32^2 and 96^2, are common.
+coarse_coordinate = st.integers(0, 4).map(lambda value: 32 * value)
+
+
+coarse_box = st.tuples(
+    coarse_coordinate, coarse_coordinate, coarse_coordinate, coarse_coordinate
+).map(lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3])))
+
+
+scored_box = st.tuples(coarse_box, st.sampled_from([0.1, 0.5, 0.5, 0.9]))
+
+
+labelled_box = st.tuples(
+    coarse_box, st.sampled_from([1, 1, 1, 2, 3]), st.sampled_from([0, 1024, 5000, 9216])
+)
+
+
+coarse_image = st.tuples(st.lists(scored_box, max_size=9), st.lists(labelled_box, max_size=4))
+
+
+coarse_split = st.lists(coarse_image, min_size=1, max_size=4)
+
+
+def as_stored(images, areas=True):
+    """Makes a Stored of drawn images."""
+    proposals, objects = [
+        [list(zip(*part[i], strict=True)) or [[]] * (2 + i) for part in images] for i in (0, 1)
+    ]
+    orders = [np.argsort(-np.array(p[1]), kind='stable') for p in proposals]
+    return results.Stored(
+        'drawn',
+        0,
+        [str(i) for i in range(len(images))],
+        np.full((len(images), 2), 120),
+        [np.array(p[0], float).reshape(-1, 4)[o] for p, o in zip(proposals, orders, strict=True)],
+        [np.array(p[1], float)[o] for p, o in zip(proposals, orders, strict=True)],
+        [np.array(o[0], float).reshape(-1, 4) for o in objects],
+        [np.array(o[1], int) for o in objects],
+        [np.array(o[2], float) for o in objects] if areas else None,
+    )
+
+
+def random_stored(seed, images=8, most=60, extent=300):
+    """Makes a Stored whose proposals lie around objects, often where another one already does."""
+    rng = np.random.default_rng(seed)
+
+    def boxes(count):
+        return np.sort(rng.uniform(0, extent, (count, 2, 2)), axis=1).reshape(count, 4)
+
+    proposals, objects = [], []
+    for i in range(images):
+        objects.append(boxes(rng.integers(1, 7) if i else 0).astype(np.float32))
+        count = rng.integers(1, most) if i != 1 else 0
+        near = objects[-1][rng.integers(len(objects[-1]), size=count)] if i else boxes(count)
+        near = near + rng.normal(0, 6, (count, 4))
+        proposals.append(np.where(rng.random((count, 1)) < 0.8, near, boxes(count)))
+    return results.Stored(
+        dataset='random',
+        step=9,
+        image_ids=[f'{i}.jpg' for i in range(images)],
+        sizes=np.full((images, 2), extent),
+        proposals=[p.astype(np.float32) for p in proposals],
+        scores=[-np.sort(-rng.integers(0, 9, len(p)) / 8).astype(np.float32) for p in proposals],
+        objects=objects,
+        kinds=[rng.choice([1, 1, 1, 1, 2, 3], len(o)) for o in objects],
+        areas=[rng.uniform(0, 1, len(o)) * results.box_areas(o) for o in objects],
+    )
+
+
+def values_of(tallies):
+    return {name: tally.value for name, tally in tallies.items()}
+
+
+def assert_like(found, expected, tolerance=1e-12):
+    for name, value in expected.items():
+        assert found[name] == (value if value is None else pytest.approx(value, abs=tolerance)), (
+            name
+        )
+
+
+small_coordinate = st.integers(0, 12)
+
+
+small_box = st.tuples(small_coordinate, small_coordinate, small_coordinate, small_coordinate).map(
+    lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3]))
+)
+
+
+small_image = st.tuples(st.lists(small_box, max_size=14), st.lists(small_box, max_size=4))
+
+
+small_split = st.lists(small_image, min_size=1, max_size=4)
+
+
+def arrays(images):
+    """Makes (proposals, objects) of a split: two lists of [., 4]."""
+    return [[np.array(part[i], float).reshape(-1, 4) for part in images] for i in (0, 1)]
+
+
+def random_split(seed, images=5, most=40):
+    rng = np.random.default_rng(seed)
+
+    def boxes(count):
+        return np.sort(rng.uniform(0, 200, (count, 2, 2)), axis=1).reshape(count, 4)
+
+    proposals = [boxes(rng.integers(0, most)) for _ in range(images)]
+    objects = [boxes(rng.integers(0, 5)) for _ in range(images)]
+    return proposals, objects
+
+
+def area_of(objects):
+    return [(o[:, 2] - o[:, 0]) * (o[:, 3] - o[:, 1]) for o in objects]
+
+
+def write_run(folder, noise, images=60, seed=0, moved=0, kinds=(1, 1, 1)):
+    """Writes the proposals.npz of a run whose boxes are off by so many pixels."""
+    random = np.random.default_rng(seed)
+    objects = [random.uniform(0, 50, (3, 2)) for _ in range(images)]
+    objects = [np.float32(np.concatenate([o, o + 40], 1)) + moved for o in objects]
+    random = np.random.default_rng((seed, round(noise)))
+    boxes = [np.repeat(o, 5, 0) + random.normal(0, noise, (15, 4)) for o in objects]
+    folder.mkdir()
+    run = Stored(
+        dataset='drawn',
+        step=7,
+        image_ids=[f'{i}' for i in range(images)],
+        sizes=np.full((images, 2), 128),
+        proposals=[np.float32(np.sort(b.reshape(-1, 2, 2), 1).reshape(-1, 4)) for b in boxes],
+        scores=[np.linspace(1, 0, 15, dtype=np.float32)] * images,
+        objects=objects,
+        kinds=[np.int32(kinds)] * images,
+    )
+    results.save(folder / 'proposals.npz', run)
+    return folder
+
+
+def texts_of(svg):
+    root = ElementTree.fromstring(svg)
+    assert root.tag.endswith('svg')
+    return [''.join(node.itertext()) for node in root.iter() if node.tag.endswith('text')]
+
+
+COUNTS = (1, 10, 100, 1000)
+IOUS = tuple(np.arange(0.5, 1, 0.05).round(2).tolist())
+NOTHING = {'remover': None, 'removed_by': None}
+VOID = {'meta', 'img', 'input', 'link', 'br', 'hr', 'wbr'}
+
+
+def all_metrics(value):
+    names = [f'AR@{n}' for n in (10, 100, 300, 1000)]
+    names += [f'AR@100/{size}' for size in ('small', 'medium', 'large')]
+    names += [f'{kind}/{n}' for kind in ('recall@0.5', 'recall@0.7') for n in (10, 100, 300, 1000)]
+    names += [f'ABO@{n}' for n in (10, 100, 300, 1000)] + ['top10_max_iou']
+    return dict.fromkeys(names, value)
+
+
+def all_curves(value):
+    keys = {'iou': IOUS, 'count': COUNTS}
+    keys |= {key: [value] * len(IOUS) for key in ('recall@100/iou', 'recall@1000/iou')}
+    keys |= {
+        key: [value] * len(COUNTS) for key in ('recall@0.5/count', 'recall@0.7/count', 'AR/count')
+    }
+    return keys
+
+
+def gallery_picture(image_id, group):
+    box = [[10.0, 20, 60, 70]]
+    return {
+        'image': np.full((90, 120, 3), 200, np.uint8),
+        'image_id': image_id,
+        'group': group,
+        'boxes': np.array(box + [[5, 5, 15, 15], [0, 0, 0, 0]]),
+        'kind': np.array([1, 2, 0]),
+        'proposals': np.array(box * 10) + np.arange(10)[:, None],
+        'scores': np.linspace(0.975, 0.5, 10),
+        'top_iou': 0.75,
+        'recalled': 1,
+        'objects': 1,
+    }
+
+
+def report_arguments():
+    rng = np.random.default_rng(0)
+    steps = range(10, 510, 10)
+    return {
+        'title': 'A <small> run & more',
+        'config': {'seed': 7, 'model': {'depth': 26, 'dilations': (1, 1, 2)}, 'data': {'path': ''}},
+        'history': [
+            {'step': s, 'loss': 1 / s, 'loss_objectness': 0.7 / s, 'loss_box': 0.3 / s}
+            | {'learning_rate': 0.01, 'images_per_second': 12.5, 'positives': 17}
+            for s in steps
+        ],
+        'evaluation': {
+            'step': 500,
+            'dataset': 'drawn shapes',
+            'images': 1234,
+            'objects': 5678,
+            'proposals': all_metrics(0.4321),
+            'baselines': {
+                'random_boxes': all_metrics(0.1234),
+                'gaussian_boxes': all_metrics(0.2),
+                'anchors': all_metrics(0.81),
+                'oracle': all_metrics(0.987),
+            },
+        },
+        'curves': {
+            'proposals': all_curves(0.4),
+            'random_boxes': all_curves(0.1),
+            'quadrants': None,
+        },
+        'sizes': {
+            'objects': np.exp(rng.normal(4, 0.6, (300, 2))),
+            'proposals': np.exp(rng.normal(4, 0.6, (900, 2))),
+        },
+        'gallery': [
+            *(gallery_picture(f'best-{i}', 'best') for i in range(6)),
+            *(gallery_picture(f'worst-{i}', 'worst') for i in range(6)),
+        ],
+    }
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, attributes and visible text, and checks that tags are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text, self.inside = [], [], '', {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        where = self.open[-1] if self.open else ''
+        self.inside[where] = self.inside.get(where, '') + data
+        if where not in ('style', 'script'):
+            self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def write_page(tmp_path, **changes):
+    path = tmp_path / 'report.html'
+    report.write_report(path, **report_arguments() | changes)
+    assert os.listdir(tmp_path) == ['report.html']
+    page = Page(path.read_text('utf-8'))
+    page.text = ' '.join(page.text.split())
+    return page
+
+
+def missed_objects():
+    found = []
+    for reason, size in (('suppressed', (20, 20)), ('beyond_limit', (40, 200))):
+        for i in range(6):
+            removed = reason == 'suppressed'
+            picture = {
+                'image': np.full((90, 120, 3), 200, np.uint8),
+                'image_id': f'{reason}-{i}',
+                'group': reason,
+                'boxes': np.array([[10.0, 20, 60, 70], [5, 5, 15, 15]])[: 1 + removed],
+                'lost': np.array([12.0, 20, 62, 70]),
+                'remover': np.array([30.0, 20, 90, 70]) if removed else None,
+            }
+            miss = {'reason': reason, 'size': np.array(size), 'overlap': 0.75, 'rank': 240 + i}
+            by = {'remover': 2, 'removed_by': 'another_object'} if removed else NOTHING
+            found.append(miss | by | {'picture': picture})
+    return found
+
+
+def files_of(page):
+    """Returns {name: content} of the files that the page offers."""
+    links = [link for link in page.all('a') if 'download' in link]
+    names = [link['download'] for link in links]
+    assert len(set(names)) == len(names)
+    data = [base64.b64decode(link['href'].split(';base64,')[1]) for link in links]
+    return dict(zip(names, map(json.loads, data), strict=True))
+
+
+def finish_run(folder, **changes):
+    """Gives a run the config, the history and the misses that a training leaves."""
+    config = default.get_config()
+    for key, value in changes.items():
+        section, _, name = key.rpartition('__')
+        (config[section] if section else config)[name] = value
+    (folder / 'config.json').write_text(json.dumps(config.to_dict()))
+    times = config.optim.learning_rate  # another history for another rate
+    lines = [
+        {'step': s, 'loss': 3 / s, 'loss_objectness': (2 + times) / s, 'loss_box': (1 - times) / s}
+        for s in range(1, 60)
+    ]
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    clipped = len(folder.name)
+    missed = {'suppressed': 1234, 'beyond_limit': 400 - clipped, 'clipped': clipped}
+    missed = dict.fromkeys(misses.REASONS, 0) | missed
+    known = {'step': 7, 'dataset': 'drawn', 'missed': missed}
+    (folder / 'evaluation.json').write_text(json.dumps(known))
+    return folder
