@@ -31,6 +31,8 @@ from experiments.bench_ours import (  # noqa: E402
 from rpn_jax import data
 from rpn_jax.training import loop  # noqa: E402
 from rpn_jax.training.feature_cache import PLACES, Features  # noqa: E402
+from rpn_jax.training.parallel import place
+from rpn_jax.training.step import TrainState
 
 SCENES = 8
 
@@ -71,12 +73,12 @@ def stepper(arguments, keep):
     config.data.image_size = arguments.size
     options, quiet = data.Options(**config.data), [].append
     source = data.open_split(options, 'train', print=quiet)
-    model, optimizer = loop.build(config)
+    model, optimizer, _ = loop.build(config)
     variables = variables_of(model)
     params = variables['params']
-    state = loop.TrainState(0, params, variables['batch_stats'], optimizer.init(params))
-    held, number = [loop.place(state, devices)], itertools.count()
-    update = loop.make_update(model, optimizer, config, devices)
+    state = TrainState(0, params, variables['batch_stats'], optimizer.init(params))
+    held, number = [place(state, devices)], itertools.count()
+    update = loop.update_of(config, model, optimizer, devices)
     arguments = config, model, variables, source, devices, quiet
     maps = Features(*arguments, **config.features) if keep else None
     known = maps.known if maps else None

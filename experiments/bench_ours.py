@@ -27,6 +27,8 @@ from rpn_jax.ops import boxes as box
 from rpn_jax.ops.matching import match
 from rpn_jax.ops.nms import nms
 from rpn_jax.training import loop
+from rpn_jax.training.parallel import place
+from rpn_jax.training.step import SMALLEST, TrainState
 
 WARM = 2  # calls before one is timed
 REST = 0.2  # seconds between two turns, in which the other's threads fall asleep
@@ -106,7 +108,7 @@ class Ours:
         if case.kind == 'train':
             return {'objects': objects(case.batch * OBJECTS, case.size).reshape(case.batch, -1, 4)}
         if case.kind == 'match':
-            anchors = np.asarray(rpn.anchors(rpn.build(config_of(case)), case.size))
+            anchors = np.asarray(rpn.anchors_of(rpn.build(config_of(case)), case.size))
             return {'anchors': anchors, 'objects': objects(case.boxes, case.size)}
         if case.kind == 'nms':
             boxes, scores = decoded(case._replace(boxes=0, limit=0), self._image)
@@ -138,7 +140,7 @@ def config_of(case):
 
 def variables_of(model):
     """Returns random variables of a model as NumPy arrays; made without compiling anything."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(loop.SMALLEST))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(SMALLEST))
     random = np.random.default_rng(0)
 
     def fill(path, shape):
@@ -155,20 +157,20 @@ def variables_of(model):
 def start(case, arrays):
     """Returns the update that train.py runs, a state and a uint8 batch, on the device."""
     config, devices = config_of(case), jax.local_devices()[:1]
-    model, optimizer = loop.build(config)
-    update = loop.make_update(model, optimizer, config, devices)
+    model, optimizer, _ = loop.build(config)
+    update = loop.update_of(config, model, optimizer, devices)
     variables = variables_of(model)
     params = variables.pop('params')
     velocity = jax.eval_shape(optimizer.init, params)
     velocity = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), velocity)
-    state = loop.TrainState(np.int32(0), params, variables['batch_stats'], velocity)
+    state = TrainState(np.int32(0), params, variables['batch_stats'], velocity)
     rows = config.data.max_boxes
     boxes = np.zeros((case.batch, rows, 4), np.float32)
     kind = np.zeros((case.batch, rows), np.int32)
     boxes[:, :OBJECTS], kind[:, :OBJECTS] = arrays['objects'], 1
     batch = {'image': picture(case), 'boxes': boxes, 'kind': kind}
     batch = loop.place_batch(batch, devices)
-    return update, loop.place(state, devices), batch
+    return update, place(state, devices), batch
 
 
 def training(case, arrays):
@@ -190,9 +192,9 @@ def training(case, arrays):
 def prediction(case, arrays):
     """Returns the function that evaluate.py runs: uint8 images to proposals."""
     config, devices = config_of(case), jax.local_devices()[:1]
-    model = rpn.build(config)
+    model = rpn.build(config.model, config.anchors)
     mapped = make_predict(model, config, devices).mapped
-    variables = loop.place(variables_of(model), devices)
+    variables = place(variables_of(model), devices)
     batch = loop.place_batch({'image': picture(case)}, devices)
     del batch['index']
 
@@ -306,7 +308,7 @@ def decoded(case, image):
         size = jnp.asarray(case.size, jnp.float32)
         normalised = loop.normalise(pixels, size[None], data.pixels.FAMILIES['torchvision'])
         logits, deltas = model.apply(variables, normalised)
-        boxes = box.decode(deltas[0], rpn.anchors(model, case.size))
+        boxes = box.decode(deltas[0], rpn.anchors_of(model, case.size))
         return box.clip(boxes, size), logits[0]
 
     boxes, logits = jax.device_get(look(variables_of(model), picture(case, image)))

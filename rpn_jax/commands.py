@@ -14,7 +14,7 @@ from rpn_jax.diagnosis import checks, inspect, statistics
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation import compare, protocols, results
 from rpn_jax.evaluation.evaluate import make_evaluate, table
-from rpn_jax.inference import TrainedRPN
+from rpn_jax.inference import Detector
 from rpn_jax.models import rpn
 from rpn_jax.report import (
     compare_page,
@@ -86,7 +86,11 @@ def run(mode, config, folder, *, output='', paths=()):
 
 def train_mode(config, folder):
     """Trains, or resumes where the workdir's newest checkpoint left off; evaluates and reports."""
-    _, evaluation = loop.train(config, folder, make_evaluate)
+
+    def evaluator(model, source, devices):
+        return make_evaluate(model, config, source.records, devices=devices)
+
+    _, evaluation = loop.train(config, folder, evaluator)
     _publish(config, folder, evaluation)
 
 
@@ -99,7 +103,7 @@ def evaluate_mode(config, folder, output=''):
         raise InputError(f'--output={output}: not the name of a .json file')
     variables, step = checkpoint.variables(folder)
     workdir.check(folder, config, workdir.NETWORK)
-    model = rpn.build(config)
+    model = rpn.build(config.model, config.anchors)
     options = data.check(data.Options(**config.data))
     source = data.open_split(options, options.train_split, seed=config.seed)
     evaluate = make_evaluate(model, config, source.records, devices=jax.local_devices())
@@ -165,7 +169,7 @@ def predict_mode(config, folder, paths, place):
         raise InputError('--mode=predict needs images, or folders of them: main.py .. PATH ..')
     found = predict.find(paths, place)
     workdir.check(folder, config, workdir.NETWORK)
-    trained = TrainedRPN(config, *checkpoint.variables(folder)[::-1])
+    trained = Detector(config, *checkpoint.variables(folder)[::-1])
     files.make_folder(place, '--output')
     images = counted(found.items(), len(found), 'predicted', print)
     skipped = [path for path, name in images if not predict.write(trained, path, place / name)]
@@ -185,7 +189,8 @@ def export_mode(config, folder, output):
         'step': step,
         'model': {k: v for k, v in config.model.items() if k != 'pretrained'},
         'anchors': config.anchors.to_dict(),
-        'data': {key: config.data[key] for key in ('pixels', 'mean', 'std')},
+        'data': config.data.to_dict() | dict.fromkeys(('path', 'images', 'annotations'), ''),
+        'proposals': config.proposals.to_dict(),
     }
     content = safetensors.numpy.save(tensors, {'format': 'pt', 'rpn_jax': json.dumps(made_with)})
     try:

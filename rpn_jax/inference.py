@@ -1,46 +1,77 @@
-"""A trained RPN as notebooks use it: scores, features and proposals of one image."""
+"""A trained network for notebooks and scripts: proposals, feature maps and scores of images."""
+
+import json
+from pathlib import Path
 
 import cv2
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from rpn_jax import data
+from rpn_jax import data, weights
 from rpn_jax.data.normalization import normalise, pixel_family
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation.evaluate import make_predict
 from rpn_jax.models import rpn
 from rpn_jax.training import checkpoint
+from rpn_jax.training.step import SMALLEST
 from rpn_jax.training.workdir import read_config
+from rpn_jax.weights import formats
 
 
-def restore(workdir, step=None):
-    """Returns the TrainedRPN of a workdir's newest checkpoint, or of a step, on the first device.
+def restore(path, step=None):
+    """Returns the Detector of a workdir or of an exported FILE.safetensors, on the first device.
 
-    Raises InputError where there is no such checkpoint.
+    step chooses a checkpoint of a workdir; None takes the newest. Raises InputError where there is
+    no such checkpoint, or where the file was not exported by this project.
     """
-    config = read_config(workdir)
-    variables, step = checkpoint.variables(workdir, step)
-    return TrainedRPN(config, step, variables)
+    if Path(path).suffix == '.safetensors':
+        return _from_file(path, step)
+    config = read_config(path)
+    variables, step = checkpoint.variables(path, step)
+    return Detector(config, step, variables)
 
 
-class TrainedRPN:
-    """A checkpoint: its config, step and variables (nested dicts), and what it sees in images.
+def _from_file(path, step):
+    tensors = weights.load(path)
+    try:
+        made_with = json.loads(formats.metadata(path)['rpn_jax'])
+        config = ConfigDict({name: made_with[name] for name in ('model', 'anchors', 'data')})
+        config.proposals, saved = ConfigDict(made_with['proposals']), int(made_with['step'])
+        model = rpn.build(config.model, config.anchors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f'{path}: does not say which network it holds; export it again from its workdir'
+        ) from error
+    if step not in (None, saved):
+        raise InputError(f'{path}: holds step {saved}, not {step}')
+    template = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(SMALLEST, 'f4'))
+    return Detector(config, saved, weights.to_variables(tensors, template))
 
-    Every method takes an image uint8 [height, width, 3] RGB of any size. It compiles once for each
+
+class Detector:
+    """A trained network: its config, step and variables (nested dicts), and functions of images.
+
+    Every method takes images uint8 [height, width, 3] RGB of any size. It compiles once for each
     canvas: one where data.resize is 'square', else one for each size after the resize, rounded up
     to multiples of 32.
     """
 
     def __init__(self, config, step, variables):
         self.config, self.step, self.variables = config, step, variables
-        self.model = rpn.build(config)
+        self.model = rpn.build(config.model, config.anchors)
         self._options = data.Options(**config.data)
         self._pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
         self._apply = jax.jit(self.model.apply, static_argnames='method')
         self._predict = make_predict(self.model, config, jax.local_devices()[:1])
 
     def propose(self, image):
-        """Returns Proposals of NumPy arrays, boxes in pixels of the image as given, best first."""
+        """Returns Proposals of NumPy arrays, boxes in pixels of the image as given, best first.
+
+        A list of images gives a list of Proposals.
+        """
+        if isinstance(image, list | tuple):
+            return [self.propose(each) for each in image]
         batch = self._batch(image)
         proposals = jax.tree.map(lambda x: x[0], self._predict(self.variables, batch))
         (height, width), size = image.shape[:2], batch['size'][0]
@@ -49,16 +80,27 @@ class TrainedRPN:
         return proposals._replace(boxes=boxes)
 
     def features(self, image):
-        """Returns the backbone's last feature map [h, w, C], of the whole canvas."""
-        features = self._apply(self.variables, self._normalised(image), method='features')
-        return np.asarray(features[0])
+        """Returns the feature map [h, w, C] under the head, of the whole canvas.
+
+        A network with several levels returns a tuple of them.
+        """
+        maps = self._apply(self.variables, self._normalised(image), method='features')
+        maps = tuple(np.asarray(x[0]) for x in maps)
+        return maps[0] if len(maps) == 1 else maps
 
     def scores(self, image):
-        """Returns the objectness [h, w, K] of every anchor, between 0 and 1, before any NMS."""
+        """Returns the objectness [h, w, K] of every anchor, between 0 and 1, before any NMS.
+
+        A network with several levels returns a tuple of them.
+        """
         normalised = self._normalised(image)
         logits, _ = self._apply(self.variables, normalised)
-        h, w = rpn.feature_shape(self.model, normalised.shape[1:3])
-        return np.asarray(jax.nn.sigmoid(logits[0])).reshape(h, w, -1)
+        scores = np.asarray(jax.nn.sigmoid(logits[0]))
+        shapes = rpn.feature_shapes(self.model, normalised.shape[1:3])
+        ends = np.cumsum(rpn.anchors_of_maps(self.model, shapes).levels)
+        maps = np.split(scores, ends[:-1])
+        maps = tuple(x.reshape(*shape, -1) for x, shape in zip(maps, shapes, strict=True))
+        return maps[0] if len(maps) == 1 else maps
 
     def _batch(self, image):
         image = np.asarray(image)

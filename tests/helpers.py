@@ -23,6 +23,8 @@ from rpn_jax.evaluation import evaluate
 from rpn_jax.models import resnet, rpn
 from rpn_jax.ops.proposals import Proposals
 from rpn_jax.training import checkpoint, loop
+from rpn_jax.training.parallel import place
+from rpn_jax.training.step import init_state
 
 ROOT = Path(__file__).parent.parent
 TINY = {  # beside default.py: a fraction of a second for its steps, seconds to compile
@@ -113,8 +115,8 @@ class compilations(logging.Handler):
 
 def last_state(config, folder):
     """Returns the newest checkpoint's whole state as NumPy arrays."""
-    model, optimizer = loop.build(config)
-    state = loop.place(loop.init_state(model, optimizer, 0), jax.devices())
+    model, optimizer, _ = loop.build(config)
+    state = place(init_state(model, optimizer, 0), jax.devices())
     with checkpoint.Checkpoints(folder, **config.checkpoint) as checkpoints:
         assert checkpoints.latest is not None
         return jax.device_get(checkpoints.load(state))
@@ -174,7 +176,7 @@ class FakePredict:
 
     def make(self, model, config, devices):
         self.devices = list(devices)
-        self._anchors = len(rpn.anchors(model, (64, 64)))
+        self._anchors = len(rpn.anchors_of(model, (64, 64)))
         return self
 
     def __call__(self, variables, batch, dense=False):
@@ -198,7 +200,11 @@ class FakePredict:
 def run_evaluation(config, devices=4, records=TRAINED_ON):
     """Returns the Evaluation of a config, with whatever predicts."""
     function = evaluate.make_evaluate(
-        rpn.build(config), config, records, devices=jax.devices()[:devices], print=lambda line: None
+        rpn.build(config.model, config.anchors),
+        config,
+        records,
+        devices=jax.devices()[:devices],
+        print=lambda line: None,
     )
     return function({}, 3)
 
@@ -218,7 +224,7 @@ def large_images(monkeypatch):
 def variables_of(depth=26, last_stage=4, norm='frozen', width=8):
     """Returns random variables of a network; they need no forward pass."""
     backbone = resnet.ResNet(depth, last_stage, norm=norm, width=width)
-    model = rpn.RPN(backbone, rpn.Head(3), (32,), (0.5, 1, 2))
+    model = rpn.RPN(backbone, rpn.RPNHead(3), (32,), (0.5, 1, 2))
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     rng = np.random.default_rng(0)

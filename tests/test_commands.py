@@ -20,6 +20,7 @@ from rpn_jax.diagnosis import checks
 from rpn_jax.evaluation import protocols, results
 from rpn_jax.report.drawings import COLOURS
 from rpn_jax.training import checkpoint, loop, pretrained, workdir
+from rpn_jax.training.step import init_state
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -214,9 +215,9 @@ def test_a_run_starts_from_another_runs_checkpoint(place):
     folder = finished_run().folder
     variables, _ = checkpoint.variables(folder, 6 if place else None)
     config = tiny_config(model__pretrained=str(folder / place))
-    model, optimizer = loop.build(config)
-    state = loop.init_state(model, optimizer, 1, pretrained.load(config))
-    jax.tree.map(np.testing.assert_array_equal, loop.variables_of(state), variables)
+    model, optimizer, _ = loop.build(config)
+    state = init_state(model, optimizer, 1, pretrained.load(config))
+    jax.tree.map(np.testing.assert_array_equal, state.variables, variables)
 
 
 @pytest.mark.parametrize('exported', [False, True])

@@ -16,7 +16,9 @@ from configs import default
 from rpn_jax import data
 from rpn_jax.models import resnet, rpn
 from rpn_jax.ops import losses, matching, proposals
-from rpn_jax.training import checkpoint, loop, optim
+from rpn_jax.training import checkpoint, loop, optim, schedules
+from rpn_jax.training.parallel import place
+from rpn_jax.training.step import init_state
 
 FOLDER = Path(default.__file__).parent
 VARIANTS = sorted(
@@ -75,10 +77,10 @@ def test_a_config_trains_two_steps_on_drawn_scenes(name):
     options = data.check(data.Options(**config.data))
     source = data.open_split(options, options.train_split, seed=config.seed)
     devices = jax.local_devices()[:4]
-    model, optimizer = loop.build(config)
-    state = loop.place(loop.init_state(model, optimizer, config.seed), devices)
+    model, optimizer, _ = loop.build(config)
+    state = place(init_state(model, optimizer, config.seed), devices)
     before = jax.device_get(state.params)
-    update = loop.make_update(model, optimizer, config, devices)
+    update = loop.update_of(config, model, optimizer, devices)
     with compilations() as compiled:
         for batch in data.train_batches(source, options, seed=config.seed, steps=range(2)):
             state, metrics = update(state, batch)
@@ -93,12 +95,12 @@ def test_a_config_trains_two_steps_on_drawn_scenes(name):
 def test_a_config_builds_its_network_and_optimizer(name):
     config = config_of(name)
     options = data.check(data.Options(**config.data))
-    model, optimizer = loop.build(config)
+    model, optimizer, _ = loop.build(config)
     (shape,) = data.plan([(300, 400)], options).shapes
     canvas = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), canvas)
     logits, deltas = jax.eval_shape(model.apply, variables, canvas)
-    count = len(jax.eval_shape(lambda: rpn.anchors(model, shape)))
+    count = len(jax.eval_shape(lambda: rpn.anchors_of(model, shape)))
     assert logits.shape == (1, count) and deltas.shape == (1, count, 4)
     jax.eval_shape(optimizer.init, variables['params'])
 
@@ -202,7 +204,7 @@ def test_no_value_is_none_and_every_key_has_one_line():
     ('key', 'choices'),
     [
         ('depth', resnet.BLOCKS),
-        ('schedule', optim.SCHEDULES),
+        ('schedule', schedules.SCHEDULES),
         ('optimizer', ('sgd', 'adam')),
         ('norm', ('frozen', 'batch', 'group')),
         ('init', ('normal', 'uniform')),

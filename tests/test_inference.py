@@ -13,7 +13,7 @@ from rpn_jax.data.canvases import square
 from rpn_jax.data.sources.shapes import shapes
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation import evaluate
-from rpn_jax.inference import TrainedRPN
+from rpn_jax.inference import Detector
 from rpn_jax.models import rpn
 from rpn_jax.ops.proposals import Proposals
 from rpn_jax.training import checkpoint
@@ -78,7 +78,7 @@ def test_proposals_are_those_of_the_evaluation(trained):
     config = tiny_config(data__pixels='torchvision')
     source = data.open_split(data.Options(**config.data), 'val', training=False)
     canvases = square(64, len(source.records))
-    predict = evaluate.make_predict(rpn.build(config), config, jax.devices())
+    predict = evaluate.make_predict(rpn.build(config.model, config.anchors), config, jax.devices())
     expected = predict(
         trained.variables, data.batching.collate(source, canvases, range(4), max_boxes=16)
     )
@@ -94,7 +94,7 @@ def test_proposals_are_those_of_the_evaluation(trained):
 def test_no_rounding_carries_a_box_out_of_the_image():
     """In float32 800 * (1995 / 800) is 1995.0001."""
     config = tiny_config(data__image_size=800, data__pixels='torchvision')
-    trained = TrainedRPN(config, 0, {})
+    trained = Detector(config, 0, {})
     whole = Proposals(np.float32([[[0, 0, 800, 800]]]), *np.ones((3, 1, 1)))
     trained._predict = lambda variables, batch: whole
     for width in range(1990, 2000):

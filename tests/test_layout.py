@@ -17,8 +17,23 @@ FOUNDATION = [
     'files',
     'downloads',
 ]  # beside the folders, but under all of them
-LANGUAGE = ['collections', 'functools', 'math', 'typing']  # what a pure function needs of Python
-WITHOUT_TEST_FILE = {'errors', 'files', 'inputs_page', 'statistics_plot', 'pretrained'}
+LANGUAGE = [
+    'collections',
+    'dataclasses',
+    'functools',
+    'math',
+    'typing',
+]  # what a pure function needs of Python
+WITHOUT_TEST_FILE = {
+    'errors',
+    'files',
+    'inputs_page',
+    'statistics_plot',
+    'pretrained',
+    'winograd',
+    'step',
+    'schedules',
+}
 
 SOURCES = {
     path.relative_to(ROOT).as_posix(): path.read_text()

@@ -17,6 +17,8 @@ from rpn_jax.ops import losses, matching
 from rpn_jax.ops.nms import nms
 from rpn_jax.ops.proposals import propose
 from rpn_jax.training import loop
+from rpn_jax.training.parallel import place
+from rpn_jax.training.step import init_state
 
 GOLDEN = Path(__file__).parent / 'golden'
 CANVAS = (608, 800)
@@ -167,7 +169,7 @@ def test_backbone(depth, dilated):
     image = figures[f'{depth}.image'].transpose(0, 2, 3, 1)
     dilations = (1, 1, 1, 2) if dilated else (1, 1, 1, 1)
     model = resnet.ResNet(depth, 5, dilations)
-    model = rpn.RPN(model, rpn.Head(1), (32,), (1,))
+    model = rpn.RPN(model, rpn.RPNHead(1), (32,), (1,))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     variables = {k: {'backbone': v['backbone']} for k, v in variables.items()}
     variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
@@ -198,23 +200,23 @@ def trajectory_config(figures):
 def test_six_training_steps():
     figures = golden('training')
     config = trajectory_config(figures)
-    model, optimizer = loop.build(config)
+    model, optimizer, _ = loop.build(config)
     devices = jax.local_devices()[:1]
-    state = loop.init_state(model, optimizer, 0)
-    variables = load_formula(loop.variables_of(state))
-    state = loop.place(state.replace(**variables), devices)
+    state = init_state(model, optimizer, 0)
+    variables = load_formula(state.variables)
+    state = place(state.replace(**variables), devices)
     boxes, kind = np.zeros((2, 5, 4), np.float32), np.zeros((2, 5), np.int32)
     for image in range(2):
         objects = figures[f'boxes{image}']
         boxes[image, : len(objects)], kind[image, : len(objects)] = objects, 1
     image = figures['image'].transpose(0, 2, 3, 1)
     batch = {'image': image, 'boxes': boxes, 'kind': kind}
-    update = loop.make_update(model, optimizer, config, devices)
+    update = loop.update_of(config, model, optimizer, devices)
     for losses_before in figures['losses']:
         state, metrics = update(state, batch)
         found = metrics['loss_objectness'], metrics['loss_box']
         np.testing.assert_allclose(found, losses_before, rtol=1e-3)
-    tensors = weights.from_variables(loop.variables_of(state))
+    tensors = weights.from_variables(state.variables)
     for name in figures.files:
         if name.endswith(('weight', 'bias')):
             stored, ours = figures[name], tensors[name].reshape(-1)[:512]

@@ -10,7 +10,7 @@ from rpn_jax.data.normalization import denormalise, normalise, pixel_family
 from rpn_jax.data.records import Record
 from rpn_jax.diagnosis import checks, evidence
 from rpn_jax.models import rpn
-from rpn_jax.training.loop import assign_images, step_key
+from rpn_jax.training.step import assign_images, step_key
 
 
 class Example(NamedTuple):
@@ -36,13 +36,13 @@ def examples(config, source, steps):
     is seen is what is learnt from.
     """
     options = data.Options(**config.data)
-    model = rpn.build(config)
+    model = rpn.build(config.model, config.anchors)
     pixels = pixel_family(options.pixels, options.mean, options.std)
     planned = data.train_plan(source, options).sizes
 
     @jax.jit
     def assign(key, batch):
-        anchors = rpn.anchors(model, batch['image'].shape[1:3])
+        anchors = rpn.anchors_of(model, batch['image'].shape[1:3])
         return anchors, assign_images(key, anchors, batch, config.targets)
 
     for step, batch in zip(
@@ -61,7 +61,7 @@ def examples(config, source, steps):
             measured = evidence.compare(
                 record, original, network[i], seen[i], row, planned[position], pixels
             )
-            sampled, real = np.asarray(anchors)[index[i]], row['kind'] > 0
+            sampled, real = np.asarray(anchors.boxes)[index[i]], row['kind'] > 0
             found.append(
                 Example(
                     step=step,

@@ -15,6 +15,7 @@ import numpy as np
 from rpn_jax.evaluation.metrics import iou as overlaps_of
 from rpn_jax.ops import anchor_statistics
 from rpn_jax.ops import boxes as box
+from rpn_jax.ops.losses import rpn_losses
 from rpn_jax.ops.matching import match
 
 # Where bins of stretch begin and end: octaves, log2 of sqrt(object's area / anchor's area).
@@ -105,8 +106,9 @@ def _look(logits, deltas, anchors, boxes, kind, size, rules, *, beta, count):
     """Returns the sums by type, labels and matched [A], and the decoded boxes [A, 4]."""
     labels, matched = match(anchors, boxes, kind, size=size, **rules)
     types = np.arange(len(anchors)) % count
-    settings = dict(count=count, beta=beta)
-    own = anchor_statistics.sums(logits, deltas, labels, anchors, boxes[matched], types, **settings)
+    sampled = labels, anchors, boxes[matched]
+    losses = rpn_losses(logits, deltas, *sampled, beta=beta)
+    own = anchor_statistics.sums(losses, deltas, *sampled, types, count=count)
     return own, labels, matched, box.decode(deltas, anchors)
 
 

@@ -44,7 +44,7 @@ def make_predict(model, config, devices):
 
     def predict(variables, batch):
         images = normalise(batch['image'], batch['size'], pixels)
-        anchors = rpn.anchors(model, images.shape[1:3])
+        anchors = rpn.anchors_of(model, images.shape[1:3])
         logits, deltas = model.apply(variables, images)
         each = functools.partial(propose, **settings)
         proposals = jax.vmap(each, (0, 0, None, 0))(logits, deltas, anchors, batch['size'])
@@ -193,7 +193,9 @@ def _open(model, config, print):
         print(f'note: {note}')
     records = source.records[: config.evaluation.images or None]
     canvases = data.evaluation_plan(source, options, len(records))
-    grids = [np.asarray(rpn.anchors(model, shape), np.float64) for shape in canvases.shapes]
+    grids = [
+        np.asarray(rpn.anchors_of(model, shape).boxes, np.float64) for shape in canvases.shapes
+    ]
     sizes = [tuple(size.tolist()) for size in canvases.sizes]
     return _Split(
         source,

@@ -5,6 +5,7 @@ Stages carry the papers' names: the stem (conv1 and a max pool), then conv2 to c
 
 import functools
 import math
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -12,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from rpn_jax.errors import InputError
-from rpn_jax.models.convolution import alone, convolve
+from rpn_jax.models.convolution import convolve, unfused
 
 BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 STEM_STRIDE = 4
 EPSILON = 1e-5
-AXIS = 'batch'  # the mapped axis over which batch norm is synchronised
+AXIS = 'batch'  # the mapped axis of training, over which batch norm is synchronised
 
 
 class ResNet(nn.Module):
@@ -26,8 +27,9 @@ class ResNet(nn.Module):
     dilations (conv2..conv5): d > 1 keeps that stage's stride at 1 and dilates its 3x3 convolutions
     by d. Its first block keeps the previous stage's dilation, as in torchvision; dilate_first_block
     is detectron2's rule. stride_in_1x1 puts a stage's stride where MSRA's weights want it. norm is
-    'frozen' (stored statistics, nothing learnt), 'batch' (synchronised over devices) or 'group'.
-    frozen_stages (1 the stem, 2 up to conv2, .. 5 all) use stored statistics whatever the norm.
+    'frozen' (stored statistics, nothing learnt), 'batch' (synchronised over axis_name, if any) or
+    'group'. frozen_stages (1 the stem, 2 up to conv2, .. 5 all) use stored statistics whatever the
+    norm.
     Stages in remat (4 is conv4) are rematerialised: maps are computed again for the gradients, in
     less memory on GPUs; on CPUs XLA undoes it.
     """
@@ -41,15 +43,17 @@ class ResNet(nn.Module):
     dtype: Any = 'float32'
     width: int = 64
     dilate_first_block: bool = False
-    distribution: str = 'normal'  # config key model.init; Module.init is a method
+    distribution: str = 'normal'  # 'normal' or 'uniform', as initializer takes it
     remat: tuple[int, ...] = ()
+    axis_name: str | None = None  # the mapped axis of devices, for batch norm
 
     @nn.compact
     def __call__(self, images, train=False):
         dtype = jnp.dtype(self.dtype)
         conv = functools.partial(Conv, dtype=dtype, distribution=self.distribution)
         groups = math.gcd(32, self.width)  # 32 as in Wu and He 2018, where the width allows
-        norm = functools.partial(_norm, self.norm, groups=groups, dtype=dtype)
+        axis = self.axis_name
+        norm = functools.partial(_norm, self.norm, groups=groups, dtype=dtype, axis_name=axis)
         learning = train and self.frozen_stages < 1
         stem = conv(self.width, 7, stride=2, name='stem_conv'), norm(learning, 'stem_norm')
         x = max_pool(relu(normalised(*stem, images.astype(self.dtype))))
@@ -66,7 +70,7 @@ class ResNet(nn.Module):
         return outputs
 
     def _blocks(self, stage, conv, norm):
-        """Returns functions that make the blocks of a stage."""
+        """Returns functions that make the blocks of a stage, one for each."""
         previous, dilation = (1, *self.dilations)[stage - 2 : stage]
         block = functools.partial(
             Bottleneck,
@@ -130,7 +134,7 @@ def chains(blocks):
 
 
 def normalised(conv, norm, x):
-    """Convolves and normalises; stored statistics are a factor of the kernel and a shift."""
+    """Convolves and normalises; frozen statistics are a factor of the kernel and a shift."""
     if isinstance(norm, FrozenBatchNorm):
         factor, shift = norm(conv.features)
         return conv(x, factor) + shift.astype(conv.dtype)[None, None, None]
@@ -159,7 +163,7 @@ def residual(x, y):
     pass twice more: a fifth of the training step of ResNet-101 (experiments/README.md). On GPUs it
     is left to XLA.
     """
-    return alone(_rectified_sum, x, y)
+    return unfused(_rectified_sum, x, y)
 
 
 def _residual_forward(x, y):
@@ -168,7 +172,7 @@ def _residual_forward(x, y):
 
 
 def _residual_backward(out, gradient):
-    gradient = alone(_where_positive, out, gradient)
+    gradient = unfused(_where_positive, out, gradient)
     return gradient, gradient
 
 
@@ -207,7 +211,7 @@ class Conv(nn.Module):
 
 
 class FrozenBatchNorm(nn.Module):
-    """Returns what stored statistics come to: a factor and a shift [C] of each channel."""
+    """Returns the factor and the shift [C] of each channel that frozen statistics come to."""
 
     @nn.compact
     def __call__(self, features):
@@ -244,8 +248,14 @@ def total_stride(last_stage, dilations):
 
 
 def stage_of(name):
-    """Returns the stage (1 the stem, 2 conv2, ..) of a top-level module of ResNet by its name."""
-    return 1 if name.startswith('stem') else int(name[len('conv')])
+    """Returns the stage (1 the stem, 2 conv2, ..) of a top-level module of ResNet by its name.
+
+    None is returned for the names of other modules.
+    """
+    if name in ('stem_conv', 'stem_norm'):
+        return 1
+    block = re.fullmatch(r'conv(\d)_block\d+', name)
+    return int(block[1]) if block else None
 
 
 def initializer(distribution):
@@ -257,10 +267,21 @@ def initializer(distribution):
         return nn.initializers.variance_scaling(2, 'fan_out', 'normal')
     if distribution == 'uniform':
         return nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-    raise InputError(f"config key model.init: {distribution!r} is not one of 'normal', 'uniform'")
+    raise InputError(f"init: {distribution!r} is not one of 'normal', 'uniform'")
 
 
-def check(depth, width, last_stage, dilations, norm, frozen_stages, init, dtype, remat=(), **_):
+def check(
+    depth,
+    width=64,
+    last_stage=4,
+    dilations=(1, 1, 1, 1),
+    norm='frozen',
+    frozen_stages=0,
+    init='normal',
+    dtype='float32',
+    remat=(),
+    **_,
+):
     """Raises InputError where the keywords of ResNet make no network."""
     initializer(init)
     for key, value, choices in [
@@ -271,25 +292,23 @@ def check(depth, width, last_stage, dilations, norm, frozen_stages, init, dtype,
         ('dtype', dtype, ('float32', 'bfloat16')),
     ]:
         if value not in choices:
-            raise InputError(f'config key model.{key}: {value!r} is not one of {choices}')
+            raise InputError(f'{key}: {value!r} is not one of {choices}')
     if len(dilations) != 4 or not all(isinstance(d, int) and d >= 1 for d in dilations):
-        raise InputError(f'config key model.dilations: {dilations!r} is not four integers >= 1')
+        raise InputError(f'dilations: {dilations!r} is not four integers >= 1')
     if not set(remat) <= set(range(2, last_stage + 1)):
-        raise InputError(
-            f'config key model.remat: {remat!r} is not of stages from 2 to {last_stage}, as (4,)'
-        )
+        raise InputError(f'remat: {remat!r} is not of stages from 2 to {last_stage}, as (4,)')
     if not isinstance(width, int) or width < 1:
-        raise InputError(f'config key model.width: {width!r} is not an integer >= 1')
+        raise InputError(f'width: {width!r} is not an integer >= 1')
 
 
-def _norm(norm, learning, name, *, groups, dtype):
+def _norm(norm, learning, name, *, groups, dtype, axis_name):
     if norm == 'group':
         return nn.GroupNorm(num_groups=groups, epsilon=EPSILON, dtype=dtype, name=name)
     if norm == 'frozen' or not learning:
         return FrozenBatchNorm(name=name)
     return nn.BatchNorm(
         use_running_average=False,
-        axis_name=AXIS,
+        axis_name=axis_name,
         momentum=0.9,
         epsilon=EPSILON,
         dtype=dtype,

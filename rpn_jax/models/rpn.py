@@ -1,74 +1,93 @@
-"""The region proposal network: ResNet and head, dense or only at sampled cells; its anchors."""
+"""The region proposal network: a backbone and a head, its anchors, and what of it is frozen."""
 
+import re
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rpn_jax.errors import InputError
 from rpn_jax.models import resnet
 from rpn_jax.models.convolution import convolve
-from rpn_jax.ops import anchors as anchor
+from rpn_jax.ops.anchors import Anchors, per_level
 
 
 class RPN(nn.Module):
     """Maps normalised images [B, H, W, 3] to logits [B, A] and deltas [B, A, 4], float32.
 
-    With index [B, S] the answer is only for those anchors, [B, S] and [B, S, 4].
+    With index [B, S] the result is only of those anchors, [B, S] and [B, S, 4]. The backbone is
+    any Flax module that maps (images, train) to one feature map [B, h, w, C], a tuple of them, or a
+    dict whose last map is taken; map l is of ceil(side / strides[l]) cells along each side. Anchors
+    are in the order of Anchors.of(shapes, strides, sizes, aspect_ratios).
     """
 
     backbone: nn.Module
     head: nn.Module
-    sizes: tuple[float, ...]
-    aspect_ratios: tuple[float, ...]
+    strides: tuple[int, ...]
+    sizes: tuple[tuple[float, ...], ...] = ()  # of each level; only anchors_of reads them
+    aspect_ratios: tuple[float, ...] = ()
 
     def __call__(self, images, index=None, train=False):
-        return self.from_features(self.features(images, train), index)
+        maps = self.features(images, train)
+        shapes, expected = map_shapes(maps), feature_shapes(self, images.shape[1:3])
+        if shapes != expected:
+            raise ValueError(
+                f'the backbone makes feature maps of {shapes} cells; strides {self.strides} and '
+                f'images of {images.shape[1:3]} pixels need {expected}'
+            )
+        return self.from_features(maps, index)
 
-    def from_features(self, features, index=None):
-        """Returns logits and deltas as a call does, of feature maps [B, h, w, C] that are there."""
-        return self.head(features, index)
+    def from_features(self, maps, index=None):
+        """Returns logits and deltas, as a call does, of feature maps that are known already."""
+        return self.head(maps, index)
 
     def features(self, images, train=False):
-        """Returns the last stage's feature map [B, h, w, C]."""
-        return self.backbone(images, train)[f'conv{self.backbone.last_stage}']
+        """Returns the feature maps [B, h, w, C] under the head, a tuple with one for each level."""
+        return _as_tuple(self.backbone(images, train))
 
 
-class Head(nn.Module):
-    """Scores and refines K anchors per cell: 3x3 convolution, ReLU and two 1x1 convolutions.
+class RPNHead(nn.Module):
+    """Scores and refines K anchors per cell: 3x3 convolutions, ReLU and two 1x1 convolutions.
 
-    The layers are those of Faster R-CNN, section 3.1. Asked for S sampled anchors, the head reads
-    the 3x3 neighbourhood of their cells alone: the same numbers as the dense head at S instead of
-    h * w positions. Where h * w <= S the dense head is the cheaper one.
+    The layers are those of Faster R-CNN, section 3.1, shared by all feature maps. Asked for S
+    sampled anchors, the last 3x3 convolution reads the neighbourhoods of their cells only: the same
+    numbers as the dense head at S instead of all cells. Where there are no more cells than S, the
+    dense head is the cheaper one.
     """
 
     anchors_per_cell: int
+    convs: int = 1
     dtype: Any = 'float32'
     distribution: str = 'normal'
 
     @nn.compact
-    def __call__(self, features, index=None):
-        b, h, w, c = features.shape
-        k = self.anchors_per_cell
-        sampled = index is not None and h * w > index.shape[1]
-        params = jax.tree.map(lambda p: p.astype(self.dtype), self._params(c))
+    def __call__(self, maps, index=None):
+        maps = tuple(x.astype(self.dtype) for x in _as_tuple(maps))
+        k, channels = self.anchors_per_cell, maps[0].shape[-1]
+        *first, last, objectness, deltas = self._layers(channels)
+        for kernel, bias in first:
+            maps = tuple(nn.relu(convolve(x, kernel) + bias[None, None, None]) for x in maps)
+        cells, slots = _head_positions(map_shapes(maps), k)
+        sampled = index is not None and len(slots) > k * index.shape[1]
         if sampled:
-            hidden = _neighbourhoods(features, index // k).astype(self.dtype)
-            hidden = hidden @ params['conv'][0].reshape(9 * c, c)
+            hidden = _neighbourhoods(maps, [column[index] for column in cells])
+            hidden = hidden @ last[0].reshape(9 * channels, channels)
         else:
-            hidden = convolve(features.astype(self.dtype), params['conv'][0]).reshape(b, h * w, c)
-        hidden = nn.relu(hidden + params['conv'][1][None, None])
+            flat = [convolve(x, last[0]).reshape(len(x), -1, channels) for x in maps]
+            hidden = flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=1)
+        hidden = nn.relu(hidden + last[1][None, None])
         logits, deltas = (
             (hidden @ kernel[0, 0] + bias[None, None]).astype(jnp.float32)
-            for kernel, bias in (params['objectness'], params['deltas'])
+            for kernel, bias in (objectness, deltas)
         )
+        deltas = deltas.reshape(*logits.shape, 4)
         if sampled:  # [B, S, K]: of each cell the one anchor that was asked for
-            column = (index % k)[..., None]
-            deltas = deltas.reshape(b, -1, k, 4)
+            column = slots[index][..., None]
             logits = jnp.take_along_axis(logits, column, 2)[..., 0]
             return logits, jnp.take_along_axis(deltas, column[..., None], 2)[..., 0, :]
-        logits, deltas = logits.reshape(b, h * w * k), deltas.reshape(b, h * w * k, 4)
+        logits, deltas = logits.reshape(len(logits), -1), deltas.reshape(len(deltas), -1, 4)
         if index is None:
             return logits, deltas
         return (
@@ -76,13 +95,13 @@ class Head(nn.Module):
             jnp.take_along_axis(deltas, index[..., None], 1),
         )
 
-    def _params(self, c):
-        k = self.anchors_per_cell
-        return {
-            'conv': Affine((3, 3, c, c), self.distribution, name='conv')(),
-            'objectness': Affine((1, 1, c, k), self.distribution, name='objectness')(),
-            'deltas': Affine((1, 1, c, 4 * k), self.distribution, name='deltas')(),
-        }
+    def _layers(self, channels):
+        """Returns the kernel and bias of each layer, in the dtype of the computation."""
+        shapes = {f'conv{i or ""}': (3, 3, channels, channels) for i in range(self.convs)}
+        shapes['objectness'] = 1, 1, channels, self.anchors_per_cell
+        shapes['deltas'] = 1, 1, channels, 4 * self.anchors_per_cell
+        layers = [Affine(shape, self.distribution, name=name)() for name, shape in shapes.items()]
+        return jax.tree.map(lambda p: p.astype(self.dtype), layers)
 
 
 class Affine(nn.Module):
@@ -100,73 +119,118 @@ class Affine(nn.Module):
         return kernel, self.param('bias', nn.initializers.zeros, self.shape[-1:], jnp.float32)
 
 
-def build(config):
-    """Returns the RPN that config.model and config.anchors describe."""
-    keywords = {k: v for k, v in config.model.items() if k != 'pretrained'}
+def build(model, anchors):
+    """Returns the RPN of the config sections `model` and `anchors`, given as mappings.
+
+    Raises InputError where they make no network.
+    """
+    keywords = {k: v for k, v in model.items() if k != 'pretrained'}
     keywords |= {k: tuple(keywords[k]) for k in ('dilations', 'remat') if k in keywords}
     resnet.check(**keywords)
-    keywords['distribution'] = keywords.pop('init')
-    sizes, ratios = tuple(config.anchors.sizes), tuple(config.anchors.aspect_ratios)
-    if not sizes or not ratios or min(sizes + ratios) <= 0:
-        raise InputError('config keys anchors.sizes and anchors.aspect_ratios need values > 0')
+    keywords['distribution'] = keywords.pop('init', 'normal')
+    backbone = resnet.ResNet(**keywords, axis_name=resnet.AXIS)
+    strides = (resnet.total_stride(backbone.last_stage, backbone.dilations),)
+    ratios = tuple(anchors['aspect_ratios'])
+    try:
+        sizes = per_level(anchors['sizes'], len(strides), 'sizes')
+        valid = all(sizes) and ratios and min(min(map(min, sizes)), *ratios) > 0
+    except (ValueError, TypeError) as error:
+        raise InputError(f'anchors: {error}') from error
+    if not valid:
+        raise InputError(f'anchors: sizes {sizes} and aspect ratios {ratios} need values > 0')
     return RPN(
-        backbone=resnet.ResNet(**keywords),
-        head=Head(len(sizes) * len(ratios), keywords['dtype'], keywords['distribution']),
+        backbone=backbone,
+        head=RPNHead(
+            anchors_per_cell=len(sizes[0]) * len(ratios),
+            dtype=backbone.dtype,
+            distribution=backbone.distribution,
+        ),
+        strides=strides,
         sizes=sizes,
         aspect_ratios=ratios,
     )
 
 
-def feature_shape(model, canvas):
-    """Returns the (h, w) of the feature map under the head for a canvas (height, width)."""
-    stride = _stride(model)
-    return tuple(-(-side // stride) for side in canvas)
+def feature_shapes(model, canvas):
+    """Returns the shapes ((h, w), ..) of a model's feature maps for a canvas (height, width)."""
+    return tuple(tuple(-(-side // stride) for side in canvas) for stride in model.strides)
 
 
-def anchors(model, canvas):
-    """Returns the anchors [A, 4] of a canvas (height, width), in pixels, in the logits' order."""
-    return grid(model, feature_shape(model, canvas))
+def map_shapes(maps):
+    """Returns the shapes ((h, w), ..) of one feature map [.., h, w, C] or a tuple of them."""
+    return tuple(tuple(x.shape[-3:-1]) for x in _as_tuple(maps))
 
 
-def grid(model, shape):
-    """Returns the anchors [A, 4] of a feature map (h, w)."""
-    base = anchor.base_anchors(model.sizes, model.aspect_ratios)
-    return anchor.grid(base, shape, _stride(model))
+def anchors_of(model, canvas):
+    """Returns the Anchors of a canvas (height, width) in pixels, in the order of the logits."""
+    return anchors_of_maps(model, feature_shapes(model, canvas))
+
+
+def anchors_of_maps(model, shapes):
+    """Returns the Anchors of feature maps of these shapes ((h, w), ..)."""
+    return Anchors.of(shapes, model.strides, model.sizes, model.aspect_ratios)
 
 
 def frozen(model, params):
     """Returns a tree like params of booleans: True where a parameter never changes.
 
-    Frozen are the backbone's first `frozen_stages` stages and, with norm 'frozen', the scale and
-    bias of every norm.
+    Frozen are, wherever they stand below `backbone`, the first `frozen_stages` stages of a ResNet
+    and, with norm 'frozen', the scale and bias of every norm. Backbones without these fields learn
+    whole.
     """
+    stages = getattr(model.backbone, 'frozen_stages', 0)
+    fixed_norms = getattr(model.backbone, 'norm', '') == 'frozen'
 
     def is_frozen(path, _):
-        part, module, *rest = (key.key for key in path)
-        if part != 'backbone':
+        names = [key.key for key in path]
+        if names[0] != 'backbone':
             return False
-        norms = model.backbone.norm == 'frozen' and is_norm(path)
-        return norms or resnet.stage_of(module) <= model.backbone.frozen_stages
+        stage = next(filter(None, map(resnet.stage_of, names)), None)
+        return (fixed_norms and is_norm(path)) or (stage is not None and stage <= stages)
 
     return jax.tree_util.tree_map_with_path(is_frozen, params)
 
 
 def is_norm(path):
     """Says whether a parameter's path belongs to a norm, which weight decay leaves alone."""
-    return 'norm' in path[-2].key
+    return re.search('norm', path[-2].key, re.IGNORECASE) is not None
 
 
-def _stride(model):
-    return resnet.total_stride(model.backbone.last_stage, model.backbone.dilations)
+def _as_tuple(maps):
+    """Returns feature maps as a tuple: of a dict the last one, of a single map that."""
+    if isinstance(maps, dict):
+        maps = list(maps.values())[-1]
+    return tuple(maps) if isinstance(maps, tuple | list) else (maps,)
 
 
-def _neighbourhoods(features, cell):
-    """Returns the 3x3 neighbourhoods [B, S, 9 * C] of cells [B, S] of features [B, h, w, C]."""
-    b, h, w, c = features.shape
-    padded = jnp.pad(features, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(b, -1, c)
-    corner = cell // w * (w + 2) + cell % w
-    offsets = (jnp.arange(3)[:, None] * (w + 2) + jnp.arange(3)[None, :]).reshape(-1)
-    index = (corner[:, :, None] + offsets[None, None, :]).reshape(b, -1)
+def _head_positions(shapes, k):
+    """Returns where each anchor of feature maps of these shapes is looked up, as NumPy arrays.
+
+    ((corner [A], width [A]), slot [A]): the row of its cell's upper left neighbour in the padded
+    maps one after another, the cells in a row of its padded map, and its number within the cell.
+    """
+    corners, widths, start = [], [], 0
+    for h, w in shapes:
+        y, x = np.indices((h, w), np.int32)
+        corners.append((start + y * (w + 2) + x).ravel())
+        widths.append(np.full(corners[-1].shape, w + 2, np.int32))
+        start += (h + 2) * (w + 2)
+    cells = [jnp.asarray(np.repeat(np.concatenate(column), k)) for column in (corners, widths)]
+    return cells, jnp.asarray(np.tile(np.arange(k, dtype=np.int32), sum(map(len, corners))))
+
+
+def _neighbourhoods(maps, cells):
+    """Returns the 3x3 neighbourhoods [B, S, 9 * C] of cells, in feature maps [B, h, w, C].
+
+    cells are (corner, width) [B, S] as _head_positions returns them.
+    """
+    b, c = len(maps[0]), maps[0].shape[-1]
+    padded = [jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(b, -1, c) for x in maps]
+    padded = padded[0] if len(padded) == 1 else jnp.concatenate(padded, axis=1)
+    corner, width = (column[:, :, None] for column in cells)
+    steps = jnp.arange(3)
+    offsets = [width * dy + steps[None, None] for dy in range(3)]
+    index = (corner + jnp.concatenate(offsets, axis=-1)).reshape(b, -1)
     # Whole rows: take_along_axis would look up every number of them by itself.
     rows = jax.vmap(lambda cells, i: cells.at[i].get(mode='promise_in_bounds'))(padded, index)
-    return rows.reshape(b, cell.shape[1], 9 * c)
+    return rows.reshape(b, corner.shape[1], 9 * c)

@@ -1,8 +1,78 @@
-"""Anchors: K boxes around the origin, repeated at every cell of a feature map."""
+"""Anchors: boxes of a few sizes and shapes around every cell of one or more feature maps."""
 
+import dataclasses
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['boxes', 'level', 'cell', 'type'],
+    meta_fields=['types', 'levels'],
+)
+@dataclasses.dataclass(frozen=True)
+class Anchors:
+    """The anchors of an image: level after level, in a level cell by cell and row by row.
+
+    The anchors of a cell are contiguous, so that a head's output [h, w, K] needs no transpose.
+    """
+
+    boxes: jax.Array  # [A, 4] float32, pixels
+    level: jax.Array  # [A] int32
+    cell: jax.Array  # [A] int32, counted within the level
+    type: jax.Array  # [A] int32, row of types
+    types: tuple[tuple[float, float], ...]  # (size, aspect ratio), those of a level together
+    levels: tuple[int, ...]  # number of anchors of each level
+
+    @classmethod
+    def of(cls, shapes, strides, sizes, aspect_ratios):
+        """Returns the anchors of feature maps of shapes ((h, w), ..) and strides in pixels.
+
+        sizes is a tuple of sizes in pixels for each level, aspect_ratios (height / width) a tuple
+        for all levels or one for each. Strides are nominal: the cell in column x stands at
+        x * stride, whatever the image's size. Raises ValueError where the numbers of levels differ.
+        """
+        sizes = per_level(sizes, len(shapes), 'sizes')
+        shared = not any(isinstance(ratios, tuple | list) for ratios in aspect_ratios)
+        ratios = [aspect_ratios] * len(shapes) if shared else aspect_ratios
+        if not len(strides) == len(ratios) == len(shapes):
+            raise ValueError(
+                f'{len(shapes)} feature maps, {len(strides)} strides and aspect ratios of '
+                f'{len(ratios)} levels: these numbers must be equal'
+            )
+        parts, types, counts = [], [], []
+        for level, (shape, stride) in enumerate(zip(shapes, strides, strict=True)):
+            boxes = grid(base_anchors(sizes[level], ratios[level]), shape, stride)
+            own = [(size, ratio) for ratio in ratios[level] for size in sizes[level]]
+            each = jnp.arange(math.prod(shape), dtype=jnp.int32), jnp.arange(len(own))
+            cell, slot = (x.reshape(-1) for x in jnp.meshgrid(*each, indexing='ij'))
+            kind = slot.astype(jnp.int32) + len(types)
+            parts.append((boxes, jnp.full(len(boxes), level, jnp.int32), cell, kind))
+            types += own
+            counts.append(len(boxes))
+        columns = (jnp.concatenate(column) for column in zip(*parts, strict=True))
+        return cls(*columns, types=tuple(types), levels=tuple(counts))
+
+
+def boxes_of(anchors):
+    """Returns the boxes [A, 4] of Anchors; an array passes as it is."""
+    return anchors.boxes if isinstance(anchors, Anchors) else anchors
+
+
+def per_level(values, levels, name):
+    """Returns a tuple of values for each level; for one level a plain tuple of numbers will do.
+
+    Raises ValueError, which begins with the name, where there is not a tuple for each level.
+    """
+    nested = [isinstance(value, tuple | list) for value in values]
+    if levels == 1 and not any(nested):
+        values, nested = (tuple(values),), [True]
+    if not all(nested) or len(values) != levels:
+        raise ValueError(f'{name} {values!r}: not a tuple of numbers for each of {levels} levels')
+    return tuple(map(tuple, values))
 
 
 def base_anchors(sizes, aspect_ratios):
@@ -19,11 +89,9 @@ def base_anchors(sizes, aspect_ratios):
 
 
 def grid(base, shape, stride):
-    """Returns the anchors [h * w * K, 4] of a feature map: base [K, 4] at every cell's corner.
+    """Returns the anchors [h * w * K, 4] of one feature map: base [K, 4] at every cell's corner.
 
-    shape is (h, w) of the actual feature map, stride its nominal stride in pixels. Cell-major: the
-    K anchors of a cell are contiguous and cells follow row by row, so that a head's output
-    [h, w, K] needs no transpose.
+    shape is (h, w) of the actual feature map, stride its nominal stride in pixels.
     """
     h, w = shape
     x = jnp.arange(w, dtype=jnp.float32) * stride

@@ -1,19 +1,31 @@
-"""The two losses of an RPN, each the sum over the sampled anchors of one image.
+"""The objectness and box regression losses of an RPN, of the sampled anchors of one image.
 
-Rows whose label is not used are replaced before the arithmetic, not multiplied by zero afterwards:
-NaN or infinity in them touches neither the value nor the gradient.
+Rows that are ignored are replaced before the arithmetic, not multiplied by zero afterwards: NaN or
+infinity in them touches neither the value nor the gradient.
 """
 
 import jax
 import jax.numpy as jnp
 
+from rpn_jax.ops.boxes import encode
+
+
+def rpn_losses(logits, deltas, labels, anchors, gt_boxes, *, beta=1 / 9):
+    """Returns the losses of each sampled anchor: {'objectness': [S], 'box': [S]}, 0 where ignored.
+
+    logits [S], deltas [S, 4], labels [S] (1 foreground, 0 background, -1 ignored), anchors [S, 4]
+    and the ground-truth boxes [S, 4] that they are matched to, in pixels. Only foreground has a box
+    loss. Faster R-CNN, equation 1, before it is weighted and averaged; beta as in box_loss.
+    """
+    return {
+        'objectness': _objectness(logits, labels),
+        'box': _box(deltas, encode(gt_boxes, anchors), labels, beta),
+    }
+
 
 def objectness_loss(logits, labels):
-    """Returns the summed binary cross entropy of logits [S] and labels [S] (1, 0; -1 not used)."""
-    used = labels >= 0
-    x = jnp.where(used, logits, 0)
-    losses = jax.nn.softplus(jnp.where(labels == 1, -x, x))  # -log sigmoid(x), -log sigmoid(-x)
-    return jnp.sum(jnp.where(used, losses, 0))
+    """Returns the summed binary cross entropy of logits [S] and labels [S] (1, 0; -1 ignored)."""
+    return jnp.sum(_objectness(logits, labels))
 
 
 def box_loss(deltas, target_deltas, labels, *, beta=1 / 9):
@@ -22,8 +34,19 @@ def box_loss(deltas, target_deltas, labels, *, beta=1 / 9):
     Only rows whose label [S] is 1 count. Quadratic below beta, linear above (Fast R-CNN, equation
     3, there with beta = 1); beta = 0 is L1.
     """
+    return jnp.sum(_box(deltas, target_deltas, labels, beta))
+
+
+def _objectness(logits, labels):
+    used = labels >= 0
+    x = jnp.where(used, logits, 0)
+    losses = jax.nn.softplus(jnp.where(labels == 1, -x, x))  # -log sigmoid(x), -log sigmoid(-x)
+    return jnp.where(used, losses, 0)
+
+
+def _box(deltas, target_deltas, labels, beta):
     positive = (labels == 1)[:, None]
     difference = jnp.where(positive, deltas, 0) - jnp.where(positive, target_deltas, 0)
     error = jnp.maximum(difference, -difference)  # flat at 0, where the slope of jnp.abs is 1
     quadratic = 0.5 * error**2 / jnp.maximum(beta, 1e-12)
-    return jnp.sum(jnp.where(error < beta, quadratic, error - 0.5 * beta))
+    return jnp.sum(jnp.where(error < beta, quadratic, error - 0.5 * beta), axis=1)

@@ -1,12 +1,13 @@
-"""Targets: which anchors are objects, which are background, and from which of them to learn."""
+"""Label anchors as foreground, background or ignored, and sample a minibatch of them."""
 
 import jax
 import jax.numpy as jnp
 
 from rpn_jax.ops import boxes as box
+from rpn_jax.ops.anchors import boxes_of
 
-OBJECT, BACKGROUND, UNUSED = 1, 0, -1
-BLOCK = 8  # objects compared with all anchors at a time
+FOREGROUND, BACKGROUND, IGNORED = 1, 0, -1
+BLOCK = 8  # ground-truth boxes compared with all anchors at a time
 
 
 def match(
@@ -20,67 +21,71 @@ def match(
     size=None,
     border=-1,
 ):
-    """Labels every anchor of one image: 1 object, 0 background, -1 not used.
+    """Labels every anchor of one image: 1 foreground, 0 background, -1 ignored.
 
-    anchors [A, 4], boxes [G, 4] in pixels, kind [G] (0 padding, 1 object, 2 difficult, 3 crowd).
-    Positive at IoU >= positive_iou with an object, or where an anchor ties for an object's best IoU
-    and that is > 0 (Faster R-CNN, section 3.1.2); background below negative_iou. Anchors at IoU >=
-    negative_iou with a difficult box, or with at least crowd_overlap of their area inside a crowd,
-    are no background. With `border` >= 0 and `size` (height, width), anchors further than that many
-    pixels outside the image are out before matching; -1 leaves them in, as torchvision does.
+    anchors are Anchors or boxes [A, 4], boxes the ground truth [G, 4] in pixels, kind [G] (0
+    padding, 1 object, 2 difficult, 3 crowd). Foreground at IoU >= positive_iou with an object, or
+    where an anchor ties for an object's best IoU and that is > 0 (Faster R-CNN, section 3.1.2);
+    background below negative_iou. Anchors at IoU >= negative_iou with a difficult box, or with at
+    least crowd_overlap of their area inside a crowd, are ignored instead of background. With
+    `border` >= 0 and `size` (height, width), anchors further than that many pixels outside the
+    image are ignored and win no match; -1 leaves them in, as torchvision does.
 
-    Blocks of objects are compared with all anchors, so that memory grows with A and not with A * G.
+    Blocks of boxes are compared with all anchors, so that memory grows with A and not with A * G.
 
-    Returns labels [A] and matched [A] int32, the object with which each anchor overlaps most (0
-    where there is none).
+    Returns labels [A] and matched [A] int32, the row of the object with which each anchor overlaps
+    most (0 where there is none).
     """
+    anchors = boxes_of(anchors)
     inside = jnp.ones(len(anchors), bool) if size is None else _inside(anchors, size, border)
     # Turned, so that each coordinate of all anchors lies in a row, and once, not in every block.
     columns, area = jax.lax.optimization_barrier((anchors.T, box.area(anchors)))
 
-    def look(found, rows):
+    def compare(best, rows):
         number, boxes, kind = rows
         overlaps = _overlaps(boxes, kind, columns.T, area)
         # The barrier makes all that follows read the same numbers: recomputed in two fusions, equal
-        # IoUs may differ in the last bit and a tie for the best anchor would be lost. Unused
-        # anchors and, later, other rows stand at -1, below every threshold: they win no match.
+        # IoUs may differ in the last bit and a tie for the best anchor would be lost. Anchors that
+        # are out and, later, other rows stand at -1, below every threshold: they win no match.
         overlaps = jax.lax.optimization_barrier(jnp.where(inside[None, :], overlaps, -1))
-        barred = jnp.where(kind == 2, negative_iou, jnp.where(kind == 3, crowd_overlap, jnp.inf))
-        return _fold(found, overlaps, number[0], kind == 1, barred), None
+        ignored_from = jnp.where(
+            kind == 2, negative_iou, jnp.where(kind == 3, crowd_overlap, jnp.inf)
+        )
+        return _fold(best, overlaps, number[0], kind == 1, ignored_from), None
 
     none = jnp.zeros(len(anchors), bool)
-    found = jnp.full(len(anchors), -1, jnp.float32), none.astype(jnp.int32), none, none
+    state = jnp.full(len(anchors), -1, jnp.float32), none.astype(jnp.int32), none, none
     rows = jnp.arange(len(boxes), dtype=jnp.int32), boxes, kind
     if len(boxes):
-        found, _ = jax.lax.scan(look, found, [_blocks(values) for values in rows])
-    best, matched, wins, near = found
+        state, _ = jax.lax.scan(compare, state, [_blocks(values) for values in rows])
+    best, matched, wins, near = state
     positive = (best >= positive_iou) | wins
     background = (best < negative_iou) & ~near
-    labels = jnp.where(positive, OBJECT, jnp.where(background, BACKGROUND, UNUSED))
-    return jnp.where(inside, labels, UNUSED).astype(jnp.int32), matched
+    labels = jnp.where(positive, FOREGROUND, jnp.where(background, BACKGROUND, IGNORED))
+    return jnp.where(inside, labels, IGNORED).astype(jnp.int32), matched
 
 
 def sample(key, labels, *, samples=256, positive_fraction=0.5):
     """Draws the anchors of one step at random, without replacement.
 
-    labels [A]. At most int(samples * positive_fraction) positives; background fills the rest,
-    further positives never do (Faster R-CNN, section 3.1.3). Returns index [S] int32 into the
-    anchors and labels [S]; positives come first, and unused slots have label -1 and index 0.
+    labels [A]. At most int(samples * positive_fraction) are foreground; background fills the rest,
+    further foreground never does (Faster R-CNN, section 3.1.3). Returns index [S] int32 into the
+    anchors and labels [S]; foreground comes first, and empty slots have label -1 and index 0.
     """
     total = len(labels)
     limit = int(samples * positive_fraction)
     priority = jax.random.uniform(key, labels.shape)
-    positives = _draw(priority, labels == OBJECT, min(limit, total))
+    positives = _draw(priority, labels == FOREGROUND, min(limit, total))
     negatives = _draw(priority, labels == BACKGROUND, min(samples, total))
 
     slot = jnp.arange(samples)
-    positive_count = jnp.minimum(jnp.sum(labels == OBJECT), len(positives))
+    positive_count = jnp.minimum(jnp.sum(labels == FOREGROUND), len(positives))
     negative_count = jnp.minimum(jnp.sum(labels == BACKGROUND), samples - positive_count)
     is_positive = slot < positive_count
     is_negative = ~is_positive & (slot < positive_count + negative_count)
     index = jnp.where(is_positive, _take(positives, slot), 0)
     index = jnp.where(is_negative, _take(negatives, slot - positive_count), index)
-    labels = jnp.where(is_positive, OBJECT, jnp.where(is_negative, BACKGROUND, UNUSED))
+    labels = jnp.where(is_positive, FOREGROUND, jnp.where(is_negative, BACKGROUND, IGNORED))
     return index.astype(jnp.int32), labels.astype(jnp.int32)
 
 
@@ -100,8 +105,8 @@ def assign(
 ):
     """Matches all anchors of one image and samples some: match, then sample.
 
-    Takes the keywords of both. Returns index [S], labels [S] and matched [S], the object that each
-    sampled anchor is matched to.
+    Takes the keywords of both. Returns index [S], labels [S] and matched [S], the row of the object
+    that each sampled anchor is matched to.
     """
     labels, matched = match(
         anchors,
@@ -117,13 +122,13 @@ def assign(
     return index, sampled, matched[index]
 
 
-def _fold(found, overlaps, first, is_object, barred):
-    """Adds a block of overlaps [G, A], whose first row is object `first`, to what is known so far.
+def _fold(state, overlaps, first, is_object, ignored_from):
+    """Adds a block of overlaps [G, A], whose first row is row `first`, to what is known so far.
 
-    Each anchor has its best IoU, the object that it is with, whether it wins an object, and whether
-    some row bars it from the background.
+    Of each anchor that is its best IoU, the object that it is with, whether it is an object's best
+    anchor, and whether a difficult box or a crowd keeps it out of the background.
     """
-    best, matched, wins, near = found
+    best, matched, wins, near = state
     # Not of `objects`: on CPUs XLA has vector code for the maximum of a plain array alone.
     best_of_object = jnp.max(overlaps, axis=1)
     touched = is_object & (best_of_object > 0)
@@ -135,7 +140,7 @@ def _fold(found, overlaps, first, is_object, barred):
         jnp.maximum(best, best_here),
         jnp.where(best_here > best, matched_here, matched),  # of equals the first
         wins | jnp.any(ties, axis=0),
-        near | jnp.any(overlaps >= barred[:, None], axis=0),
+        near | jnp.any(overlaps >= ignored_from[:, None], axis=0),
     )
 
 

@@ -1,4 +1,4 @@
-"""Greedy non-maximum suppression: exact for any threshold, with fixed shapes."""
+"""Greedy non-maximum suppression, exact for any threshold, with static shapes."""
 
 import functools
 

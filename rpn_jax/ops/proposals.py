@@ -1,4 +1,4 @@
-"""From logits and deltas to proposals: top-k, decode, clip, minimum size, NMS, top-n."""
+"""Turn logits and deltas into proposals: top-k, decode, clip, minimum size, NMS, top-n."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rpn_jax.ops import boxes as box
+from rpn_jax.ops.anchors import Anchors, boxes_of
 from rpn_jax.ops.nms import ranked_nms
 
 
@@ -21,14 +22,17 @@ class Proposals(NamedTuple):
 def propose(
     logits, deltas, anchors, size, *, pre_nms, post_nms, nms_iou, min_size=1e-3, levels=None
 ):
-    """Ranks, decodes and thins out the anchors of one image.
+    """Returns the Proposals, of post_nms rows, of one image: its best boxes after NMS.
 
-    logits [A], deltas [A, 4], anchors [A, 4], size (height, width) of the real image in pixels.
-    Ranked by logit, lower index first on ties; a logit of -inf or NaN is no proposal. `levels` is
-    the number of anchors of each feature level: the best pre_nms and the NMS are then per level,
-    the best post_nms over all (torchvision). Boxes with a side below min_size pixels are dropped
-    after clipping. Returns Proposals of post_nms rows.
+    logits [A], deltas [A, 4], anchors as Anchors or boxes [A, 4], size (height, width) of the real
+    image in pixels. Ranked by logit, lower index first on ties; a logit of -inf or NaN is no
+    proposal. The best pre_nms and the NMS are per level, the best post_nms over all (torchvision);
+    `levels`, the number of anchors of each level, is known of Anchors, and of boxes by default that
+    of all. Boxes with a side below min_size pixels are dropped after clipping.
     """
+    if levels is None and isinstance(anchors, Anchors):
+        levels = anchors.levels
+    anchors = boxes_of(anchors)
     if len(logits) == 0:  # one that is no proposal: nothing can be taken from nothing
         logits, deltas, anchors, levels = jnp.full(1, -jnp.inf), *jnp.zeros((2, 1, 4)), None
     logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits.astype(jnp.float32))

@@ -1,5 +1,6 @@
 """Checkpoints: written while training goes on, the newest kept. All Orbax calls live here."""
 
+import math
 from pathlib import Path
 
 import jax
@@ -12,14 +13,25 @@ FOLDER = 'checkpoints'  # in a workdir
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, as a context: leaving it waits for the last write to end."""
+    """The checkpoints of one workdir, as a context: leaving it waits for the last write to end.
 
-    def __init__(self, workdir, *, every, keep):
-        self.every = every
+    The newest `keep` are kept and, where `best` names a figure of evaluations, the one in which
+    that is greatest.
+    """
+
+    def __init__(self, workdir, *, every, keep, best=''):
+        self.every, self.best = every, best
+        policies = ocp.training.preservation_policies
+        preserved = policies.LatestN(keep)
+        if best:
+            greatest = policies.BestN(
+                get_metric_fn=self._figure, n=1, keep_checkpoints_without_metrics=False
+            )
+            preserved = policies.AnyPreservationPolicy([preserved, greatest])
         self._checkpointer = ocp.training.Checkpointer(
             folder(workdir).absolute(),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(every),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            preservation_policy=preserved,
             cleanup_tmp_directories=True,
         )
 
@@ -35,10 +47,26 @@ class Checkpoints:
         newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
-    def save(self, step, state):
-        """Starts writing the state in the background; a step that exists is left alone."""
+    def is_best(self, figures):
+        """Says whether an evaluation's figures are better than those of every checkpoint."""
+        value = figures.get(self.best)
+        if value is None:
+            return False
+        saved = (self._figure(each.metrics or {}) for each in self._checkpointer.checkpoints)
+        return value > max(saved, default=-math.inf)
+
+    def _figure(self, metrics):
+        value = metrics.get(self.best)
+        return -math.inf if value is None else value
+
+    def save(self, step, state, figures=None):
+        """Starts writing the state in the background; a step that exists is left as it is.
+
+        figures are those of the step's evaluation, if it had one.
+        """
         if self.latest != step:
-            self._checkpointer.save_async(step, state, force=True)
+            kept = {self.best: figures[self.best]} if figures and self.best in figures else None
+            self._checkpointer.save_async(step, state, force=True, metrics=kept)
 
     def load(self, state):
         """Returns the newest checkpoint, placed like `state`; state itself where there is none."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import struct
 import weakref
@@ -11,31 +12,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rpn_jax.data.normalization import normalise, pixel_family
+from rpn_jax.data.normalization import normalise
 from rpn_jax.errors import InputError
 from rpn_jax.files import cache_folder, write_atomically
 from rpn_jax.models.resnet import AXIS
 from rpn_jax.training.parallel import sharding
 
+logger = logging.getLogger(__name__)
+
 PLACES = ('device', 'host', 'disk')
 VERSION = 2  # of how maps are computed: those of another on disk are not used
 
 
-def check(config):
-    """Raises InputError where config.features asks for what cannot be kept."""
-    keep, last = config.features.keep, config.model.last_stage
+def check(keep, *, frozen_stages, last_stage, resize):
+    """Raises InputError where the feature maps of a run cannot be kept as `keep` asks."""
     if keep not in ('', *PLACES):
         known = ', '.join(map(repr, PLACES))
-        raise InputError(f"config key features.keep: {keep!r} is not one of '', {known}")
-    if keep and config.model.frozen_stages < last:
+        raise InputError(f"keep: {keep!r} is not one of '', {known}")
+    if keep and frozen_stages < last_stage:
         raise InputError(
-            f'config key features.keep: conv{last} learns, so its maps change; set '
-            f'model.frozen_stages={last}, or do without'
+            f'features.keep: conv{last_stage} learns, so its maps change; set '
+            f'model.frozen_stages={last_stage}, or do without'
         )
-    if keep and config.data.resize != 'square':
+    if keep and resize != 'square':
         raise InputError(
-            "config key features.keep: only maps of one shape are kept; set data.resize='square', "
-            'or do without'
+            "features.keep: only maps of one shape are kept; set data.resize='square', or do "
+            'without'
         )
 
 
@@ -44,35 +46,46 @@ class Features:
 
     A map [h, w, C], of the backbone's dtype, has the number 2 * position + flip. Called with a
     batch of TrainBatches(known=..), it puts `features` [devices, N / devices, h, w, C] in place of
-    the images, as make_update takes them. A map is computed from its image alone, so it does not
-    depend on the batch in which it is first met. The config has passed check.
+    the images, as make_update takes them. A map is computed from its image only, so it does not
+    depend on the batch in which it is first met. The settings have passed check.
     """
 
-    def __init__(self, config, model, variables, source, devices, print=print, *, keep, gigabytes):
-        settings = config.data
-        pixels = pixel_family(settings.pixels, settings.mean, settings.std)
+    def __init__(
+        self,
+        model,
+        variables,
+        source,
+        devices,
+        *,
+        keep,
+        gigabytes,
+        pixels,
+        image_size,
+        flip,
+        identity,
+    ):
         backbone = {name: {'backbone': tree['backbone']} for name, tree in variables.items()}
         backbone = jax.tree.map(np.array, backbone)  # copies: the update gives its state away
-        self._devices, self._print = devices, print
+        self._devices = devices
         self._variables = [jax.device_put(backbone, device) for device in devices]
         self._sharding = sharding(devices, AXIS)
 
         def compute(variables, image, size):
-            return model.apply(variables, normalise(image, size, pixels), method='features')[0]
+            images = normalise(image, size, pixels)
+            (maps,) = model.apply(variables, images, method='features')
+            return maps[0]
 
         self._compute = jax.jit(compute)
         self._stack = jax.jit(lambda *maps: jnp.stack(maps)[None])
-        side = settings.image_size
-        image, size = np.zeros((1, side, side, 3), np.uint8), np.zeros((1, 2), np.float32)
-        like = jax.eval_shape(compute, backbone, image, size)
+        image = np.zeros((1, image_size, image_size, 3), np.uint8)
+        like = jax.eval_shape(compute, backbone, image, np.zeros((1, 2), np.float32))
         self._size = like.size * like.dtype.itemsize
         self._limit, self._keep = gigabytes * 1e9 / self._size, keep
         self._maps = HostMaps() if keep == 'host' else {}
         if keep == 'disk':
-            about = identity(config, source)
-            name = fingerprint(about, backbone, source)
-            self._maps = DiskMaps(cache_folder() / 'features' / name, like, about)
-        self._describe(len(source.records) * (1 + settings.flip))
+            name = fingerprint(identity, backbone, source)
+            self._maps = DiskMaps(cache_folder() / 'features' / name, like, identity)
+        self._describe(len(source.records) * (1 + flip))
 
     def known(self, number):
         """Returns the map of a number, or None: then its image must be read. For any thread."""
@@ -104,7 +117,7 @@ class Features:
                 self._maps[number] = found
             except (OSError, MemoryError) as error:
                 self._limit = 0
-                self._print(f'note: no more feature maps are kept ({error})')
+                logger.info(f'note: no more feature maps are kept ({error})')
         return found
 
     def _describe(self, wanted):
@@ -112,11 +125,11 @@ class Features:
         kept, there = int(min(wanted, self._limit)), len(self._maps)
         where = getattr(self._maps, 'folder', f"the {self._keep}'s memory")
         size = kept * self._size / 1e9
-        self._print(
+        logger.info(
             f'feature maps: {kept} of {wanted} kept in {where}, {size:.2g} GB; {there} are there'
         )
         if kept < wanted:
-            self._print(
+            logger.info(
                 f'note: all of them take {wanted * self._size / 1e9:.3g} GB, more than '
                 'features.gigabytes; the others are computed each time they come'
             )
@@ -151,7 +164,7 @@ class DiskMaps:
             held = os.fstat(self._maps).st_size // self._size
         except OSError as error:
             raise InputError(
-                f'config key features.keep: {folder} cannot be used ({error.strerror}); set '
+                f'{folder}: feature maps cannot be kept there ({error.strerror}); set '
                 'RPN_JAX_CACHE to another folder'
             ) from error
         entries = self.ENTRY.iter_unpack(content[:whole])
@@ -192,17 +205,19 @@ class DiskMaps:
         self._sums[number] = entry[1]
 
 
-def identity(config, source):
-    """Returns what, beside weights and image files, decides the numbers of a feature map."""
+def identity(source, *, model, data, seed):
+    """Returns what, beside weights and image files, decides the numbers of a feature map.
+
+    model and data are the config's sections.
+    """
     other = 'pretrained', 'init', 'frozen_stages', 'remat'
-    part = {k: v for k, v in config.model.items() if k not in other}
     return {
         'version': VERSION,
         'source': source.name,
         'images': len(source.records),
-        'seed': config.seed if source.files is None else 0,  # of drawn scenes
-        'model': part,
-        'data': {key: config.data[key] for key in ('image_size', 'pixels', 'mean', 'std')},
+        'seed': seed if source.files is None else 0,  # of drawn scenes
+        'model': {k: v for k, v in model.items() if k not in other},
+        'data': {key: data[key] for key in ('image_size', 'pixels', 'mean', 'std')},
         'jax': jax.__version__,
         'device': jax.local_devices()[0].device_kind,
     }

@@ -1,4 +1,4 @@
-"""What lies on which device: the state on all of them, a batch split among them."""
+"""What lies on which device: the state on all of them, a batch split among them; the one pmap."""
 
 import jax
 import numpy as np
@@ -6,6 +6,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rpn_jax.errors import InputError
 from rpn_jax.models.resnet import AXIS
+
+
+def parallel(update, devices=None, donated=(0,)):
+    """Returns update(state, batch) pmapped over devices (by default all local ones).
+
+    It takes global batches [N, ..], placed or not. The state has no axis of devices.
+    """
+    devices = list(devices or jax.local_devices())
+    mapped = jax.pmap(
+        update, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=donated, devices=devices
+    )
+
+    def sharded(state, batch):
+        return mapped(state, shard(batch, len(devices)))
+
+    sharded.mapped = mapped  # for its cost analysis and its number of compilations
+    return sharded
 
 
 def place(state, devices):
@@ -49,6 +66,6 @@ def check_divides(images, devices):
     """Raises InputError where the images of a batch cannot be divided among the devices."""
     if images % devices:
         raise InputError(
-            f'config key data.batch_size: {images} images cannot be divided among '
-            f'{devices} devices; take a multiple of {devices}'
+            f'batch_size: {images} images cannot be divided among {devices} devices; take a '
+            f'multiple of {devices}'
         )

@@ -11,9 +11,8 @@ from rpn_jax.data.normalization import pixel_family
 from rpn_jax.errors import InputError
 from rpn_jax.models import rpn
 from rpn_jax.training import checkpoint, workdir
+from rpn_jax.training.step import SMALLEST
 from rpn_jax.weights import formats, imagenet
-
-SMALLEST = (1, 64, 64, 3)  # images of any size give the same parameters
 
 
 def load(config, print=print):
@@ -25,7 +24,7 @@ def load(config, print=print):
     if where in imagenet.FILES:
         where = imagenet.fetch(where, config.model.depth, print=print)
     if where:
-        tensors = read(where, len(config.anchors.aspect_ratios))
+        tensors = load_weights(where, len(config.anchors.aspect_ratios))
         wanted = expects(where, tensors)
         if config.data.pixels == 'auto':
             own = {k: config.data[k] for k in ('mean', 'std') if config.data[k]}
@@ -45,17 +44,19 @@ def check(config, tensors):
     """Raises InputError where tensors, if any, do not fit the network; nothing is compiled."""
     if tensors is None:
         return
-    shapes = jax.eval_shape(rpn.build(config).init, jax.random.key(0), jnp.zeros(SMALLEST))
+    model = rpn.build(config.model, config.anchors)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(SMALLEST))
     try:
         weights.to_variables(tensors, shapes)
     except InputError as error:
         raise InputError(f'{config.model.pretrained}: {error}') from error
 
 
-def read(path, aspect_ratios=None):
-    """Returns tensors by torchvision name of a file, as weights.load, or of a run of ours.
+def load_weights(path, aspect_ratios=None):
+    """Returns the tensors of a weights file or of a run of ours: NumPy arrays by torchvision name.
 
-    A run is named by its workdir, or by a folder checkpoints/STEP in it.
+    A run is named by its workdir, or by a folder checkpoints/STEP in it; files are read by
+    weights.load, whose arguments these are. Raises InputError where nothing can be read.
     """
     run = _run_of(path)
     if run is None:

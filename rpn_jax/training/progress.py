@@ -1,5 +1,6 @@
-"""What a run says while it goes: progress, scalars, the stop at a loss that is not finite."""
+"""Progress of a run: its log lines and scalars, signals, and the stop at a non-finite loss."""
 
+import logging
 import signal
 import time
 
@@ -8,11 +9,12 @@ import numpy as np
 
 from rpn_jax.errors import InputError
 from rpn_jax.ops.anchor_statistics import IOUS
-from rpn_jax.training.optim import make_schedule
+
+logger = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
-    """Says that a signal stopped the run after a checkpoint; code is the process's exit code."""
+    """A signal stopped the run after a checkpoint; code is the process's exit code."""
 
     def __init__(self, step, number):
         super().__init__(f'interrupted at step {step}; the same command goes on from there')
@@ -20,16 +22,15 @@ class Interrupted(Exception):
 
 
 class Progress:
-    """Prints and logs the means of the steps' metrics every config.log_every steps.
+    """Logs the means of the steps' metrics every log_every steps, and writes them to the history.
 
     A step's metrics are read only after the next step is dispatched, so that the host never waits
-    for the device between two steps.
+    for the device between two steps. schedule is the function step -> learning rate.
     """
 
-    def __init__(self, config, records, history, print):
-        self._config, self._records, self._history, self._print = config, records, history, print
-        optim = {k: v for k, v in config.optim.items() if k not in _NOT_SCHEDULE}
-        self._rate = make_schedule(**optim, steps=config.steps)
+    def __init__(self, history, records, *, schedule, steps, log_every, batch_size):
+        self._history, self._records, self._schedule = history, records, schedule
+        self._steps, self._log_every, self._batch_size = steps, log_every, batch_size
         self._pending, self._window, self._began = None, [], None
 
     def read(self, step, metrics, index, checkpoint):
@@ -53,24 +54,24 @@ class Progress:
         self._window.append(metrics)
         # The first step is mostly compilation: speed is measured from its end.
         self._began = self._began or (step, time.monotonic())
-        if step % self._config.log_every == 0 or step == self._config.steps:
+        if step % self._log_every == 0 or step == self._steps:
             self._write(step)
 
     def _write(self, step):
-        steps, batch_size = self._config.steps, self._config.data.batch_size
+        steps = self._steps
         types = anchors_line([m.pop('anchors') for m in self._window])
         line = {k: float(np.mean([m[k] for m in self._window])) for k in self._window[0]}
         self._window = []
         first, began = self._began
         rate = (step - first) / max(time.monotonic() - began, 1e-9)
         line |= {
-            'learning_rate': float(self._rate(step - 1)),
-            'images_per_second': rate * batch_size,
+            'learning_rate': float(self._schedule(step - 1)),
+            'images_per_second': rate * self._batch_size,
             'anchors': types,
         }
         self._history.log(step, line)
         left = duration((steps - step) / rate) if rate else '?'
-        self._print(
+        logger.info(
             f'step {step:>{len(str(steps))}}/{steps}  loss {line["loss"]:.4f} = '
             f'objectness {line["loss_objectness"]:.4f} + box {line["loss_box"]:.4f}  '
             f'positives {line["positives"]:5.1f}  lr {line["learning_rate"]:.2e}  '
@@ -79,8 +80,8 @@ class Progress:
 
     def _not_finite(self, step, image_loss, index, checkpoint):
         bad = np.flatnonzero(~np.isfinite(image_loss))
-        guilty = index[bad] if len(bad) else index
-        images = ', '.join(self._records[i].image_id for i in guilty)
+        rows = index[bad] if len(bad) else index
+        images = ', '.join(self._records[i].image_id for i in rows)
         saved = (
             'there is no checkpoint yet'
             if checkpoint is None
@@ -88,14 +89,14 @@ class Progress:
         )
         return (
             f'loss or gradient is not finite at step {step}, images {images}; {saved}; '
-            'lower config key optim.learning_rate, or look at these images with --mode=inspect'
+            'lower optim.learning_rate, or look at these images with --mode=inspect'
         )
 
 
 def anchors_line(window):
-    """Returns what metrics.jsonl says of each anchor type: {name: list of K numbers}.
+    """Returns the means of a window of steps for each anchor type: {name: list of K numbers}.
 
-    window holds the steps' figures, as anchor_types.means returns them. An IoU is the mean over the
+    window holds what anchor_statistics.means returns of each step. An IoU is the mean over the
     window's positives, None where a type had none. Six digits: a line holds 5 K numbers.
     """
     steps = {name: np.float64([figures[name] for figures in window]) for name in window[0]}
@@ -142,34 +143,7 @@ def duration(seconds):
     return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
-_NOT_SCHEDULE = ('optimizer', 'momentum', 'weight_decay')
-
-
-def opening(config, state, fixed, source, other, canvases):
-    """Yields the lines that begin a run: what learns from which images, and what to know of them.
-
-    fixed is rpn.frozen of the parameters, other the source that is evaluated; canvases None where
-    no step is left.
-    """
-
-    def millions(tree):
-        return f'{sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6:.1f} M'
-
-    learning = jax.tree.map(lambda p, frozen: None if frozen else p, state.params, fixed)
-    yield (
-        f'ResNet-{config.model.depth} conv{config.model.last_stage}: '
-        f'{millions(state.params)} parameters, {millions(learning)} learn; '
-        f'{source.name}: {len(source.records)} images; steps {int(state.step)} to {config.steps}'
-    )
-    for note in (*source.notes, *_shared_images(source, other)):
-        yield f'note: {note}'
-    if config.model.norm == 'frozen' and not config.model.pretrained:
-        yield "warning: model.norm='frozen' without model.pretrained normalises nothing"
-    if canvases:
-        yield _describe_canvases(canvases)
-
-
-def _describe_canvases(canvases):
+def canvases_line(canvases):
     """Returns a line on the static shapes of a run: one compilation of the update for each."""
     if len(canvases.shapes) == 1 and canvases.padding == 0:
         return 'compiling the update; the first step takes a while'
@@ -184,12 +158,12 @@ def _describe_canvases(canvases):
     )
 
 
-def _shared_images(source, other):
-    """Yields a line where images of one source are in another one too."""
+def shared_images(source, other):
+    """Yields a line where images of one source are in another one, which is evaluated, too."""
     if source.files and other.files:
         names = set(source.files.names) & set(other.files.names)
         if names:
             yield (
                 f'{len(names)} of the {len(other.files.names)} images of the evaluation are '
-                f'trained on ({min(names)}, ..); its figures say little'
+                f'trained on ({min(names)}, ..): it is not a held-out measurement'
             )

@@ -18,7 +18,7 @@ from rpn_jax.data.normalization import pixel_family
 from rpn_jax.diagnosis import checks, inspect
 from rpn_jax.models import rpn
 from rpn_jax.report import drawings, inputs_page
-from rpn_jax.training import loop
+from rpn_jax.training.step import assign_images, step_key
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 STEPS = range(3, 5)
@@ -85,11 +85,11 @@ def test_objects_are_outlined_and_padding_is_not(page):
 
 def test_the_lines_count_what_the_step_samples(page):
     config, batches, drawn = page
-    model = rpn.build(config)
-    anchors = np.asarray(rpn.anchors(model, (SIDE, SIDE)))
-    assign = jax.jit(lambda key, batch: loop.assign_images(key, anchors, batch, config.targets))
+    model = rpn.build(config.model, config.anchors)
+    anchors = np.asarray(rpn.anchors_of(model, (SIDE, SIDE)))
+    assign = jax.jit(lambda key, batch: assign_images(key, anchors, batch, config.targets))
     for batch, (step, sheet, lines) in zip(batches, drawn, strict=True):
-        index, labels, _ = map(np.asarray, assign(loop.step_key(config.seed, step), batch))
+        index, labels, _ = map(np.asarray, assign(step_key(config.seed, step), batch))
         pattern = re.compile(r'shapes/train/(\d+): (\d+) objects, (\d+) positive, (\d+) background')
         found = np.int64([pattern.fullmatch(line).groups() for line in lines])
         objects = (batch['kind'] > 0).sum(1)

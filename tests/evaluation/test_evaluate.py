@@ -23,8 +23,7 @@ from rpn_jax.data.records import Record, Source
 from rpn_jax.evaluation import baselines, evaluate, metrics, protocols
 from rpn_jax.evaluation.ablations import PARTS
 from rpn_jax.evaluation.misses import REASONS
-from rpn_jax.models import rpn
-from rpn_jax.training import checkpoint
+from rpn_jax.training import checkpoint, loop
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -104,7 +103,7 @@ def test_figures_are_those_of_the_predicted_boxes():
     folder, config = finished_run().folder, tiny_config(data__pixels='torchvision')
     state, _ = checkpoint.restore(folder)
     variables = {name: state[name] for name in ('params', 'batch_stats')}
-    predict = evaluate.make_predict(rpn.build(config), config, jax.devices())
+    predict = evaluate.make_predict(loop.build(config)[0], config, jax.devices())
     source, boxes, objects = split(config), [], []
     canvases = square(64, len(source.records))
     for positions, new in (((0, 1, 2, 3), range(4)), ((2, 3, 4, 5), (2, 3))):
@@ -183,7 +182,7 @@ def test_a_second_evaluation_compiles_nothing_and_agrees(monkeypatch):
     state, step = checkpoint.restore(finished_run().folder)
     variables = {name: state[name] for name in ('params', 'batch_stats')}
     function = evaluate.make_evaluate(
-        rpn.build(config), config, TRAINED_ON, devices=jax.devices(), print=lambda line: None
+        loop.build(config)[0], config, TRAINED_ON, devices=jax.devices(), print=[].append
     )
     with compilations() as names:
         first = function(variables, step)
@@ -267,7 +266,7 @@ def test_a_brief_evaluation_leaves_out_what_takes_long(fake):
     fake(50)
     config = tiny_config()
     function = evaluate.make_evaluate(
-        rpn.build(config), config, TRAINED_ON, devices=jax.devices(), print=lambda line: None
+        loop.build(config)[0], config, TRAINED_ON, devices=jax.devices(), print=[].append
     )
     brief, whole = function({}, 3, brief=True), function({}, 3)
     assert whole.summary.items() >= brief.summary.items()

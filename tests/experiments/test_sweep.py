@@ -74,7 +74,7 @@ def test_what_a_step_should_cost_grows_with_its_images():
 def test_anchors_and_comparisons_are_counted():
     case = sweep.sweeps(50)['objects'].cases[0]
     model = rpn.build(sweep.config_of(case))
-    assert sweep.anchors(case) == len(rpn.anchors(model, case.size)) == 36_480
+    assert sweep.anchors(case) == len(rpn.anchors_of(model, case.size)) == 36_480
     assert sweep.comparisons(case._replace(boxes=9), None) == 36_480 * 16
 
 

@@ -11,7 +11,9 @@ import main
 from configs import default
 from rpn_jax import weights
 from rpn_jax.models import rpn
-from rpn_jax.training import checkpoint, loop, workdir
+from rpn_jax.training import checkpoint, workdir
+from rpn_jax.training.parallel import place
+from rpn_jax.training.step import TrainState
 
 torch = pytest.importorskip('torch')
 try:
@@ -37,7 +39,7 @@ def exported(tmp_path):
     config.model.update(depth=50)
     config.data.pixels = 'torchvision'
     image = np.zeros((1, 64, 64, 3), np.float32)
-    shapes = jax.eval_shape(rpn.build(config).init, jax.random.key(0), image)
+    shapes = jax.eval_shape(rpn.build(config.model, config.anchors).init, jax.random.key(0), image)
     rng = np.random.default_rng(0)
 
     def random(path, shape):
@@ -47,12 +49,12 @@ def exported(tmp_path):
         return named.get(path[-1].key, 0.1 * n)
 
     variables = jax.tree_util.tree_map_with_path(random, shapes)
-    state = loop.TrainState(
+    state = TrainState(
         np.int32(7), variables['params'], variables['batch_stats'], {'none': np.zeros(1)}
     )
     workdir.begin(tmp_path / 'run', config)
     with checkpoint.Checkpoints(tmp_path / 'run', every=1, keep=1) as checkpoints:
-        checkpoints.save(7, loop.place(state, jax.local_devices()))
+        checkpoints.save(7, place(state, jax.local_devices()))
     output = tmp_path / 'rpn.safetensors'
     flags = [f'--workdir={tmp_path / "run"}', '--mode=export', f'--output={output}']
     assert main.main(flags) == 0

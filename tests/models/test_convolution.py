@@ -12,8 +12,9 @@ from helpers import numpy_convolution
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpn_jax.models import convolution
-from rpn_jax.models.convolution import WIDE, _gradients, convolve, convolve_3x3, direct, product
+from rpn_jax.models import convolution, winograd
+from rpn_jax.models.convolution import _gradients, convolve, convolve_3x3, direct, product
+from rpn_jax.models.winograd import WIDE
 
 MAPS = [  # (batch, height, width), dilation
     ((1, 6, 8), 1),
@@ -48,7 +49,7 @@ def assert_close(found, expected, bound=4e-6):
 
 
 def everywhere_else(function, *arrays, elsewhere=None):
-    """Stands for `alone` where there is no CPU."""
+    """Stands for `unfused` where there is no CPU."""
     return (elsewhere or function)(*arrays)
 
 
@@ -56,7 +57,7 @@ def everywhere_else(function, *arrays, elsewhere=None):
 @pytest.mark.parametrize(('shape', 'dilation'), MAPS)
 def test_values_and_gradients_are_those_of_the_sums(shape, dilation, other, monkeypatch):
     if other:
-        monkeypatch.setattr(convolution, 'alone', everywhere_else)
+        monkeypatch.setattr(convolution, 'unfused', everywhere_else)
     x, kernel = normal(*shape, 5), normal(3, 3, 5, 7, seed=1)
     gradient = normal(*shape, 7, seed=2)
 
@@ -117,7 +118,7 @@ def test_gradients_of_a_stem_are_those_of_a_convolution(shape, size):
 @given(h=st.integers(1, 9), w=st.integers(1, 9), dilation=st.integers(1, 4))
 def test_filtering_is_a_convolution_on_maps_of_any_size(h, w, dilation):
     x, kernel = normal(1, h, w, 2), normal(3, 3, 2, 3, seed=1)
-    found = convolution.winograd(x, kernel, dilation)
+    found = winograd.convolve(x, kernel, dilation)
     assert_close(found, numpy_convolution(x, kernel, dilation=dilation))
 
 

@@ -317,4 +317,4 @@ def test_a_wrong_key_is_named(key, value):
     resnet.check(**config.model)
     config.model[key] = value
     with pytest.raises(InputError, match=re.escape(f'model.{key}: {value!r}')):
-        rpn.build(config)
+        rpn.build(config.model, config.anchors)

@@ -17,6 +17,7 @@ from rpn_jax.ops import anchors as anchor
 from rpn_jax.ops import losses
 from rpn_jax.training import loop
 from rpn_jax.training.optim import make_optimizer
+from rpn_jax.training.step import init_state
 
 KEY = jax.random.key(0)
 MAP = (2, 7, 9, 16)  # of features: B, h, w, C
@@ -30,7 +31,7 @@ def normal(*shape, seed=0):
 
 def head_variables(k=K, channels=MAP[-1], **constants):
     """Returns random parameters of a head; a named layer has no kernel and the bias given."""
-    shapes = jax.eval_shape(rpn.Head(k).init, KEY, shape_of(1, 3, 3, channels))
+    shapes = jax.eval_shape(rpn.RPNHead(k).init, KEY, shape_of(1, 3, 3, channels))
     leaves, tree = jax.tree.flatten(shapes)
     leaves = [0.1 * normal(*leaf.shape, seed=seed) for seed, leaf in enumerate(leaves)]
     params = jax.tree.unflatten(tree, leaves)['params']
@@ -58,7 +59,7 @@ def sampled_anchors(slots=40):
 
 @functools.partial(jax.jit, static_argnames='dense')
 def loss_and_gradients(params, features, index, labels, goals, dense):
-    head = rpn.Head(K)
+    head = rpn.RPNHead(K)
 
     def loss(params, features):
         if dense:
@@ -98,7 +99,7 @@ def test_a_slot_that_is_not_used_has_no_gradient():
 def has_convolution(slots):
     """Says whether the head convolves the whole map when asked for so many anchors."""
     arguments = head_variables(), shape_of(*MAP), shape_of(2, slots, dtype=np.int32)
-    jaxpr = jax.make_jaxpr(rpn.Head(K).apply)(*arguments)
+    jaxpr = jax.make_jaxpr(rpn.RPNHead(K).apply)(*arguments)
     return any(eqn.primitive.name == 'conv_general_dilated' for eqn in jaxpr.eqns)
 
 
@@ -106,8 +107,8 @@ def test_the_dense_head_serves_where_cells_are_few():
     assert [has_convolution(slots) for slots in (CELLS - 1, CELLS, 4 * CELLS)] == [0, 1, 1]
     index = np.random.default_rng(2).integers(0, CELLS * K, (2, CELLS))
     variables, features = head_variables(), normal(*MAP)
-    logits, deltas = rpn.Head(K).apply(variables, features)
-    found = rpn.Head(K).apply(variables, features, index)
+    logits, deltas = rpn.RPNHead(K).apply(variables, features)
+    found = rpn.RPNHead(K).apply(variables, features, index)
     np.testing.assert_array_equal(found[0], np.take_along_axis(np.asarray(logits), index, 1))
     np.testing.assert_array_equal(found[1][1], deltas[1][index[1]])
 
@@ -123,7 +124,7 @@ def test_the_sampled_head_costs_its_share_of_the_cells():
     layers = 2 * (9 * channels * channels + 5 * k * channels)  # of one cell
     arguments = head_variables(k, channels), shape_of(1, side, side, channels)
     index = shape_of(1, samples, dtype=np.int32)
-    apply = rpn.Head(k).apply
+    apply = rpn.RPNHead(k).apply
     dense = flops(jax.jit(apply).lower(*arguments))
     sampled = flops(jax.jit(apply).lower(*arguments, index))
     assert sampled == pytest.approx(samples * layers, rel=0.03)
@@ -136,14 +137,14 @@ def test_the_sampled_head_costs_its_share_of_the_cells():
 
 def test_an_anchor_of_a_cell_gets_the_answer_of_its_shape():
     config = config_of()
-    model = rpn.build(config)
+    model = rpn.build(config.model, config.anchors)
     base = np.asarray(anchor.base_anchors(config.anchors.sizes, config.anchors.aspect_ratios))
     k = len(base)
     assert k == 15 == model.head.anchors_per_cell
     bias = dict(objectness=np.arange(k), deltas=np.arange(4 * k))
     variables = head_variables(k, 16, **bias)
     canvas = 16 * MAP[1] - 5, 16 * MAP[2] - 11
-    anchors = np.asarray(rpn.anchors(model, canvas))
+    anchors = np.asarray(rpn.anchors_of(model, canvas))
     logits, deltas = model.head.apply(variables, normal(*MAP))
     assert logits.shape == (2, len(anchors))
     centred = anchors - np.tile((anchors[:, :2] + anchors[:, 2:]) / 2, 2)
@@ -165,7 +166,7 @@ def test_an_anchor_gets_the_answer_of_its_cell(cell):
     params['conv']['kernel'][1, 1] = np.eye(16)  # only the middle of the 3x3 window
     params['objectness']['kernel'][:] = 1
     logits, _ = model.head.apply({'params': params}, features)
-    anchors = np.asarray(rpn.anchors(model, (16 * MAP[1], 16 * MAP[2])))
+    anchors = np.asarray(rpn.anchors_of(model, (16 * MAP[1], 16 * MAP[2])))
     chosen = anchors[np.asarray(logits[0]) > 0]
     base = np.asarray(anchor.base_anchors(model.sizes, model.aspect_ratios))
     np.testing.assert_array_equal(chosen, base + 16 * np.tile(cell[::-1], 2))
@@ -183,7 +184,7 @@ def test_there_is_an_answer_for_every_anchor(last_stage, dilations, stride):
     h, w = math.ceil(75 / stride), math.ceil(110 / stride)
     count = 15 * h * w
     assert rpn.feature_shape(model, (75, 110)) == (h, w)
-    assert len(rpn.anchors(model, (75, 110))) == count
+    assert len(rpn.anchors_of(model, (75, 110))) == count
     assert (logits.shape, deltas.shape) == ((2, count), (2, count, 4))
     assert logits.dtype == deltas.dtype == np.float32
     assert set(variables['params']) == {'backbone', 'head'}
@@ -199,7 +200,7 @@ def test_a_bfloat16_head_multiplies_in_halves_and_answers_in_full(slots):
     ]
     assert {v.aval.dtype.name for e in products for v in e.invars} == {'bfloat16'}
     assert [v.dtype.name for v in jaxpr.out_avals] == ['float32', 'float32']
-    full = rpn.Head(15).apply(variables, normal(*MAP), index)
+    full = rpn.RPNHead(15).apply(variables, normal(*MAP), index)
     for half, expected in zip(head.apply(variables, normal(*MAP), index), full, strict=True):
         assert np.abs(half - expected).max() < 0.05 * np.abs(expected).max()
 
@@ -264,15 +265,15 @@ def costs():
         found = {}
         for frozen_stages in (0, 3):
             config.model.frozen_stages = frozen_stages
-            model = rpn.build(config)
-            optimizer = make_optimizer(frozen=functools.partial(rpn.frozen, model))
-            init = functools.partial(loop.init_state, model, optimizer, 0)
+            model = rpn.build(config.model, config.anchors)
+            optimizer, _ = make_optimizer(frozen=functools.partial(rpn.frozen, model))
+            init = functools.partial(init_state, model, optimizer, 0)
             state = jax.eval_shape(init)
-            update = loop.make_update(model, optimizer, config, jax.local_devices()[:1])
+            update = loop.update_of(config, model, optimizer, jax.local_devices()[:1])
             found[frozen_stages] = flops(update.mapped.lower(state, device))
         loss = loop.make_loss(model, config, pixel_family('torchvision'))
         loss = jax.jit(loss).lower(state.params, state.batch_stats, KEY, batch)
-        variables = loop.variables_of(state)
+        variables = state.variables
         variables = {name: tree['backbone'] for name, tree in variables.items()}
         frozen = jax.jit(model.backbone.clone(last_stage=3).apply)
         frozen = frozen.lower(variables, shape_of(1, 160, 160, 3))
@@ -296,7 +297,9 @@ def test_frozen_parameters_have_no_optimizer_state():
         fixed = rpn.frozen(model, params)
         learning = jax.tree.map(lambda p, f: 0 if f else p.size, params, fixed)
         for name, copies in (('sgd', 1), ('adam', 2)):
-            optimizer = make_optimizer(optimizer=name, frozen=functools.partial(rpn.frozen, model))
+            optimizer, _ = make_optimizer(
+                optimizer=name, frozen=functools.partial(rpn.frozen, model)
+            )
             state = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
             held = sum(leaf.size for leaf in state if leaf.shape)  # without counters
             assert held == copies * sum(jax.tree.leaves(learning)) > 0
@@ -315,4 +318,4 @@ def test_anchors_without_area_are_refused(key, value):
     config = config_of()
     config.anchors[key] = value
     with pytest.raises(InputError, match=re.escape(f'anchors.{key}')):
-        rpn.build(config)
+        rpn.build(config.model, config.anchors)

@@ -13,6 +13,7 @@ from rpn_jax.ops import anchor_statistics, losses
 from rpn_jax.ops import anchors as anchor
 from rpn_jax.training import loop
 from rpn_jax.training.optim import make_optimizer
+from rpn_jax.training.step import init_state
 
 BASE = anchor.base_anchors((16, 32), (0.5, 1, 2))
 K, SLOTS, BETA = len(BASE), 40, 0.25
@@ -124,9 +125,9 @@ def test_the_update_costs_hardly_more(monkeypatch):
     monkeypatch.setitem(resnet.BLOCKS, 14, (1, 1, 1, 1))
     config = config_of(depth=14, width=64)
     config.anchors.sizes = (32, 64, 128, 256, 512)
-    model = rpn.build(config)
-    optimizer = make_optimizer(frozen=functools.partial(rpn.frozen, model))
-    state = jax.eval_shape(functools.partial(loop.init_state, model, optimizer, 0))
+    model = rpn.build(config.model, config.anchors)
+    optimizer, _ = make_optimizer(frozen=functools.partial(rpn.frozen, model))
+    state = jax.eval_shape(functools.partial(init_state, model, optimizer, 0))
     image = {'image': shape_of(1, 2, 320, 320, 3, dtype=np.uint8), 'size': shape_of(1, 2, 2)}
     objects = {'boxes': shape_of(1, 2, 100, 4), 'kind': shape_of(1, 2, 100, dtype=np.int32)}
     batch = {**image, **objects, 'index': shape_of(1, 2, dtype=np.int32)}
@@ -138,7 +139,7 @@ def test_the_update_costs_hardly_more(monkeypatch):
     flops = []
     for sums in (anchor_statistics.sums, nothing):
         monkeypatch.setattr(loop.anchor_types, 'sums', sums)
-        update = loop.make_update(model, optimizer, config, jax.local_devices()[:1])
+        update = loop.update_of(config, model, optimizer, jax.local_devices()[:1])
         flops.append(update.mapped.lower(state, batch).cost_analysis()['flops'])
     logged, silent = flops
     assert silent < logged < 1.02 * silent

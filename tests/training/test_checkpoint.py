@@ -11,7 +11,8 @@ import pytest
 from rpn_jax.errors import InputError
 from rpn_jax.training import checkpoint
 from rpn_jax.training.checkpoint import Checkpoints
-from rpn_jax.training.loop import TrainState, place
+from rpn_jax.training.parallel import place
+from rpn_jax.training.step import TrainState
 
 
 def state_of(step, batch_stats=None, opt_state=()):

@@ -18,6 +18,8 @@ from rpn_jax.evaluation.evaluate import make_evaluate
 from rpn_jax.files import cache_folder
 from rpn_jax.training import loop
 from rpn_jax.training.feature_cache import PLACES, DiskMaps, Features
+from rpn_jax.training.parallel import place
+from rpn_jax.training.step import init_state
 from rpn_jax.training.workdir import read_history
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -45,7 +47,7 @@ def config_of(keep, **changes):
 def first_state():
     """Returns the state before the first step, in NumPy."""
     config = config_of('')
-    return jax.device_get(loop.init_state(*loop.build(config), config.seed))
+    return jax.device_get(init_state(*loop.build(config)[:2], config.seed))
 
 
 def maps_of(config, devices, said):
@@ -63,11 +65,11 @@ def follow(keep, devices=1, steps=12, **changes):
     maps, source, options = maps_of(config, devices, said)
     if not keep:
         maps = None
-    read, update = [], loop.make_update(*loop.build(config), config, devices)
+    read, update = [], loop.update_of(config, *loop.build(config)[:2], devices)
     counted = source._replace(read=lambda i: read.append(i) or source.read(i))
     known = maps and maps.known
     batch_of = data.train_batch(counted, options, seed=config.seed, known=known)
-    losses, state = [], loop.place(first_state(), devices)
+    losses, state = [], place(first_state(), devices)
     for step in range(steps):
         batch = batch_of(step)
         state, metrics = update(state, maps(batch) if maps else batch)

@@ -16,6 +16,8 @@ from rpn_jax.errors import InputError
 from rpn_jax.evaluation.evaluate import make_evaluate
 from rpn_jax.models import rpn
 from rpn_jax.training import checkpoint, loop
+from rpn_jax.training.parallel import place
+from rpn_jax.training.step import assign_images, init_state, step_key
 from rpn_jax.training.workdir import read_history
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -60,16 +62,16 @@ def uneven_batch():
 def labels_of_steps():
     """Returns the sampled labels [STEPS, 4, S] of the uneven batch."""
     config = uneven_config('batch')
-    anchors, batch = rpn.anchors(rpn.build(config), (64, 64)), uneven_batch()
-    assign = jax.jit(lambda key: loop.assign_images(key, anchors, batch, config.targets)[1])
-    return np.array([assign(loop.step_key(config.seed, step)) for step in range(STEPS)])
+    anchors, batch = rpn.anchors_of(loop.build(config)[0], (64, 64)), uneven_batch()
+    assign = jax.jit(lambda key: assign_images(key, anchors, batch, config.targets)[1])
+    return np.array([assign(step_key(config.seed, step)) for step in range(STEPS)])
 
 
 def start(config, devices):
     """Returns an update and the state, placed, that it starts from."""
-    model, optimizer = loop.build(config)
-    state = loop.init_state(model, optimizer, config.seed)
-    return loop.make_update(model, optimizer, config, devices), loop.place(state, devices)
+    model, optimizer, _ = loop.build(config)
+    state = init_state(model, optimizer, config.seed)
+    return loop.update_of(config, model, optimizer, devices), place(state, devices)
 
 
 def follow(config, devices):
@@ -177,7 +179,7 @@ def test_the_state_counts_its_steps(trajectories):
 
 def test_frozen_parameters_stay_and_have_no_optimizer_state(norm, trajectories):
     config = uneven_config(norm)
-    fixed = paths(rpn.frozen(rpn.build(config), trajectories[1].before.params))
+    fixed = paths(rpn.frozen(loop.build(config)[0], trajectories[1].before.params))
     assert 0 < sum(map(bool, fixed.values())) < len(fixed)
     before, after = (paths(s.params) for s in trajectories[4][:2])
     for name in before:
@@ -203,8 +205,8 @@ def test_floating_point_images_pass_as_normalised(floating):
     image = normalise(batch['image'], batch['size'], pixel_family('torchvision'))
     normalised = batch | {'image': np.asarray(image)}
     assert normalised['image'].dtype == np.float32
-    _, metrics = update(loop.place(before, jax.devices()[:1]), batch)
-    _, figures = update(loop.place(before, jax.devices()[:1]), normalised)
+    _, metrics = update(place(before, jax.devices()[:1]), batch)
+    _, figures = update(place(before, jax.devices()[:1]), normalised)
     for name in LOSSES:
         np.testing.assert_allclose(figures[name], metrics[name], rtol=1e-5)
 
@@ -214,7 +216,7 @@ def test_a_step_that_is_not_finite_changes_nothing(floating, wrong):
     update, before = floating
     batch = uneven_batch()
     batch['image'] = batch['image'] / np.float32(255)
-    state, good = update(loop.place(before, jax.devices()[:1]), batch)
+    state, good = update(place(before, jax.devices()[:1]), batch)
     untouched = jax.device_get(state)
     assert good['finite'] and untouched.step == 1
     spoiled = batch | {'image': batch['image'].copy()}
@@ -265,8 +267,8 @@ def test_a_run_stops_where_the_loss_is_not_finite(
 
 def test_images_that_devices_cannot_share_are_refused(tmp_path):
     config = tiny_config()
-    model, optimizer = loop.build(config)
-    update = loop.make_update(model, optimizer, config, jax.devices()[:3])
+    model, optimizer, _ = loop.build(config)
+    update = loop.update_of(config, model, optimizer, jax.devices()[:3])
     with pytest.raises(InputError, match='data.batch_size: 4 images .* 3 devices'):
         update(None, uneven_batch())
     config.data.batch_size = 6

@@ -126,7 +126,7 @@ def model():
     config = default.get_config()
     config.model.update(depth=26, width=8, norm='batch', frozen_stages=2, last_stage=3)
     config.anchors.sizes = (32,)
-    return rpn.build(config)
+    return rpn.build(config.model, config.anchors)
 
 
 @pytest.fixture(scope='module')
@@ -202,7 +202,7 @@ def adam(b1, b2=0.999, epsilon=1e-8):
 def test_updates_follow_the_rule_of_torch(params, keywords, rule):
     """Also: weight decay spares norms alone, not biases, and the rate is the schedule's."""
     rate = functools.partial(python_rate, schedule='cosine', horizon=5, learning_rate=0.05)
-    optimizer = make_optimizer(
+    optimizer, _ = make_optimizer(
         learning_rate=0.05, weight_decay=0.3, schedule='cosine', steps=5, **keywords
     )
     found = dict((tuple(path), leaf) for path, leaf in leaves(run(optimizer, params)))
