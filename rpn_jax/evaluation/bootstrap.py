@@ -45,7 +45,8 @@ def intervals(tallies, resamples=1000, seed=0, level=0.95):
 def differences(tallies, others, resamples=1000, seed=0, level=0.95):
     """Returns by how much figures exceed those of another run on the same images.
 
-    {name: Estimate}, with bounds as in intervals. Raises ValueError where the numbers of images differ.
+    {name: Estimate}, with bounds as in intervals. Raises ValueError where the numbers of images
+    differ.
     """
     lengths = {len(t.numerator) for both in (tallies, others) for t in both.values()}
     if len(lengths) > 1:

@@ -94,7 +94,7 @@ def detectron2(results, limits=None, *, skip_empty=True):
 def detectron(results, limits=None, *, converted=True):
     """Returns the Tallies of AR as Detectron, maskrcnn-benchmark and py-faster-rcnn.
 
-    In their eight sizes. converted: to inclusive pixels, as those programs do on reading; see the module's (b).
+    converted: to inclusive pixels, as those programs do on reading; see the module's (b).
     """
     compare = functools.partial(_pixel_iou, converted=converted)
     return _recalls(results, _best_pair_first, limits, SIZES | FINE_SIZES, compare=compare)

@@ -261,12 +261,15 @@ def _read(path):
         if wrong := (MEMBERS.keys() ^ set(file.files)) - (OPTIONAL - set(file.files)):
             raise ValueError(f'missing or unexpected: {", ".join(sorted(wrong))}')
         arrays = dict(file)
-    for name, (kind, shape) in MEMBERS.items():
-        if name in arrays:
-            array = arrays[name]
-            fits = [want in (-1, length) for want, length in zip(shape, array.shape, strict=False)]
-            if array.dtype.kind != kind or array.ndim != len(shape) or not all(fits):
-                raise ValueError(f'{name} is {array.dtype} {list(array.shape)}')
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # bytes, where the member is no .npy file
+            raise ValueError(f'{name} is no array')
+        (kind, shape), actual = MEMBERS[name], array.shape
+        fits = len(shape) == len(actual) and all(
+            want in (-1, length) for want, length in zip(shape, actual, strict=True)
+        )
+        if array.dtype.kind != kind or not fits:
+            raise ValueError(f'{name} is {array.dtype} {list(actual)}')
     return arrays
 
 
