@@ -72,7 +72,7 @@ def stepper(arguments, keep):
     config.data.update(source='shapes', train_split='train', scenes=(SCENES, 1), flip=False)
     config.data.image_size = arguments.size
     options, quiet = data.Options(**config.data), [].append
-    source = data.open_split(options, 'train', print=quiet)
+    source = data.open_split(options, 'train')
     model, optimizer, _ = loop.build(config)
     variables = variables_of(model)
     params = variables['params']

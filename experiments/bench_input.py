@@ -58,7 +58,7 @@ def main():
 def measure(arguments, folder):
     """Prints the tables; returns 1 where a ratio or the memory is not as it should be."""
     options = open_options(arguments, folder)
-    source = data.open_split(options, arguments.split, print=lambda line: None)
+    source = data.open_split(options, arguments.split)
     make = data.train_batch(source, options, seed=0)
     steps = max(arguments.each // options.batch_size, 1)
     positions = [p for step in range(steps) for p in make.positions(step)[1]]

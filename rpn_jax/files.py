@@ -1,11 +1,26 @@
-"""Files on disk: atomic writes, folders, and the cache folder for what outlives a run."""
+"""Files on disk: atomic writes, folders, locks, downloads, and the folder for caches."""
 
+import contextlib
+import fcntl
+import functools
+import glob
+import hashlib
+import logging
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import platformdirs
 
+from rpn_jax import console
 from rpn_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
+MIB = 2**20
+CHUNK = MIB  # bytes that are read or written at once
+LARGEST = 2**30  # bytes of a download whose size is not known
+TIMEOUT = 10  # seconds without an answer
 
 
 def write_atomically(path, content):
@@ -36,3 +51,109 @@ def cache_folder():
     """Returns the folder for downloads and caches: RPN_JAX_CACHE, or the platform's."""
     own = os.environ.get('RPN_JAX_CACHE')
     return Path(os.path.expanduser(own)) if own else platformdirs.user_cache_path('rpn_jax')
+
+
+@contextlib.contextmanager
+def locked(path, message):
+    """Holds a lock file as long as it is open; logs the message where another process has it.
+
+    The lock dies with its process. Yields whether it is held: some file systems have no locks.
+    """
+    while True:
+        file = path.open('wb')
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info(message)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            is_held = False
+            break
+        if is_held := os.fstat(file.fileno()).st_nlink > 0:
+            break
+        file.close()  # the process that had it before has removed the file
+    with file:
+        try:
+            yield is_held
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def fetch(url, path, *, sha256, size=0):
+    """Downloads a file to path, unless it is there already; path never holds a part of it.
+
+    sha256 is its hash in hexadecimal digits, or the first of them; size is its length in bytes, 0
+    where that is not known: then it is at most LARGEST. Of several processes one downloads. Raises
+    InputError, which says what to fetch by other means and where to put it.
+    """
+    import pooch  # with requests, a tenth of a second
+
+    path = Path(path)
+    by_hand = f'fetch {url} by other means and put it at {path}'
+    waiting = f'waiting for the process that fetches {path}'
+    try:
+        if path.is_file() and is_whole(path, sha256=sha256, size=size):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_name(f'.{path.name}.lock'), waiting) as is_held:
+            if path.is_file() and is_whole(path, sha256=sha256, size=size):
+                return  # the process that was waited for has fetched it
+            prefix = f'.{path.name}.part-'
+            for stale in path.parent.glob(f'{glob.escape(prefix)}*') if is_held else ():
+                shutil.rmtree(stale)  # of a download that was killed
+            with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
+                logger.info(f'fetching {url} to {path.parent}')
+                download = functools.partial(_download, sha256=sha256, size=size)
+                pooch.get_logger().setLevel('WARNING')
+                part = pooch.retrieve(url, None, path.name, folder, downloader=download)
+                os.replace(part, path)
+    except (OSError, ValueError) as error:  # all of requests' are OSErrors
+        status = getattr(getattr(error, 'response', None), 'status_code', None)
+        if status is not None:
+            raise InputError(f'{url}: the server answered {status}; {by_hand}') from error
+        reason = getattr(error.args[0], 'reason', error) if error.args else error
+        raise InputError(f'{url}: cannot be fetched ({reason}); {by_hand}') from error
+
+
+def is_whole(path, *, sha256, size=0):
+    """Returns whether a file has this length, unless 0, and this hash, or beginning of a hash."""
+    length = path.stat().st_size
+    if size and length != size:
+        return False
+    digest = hashlib.sha256()
+    with path.open('rb') as file, console.counter(length / MIB, 'checked', 'MiB') as advance:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            advance(len(chunk) / MIB)
+    return digest.hexdigest().startswith(sha256.lower())
+
+
+def _download(url, part, _, *, sha256, size):
+    """Writes what a server answers to a file, for pooch; raises OSError where it is not whole."""
+    import requests
+
+    identity = {'Accept-Encoding': 'identity'}  # so that the length announced is the file's
+    with requests.get(url, stream=True, timeout=TIMEOUT, headers=identity) as answer:
+        answer.raise_for_status()
+        expected = int(answer.headers.get('Content-Length', 0)) or size
+        limit = min(size or LARGEST, shutil.disk_usage(Path(part).parent).free)
+        if size and expected != size:
+            raise OSError(f'the server has {expected} bytes, not {size}')
+        if not 0 <= expected <= limit:
+            raise OSError(f'{expected / MIB:.0f} MiB; {limit / MIB:.0f} MiB are allowed')
+        received, digest = 0, hashlib.sha256()
+        os.unlink(part)  # pooch has made it readable by its owner only
+        with (
+            open(part, 'xb') as file,
+            console.counter(expected / MIB, 'fetched', 'MiB') as advance,
+        ):
+            for chunk in answer.iter_content(CHUNK):
+                received += file.write(chunk)
+                digest.update(chunk)
+                if received > limit:
+                    raise OSError(f'more than {limit / MIB:.0f} MiB came')
+                advance(len(chunk) / MIB)
+    if expected and received != expected:
+        raise OSError(f'cut off after {received} of {expected} bytes')
+    if not digest.hexdigest().startswith(sha256.lower()):  # of a prefix pooch knows nothing
+        raise OSError('the file has another hash')

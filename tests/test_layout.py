@@ -15,7 +15,6 @@ FOUNDATION = [
     'console',
     'errors',
     'files',
-    'downloads',
 ]  # beside the folders, but under all of them
 LANGUAGE = [
     'collections',

@@ -1,5 +1,6 @@
 """Data: a source's records -> resized, flipped, padded uint8 batches."""
 
+import logging
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from rpn_jax.data.sources.tfds import tfds
 from rpn_jax.data.sources.voc import voc
 from rpn_jax.errors import InputError
 
+logger = logging.getLogger(__name__)
 SOURCES = ('tfds', 'voc', 'coco', 'shapes', 'images')
 RESIZES = ('square', 'short_side')
 PLACES = ('path', 'images', 'annotations')
@@ -65,7 +67,7 @@ def check(options):
     return options._replace(**places)
 
 
-def open_split(options, split, *, seed=0, training=True, boxes=True, print=print):
+def open_split(options, split, *, seed=0, training=True, boxes=True):
     """Opens the source of one split, checks every image of it, and that its boxes fit a batch.
 
     With boxes=False no batch is meant: a folder of images without annotations will do. The seed
@@ -81,27 +83,27 @@ def open_split(options, split, *, seed=0, training=True, boxes=True, print=print
                 '--mode=statistics'
             )
         source = pictures(path=options.path, pattern=options.images)
-        return lint(source, options.on_bad, print)
+        return lint(source, options.on_bad)
     if options.source == 'shapes':
         count = options.scenes[0 if training else 1]
         drawn = seed if training or split == options.train_split else 0
         source = shapes(split, count=count, size=options.image_size, seed=drawn)
     else:
-        source = _read(options, split, print)
-    source = lint(source, options.on_bad, print)
+        source = _read(options, split)
+    source = lint(source, options.on_bad)
     if boxes:
         batching.check_boxes(source, options.max_boxes)
     return source
 
 
-def _read(options, split, print):
+def _read(options, split):
     """Opens a split of a TFDS data set or of a folder of one's own."""
     kind = options.source
     if kind == 'tfds' and (own := _own_folder(options, split)):
-        print(f'{options.path} is a {own} folder: read as with data.source={own}')
+        logger.info(f'{options.path} is a {own} folder: read as with data.source={own}')
         kind = own
     if kind == 'tfds':
-        settings = dict(name=options.name, on_bad=options.on_bad, print=print)
+        settings = dict(name=options.name, on_bad=options.on_bad)
         return tfds(split, path=options.path, **settings)
     places = dict(path=options.path, images=options.images, annotations=options.annotations)
     return {'voc': voc, 'coco': coco}[kind](split, **places)

@@ -3,20 +3,23 @@
 import collections
 import hashlib
 import json
+import logging
 import os
 import warnings
 
 import numpy as np
 
+from rpn_jax import console
 from rpn_jax.data import images
-from rpn_jax.data.batches import counted, threaded
+from rpn_jax.data.batches import threaded
 from rpn_jax.data.images import BadRecord, Facts
 from rpn_jax.data.records import OBJECT, Problem, select
 from rpn_jax.errors import InputError
 from rpn_jax.files import cache_folder, write_atomically
 
+logger = logging.getLogger(__name__)
 ON_BAD = ('error', 'skip')
-SHOWN = 20  # problems that are printed
+SHOWN = 20  # problems that are logged
 VERSION = 2  # of the cache: goes up with what examine finds
 TWICE = 'image that is there under another name too'
 THIN = 'box of at most 1 pixel in width or height'
@@ -24,14 +27,14 @@ WITHOUT = 'image without objects'
 LISTED = 'image that is listed twice'
 
 
-def lint(source, on_bad='error', print=print):
+def lint(source, on_bad='error'):
     """Returns a checked source, with notes on what is odd in it and harmless.
 
     Every image file is decoded once; what was found is remembered in the cache folder, and holds as
     long as the file does not change. on_bad 'error' raises InputError if any image would train
-    wrongly, once the first twenty problems are printed; 'skip' leaves these images out.
+    wrongly, once the first twenty problems are logged; 'skip' leaves these images out.
     """
-    facts = examined(source, print)
+    facts = examined(source)
     problems = [*source.problems, *file_problems(source, facts)]
     _check_scale(source)
     notes = [*source.notes, *remarks(source, facts)]
@@ -40,7 +43,7 @@ def lint(source, on_bad='error', print=print):
     counts = collections.Counter(problem.kind for problem in problems)
     said = ', '.join(f'{kind}: {count}' for kind, count in counts.most_common())
     if on_bad == 'error':
-        raise InputError(_refusal(source, problems, said, print))
+        raise InputError(_refusal(source, problems, said))
     bad = {problem.position for problem in problems}
     good = [position for position in range(len(source.records)) if position not in bad]
     if not good:
@@ -50,7 +53,7 @@ def lint(source, on_bad='error', print=print):
     return select(source, good)._replace(notes=tuple(notes))
 
 
-def examined(source, print=print):
+def examined(source):
     """Returns the Facts of every image file, from the cache where a file has not changed."""
     if source.files is None:
         return []
@@ -73,7 +76,7 @@ def examined(source, print=print):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # Pillow's, on damaged tags: they become remarks
         found = threaded(look, range(len(stale)))
-        found = list(counted(found, len(stale), f'{source.name}: checked', print))
+        found = list(console.progress(found, len(stale), f'{source.name}: checked'))
     for position, facts in zip(stale, found, strict=True):
         known[names[position]] = [stamps[position], *facts]
     if stale:
@@ -136,14 +139,14 @@ def _check_scale(source):
         )
 
 
-def _refusal(source, problems, counts, print):
-    """Prints the first problems; returns the message of the error."""
+def _refusal(source, problems, counts):
+    """Logs the first problems; returns the message of the error."""
     if len(problems) == 1:
         return f'{problems[0].message}; --config.data.on_bad=skip leaves the image out'
     for problem in problems[:SHOWN]:
-        print(f'bad: {InputError(problem.message)}')
+        logger.info(f'bad: {InputError(problem.message)}')
     if len(problems) > SHOWN:
-        print(f'bad: .. and {len(problems) - SHOWN} more')
+        logger.info(f'bad: .. and {len(problems) - SHOWN} more')
     return (
         f'{problems[0].message}; {source.name} has {len(problems)} such problems ({counts}); mend '
         'them, or leave the images out with --config.data.on_bad=skip'

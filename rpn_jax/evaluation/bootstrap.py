@@ -1,8 +1,8 @@
-"""Intervals of figures by drawing images with replacement (bootstrap).
+"""Intervals of figures by drawing images with replacement; a figure is a ratio of sums over images.
 
-A figure is a ratio of sums over images. The resamples of all figures are one product of matrices:
-how often each image was drawn, times what each image adds to each sum. With one seed and number of
-images the draws are the same, so that two runs on the same images share their resamples.
+The resamples of all figures are one product of matrices: how often each image was drawn, times what
+each image contributes to each sum. With one seed and number of images the draws are the same, so
+that two runs on the same images are compared on the same resamples.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Tally(NamedTuple):
-    """What each image adds to the two sums whose ratio is a figure."""
+    """A figure as the sums that each image contributes to it, which a bootstrap draws from."""
 
     numerator: np.ndarray  # [images]
     denominator: np.ndarray  # [images]
@@ -32,36 +32,36 @@ class Estimate(NamedTuple):
 
 
 def intervals(tallies, resamples=1000, seed=0, level=0.95):
-    """Returns the interval of every figure: {name: (low, high) or None}.
+    """Finds the interval of every figure: {name: (low, high) or None}.
 
-    The bounds are percentiles over the resamples in which the figure is defined, None without any.
+    A resample in which a figure is undefined does not count for it; one without any is None. The
+    bounds are percentiles.
     """
-    return {
-        name: _bounds(values, level)
-        for name, values in _resampled(tallies, resamples, seed).items()
-    }
+    found = {}
+    for name, values in _resampled(tallies, resamples, seed).items():
+        found[name] = _bounds(values[np.isfinite(values)], level)
+    return found
 
 
 def differences(tallies, others, resamples=1000, seed=0, level=0.95):
-    """Returns by how much figures exceed those of another run on the same images.
+    """Finds by how much figures exceed those of another run on the same images: {name: Estimate}.
 
-    {name: Estimate}, with bounds as in intervals. Raises ValueError where the numbers of images
-    differ.
+    Raises ValueError where the numbers of images differ.
     """
     lengths = {len(t.numerator) for both in (tallies, others) for t in both.values()}
     if len(lengths) > 1:
         raise ValueError(f'runs on {sorted(lengths)} images cannot be compared')
     here, there = (_resampled(each, resamples, seed) for each in (tallies, others))
-    estimates = {}
+    found = {}
     for name in tallies:
-        bounds = _bounds(here[name] - there[name], level) or (None, None)
+        values = here[name] - there[name]
+        bounds = _bounds(values[np.isfinite(values)], level) or (None, None)
         both = tallies[name].value, others[name].value
-        estimates[name] = Estimate(None if None in both else both[0] - both[1], *bounds)
-    return estimates
+        found[name] = Estimate(None if None in both else both[0] - both[1], *bounds)
+    return found
 
 
 def _bounds(values, level):
-    values = values[np.isfinite(values)]
     tails = (1 - level) / 2, (1 + level) / 2
     return tuple(np.quantile(values, tails).tolist()) if len(values) else None
 

@@ -22,7 +22,7 @@ def load(config, print=print):
     """
     where, tensors = config.model.pretrained, None
     if where in imagenet.FILES:
-        where = imagenet.fetch(where, config.model.depth, print=print)
+        where = imagenet.fetch(where, config.model.depth)
     if where:
         tensors = load_weights(where, len(config.anchors.aspect_ratios))
         wanted = expects(where, tensors)

@@ -1,8 +1,7 @@
 """torchvision's ImageNet weights: fetched once, to a cache folder, their hash checked."""
 
-from rpn_jax import downloads
+from rpn_jax import files
 from rpn_jax.errors import InputError
-from rpn_jax.files import cache_folder
 
 ADDRESS = 'https://download.pytorch.org/models/'
 # The eight digits in a name begin the file's SHA-256.
@@ -20,7 +19,7 @@ FILES = {
 }
 
 
-def fetch(name, depth, *, print=print):
+def fetch(name, depth):
     """Returns the path of torchvision's weights 'imagenet' or 'imagenet_v2' of a ResNet.
 
     They are downloaded where the cache folder does not hold them whole. The folder is
@@ -33,12 +32,6 @@ def fetch(name, depth, *, print=print):
             f'{", ".join(map(str, FILES[name]))}, not {depth}; model.depth is one of these'
         )
     file = FILES[name][depth]
-    path = cache_folder() / file
-    digits = path.stem.rpartition('-')[2]
-    try:
-        is_there = path.is_file() and downloads.is_whole(path, sha256=digits)
-    except OSError as error:
-        raise InputError(f'weights {path}: cannot be read ({error.strerror})') from error
-    if not is_there:
-        downloads.fetch(ADDRESS + file, path, sha256=digits, print=print)
+    path = files.cache_folder() / file
+    files.fetch(ADDRESS + file, path, sha256=path.stem.rpartition('-')[2])
     return path

@@ -1,6 +1,7 @@
 """What would train wrongly is an error or left out; what is odd and harmless is a note."""
 
 import json
+import logging
 import os
 import re
 import struct
@@ -194,12 +195,6 @@ def write(path, content):
         path.write_bytes(content)
 
 
-def checked(source, *arguments):
-    """Returns a checked source and what was printed."""
-    said = []
-    return lint(source, *arguments, print=said.append), said
-
-
 @pytest.mark.parametrize(
     ('kind', 'title'), [(kind, title) for kind, files in BAD.items() for title in files]
 )
@@ -207,11 +202,11 @@ def test_a_bad_file_is_an_error_or_left_out(folder, kind, title):
     file, content, complaint = BAD[kind][title]
     write(folder / file, content)
     with pytest.raises(InputError, match=re.escape(complaint)) as error:
-        checked(voc('train', path=folder))
+        lint(voc('train', path=folder))
     message = str(error.value)
     assert message.startswith(str(folder)) and '000000' in message and '\n' not in message
     assert message.endswith('; --config.data.on_bad=skip leaves the image out')
-    source, _ = checked(voc('train', path=folder), 'skip')
+    source = lint(voc('train', path=folder), 'skip')
     assert [record.image_id for record in source.records] == ['000001', '000002', '000003']
     assert [source.read(i).shape[:2] for i in range(3)] == [r.size for r in source.records]
     note = source.notes[-1]
@@ -227,16 +222,17 @@ def test_a_bad_annotation_is_an_error_or_its_image_left_out(tmp_path, title):
     content['annotations'].append(entry)
     file.write_text(json.dumps(content))
     with pytest.raises(InputError) as error:
-        checked(coco('train2017', path=folder))
+        lint(coco('train2017', path=folder))
     assert str(error.value).startswith(f'{file}: ') and '\n' not in str(error.value)
-    source, _ = checked(coco('train2017', path=folder), 'skip')
+    source = lint(coco('train2017', path=folder), 'skip')
     belongs = entry.get('image_id') == 7
     assert len(source.records) == (2 if belongs else 3)
     assert f'{kind}: 1' in source.notes[-1]
 
 
 @pytest.mark.parametrize('index', range(14))
-def test_what_is_odd_and_harmless_is_a_note(folder, tmp_path, index):
+def test_what_is_odd_and_harmless_is_a_note(folder, tmp_path, caplog, index):
+    caplog.set_level(logging.INFO)
     _, file, content, remark = list(odd(tmp_path))[index]
     if content is None:
         content = (folder / JPG).read_bytes()
@@ -244,18 +240,18 @@ def test_what_is_odd_and_harmless_is_a_note(folder, tmp_path, index):
         (folder / 'ImageSets/Main/train.txt').write_text('\n'.join(ids))
         (folder / 'Annotations/000003.xml').write_bytes((folder / XML).read_bytes())
     write(folder / file, content)
-    source, said = checked(voc('train', path=folder))
+    source = lint(voc('train', path=folder))
     notes = [note for note in source.notes if lint_module.WITHOUT not in note]
     assert len(notes) == 1 and notes[0].endswith(': 1 (000000)')
     assert notes[0].startswith(f'voc VOC train: {remark}')
-    assert said == [] and source.read(0).shape == (60, 80, 3)
+    assert caplog.messages == [] and source.read(0).shape == (60, 80, 3)
 
 
 def test_whole_data_have_nothing_to_say(folder, tmp_path):
-    (note,) = checked(voc('', path=folder))[0].notes
+    (note,) = lint(voc('', path=folder)).notes
     assert note == 'voc VOC : image without objects: 1 (000001)'.replace('VOC :', 'VOC all:')
-    assert checked(shapes('train', count=4, size=48))[0].notes == ()
-    notes = checked(coco('train2017', path=write_coco(tmp_path / 'coco')))[0].notes
+    assert lint(shapes('train', count=4, size=48)).notes == ()
+    notes = lint(coco('train2017', path=write_coco(tmp_path / 'coco'))).notes
     assert any(
         n.endswith(': box without width or height, left out: 1 (000000000003.jpg)') for n in notes
     )
@@ -265,27 +261,28 @@ def test_an_image_turned_by_its_tag_says_what_to_do(folder):
     (folder / XML).write_bytes(xml(VOC_BOX, size=(80, 60)))
     (folder / JPG).write_bytes(turned(6))
     with pytest.raises(InputError, match='its EXIF tag turns it: store the pixels turned'):
-        checked(voc('train', path=folder))
+        lint(voc('train', path=folder))
 
 
-def test_many_problems_are_counted_and_the_first_twenty_shown(folder):
+def test_many_problems_are_counted_and_the_first_twenty_shown(folder, caplog):
+    caplog.set_level(logging.INFO)
     ids = [f'9{i:05}' for i in range(30)]
     (folder / 'ImageSets/Main/many.txt').write_text('\n'.join([*ids, '000000']))
     for number, image_id in enumerate(ids):
         corners = (30, 2, 20, 40) if number % 3 else (200, 2, 300, 40)
         (folder / f'Annotations/{image_id}.xml').write_bytes(xml(corners))
         (folder / f'JPEGImages/{image_id}.jpg').write_bytes(JPEG)
-    said = []
     with pytest.raises(InputError) as error:
-        lint(voc('many', path=folder), print=said.append)
+        lint(voc('many', path=folder))
+    said = caplog.messages
     assert len(said) == 21 and all(line.startswith('bad: ') for line in said)
     assert ids[19] in said[19] and said[20] == 'bad: .. and 10 more'
     assert '30 such problems (box inverted: 20, box outside its image: 10)' in str(error.value)
-    source, _ = checked(voc('many', path=folder), 'skip')
+    source = lint(voc('many', path=folder), 'skip')
     assert [record.image_id for record in source.records] == ['000000']
     (folder / 'ImageSets/Main/many.txt').write_text('\n'.join(ids))
     with pytest.raises(InputError, match='no image is left without the bad ones'):
-        checked(voc('many', path=folder), 'skip')
+        lint(voc('many', path=folder), 'skip')
 
 
 def test_a_file_is_looked_at_again_only_when_it_changed(folder, cache, monkeypatch):
@@ -295,27 +292,27 @@ def test_a_file_is_looked_at_again_only_when_it_changed(folder, cache, monkeypat
         images, 'examine', lambda data, where: (seen.append(where), examine(data, where))[1]
     )
     for split, expected in (('train', 4), ('train', 4), ('val', 6), ('', 6)):
-        checked(voc(split, path=folder))
+        lint(voc(split, path=folder))
         assert len(seen) == expected
     write(folder / JPG, JPEG[:-2])
     with pytest.raises(InputError, match='truncated'):
-        checked(voc('train', path=folder))
+        lint(voc('train', path=folder))
     with pytest.raises(InputError, match='truncated'):  # remembered
-        checked(voc('train', path=folder))
+        lint(voc('train', path=folder))
     assert len(seen) == 7
     write(folder / JPG, encoded(PICTURE))
-    assert len(checked(voc('train', path=folder))[0].records) == 4 and len(seen) == 8
+    assert len(lint(voc('train', path=folder)).records) == 4 and len(seen) == 8
     for content in ('', '{', '[]', '{"version": 0, "files": {}}', '{"version": 1}'):
         (place,) = (cache / 'lint').iterdir()
         place.write_text(content)
         before = len(seen)
-        checked(voc('val', path=folder))
+        lint(voc('val', path=folder))
         assert len(seen) == before + 2
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(folder, cache):
     cache.write_text('a file where a folder should be')
-    assert len(checked(voc('train', path=folder))[0].records) == 4
+    assert len(lint(voc('train', path=folder)).records) == 4
     assert files.cache_folder() == cache and cache.is_file()
 
 
@@ -324,8 +321,8 @@ def test_a_folder_of_pictures_is_checked_too(tmp_path):
     (tmp_path / 'p/a.jpg').write_bytes(JPEG)
     (tmp_path / 'p/b.jpg').write_bytes(JPEG[:-2])
     with pytest.raises(InputError, match='b.jpg: the image is truncated'):
-        checked(pictures(path=tmp_path / 'p'))
-    source, _ = checked(pictures(path=tmp_path / 'p'), 'skip')
+        lint(pictures(path=tmp_path / 'p'))
+    source = lint(pictures(path=tmp_path / 'p'), 'skip')
     assert [record.image_id for record in source.records] == ['a.jpg']
 
 
@@ -334,12 +331,12 @@ def test_a_pipe_is_not_waited_for(folder, file):
     (folder / file).unlink()
     os.mkfifo(folder / file)
     with pytest.raises(InputError, match='not a file'):
-        checked(voc('train', path=folder))
+        lint(voc('train', path=folder))
 
 
 def test_what_follows_the_end_of_a_jpeg_does_not_matter(folder):
     (folder / JPG).write_bytes(JPEG + b'video \xff\xda and more \xff\xd8' + JPEG[:300])
-    source, _ = checked(voc('train', path=folder))
+    source = lint(voc('train', path=folder))
     assert source.read(0).shape == (60, 80, 3)
 
 
@@ -348,4 +345,4 @@ def test_boxes_in_shares_of_the_image_are_refused(folder):
         text = path.read_text()
         path.write_text(re.sub(r'<(xm|ym)(in|ax)>(\d+)<', r'<\1\2>1.0\3<', text))
     with pytest.raises(InputError, match='at most 1 pixel wide and high; they must be in pixels'):
-        checked(voc('', path=folder))
+        lint(voc('', path=folder))

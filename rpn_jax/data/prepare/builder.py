@@ -4,9 +4,9 @@ It is made without TensorFlow: with a ShardBasedBuilder, in a folder beside it t
 """
 
 import contextlib
-import fcntl
 import functools
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -16,13 +16,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from rpn_jax.data.batches import counted
+from rpn_jax import console
 from rpn_jax.data.check import forget, lint
 from rpn_jax.data.prepare import official
 from rpn_jax.data.records import CROWD, DIFFICULT
 from rpn_jax.errors import InputError
-from rpn_jax.files import write_atomically
+from rpn_jax.files import locked, write_atomically
 
+logger = logging.getLogger(__name__)
 NAME, VERSION = 'detection', '1.0.0'
 SHARD = 2048  # images of a file: 200 to 350 MiB
 INFO, METADATA = 'dataset_info.json', 'metadata.json'
@@ -52,7 +53,7 @@ def stored_splits(directory):
     return list(_splits(Path(directory) / INFO))
 
 
-def prepare(dataset, splits, path, *, on_bad='error', print=print):
+def prepare(dataset, splits, path, *, on_bad='error'):
     """Prepares the stored splits of a Dataset that its directory lacks, once; returns it.
 
     The images come from unpacked folders at `path`, from the official archives, or from their
@@ -64,17 +65,19 @@ def prepare(dataset, splits, path, *, on_bad='error', print=print):
     if set(splits) <= set(stored_splits(final)):
         return final
     try:
-        # The lock falls with its process, so what temporary folder one finds is nobody's.
-        with _locked(Path(path) / NAME / f'.{dataset.config}.lock', print):
+        folder = path / NAME
+        folder.mkdir(parents=True, exist_ok=True)
+        waiting = f'waiting for the process that prepares {folder}'
+        with locked(folder / f'.{dataset.config}.lock', waiting) as is_held:
             stored = set(stored_splits(final))
             if set(splits) <= stored:
                 return final
             prefix = f'.{dataset.config}.preparing-'
-            for stale in (Path(path) / NAME).glob(f'{prefix}*'):
+            for stale in folder.glob(f'{prefix}*') if is_held else ():
                 shutil.rmtree(stale)
-            with tempfile.TemporaryDirectory(prefix=prefix, dir=Path(path) / NAME) as work:
+            with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as work:
                 missing = [split for split in splits if split not in stored]
-                _prepare(dataset, missing, stored, Path(path), Path(work), on_bad, print)
+                _prepare(dataset, missing, stored, path, Path(work), on_bad)
     except InputError:
         raise
     except OSError as error:
@@ -84,7 +87,7 @@ def prepare(dataset, splits, path, *, on_bad='error', print=print):
     return final
 
 
-def _prepare(dataset, splits, stored, path, work, on_bad, print):
+def _prepare(dataset, splits, stored, path, work, on_bad):
     def folders(split):
         return {part: official.unpacked(part, path) for part in dataset.stored[split]}
 
@@ -92,56 +95,57 @@ def _prepare(dataset, splits, stored, path, work, on_bad, print):
         return {n for part, places in folders(split).items() if not places for n in part.archives}
 
     names = dict.fromkeys(name for split in splits for name in sorted(needed(split)))
-    archives = official.archives(names, path, print) if names else {}
+    archives = official.archives(names, path) if names else {}
     splits = [s for s in dataset.stored if s not in stored and needed(s) <= set(names)]
     content, left_out = {}, {}
     for split in splits:
         content[split] = []
         for part, places in folders(split).items():
             is_temporary = places is None
-            places = places or official.unpack(part, archives, work / 'raw', print)
+            places = places or official.unpack(part, archives, work / 'raw')
             _check_trainval(part, places)
             source = official.open_part(part, places)
-            checked = lint(source, on_bad, print)
+            checked = lint(source, on_bad)
             if is_temporary:
                 forget(source)
             if gone := len(source.records) - len(checked.records):
                 note = f'{part.folder}: {gone} of {len(source.records)} images left out'
                 left_out[split] = [*left_out.get(split, ()), f'{note} when it was prepared']
-                print(f'{dataset.config} {split}: {left_out[split][-1]}')
+                logger.info(f'{dataset.config} {split}: {left_out[split][-1]}')
             content[split].append((part, checked, _labels(part, places)))
-    print(f'preparing {directory(dataset, path)}: {", ".join(splits)}')
-    made = _write(dataset.config, content, left_out, work, print)
+    logger.info(f'preparing {directory(dataset, path)}: {", ".join(splits)}')
+    made = _write(dataset.config, content, left_out, work)
     _publish(made, directory(dataset, path))
 
 
-def _write(config, content, left_out, work, print):
+def _write(config, content, left_out, work):
     """Writes splits with TFDS into the folder work; returns their directory."""
-    shards = {split: [] for split in content}
-    for split, sources in content.items():
-        for part, source, labels in sources:
-            positions = range(len(source.records))
-            stream = counted(positions, len(positions), f'{part.folder} {split}: prepared', print)
-            for start in range(0, len(positions), SHARD):
-                shard = positions[start : start + SHARD]
-                make = functools.partial(_examples, part, source, labels, stream, len(shard))
-                shards[split].append(make)
+    total = sum(len(source.records) for each in content.values() for _, source, _ in each)
     tfds = library()
     builder = _builder_class()(data_dir=work, config=config)
-    builder.shards = shards
     builder.info.metadata.update(boxes=BOXES, left_out=left_out)
-    builder.download_and_prepare(
-        file_format='array_record',
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-    )
+    with console.counter(total, 'prepared') as advance:
+        builder.shards = {
+            split: [
+                functools.partial(
+                    _examples, *each, range(len(each[1].records))[start:][:SHARD], advance
+                )
+                for each in sources
+                for start in range(0, len(each[1].records), SHARD)
+            ]
+            for split, sources in content.items()
+        }
+        builder.download_and_prepare(
+            file_format='array_record',
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
     return work / NAME / config / VERSION
 
 
-def _examples(part, source, labels, stream, count):
-    """Yields the next `count` (key, example) of a source; shards are written one by one."""
+def _examples(part, source, labels, positions, advance):
+    """Yields (key, example) of the images at these positions, which make a shard."""
     bbox = library().features.BBox
-    for _ in range(count):
-        position = next(stream)
+    for position in positions:
         record = source.records[position]
         (height, width), names = record.size, labels(record)
         objects = [
@@ -169,6 +173,7 @@ def _examples(part, source, labels, stream, count):
                 'remarks': list(record.remarks),
             },
         )
+        advance()
 
 
 @functools.cache
@@ -252,19 +257,6 @@ def _splits(info):
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f'{info}: damaged ({error}); remove {info.parent}') from error
-
-
-@contextlib.contextmanager
-def _locked(path, print):
-    """Keeps other processes out as long as it is open."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('wb') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f'waiting for the process that prepares {path.parent}')
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _check_trainval(part, places):

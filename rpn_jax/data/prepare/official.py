@@ -1,16 +1,18 @@
 """PASCAL VOC and COCO as their makers give them out: archives, and what a split needs of them."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from rpn_jax import downloads
+from rpn_jax import files
 from rpn_jax.data.prepare.archives import extract
 from rpn_jax.data.sources.coco import coco
 from rpn_jax.data.sources.voc import voc
 from rpn_jax.errors import InputError
 
+logger = logging.getLogger(__name__)
 VOC_HOST = 'http://host.robots.ox.ac.uk/pascal/VOC'
 COCO_HOST = 'http://images.cocodataset.org'
 
@@ -149,7 +151,7 @@ def unpacked(part, path):
     return None
 
 
-def archives(names, path, print=print):
+def archives(names, path):
     """Returns {name: path} of official archives at `path`, downloaded where they are not there.
 
     Raises InputError where one is not the official one, or cannot be downloaded.
@@ -159,9 +161,9 @@ def archives(names, path, print=print):
     places = {n: p for n in names for f in reversed(folders) if (p := f / n).is_file()}
     absent = [name for name in names if name not in places]
     for name, place in places.items():
-        print(f'checking {place}')
+        logger.info(f'checking {place}')
         url, size, sha256 = ARCHIVES[name]
-        if not downloads.is_whole(place, sha256=sha256, size=size, print=print):
+        if not files.is_whole(place, sha256=sha256, size=size):
             what = (
                 f'not the official archive of {size} bytes, or cut off; remove it, or fetch {url}'
             )
@@ -170,7 +172,7 @@ def archives(names, path, print=print):
         url, size, sha256 = ARCHIVES[name]
         places[name] = path / 'downloads' / name
         try:
-            downloads.fetch(url, places[name], sha256=sha256, size=size, print=print)
+            files.fetch(url, places[name], sha256=sha256, size=size)
         except InputError as error:
             others = [other for other in absent if other != name]
             besides = f'; {path / "downloads"} needs besides: {", ".join(others)}' if others else ''
@@ -178,7 +180,7 @@ def archives(names, path, print=print):
     return places
 
 
-def unpack(part, archives, work, print=print):
+def unpack(part, archives, work):
     """Unpacks a part's archives (name -> path) below the folder `work`, unless that is done.
 
     Returns the places as keywords of the part's reader. Raises InputError as extract() does.
@@ -186,8 +188,8 @@ def unpack(part, archives, work, print=print):
     folders = [Path(work) / Path(name).stem for name in part.archives]
     for name, folder in zip(part.archives, folders, strict=True):
         if not folder.is_dir():
-            print(f'unpacking {archives[name]}')
-            extract(archives[name], folder, _is_needed, print=print)
+            logger.info(f'unpacking {archives[name]}')
+            extract(archives[name], folder, _is_needed)
     if part.folder.startswith('VOC'):
         return {'path': folders[0] / 'VOCdevkit' / part.folder}
     images, labels = folders

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from rpn_jax.data.batches import counted
+from rpn_jax import console
 from rpn_jax.data.images import BadRecord
 from rpn_jax.data.prepare import builder
 from rpn_jax.data.prepare.builder import library
@@ -53,7 +53,7 @@ class Layout(NamedTuple):
     is_voc: bool  # stored 1-based inclusive pixels over size
 
 
-def tfds(split, *, path, name, on_bad='error', print=print):
+def tfds(split, *, path, name, on_bad='error'):
     """Opens a split of a prepared directory at path; VOC and COCO are prepared where they are not.
 
     name is one of DATASETS, or the folder of a prepared directory below path; '' is path itself.
@@ -71,10 +71,10 @@ def tfds(split, *, path, name, on_bad='error', print=print):
         place = place or _find(root / name.replace(':', '/'))
         if place is None:
             raise InputError(_nothing(root, name))
-        return _open(place, split, print)
+        return _open(place, split)
     stock = _find(root / name)
     if stock and not builder.stored_splits(builder.directory(dataset, root)):
-        return _open(stock, split, print)
+        return _open(stock, split)
     if split not in dataset.splits:
         raise InputError(
             f'config keys data.train_split and data.eval_split: {name} has no split {split!r}; '
@@ -84,8 +84,8 @@ def tfds(split, *, path, name, on_bad='error', print=print):
     is_prepared = set(stored) <= set(builder.stored_splits(builder.directory(dataset, root)))
     if not is_prepared and _is_voc_folder(root):
         raise InputError(_nothing(root, name))
-    place = builder.prepare(dataset, stored, root, on_bad=on_bad, print=print)
-    return _open(place, split, print, '+'.join(stored))._replace(name=f'tfds {name} {split}')
+    place = builder.prepare(dataset, stored, root, on_bad=on_bad)
+    return _open(place, split, '+'.join(stored))._replace(name=f'tfds {name} {split}')
 
 
 def _find(folder):
@@ -116,7 +116,7 @@ def _nothing(root, name):
     )
 
 
-def _open(place, split, print, expression=''):
+def _open(place, split, expression=''):
     """Returns the Source of a split of a prepared directory.
 
     expression is what TFDS calls the split; where it is given, the images come in VOC's order: by
@@ -126,7 +126,7 @@ def _open(place, split, print, expression=''):
     info, data = _data_source(place, expression or split)
     layout = _layout(place, info)
     stamp = _stamp(place, info, expression or split)
-    entries = _scanned(place, expression or split, stamp, data, layout, print)
+    entries = _scanned(place, expression or split, stamp, data, layout)
     order = list(range(len(entries)))
     if '+' in expression:
         order.sort(key=lambda i: (entries[i]['folder'], entries[i]['id']))
@@ -254,7 +254,7 @@ def _stamp(place, info, split):
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _scanned(place, split, stamp, data, layout, print):
+def _scanned(place, split, stamp, data, layout):
     """Returns an entry for each image, from the cache where the files have not changed.
 
     Without it every start would read all images for the sake of their boxes.
@@ -268,7 +268,7 @@ def _scanned(place, split, stamp, data, layout, print):
             return content['entries']
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # Pillow's, on damaged tags: lint looks at these
-        positions = counted(range(len(data)), len(data), f'{place} {split}: read', print)
+        positions = console.progress(range(len(data)), len(data), f'{place} {split}: read')
         entries = [_entry(data, layout, position) for position in positions]
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         cache.parent.mkdir(parents=True, exist_ok=True)

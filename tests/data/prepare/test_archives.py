@@ -55,7 +55,7 @@ def refused(archive, complaint, **limits):
 
 
 def test_files_come_out_as_they_went_in(write, tmp_path):
-    extract(write(), tmp_path / 'new/out', print=[].append)
+    extract(write(), tmp_path / 'new/out')
     out = tmp_path / 'new/out'
     found = {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob('*') if p.is_file()}
     assert found == FILES
@@ -72,15 +72,8 @@ def test_a_name_that_leads_out_is_refused(write, name):
     assert name in refused(write({'a/1': b'1', name: b'2'}), 'leads out').replace('\\\\', '\\')
 
 
-def test_a_name_that_comes_twice_is_refused(tmp_path):
-    with tarfile.open(tmp_path / 'x.tar', 'w') as archive:
-        archive.addfile(tarfile.TarInfo('a'))
-        archive.addfile(tarfile.TarInfo('a'))
-    refused(tmp_path / 'x.tar', 'a: comes twice')
-
-
 def test_a_file_is_no_folder(write):
-    refused(write({'a': b'1', 'a/b': b'2'}), 'a/b: (cut off or damaged|comes twice)')
+    refused(write({'a': b'1', 'a/b': b'2'}), 'a/b: cut off or damaged')
 
 
 @pytest.mark.parametrize(
@@ -146,9 +139,11 @@ def test_what_is_no_archive_is_refused(tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_not_the_archives_fault(write, monkeypatch):
-    def full(*_):
+    path = write()
+
+    def full(*_, **__):
         raise OSError(archives.errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(archives, '_write', full)
-    path = write()
+    monkeypatch.setattr(archives.tarfile.TarFile, 'makefile', full)
+    monkeypatch.setattr(archives.zipfile.ZipFile, 'open', full)
     assert 'again' not in refused(path, f'cannot be extracted to {path.parent}/out .*No space')

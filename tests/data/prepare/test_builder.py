@@ -1,6 +1,7 @@
 """Preparing: once, whole or not at all, whatever is killed or runs beside it."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -50,10 +51,16 @@ def writes(monkeypatch):
     return calls
 
 
-def run(root, splits=('train',), dataset=VOC, **options):
-    lines = []
-    place = builder.prepare(dataset, splits, root, print=lines.append, **options)
-    return place, lines
+@pytest.fixture
+def run(caplog):
+    """Returns the function that prepares splits: (their directory, what was logged)."""
+    caplog.set_level(logging.INFO, 'rpn_jax')
+
+    def run(root, splits=('train',), dataset=VOC, **options):
+        caplog.clear()
+        return builder.prepare(dataset, splits, root, **options), list(caplog.messages)
+
+    return run
 
 
 def left(root):
@@ -61,7 +68,7 @@ def left(root):
     return [path.name for path in (root / 'detection').glob('.*') if path.is_dir()]
 
 
-def test_a_folder_is_prepared_once_with_all_its_splits(root, writes, capfd):
+def test_a_folder_is_prepared_once_with_all_its_splits(root, writes, capfd, run):
     place, lines = run(root)
     assert place == root / FINAL and lines == [f'preparing {place}: train, val']
     assert builder.stored_splits(place) == ['train', 'val'] and left(root) == []
@@ -70,7 +77,7 @@ def test_a_folder_is_prepared_once_with_all_its_splits(root, writes, capfd):
     assert capfd.readouterr() == ('', '')  # TFDS has nothing to say
 
 
-def test_it_is_a_directory_as_others_read_it(root):
+def test_it_is_a_directory_as_others_read_it(root, run):
     place, _ = run(root)
     tfds = builder.library()
     made = tfds.builder_from_directory(place)
@@ -88,7 +95,7 @@ def test_it_is_a_directory_as_others_read_it(root):
     assert example['objects']['bbox'][0].tolist() == [5 / 64, 4 / 64, 50 / 64, 40 / 64]
 
 
-def test_the_classes_of_coco_are_kept(tmp_path):
+def test_the_classes_of_coco_are_kept(tmp_path, run):
     file = write_coco(tmp_path) / 'annotations/instances_train2017.json'
     content = json.loads(file.read_text()) | {'categories': [{'id': 5, 'name': 'owl'}]}
     content['annotations'][2]['category_id'] = 5
@@ -99,7 +106,7 @@ def test_the_classes_of_coco_are_kept(tmp_path):
     assert list(map(bool, example['objects']['is_crowd'])) == [False, True, False]
 
 
-def test_classes_that_are_damaged_stop_nothing(tmp_path):
+def test_classes_that_are_damaged_stop_nothing(tmp_path, run):
     file = write_coco(tmp_path) / 'annotations/instances_train2017.json'
     content = json.loads(file.read_text()) | {'categories': [{'name': 'owl'}, 5]}
     entry = dict(content['images'][0], id=99)  # a second image of the same file
@@ -112,7 +119,7 @@ def test_classes_that_are_damaged_stop_nothing(tmp_path):
     assert info.splits['train'].num_examples == 4
 
 
-def test_a_split_that_comes_later_is_added(root, writes):
+def test_a_split_that_comes_later_is_added(root, writes, run):
     place, _ = run(root)
     before = {file.name: file.stat().st_mtime_ns for file in place.glob('*train*')}
     lists = root / 'VOCdevkit/VOC2007/ImageSets/Main'
@@ -125,11 +132,11 @@ def test_a_split_that_comes_later_is_added(root, writes):
     assert [len(made.as_data_source(split=s)) for s in ('train', 'val', 'test')] == [4, 2, 2]
 
 
-def test_archives_are_unpacked_to_a_folder_that_goes(tmp_path, monkeypatch, cache):
+def test_archives_are_unpacked_to_a_folder_that_goes(tmp_path, monkeypatch, cache, run):
     make_official(monkeypatch, voc_archive(tmp_path))
     place, lines = run(tmp_path, ('val',))
     assert builder.stored_splits(place) == ['train', 'val']  # both are in that archive
-    assert [line.split()[0] for line in lines if line[0] != ' '] == [
+    assert [line.split()[0] for line in lines] == [
         'checking',
         'unpacking',
         'preparing',
@@ -141,7 +148,7 @@ def test_archives_are_unpacked_to_a_folder_that_goes(tmp_path, monkeypatch, cach
     assert builder.stored_splits(place) == ['val'] and left(tmp_path) == []
 
 
-def test_bad_images_are_refused_or_left_out(root):
+def test_bad_images_are_refused_or_left_out(root, run):
     folder = root / 'VOCdevkit/VOC2007'
     (folder / 'JPEGImages/000003.jpg').write_bytes(b'no image')
     text = voc_annotation((60, 80), ((40, 6, 30, 50), 0))
@@ -157,27 +164,27 @@ def test_bad_images_are_refused_or_left_out(root):
     assert info.metadata['left_out'] == {'train': [note]}
 
 
-def test_trainval_must_be_train_and_val(root):
+def test_trainval_must_be_train_and_val(root, run):
     lists = root / 'VOCdevkit/VOC2007/ImageSets/Main'
     (lists / 'trainval.txt').write_text('000000\n000004\n')
     with pytest.raises(InputError, match=r"trainval\.txt: not the images of train and val .*'voc'"):
         run(root)
 
 
-def test_a_killed_preparation_leaves_nothing_that_is_trusted(root):
+def test_a_killed_preparation_leaves_nothing_that_is_trusted(root, run):
     """The process dies as by kill -9 at its third image, after the checks."""
     script = f"""
 import os
-from rpn_jax.data import official, prepare
-from rpn_jax.data.prepare import _examples
+from rpn_jax.data.prepare import builder, official
+examples = builder._examples
 def dying(part, source, *rest):
     def load(position):
         if position == 2:
             os.kill(os.getpid(), 9)
         return source.files.load(position)
-    return _examples(part, source._replace(files=source.files._replace(load=load)), *rest)
-prepare._examples = dying
-prepare.prepare(official.DATASETS['voc/2007'], ['train'], {str(root)!r})
+    return examples(part, source._replace(files=source.files._replace(load=load)), *rest)
+builder._examples = dying
+builder.prepare(official.DATASETS['voc/2007'], ['train'], {str(root)!r})
 """
     folder = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, '-c', script], cwd=folder, capture_output=True)
@@ -187,7 +194,7 @@ prepare.prepare(official.DATASETS['voc/2007'], ['train'], {str(root)!r})
     assert builder.stored_splits(place) == ['train', 'val'] and left(root) == []
 
 
-def test_a_stop_before_the_list_is_no_split(root, monkeypatch):
+def test_a_stop_before_the_list_is_no_split(root, monkeypatch, run):
     """Files of a split that INFO does not list do not count, and are written again."""
     place, _ = run(root)
     lists = root / 'VOCdevkit/VOC2007/ImageSets/Main'
@@ -203,7 +210,7 @@ def test_a_stop_before_the_list_is_no_split(root, monkeypatch):
     assert run(root, ('test',))[1] and 'test' in builder.stored_splits(place)
 
 
-def test_two_at_once_prepare_it_once(root, writes):
+def test_two_at_once_prepare_it_once(root, writes, run, caplog):
     builder.library()
     outcomes = []
     threads = [threading.Thread(target=lambda: outcomes.append(run(root))) for _ in range(2)]
@@ -212,11 +219,10 @@ def test_two_at_once_prepare_it_once(root, writes):
     for thread in threads:
         thread.join()
     assert writes == [['train', 'val']] and [place for place, _ in outcomes] == [root / FINAL] * 2
-    lines = sum((lines for _, lines in outcomes), [])
-    assert {line.split()[0] for line in lines} <= {'preparing', 'waiting'}
+    assert {line.split()[0] for line in caplog.messages} <= {'preparing', 'waiting'}
 
 
-def test_damage_and_places_that_cannot_be_written_are_told(root, tmp_path):
+def test_damage_and_places_that_cannot_be_written_are_told(root, tmp_path, run):
     (root / 'detection').write_text('a file')
     with pytest.raises(InputError, match='voc_2007/1.0.0: cannot be prepared'):
         run(root)

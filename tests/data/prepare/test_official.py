@@ -1,5 +1,6 @@
 """Official archives: the right ones are found or fetched, and all that is missing is told."""
 
+import logging
 import time
 
 import numpy as np
@@ -37,23 +38,23 @@ def test_a_data_set_has_the_splits_of_its_makers():
 
 
 @pytest.mark.parametrize('place', ['', 'downloads', 'downloads/manual'])
-def test_an_archive_is_found_and_unpacked(tmp_path, monkeypatch, place):
+def test_an_archive_is_found_and_unpacked(tmp_path, monkeypatch, caplog, place):
+    caplog.set_level(logging.INFO)
     path = tmp_path / 'data' / place / TRAINVAL
     path.parent.mkdir(parents=True)
     make_official(monkeypatch, voc_archive(tmp_path).rename(path))
-    lines = []
-    places = official.archives([TRAINVAL], tmp_path / 'data', lines.append)
-    assert places == {TRAINVAL: path} and lines[0] == f'checking {path}'
+    places = official.archives([TRAINVAL], tmp_path / 'data')
+    assert places == {TRAINVAL: path} and caplog.messages[0] == f'checking {path}'
     (part,) = DATASETS['voc/2007'].stored['train']
-    found = official.unpack(part, places, tmp_path / 'work', lines.append)
+    found = official.unpack(part, places, tmp_path / 'work')
     source = official.open_part(part, found)
     assert [record.image_id for record in source.records] == [f'{i:06}' for i in range(4)]
     assert source.read(3).shape == (70, 90, 3)
     names = {path.name for path in found['path'].iterdir()}
     assert names == {'JPEGImages', 'Annotations', 'ImageSets'}
-    known = len(lines)
-    official.unpack(part, places, tmp_path / 'work', lines.append)
-    assert len(lines) == known
+    known = len(caplog.messages)
+    official.unpack(part, places, tmp_path / 'work')
+    assert len(caplog.messages) == known
 
 
 def test_two_archives_make_a_split_of_coco(tmp_path, monkeypatch):
@@ -66,16 +67,16 @@ def test_two_archives_make_a_split_of_coco(tmp_path, monkeypatch):
     assert source.name == 'coco coco val2017'
 
 
-def test_what_is_not_there_is_downloaded(server, tmp_path, monkeypatch):  # noqa: F811
+def test_what_is_not_there_is_downloaded(server, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)  # noqa: F811
     path = voc_archive(tmp_path)
     server.content = path.read_bytes()
     server.length = len(server.content)
     make_official(monkeypatch, path, server.url.rpartition('/')[0])
-    lines = []
-    places = official.archives([TRAINVAL], tmp_path / 'data', lines.append)
+    places = official.archives([TRAINVAL], tmp_path / 'data')
     place = tmp_path / 'data/downloads' / TRAINVAL
     assert places == {TRAINVAL: place} and place.read_bytes() == server.content
-    assert server.asked == 1 and lines[0].startswith(f'fetching {server.url[:-5]}')
+    assert server.asked == 1 and caplog.messages[0].startswith(f'fetching {server.url[:-5]}')
 
 
 def test_another_archive_is_refused(tmp_path, monkeypatch):
@@ -91,7 +92,7 @@ def test_without_a_network_a_line_tells_what_to_fetch(tmp_path, offline):
     names = DATASETS['coco/2017'].stored['train'][0].archives
     began = time.monotonic()
     with pytest.raises(InputError) as error:
-        official.archives(names, tmp_path, [].append)
+        official.archives(names, tmp_path)
     assert time.monotonic() - began < 5
     message, place = str(error.value), tmp_path / 'downloads'
     assert '\n' not in message and 'http://127.0.0.1:9/train2017.zip' in message

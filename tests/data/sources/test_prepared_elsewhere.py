@@ -19,7 +19,7 @@ def cache(monkeypatch, tmp_path):
 
 
 def opened(split, root, name='voc/2007'):
-    return tfds(split, path=root, name=name, print=[].append)
+    return tfds(split, path=root, name=name)
 
 
 def stock(folder, name, objects, size=(60, 80)):

@@ -62,7 +62,7 @@ def test_a_scene_is_the_same_in_every_call_thread_and_process(source):
     for position, image in zip(positions, images, strict=True):
         np.testing.assert_array_equal(image, source.read(position))
     program = (
-        'from tests.test_shapes import digest, shapes;'
+        'from tests.data.sources.test_shapes import digest, shapes;'
         f"print(digest(shapes('train', count=12, size={SIZE})))"
     )
     root = Path(__file__).parents[3]

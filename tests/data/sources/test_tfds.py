@@ -31,7 +31,7 @@ def root(tmp_path):
 
 
 def opened(split, root, name='voc/2007', **changes):
-    return tfds(split, path=root, name=name, print=[].append, **changes)
+    return tfds(split, path=root, name=name, **changes)
 
 
 def assert_same(source, folder):
@@ -82,7 +82,7 @@ def test_the_years_come_one_after_the_other(root):
 def test_batches_are_those_of_the_folder(root):
     settings = data_options(image_size=64, batch_size=3, max_boxes=4)
     make = [
-        data.train_batch(lint(source, print=[].append), settings, seed=1)
+        data.train_batch(lint(source), settings, seed=1)
         for source in (opened('train', root), voc('train', path=root / 'VOCdevkit/VOC2007'))
     ]
     for step in range(4):
@@ -111,7 +111,7 @@ def test_what_was_remembered_falls_with_the_files(root):
     shutil.copy(file, root / 'copy')  # the same bytes at another time
     (root / 'copy').rename(file)
     assert opened('train', root).files.stamp(0) != stamp
-    assert len(lint(opened('train', root), print=[].append).records) == 4
+    assert len(lint(opened('train', root)).records) == 4
 
 
 def test_any_path_to_a_prepared_directory_will_do(root):
@@ -237,7 +237,7 @@ def test_damaged_records_are_problems_or_told(root, cache):
             assert str(place) in str(error)
             continue
         with pytest.raises(InputError):
-            lint(source, print=[].append)
+            lint(source)
 
 
 def test_a_relative_path_is_as_good(root, monkeypatch):
