@@ -60,8 +60,8 @@ def train(config, folder, make_evaluate=None, *, devices=None):
         maps = None
         if config.features.keep and start < config.steps:
             maps = _feature_cache(config, model, state, source, devices)
-        batches = _batches(config, source, options, start, maps, devices)
-        with workdir.History(folder, start) as history, Signals() as signals, batches:
+        made = _batches(config, source, options, start, maps, devices)
+        with workdir.History(folder, start) as history, Signals() as signals, made as batches:
             progress = Progress(
                 history,
                 source.records,

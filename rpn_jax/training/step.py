@@ -62,7 +62,8 @@ def make_update(
     not finite the state stays as it was and metrics['finite'] says so.
     """
     frozen = frozen or functools.partial(rpn.frozen, model)
-    loss_fn = _make_loss(model, targets or {}, LOSS | (loss or {}), pixels)
+    loss = LOSS | dict(loss or {})
+    loss_fn = _make_loss(model, dict(targets or {}), loss, pixels)
 
     def update(state, batch):
         key = step_key(seed, state.step)
