@@ -110,9 +110,9 @@ def evaluate_mode(config, folder, output=''):
     evaluation = evaluate(variables, step)
     _publish(config, folder, evaluation)
     print('as other evaluators count, with 95 % intervals over images:')
-    print(*protocols.lines(evaluation.stored), sep='\n')
+    print(*protocols.lines(evaluation.results), sep='\n')
     if output:
-        _write_coco(Path(output), evaluation.stored)
+        _write_coco(Path(output), evaluation.results)
 
 
 def inspect_mode(config, folder):
@@ -218,7 +218,7 @@ def _write_coco(output, proposals):
 def _publish(config, folder, evaluation):
     text = json.dumps(evaluation.summary, indent=2, allow_nan=False)
     files.write_atomically(folder / 'evaluation.json', text + '\n')
-    results.save(folder / 'proposals.npz', evaluation.stored)
+    results.save(folder / 'proposals.npz', evaluation.results)
     write_report(
         folder / 'report.html',
         title=folder.name,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import strategies as st
 
 from configs import default
-from rpn_jax.evaluation import misses, results
-from rpn_jax.evaluation.results import Stored
+from rpn_jax.evaluation import metrics, misses, results
+from rpn_jax.evaluation.results import Results
 from rpn_jax.report import report
 
 LIMITS = (1, 3, 10, 100, 1000)
@@ -43,13 +43,13 @@ coarse_image = st.tuples(st.lists(scored_box, max_size=9), st.lists(labelled_box
 coarse_split = st.lists(coarse_image, min_size=1, max_size=4)
 
 
-def as_stored(images, areas=True):
-    """Makes a Stored of drawn images."""
+def as_results(images, areas=True):
+    """Makes Results of drawn images."""
     proposals, objects = [
         [list(zip(*part[i], strict=True)) or [[]] * (2 + i) for part in images] for i in (0, 1)
     ]
     orders = [np.argsort(-np.array(p[1]), kind='stable') for p in proposals]
-    return results.Stored(
+    return results.Results(
         'drawn',
         0,
         [str(i) for i in range(len(images))],
@@ -62,8 +62,8 @@ def as_stored(images, areas=True):
     )
 
 
-def random_stored(seed, images=8, most=60, extent=300):
-    """Makes a Stored whose proposals lie around objects, often where another one already does."""
+def random_results(seed, images=8, most=60, extent=300):
+    """Makes Results whose proposals lie around objects, often where another one already does."""
     rng = np.random.default_rng(seed)
 
     def boxes(count):
@@ -76,16 +76,16 @@ def random_stored(seed, images=8, most=60, extent=300):
         near = objects[-1][rng.integers(len(objects[-1]), size=count)] if i else boxes(count)
         near = near + rng.normal(0, 6, (count, 4))
         proposals.append(np.where(rng.random((count, 1)) < 0.8, near, boxes(count)))
-    return results.Stored(
+    return results.Results(
         dataset='random',
         step=9,
         image_ids=[f'{i}.jpg' for i in range(images)],
         sizes=np.full((images, 2), extent),
         proposals=[p.astype(np.float32) for p in proposals],
         scores=[-np.sort(-rng.integers(0, 9, len(p)) / 8).astype(np.float32) for p in proposals],
-        objects=objects,
-        kinds=[rng.choice([1, 1, 1, 1, 2, 3], len(o)) for o in objects],
-        areas=[rng.uniform(0, 1, len(o)) * results.box_areas(o) for o in objects],
+        gt_boxes=objects,
+        gt_kinds=[rng.choice([1, 1, 1, 1, 2, 3], len(o)) for o in objects],
+        gt_areas=[rng.uniform(0, 1, len(o)) * metrics.area(o) for o in objects],
     )
 
 
@@ -142,15 +142,15 @@ def write_run(folder, noise, images=60, seed=0, moved=0, kinds=(1, 1, 1)):
     random = np.random.default_rng((seed, round(noise)))
     boxes = [np.repeat(o, 5, 0) + random.normal(0, noise, (15, 4)) for o in objects]
     folder.mkdir()
-    run = Stored(
+    run = Results(
         dataset='drawn',
         step=7,
         image_ids=[f'{i}' for i in range(images)],
         sizes=np.full((images, 2), 128),
         proposals=[np.float32(np.sort(b.reshape(-1, 2, 2), 1).reshape(-1, 4)) for b in boxes],
         scores=[np.linspace(1, 0, 15, dtype=np.float32)] * images,
-        objects=objects,
-        kinds=[np.int32(kinds)] * images,
+        gt_boxes=objects,
+        gt_kinds=[np.int32(kinds)] * images,
     )
     results.save(folder / 'proposals.npz', run)
     return folder

@@ -61,7 +61,7 @@ def test_evaluation_needs_the_workdir_alone_and_finds_the_same(copied, capsys):
     said = capsys.readouterr().out
     assert 'shapes/val, step 8: 6 images' in said and str(copied / 'report.html') in said
     _, others = said.split('as other evaluators count, with 95 % intervals over images:\n')
-    assert set(protocols.DIALECTS) <= {line.split()[0] for line in others.splitlines() if line}
+    assert set(protocols.PROTOCOLS) <= {line.split()[0] for line in others.splitlines() if line}
     assert 'AR@10' in others and 'AR@100 ' not in others and '±' in others
     assert results.load(copied / 'proposals.npz').post_nms == 50
     assert not list(copied.glob('*.tmp'))

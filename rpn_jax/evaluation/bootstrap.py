@@ -1,8 +1,8 @@
-"""Intervals of figures by drawing images with replacement; a figure is a ratio of sums over images.
+"""Intervals of figures by drawing images with replacement (bootstrap).
 
-The resamples of all figures are one product of matrices: how often each image was drawn, times what
-each image contributes to each sum. With one seed and number of images the draws are the same, so
-that two runs on the same images are compared on the same resamples.
+A figure is a ratio of sums over images. The resamples of all figures are one product of matrices:
+how often each image was drawn, times what each image adds to each sum. With one seed and number of
+images the draws are the same, so that two runs on the same images share their resamples.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Tally(NamedTuple):
-    """A figure as the sums that each image contributes to it, which a bootstrap draws from."""
+    """What each image adds to the two sums whose ratio is a figure."""
 
     numerator: np.ndarray  # [images]
     denominator: np.ndarray  # [images]
@@ -32,36 +32,36 @@ class Estimate(NamedTuple):
 
 
 def intervals(tallies, resamples=1000, seed=0, level=0.95):
-    """Finds the interval of every figure: {name: (low, high) or None}.
+    """Returns the interval of every figure: {name: (low, high) or None}.
 
-    A resample in which a figure is undefined does not count for it; one without any is None. The
-    bounds are percentiles.
+    The bounds are percentiles over the resamples in which the figure is defined, None without any.
     """
-    found = {}
-    for name, values in _resampled(tallies, resamples, seed).items():
-        found[name] = _bounds(values[np.isfinite(values)], level)
-    return found
+    return {
+        name: _bounds(values, level)
+        for name, values in _resampled(tallies, resamples, seed).items()
+    }
 
 
 def differences(tallies, others, resamples=1000, seed=0, level=0.95):
-    """Finds by how much figures exceed those of another run on the same images: {name: Estimate}.
+    """Returns by how much figures exceed those of another run on the same images.
 
-    Raises ValueError where the numbers of images differ.
+    {name: Estimate}, with bounds as in intervals. Raises ValueError where the numbers of images
+    differ.
     """
     lengths = {len(t.numerator) for both in (tallies, others) for t in both.values()}
     if len(lengths) > 1:
         raise ValueError(f'runs on {sorted(lengths)} images cannot be compared')
     here, there = (_resampled(each, resamples, seed) for each in (tallies, others))
-    found = {}
+    estimates = {}
     for name in tallies:
-        values = here[name] - there[name]
-        bounds = _bounds(values[np.isfinite(values)], level) or (None, None)
+        bounds = _bounds(here[name] - there[name], level) or (None, None)
         both = tallies[name].value, others[name].value
-        found[name] = Estimate(None if None in both else both[0] - both[1], *bounds)
-    return found
+        estimates[name] = Estimate(None if None in both else both[0] - both[1], *bounds)
+    return estimates
 
 
 def _bounds(values, level):
+    values = values[np.isfinite(values)]
     tails = (1 - level) / 2, (1 + level) / 2
     return tuple(np.quantile(values, tails).tolist()) if len(values) else None
 

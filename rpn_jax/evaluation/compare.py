@@ -1,4 +1,4 @@
-"""Runs side by side: their figures, by how much they differ, and whether that is beyond noise."""
+"""Compare runs: their figures, their differences, and whether these are beyond noise."""
 
 import re
 from pathlib import Path
@@ -6,33 +6,29 @@ from pathlib import Path
 import numpy as np
 
 from rpn_jax.errors import InputError
-from rpn_jax.evaluation import protocols, results
+from rpn_jax.evaluation import metrics, protocols, results
 from rpn_jax.evaluation.bootstrap import differences
 
-FIGURES = (
-    *('AR@10', 'AR@100', 'AR@300', 'AR@1000'),
-    *('AR@100/small', 'AR@100/medium', 'AR@100/large'),
-    *('recall@0.5/100', 'recall@0.7/100', 'ABO@100', 'top10_max_iou'),
-)
+FIGURES = metrics.COLUMNS
 
 
 def load(folders):
-    """Loads the proposals.npz of workdirs: {run: Stored}.
+    """Returns the Results of workdirs, from their proposals.npz: {run: Results}.
 
     Raises InputError where there are not two runs, or where their images or objects differ.
     """
     if len(folders) < 2 or len({Path(folder).resolve() for folder in folders}) < len(folders):
         raise InputError('--mode=compare needs --runs=A,B,..: two workdirs or more, each once')
-    found = [results.load(_file(Path(folder))) for folder in folders]
-    for folder, other in zip(folders[1:], found[1:], strict=True):
-        _check_same(folders[0], found[0], folder, other)
-    return dict(zip(map(str, folders), found, strict=True))
+    loaded = [results.load(_file(Path(folder))) for folder in folders]
+    for folder, other in zip(folders[1:], loaded[1:], strict=True):
+        _check_same(folders[0], loaded[0], folder, other)
+    return dict(zip(map(str, folders), loaded, strict=True))
 
 
 def tally(runs):
-    """Tallies FIGURES of each run, {run: {figure: Tally}}; runs are {run: Stored}.
+    """Returns the Tallies of FIGURES of each run, {run: {figure: Tally}}; runs are {run: Results}.
 
-    A figure that a run cannot have, for want of so many proposals, is left out.
+    Figures of more proposals than an image of any run has are left out.
     """
     most = min(max(map(len, each.proposals), default=0) for each in runs.values())
     names = [name for name in FIGURES if _count(name) <= most]
@@ -41,17 +37,17 @@ def tally(runs):
 
 
 def compare(tallies, base=None):
-    """Compares runs: {run: {figure: {value, difference, low, high}}}.
+    """Returns the figures of runs and their differences from the run `base`.
 
-    Differences are against `base`, by default the first run, with their 95 % intervals over images;
-    tallies are as `tally` returns them.
+    {run: {figure: {value, difference, low, high}}}: low and high bound the 95 % interval of the
+    difference over images. base is by default the first run; tallies are as `tally` returns them.
     """
     first = tallies[base or next(iter(tallies))]
     return {run: _row(own, first) for run, own in tallies.items()}
 
 
 def is_beyond(figure):
-    """Says whether the interval of a figure's difference leaves out 0."""
+    """Returns whether the interval of a figure's difference excludes 0."""
     return figure['low'] is not None and (figure['low'] > 0 or figure['high'] < 0)
 
 
@@ -62,7 +58,7 @@ def shown(compared):
 
 
 def signed(value):
-    """Writes a difference with its sign, of which a rounded 0 has none of its own: +0.000."""
+    """Returns a difference as text with its sign; what rounds to 0 is +0.000."""
     return f'{round(value, 3) + 0.0:+.3f}'
 
 
@@ -70,12 +66,12 @@ def lines(compared):
     """Returns a table of text: a figure per line, a run per column, * beyond noise."""
     runs = list(compared)
     width = max(24, *(len(Path(run).name) + 2 for run in runs))
-    said = [f'{"":16}' + ''.join(f'{Path(run).name:>{width}}' for run in runs)]
+    table = [f'{"":16}' + ''.join(f'{Path(run).name:>{width}}' for run in runs)]
     for figure in shown(compared):
         cells = [_cell(compared[run][figure], run == runs[0]) for run in runs]
-        said.append(f'{figure:16}' + ''.join(f'{cell:>{width}}' for cell in cells))
+        table.append(f'{figure:16}' + ''.join(f'{cell:>{width}}' for cell in cells))
     first = Path(runs[0]).name
-    return [*said, f'differences from {first}; * where the 95 % interval over images leaves out 0']
+    return [*table, f'differences from {first}; * where the 95 % interval over images excludes 0']
 
 
 def _row(own, first):
@@ -101,7 +97,7 @@ def _cell(figure, is_first):
 
 
 def _count(name):
-    """Returns the number of proposals that a figure is taken at."""
+    """Returns the number of proposals of a figure: 100 of AR@100/small."""
     return max(map(int, re.findall(r'\d+', name)))
 
 
@@ -115,10 +111,10 @@ def _file(folder):
 
 
 def _check_same(folder, first, other_folder, other):
-    """Raises InputError unless two runs were evaluated on the same images and objects."""
+    """Raises InputError unless two runs have the same images and ground truth."""
     same = list(first.image_ids) == list(other.image_ids) and all(
         np.array_equal(a, b)
-        for one, another in ((first.objects, other.objects), (first.kinds, other.kinds))
+        for one, another in ((first.gt_boxes, other.gt_boxes), (first.gt_kinds, other.gt_kinds))
         for a, b in zip(one, another, strict=True)
     )
     if not same:

@@ -14,7 +14,7 @@ from rpn_jax.data.records import Source
 from rpn_jax.evaluation import anchor_coverage, baselines, gallery, metrics, misses
 from rpn_jax.evaluation.ablations import PARTS, propose_parts
 from rpn_jax.evaluation.bootstrap import intervals
-from rpn_jax.evaluation.results import Stored
+from rpn_jax.evaluation.results import Results
 from rpn_jax.models import resnet, rpn
 from rpn_jax.ops.proposals import propose
 
@@ -30,7 +30,7 @@ class Evaluation(NamedTuple):
     sizes: dict  # {'objects': [n, 2], 'proposals': [m, 2]} widths and heights in canvas pixels
     gallery: list  # dicts of one image each, best and worst
     misses: list  # dicts of missed objects, at MISSED, some with a picture
-    stored: Stored  # proposals and objects, for any evaluator
+    results: Results  # proposals and objects, for any evaluator
 
 
 def make_predict(model, config, devices):
@@ -301,18 +301,18 @@ def _bounds(config, split):
 
 
 def _store(split, kept, step, limit):
-    """Returns the Stored proposals and objects, in pixels of the original images."""
+    """Returns the Results proposals and objects, in pixels of the original images."""
     records = split.source.records[: len(kept)]
     pairs = zip(records, split.sizes, kept, strict=True)
-    return Stored(
+    return Results(
         dataset=split.source.name,
         step=int(step),
         image_ids=[record.image_id for record in records],
         sizes=np.array([record.size for record in records]),
         proposals=[p.boxes[p.valid] / scale(record, size) for record, size, p in pairs],
         scores=[p.scores[p.valid] for p in kept],
-        objects=[record.boxes for record in records],
-        kinds=[record.kind for record in records],
+        gt_boxes=[record.boxes for record in records],
+        gt_kinds=[record.kind for record in records],
         post_nms=limit,
     )
 

@@ -1,18 +1,18 @@
-"""Measures proposals against objects: recall, average recall, average best overlap, top-k IoU.
+"""Measure proposals against the ground truth: recall, average recall, best overlap, top-k IoU.
 
 NumPy float64 on the host; boxes are [..., 4] (x0, y0, x1, y1), half open. Every function takes ONE
-image (proposals [P, 4] ranked best first, objects [G, 4]) or a split (two sequences of such arrays,
-an entry per image, [0, 4] where there is nothing). Objects are those that count, kind 1: the caller
-leaves out difficult, crowd and padded rows. A figure is over the objects of the whole split, not a
-mean over images; over no objects it is None, never NaN.
+image (proposals [P, 4] ranked best first, gt_boxes [G, 4]) or a split (two sequences of such
+arrays, an entry per image, [0, 4] where there is nothing). The ground truth is what counts: the
+caller leaves out difficult, crowd and padded rows. A figure is over the objects of the whole split,
+not a mean over images; over no objects it is None, never NaN.
 
 An object is recalled at a threshold if its best IoU is >= the threshold, without a tolerance: in
 float64 a box that covers 7 of an object's 10 pixels is recalled at 0.7. A NaN box overlaps nothing.
 
-    overlaps = measure(proposals, objects, areas)      # the only pass over the boxes
-    summarise(overlaps), curves(overlaps, counts)      # at any number of proposals a lookup
+    overlaps = measure(proposals, gt_boxes, areas)     # the only pass over the boxes
+    summarise(overlaps), curves(overlaps, counts)      # any number of proposals is a lookup
     tallies(overlaps)                                  # the same figures as sums over images
-    summarise(bound(best_overlaps(anchors, objects), areas))    # no rank: one value at all numbers
+    summarise(bound(best_overlaps(anchors, gt_boxes), areas))   # no rank: one value at all numbers
 """
 
 from typing import NamedTuple
@@ -24,21 +24,35 @@ import numpy as np
 THRESHOLDS = np.linspace(0.5, 0.95, 10).round(2)
 RECALLS = (0.5, 0.7)  # the IoUs whose recalls are reported by themselves
 LIMITS = (10, 100, 300, 1000, 2000)
+COUNTS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000)  # where curves have points
 # COCO's bounds in square pixels. Here they hold for a box's area, in COCO for its mask's.
 AREAS = {'small': (0, 32**2), 'medium': (32**2, 96**2), 'large': (96**2, np.inf)}
+SIZES = tuple(f'AR@100/{size}' for size in AREAS)
+COLUMNS = (  # of all tables, which leave out what they do not have
+    *(f'AR@{n}' for n in LIMITS),
+    *SIZES,
+    *(f'recall@{threshold}/100' for threshold in RECALLS),
+    *('ABO@100', 'top10_max_iou'),
+)
 
 
 class Overlaps(NamedTuple):
-    """All that the figures of a split are looked up in."""
+    """The overlaps of a split's proposals with its ground truth, from which figures are read."""
 
     running: np.ndarray  # [P + 1, objects] as running_overlaps returns it
     areas: np.ndarray  # [objects] square pixels of the original image
-    counts: np.ndarray  # [images] how many of the objects are whose
+    counts: np.ndarray  # [images] number of objects of each image
     tops: np.ndarray | None  # [images] top_iou of each image, 0 without objects; None: no rank
 
 
+def area(boxes):
+    """Returns the areas [N] float64 of boxes [N, 4]."""
+    x0, y0, x1, y1 = np.asarray(boxes, np.float64).reshape(-1, 4).T
+    return (x1 - x0) * (y1 - y0)
+
+
 def iou(a, b):
-    """Compares boxes a [N, 4] with boxes b [M, 4]: intersection over union [N, M]; 0/0 is 0."""
+    """Returns the intersection over union [N, M] of boxes a [N, 4] and b [M, 4]; 0/0 is 0."""
     ax0, ay0, ax1, ay1 = np.asarray(a, np.float64).T[:, :, None]
     bx0, by0, bx1, by1 = np.asarray(b, np.float64).T
     width = np.maximum(np.minimum(ax1, bx1) - np.maximum(ax0, bx0), 0)
@@ -48,25 +62,25 @@ def iou(a, b):
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
-def best_overlaps(proposals, objects, limit=None):
-    """Finds the best IoU of every object among its image's first `limit` proposals: [objects].
+def best_overlaps(proposals, gt_boxes, limit=None):
+    """Returns each object's best IoU among its image's first `limit` proposals: [objects].
 
     Objects stand image after image; limit None means all proposals; without any the best IoU is 0.
-    Raises ValueError if limit is negative or if proposals and objects are of unequally many images.
+    Raises ValueError if limit is negative or if the numbers of images differ.
     """
     if limit is not None and limit < 0:
         raise ValueError(f'limit is a number of proposals, not {limit}')
     # Objects first: the long axis, the proposals', is then the contiguous one, which is faster.
-    best = [iou(o, p[:limit]).max(axis=1, initial=0) for p, o in _images(proposals, objects)]
+    best = [iou(o, p[:limit]).max(axis=1, initial=0) for p, o in _images(proposals, gt_boxes)]
     return np.concatenate([np.zeros(0), *best])
 
 
-def running_overlaps(proposals, objects):
-    """Finds the best IoU of every object among the first n proposals: row n of [P + 1, objects].
+def running_overlaps(proposals, gt_boxes):
+    """Returns each object's best IoU among the first n proposals as row n of [P + 1, objects].
 
     P is the most proposals that an image has; the last row of an image with fewer is repeated.
     """
-    images = _images(proposals, objects)
+    images = _images(proposals, gt_boxes)
     most = max((len(p) for p, _ in images), default=0)
     running = np.zeros((most + 1, sum(len(o) for _, o in images)))
     start = 0
@@ -78,44 +92,44 @@ def running_overlaps(proposals, objects):
     return running
 
 
-def recall(proposals, objects, iou, limit=None):
-    """Counts the share of objects that the first `limit` proposals find at an IoU >= iou > 0."""
-    return _mean(best_overlaps(proposals, objects, limit) >= iou)
+def recall(proposals, gt_boxes, iou, limit=None):
+    """Returns the share of objects that the first `limit` proposals overlap with IoU >= iou > 0."""
+    return _mean(best_overlaps(proposals, gt_boxes, limit) >= iou)
 
 
-def average_recall(proposals, objects, limit=None):
-    """Averages the recall of the first `limit` proposals over IoU 0.50:0.05:0.95."""
-    return _average_recall(best_overlaps(proposals, objects, limit))
+def average_recall(proposals, gt_boxes, limit=None):
+    """Returns the recall of the first `limit` proposals, averaged over IoU 0.50:0.05:0.95."""
+    return _average_recall(best_overlaps(proposals, gt_boxes, limit))
 
 
-def average_best_overlap(proposals, objects, limit=None):
-    """Averages over objects the best IoU among the first `limit` proposals."""
-    return _mean(best_overlaps(proposals, objects, limit))
+def average_best_overlap(proposals, gt_boxes, limit=None):
+    """Returns the best IoU among the first `limit` proposals, averaged over objects."""
+    return _mean(best_overlaps(proposals, gt_boxes, limit))
 
 
-def top_iou(proposals, objects, count=10):
-    """Averages over images with objects how well each of the `count` best proposals fits an object.
+def top_iou(proposals, gt_boxes, count=10):
+    """Returns how well the `count` best proposals fit objects, averaged over images with objects.
 
     Of an image: the mean over those proposals (all, if there are fewer) of the best IoU with an
     object; 0 if it has objects but no proposals.
     """
-    images = _images(proposals, objects)
+    images = _images(proposals, gt_boxes)
     return _mean(_tops(images, count)[[len(o) > 0 for _, o in images]])
 
 
-def measure(proposals, objects, areas):
-    """Compares ranked proposals with objects once, for summarise and curves.
+def measure(proposals, gt_boxes, areas):
+    """Returns the Overlaps of ranked proposals with the ground truth.
 
-    areas: of the objects' boxes in square pixels of the ORIGINAL image, [objects] or a sequence of
-    [G], an entry per image. Raises ValueError if there is not one per object.
+    areas: of the objects in square pixels of the ORIGINAL image, [objects] or a sequence of [G], an
+    entry per image. Raises ValueError if there is not one per object.
     """
-    running, images = running_overlaps(proposals, objects), _images(proposals, objects)
+    running, images = running_overlaps(proposals, gt_boxes), _images(proposals, gt_boxes)
     counts = np.array([len(o) for _, o in images], int)
     return Overlaps(running, _areas(areas, running), counts, _tops(images, 10))
 
 
 def bound(best, areas):
-    """Makes Overlaps of boxes without a rank, with the same figures at every number of them.
+    """Returns the Overlaps of boxes without a rank: the same figures at every number of them.
 
     best [objects] as best_overlaps returns it; areas as in measure, [objects] being one image.
     """
@@ -125,10 +139,10 @@ def bound(best, areas):
 
 
 def summarise(overlaps, limits=LIMITS, post_nms=None):
-    """Looks up the figures of a split by their names in evaluation.json: {name: float or None}.
+    """Returns the figures of a split by their names in evaluation.json: {name: float or None}.
 
     Numbers of proposals in limits above post_nms, the most that an image can have, are left out.
-    Small, medium and large objects are told apart among the first 100 proposals.
+    Small, medium and large objects have figures of their own at 100 proposals.
     """
     figures = {
         name: _mean(values if inside is None else values[inside])
@@ -138,25 +152,26 @@ def summarise(overlaps, limits=LIMITS, post_nms=None):
     return figures | {'top10_max_iou': top}
 
 
-def tallies(overlaps, limits=LIMITS, post_nms=None):
-    """Tallies the figures of summarise: {name: (numerators [images], denominators [images])}.
+def tallies(overlaps, limits=LIMITS, post_nms=None, sized=(100,)):
+    """Returns the figures as sums over images: {name: (numerators, denominators)}, each [images].
 
-    A figure is the sum of all images' numerators over that of their denominators.
+    A figure of summarise is the sum of all numerators over that of all denominators. sized: the
+    numbers of proposals at which small, medium and large objects have figures of their own.
     """
     images = len(overlaps.counts)
     of = np.repeat(np.arange(images), overlaps.counts)  # the image of each object
-    found = {}
-    for name, values, inside in _by_object(overlaps, limits, post_nms):
+    sums = {}
+    for name, values, inside in _by_object(overlaps, limits, post_nms, sized):
         inside = np.ones(len(of)) if inside is None else inside
         values = values.mean(axis=tuple(range(1, values.ndim))) * inside
-        found[name] = tuple(np.bincount(of, each, images) for each in (values, inside))
+        sums[name] = tuple(np.bincount(of, each, images) for each in (values, inside))
     tops, counted = overlaps.tops, (overlaps.counts > 0).astype(np.float64)
     ranked = (np.zeros(images), np.zeros(images)) if tops is None else (tops, counted)
-    return found | {'top10_max_iou': ranked}
+    return sums | {'top10_max_iou': ranked}
 
 
 def curves(overlaps, counts, post_nms=np.inf):
-    """Looks up recall over IoU and over the number of proposals: {name: list}.
+    """Returns recall over IoU and over the number of proposals: {name: list}.
 
     'iou' is the axis of recall@100/iou and recall@1000/iou, or, where that is fewer, of recall at
     post_nms, the most proposals of an image; 'count', the numbers of proposals in counts, that of
@@ -174,15 +189,20 @@ def curves(overlaps, counts, post_nms=np.inf):
     return lines | {'AR/count': [_average_recall(row) for row in best]}
 
 
-def _by_object(overlaps, limits, post_nms):
+def columns(figures, sizes=True):
+    """Returns those of COLUMNS that figures have; without sizes, those over objects of any size."""
+    return [name for name in COLUMNS if name in figures and (sizes or name not in SIZES)]
+
+
+def _by_object(overlaps, limits, post_nms, sized=(100,)):
     """Yields (figure, values [objects, ..], which objects count [objects], None for all)."""
     best = {n: _first(overlaps, n) for n in limits if post_nms is None or n <= post_nms}
     for n in best:
         yield f'AR@{n}', best[n][:, None] >= THRESHOLDS, None
-    if 100 in best:
+    for n in (n for n in best if n in sized):
         for name, (low, high) in AREAS.items():
             inside = (low <= overlaps.areas) & (overlaps.areas < high)
-            yield f'AR@100/{name}', best[100][:, None] >= THRESHOLDS, inside
+            yield f'AR@{n}/{name}', best[n][:, None] >= THRESHOLDS, inside
     for threshold in RECALLS:
         for n in best:
             yield f'recall@{threshold}/{n}', best[n] >= threshold, None
@@ -191,7 +211,7 @@ def _by_object(overlaps, limits, post_nms):
 
 
 def _first(overlaps, n):
-    """Looks up the best IoUs [objects] among the first n proposals, or all if they are fewer."""
+    """Returns the best IoUs [objects] among the first n proposals, or all if they are fewer."""
     return overlaps.running[min(n, len(overlaps.running) - 1)]
 
 
@@ -204,7 +224,7 @@ def _mean(values):
 
 
 def _tops(images, count):
-    """Averages, of each image, the best IoU of its `count` best proposals: [images]."""
+    """Returns the mean best IoU of each image's `count` best proposals: [images]."""
     tops = [
         iou(o, p[:count]).max(axis=0).mean() if len(o) and len(p[:count]) else 0 for p, o in images
     ]
@@ -218,13 +238,13 @@ def _areas(areas, running):
     return areas
 
 
-def _images(proposals, objects):
-    """Pairs each image's proposals and objects, float64 [., 4]; one image is a split of one."""
-    if _is_image(proposals) or _is_image(objects):
-        proposals, objects = [proposals], [objects]
-    if len(proposals) != len(objects):
-        raise ValueError(f'proposals of {len(proposals)} images, objects of {len(objects)}')
-    return [(_boxes(p), _boxes(o)) for p, o in zip(proposals, objects, strict=True)]
+def _images(proposals, gt_boxes):
+    """Returns each image's proposals and ground truth, float64 [., 4]; one image is a split."""
+    if _is_image(proposals) or _is_image(gt_boxes):
+        proposals, gt_boxes = [proposals], [gt_boxes]
+    if len(proposals) != len(gt_boxes):
+        raise ValueError(f'proposals of {len(proposals)} images, objects of {len(gt_boxes)}')
+    return [(_boxes(p), _boxes(o)) for p, o in zip(proposals, gt_boxes, strict=True)]
 
 
 def _is_image(boxes):

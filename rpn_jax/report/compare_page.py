@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rpn_jax.evaluation import compare, metrics, results
-from rpn_jax.evaluation.evaluate import COUNTS
+from rpn_jax.data.records import OBJECT
+from rpn_jax.evaluation import compare, metrics
+from rpn_jax.evaluation.metrics import COUNTS
 from rpn_jax.evaluation.misses import REASONS
 from rpn_jax.report import compare_plots, pages, plots
 from rpn_jax.report.findings import REMEDIES
@@ -24,7 +25,7 @@ def write_page(path, runs, files, tallies, compared):
 
     Args:
       path: where to; the folder exists.
-      runs: {run: Stored}, run being the workdir as it was named; two or more.
+      runs: {run: Results}, run being the workdir as it was named; two or more.
       files: {run: RunFiles}; what a run does not know of itself is left out.
       tallies: {run: {figure: Tally}}; compared: {run: {figure: {..}}}; both as compare makes them.
     """
@@ -46,7 +47,7 @@ def write_page(path, runs, files, tallies, compared):
         steps={run: each.step for run, each in runs.items()},
         dataset=first.dataset,
         images=len(first.image_ids),
-        objects=sum(int(np.sum(kinds == results.OBJECT)) for kinds in first.kinds),
+        objects=sum(int(np.sum(kinds == OBJECT)) for kinds in first.gt_kinds),
         findings=findings(tallies, names, changed, missed, {r.step for r in runs.values()}),
         compared=compared,
         shown=shown,
@@ -216,8 +217,8 @@ def _curve_figures(runs, names):
     most = {run: max(map(len, each.proposals), default=0) for run, each in runs.items()}
     curves, first = {}, min(100, max(most.values()))
     for run, each in runs.items():
-        chosen = [boxes[kinds == results.OBJECT] for boxes, kinds in _pairs(each)]
-        overlaps = metrics.measure(each.proposals, chosen, list(map(results.box_areas, chosen)))
+        chosen = [boxes[kinds == OBJECT] for boxes, kinds in _pairs(each)]
+        overlaps = metrics.measure(each.proposals, chosen, list(map(metrics.area, chosen)))
         counts = [n for n in COUNTS if n < most[run]] + [most[run]]
         curves[run] = metrics.curves(overlaps, counts)
     styles = {name: compare_plots.style(i) for i, name in enumerate(names.values())}
@@ -273,7 +274,7 @@ def _miss_figures(missed, names):
 
 
 def _pairs(run):
-    return zip(run.objects, run.kinds, strict=True)
+    return zip(run.gt_boxes, run.gt_kinds, strict=True)
 
 
 def _text(value):

@@ -53,7 +53,7 @@ def test_runs_on_other_numbers_of_images_are_refused():
 
 
 def test_an_evaluations_intervals_are_those_of_the_stored_proposals(monkeypatch):
-    """On the same resamples as every dialect's, here where both have the same pixels."""
+    """On the same resamples as every protocol's, here where both have the same pixels."""
     monkeypatch.setattr(evaluate, 'make_predict', FakePredict(100).make)
     evaluation = run_evaluation(tiny_config(proposals__post_nms=100))
     found, summary = evaluation.summary['intervals'], evaluation.summary
@@ -62,7 +62,7 @@ def test_an_evaluations_intervals_are_those_of_the_stored_proposals(monkeypatch)
     for group in ('baselines', 'parts'):
         assert found[group].keys() == summary[group].keys()
         assert all(found[group][n].keys() == summary[group][n].keys() for n in found[group])
-    expected = protocols.table(evaluation.stored, ('rpn_jax',))['rpn_jax']
+    expected = protocols.table(evaluation.results, ('rpn_jax',))['rpn_jax']
     for figure, bounds in found['proposals'].items():
         if bounds is None:
             assert expected[figure].low is None

@@ -254,7 +254,7 @@ def test_recalled_objects_are_shared_out_among_anchor_types(fake):
 def test_what_is_stored_gives_the_same_figures(fake):
     fake(100)
     evaluation = run_evaluation(tiny_config(proposals__post_nms=100))
-    found = {k: t.value for k, t in protocols.rpn_jax(evaluation.stored).items()}
+    found = {k: t.value for k, t in protocols.rpn_jax(evaluation.results).items()}
     own = evaluation.summary['proposals']
     shared = own.keys() & found.keys()
     assert {'AR@100', 'recall@0.5/10', 'AR@100/large'} <= shared

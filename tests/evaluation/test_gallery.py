@@ -97,8 +97,8 @@ def test_what_is_stored_and_shown_is_in_pixels_of_the_original_image(monkeypatch
     records = large_images(monkeypatch)
     evaluation = run_evaluation(tiny_config(proposals__post_nms=100))
     assert evaluation.summary['proposals']['recall@0.5/10'] == pytest.approx(1 / 3)
-    assert evaluation.stored.post_nms == 100
-    for record, boxes in zip(records, evaluation.stored.proposals, strict=True):
+    assert evaluation.results.post_nms == 100
+    for record, boxes in zip(records, evaluation.results.proposals, strict=True):
         np.testing.assert_allclose(boxes, record.boxes[:1], atol=1e-3)
     for picture in evaluation.gallery:
         record = records[int(picture['image_id'])]

@@ -1,4 +1,4 @@
-"""Each dialect against its program's rule written out in loops, and against pycocotools itself."""
+"""Each protocol against its program's rule written out in loops, and against pycocotools itself."""
 
 import contextlib
 import io
@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from report_data import (
     LIMITS,
     PEERS,
-    as_stored,
+    as_results,
     assert_like,
     coarse_split,
-    random_stored,
+    random_results,
     values_of,
 )
 
@@ -47,7 +47,7 @@ def inclusive(box, least=None):
 
 def counted(split, image, bounds):
     """Returns the boxes of an image's kind 1 whose annotated area is within bounds."""
-    rows = zip(split.objects[image], split.kinds[image], split.areas[image], strict=True)
+    rows = zip(split.gt_boxes[image], split.gt_kinds[image], split.gt_areas[image], strict=True)
     return [box for box, kind, area in rows if kind == 1 and bounds[0] <= area <= bounds[1]]
 
 
@@ -77,7 +77,7 @@ def loop_voc(split, limit, pixel=1):
     """Gives each detection to its best object, which counts once, or not where it is difficult."""
     found, total = 0, 0
     for i, boxes in enumerate(split.proposals):
-        rows = zip(split.objects[i], split.kinds[i], strict=True)
+        rows = zip(split.gt_boxes[i], split.gt_kinds[i], strict=True)
         objects = [(inclusive(box, 0), kind) for box, kind in rows if kind != 3]
         total += sum(kind == 1 for _, kind in objects)
         detected = set()
@@ -125,35 +125,35 @@ def assert_is_cocoeval(split):
 @settings(max_examples=40)
 @given(coarse_split)
 def test_coco_is_pycocotools_on_ties_crowds_and_empty_images(images):
-    assert_is_cocoeval(as_stored(images))
+    assert_is_cocoeval(as_results(images))
 
 
 @pytest.mark.parametrize('seed', range(4))
 def test_coco_is_pycocotools_on_random_boxes(seed):
-    assert_is_cocoeval(random_stored(seed))
-    assert_is_cocoeval(random_stored(seed)._replace(areas=None))
+    assert_is_cocoeval(random_results(seed))
+    assert_is_cocoeval(random_results(seed)._replace(gt_areas=None))
 
 
 def test_coco_has_the_thresholds_of_pycocotools_to_the_last_bit():
     found, wanted = (0, 0, np.nextafter(0.9, 0), 1), (0, 0, 1, 1)
     assert protocols.COCO_THRESHOLDS[8] == metrics.iou([found], [wanted])[0, 0] < 0.9
-    some = as_stored([([(found, 1)], [(wanted, 1, 1)])])
+    some = as_results([([(found, 1)], [(wanted, 1, 1)])])
     assert_is_cocoeval(some)
     assert values_of(protocols.coco(some))['AR@10'] == pytest.approx(0.9)
     assert values_of(protocols.mmdetection(some))['AR@10'] == pytest.approx(0.8)
 
 
 def test_coco_is_pycocotools_without_anything():
-    assert_is_cocoeval(as_stored([([], [])]))
-    assert_is_cocoeval(as_stored([([], [((0, 0, 20, 20), 1, 400)])]))
-    assert_is_cocoeval(as_stored([([((0, 0, 20, 20), 0.5)], [((0, 0, 20, 20), 3, 400)])]))
+    assert_is_cocoeval(as_results([([], [])]))
+    assert_is_cocoeval(as_results([([], [((0, 0, 20, 20), 1, 400)])]))
+    assert_is_cocoeval(as_results([([((0, 0, 20, 20), 0.5)], [((0, 0, 20, 20), 3, 400)])]))
 
 
 def test_coco_is_pycocotools_on_files_of_others():
     """Decimals, categories, ids in no order, a detection of several objects, scores unsorted."""
     rng = np.random.default_rng(0)
     images = [{'id': i, 'height': 300, 'width': 300} for i in (9, 4, 700, 1)]
-    annotations, results = [], []
+    annotations, entries = [], []
     for number in range(30):
         bbox = rng.uniform(5, 120, 4).round(2).tolist()
         row = {'image_id': int(rng.choice([9, 4, 700])), 'bbox': bbox, 'id': number + 1}
@@ -164,20 +164,20 @@ def test_coco_is_pycocotools_on_files_of_others():
             moved[2:] = np.abs(moved[2:])  # inverted ones are refused
             row = {'image_id': row['image_id'], 'category_id': int(rng.integers(3))}
             row |= {'bbox': moved.round(2).tolist(), 'score': round(float(rng.random()), 1)}
-            results.append(row)
-    rng.shuffle(results)
+            entries.append(row)
+    rng.shuffle(entries)
     categories = [{'id': i} for i in range(3)]
     instances = {'images': images, 'annotations': annotations, 'categories': categories}
-    found = values_of(protocols.coco(results.from_coco(instances, results), LIMITS))
+    found = values_of(protocols.coco(results.from_coco(instances, entries), LIMITS))
     assert 0.2 < found['AR@10'] < 0.9
-    assert_like(found, pycocotools_recall(instances, results, LIMITS), 1e-9)
+    assert_like(found, pycocotools_recall(instances, entries, LIMITS), 1e-9)
 
 
 @settings(max_examples=40)
 @given(coarse_split)
 def test_one_to_one_dialects_are_their_rules_in_loops(images):
-    some = as_stored(images)
-    found = {name: values_of(protocols.DIALECTS[name](some, LIMITS)) for name in PEERS}
+    some = as_results(images)
+    found = {name: values_of(protocols.PROTOCOLS[name](some, LIMITS)) for name in PEERS}
     whole = values_of(protocols.detectron2(some, LIMITS, skip_empty=False))
     raw = values_of(protocols.detectron(some, LIMITS, converted=False))
 
@@ -204,7 +204,7 @@ def test_one_to_one_dialects_are_their_rules_in_loops(images):
 @settings(max_examples=40)
 @given(coarse_split)
 def test_voc_is_the_devkits_rule_in_loops(images):
-    some = as_stored(images)
+    some = as_results(images)
     found = values_of(protocols.voc(some, LIMITS))
     assert list(found) == [f'recall@0.5/{n}' for n in LIMITS]
     assert_like(found, {f'recall@0.5/{n}': loop_voc(some, n) for n in LIMITS})
@@ -212,8 +212,10 @@ def test_voc_is_the_devkits_rule_in_loops(images):
 
 @pytest.mark.parametrize('seed', range(3))
 def test_random_boxes_in_every_dialect(seed):
-    some = random_stored(seed)
-    found = {name: values_of(dialect(some, LIMITS)) for name, dialect in protocols.DIALECTS.items()}
+    some = random_results(seed)
+    found = {
+        name: values_of(protocol(some, LIMITS)) for name, protocol in protocols.PROTOCOLS.items()
+    }
     for n in LIMITS:
         for size, bounds in SIZES.items():
             like = loop_average_recall(some, n, bounds, skip_empty=True)

@@ -1,4 +1,4 @@
-"""Dialects agree with each other where they must and differ where they say; intervals; tables."""
+"""Protocols agree with each other where they must and differ where they say; intervals; tables."""
 
 import re
 import subprocess
@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from report_data import (
     LIMITS,
     PEERS,
-    as_stored,
+    as_results,
     assert_like,
     coarse_split,
-    random_stored,
+    random_results,
     values_of,
 )
 
@@ -25,17 +25,17 @@ from rpn_jax.evaluation.protocols import Tally
 @settings(max_examples=40)
 @given(coarse_split)
 def test_ours_is_summarise(images):
-    assert_is_summarise(as_stored(images))
+    assert_is_summarise(as_results(images))
 
 
 @pytest.mark.parametrize('seed', range(3))
 def test_ours_is_summarise_on_random_boxes(seed):
-    assert_is_summarise(random_stored(seed))
+    assert_is_summarise(random_results(seed))
 
 
 def assert_is_summarise(some):
-    objects = [o[k == 1] for o, k in zip(some.objects, some.kinds, strict=True)]
-    overlaps = metrics.measure(some.proposals, objects, [results.box_areas(o) for o in objects])
+    objects = [o[k == 1] for o, k in zip(some.gt_boxes, some.gt_kinds, strict=True)]
+    overlaps = metrics.measure(some.proposals, objects, [metrics.area(o) for o in objects])
     assert_like(values_of(protocols.rpn_jax(some)), metrics.summarise(overlaps, post_nms=1000))
     assert_like(values_of(protocols.rpn_jax(some, LIMITS)), metrics.summarise(overlaps, LIMITS))
 
@@ -43,7 +43,7 @@ def assert_is_summarise(some):
 @settings(max_examples=40)
 @given(coarse_split)
 def test_one_to_one_finds_no_more_than_best_overlap(images):
-    some = as_stored(images, areas=False)
+    some = as_results(images, areas=False)
     ours = values_of(protocols.rpn_jax(some, LIMITS))
     rows = [protocols.coco(some, LIMITS), protocols.mmdetection(some, LIMITS)]
     rows.append(protocols.detectron2(some, LIMITS, skip_empty=False))
@@ -64,8 +64,10 @@ def test_the_dialects_differ_where_they_say():
         ([(a, 0.9), ((0, 0, 40, 36), 0.8), (b, 0.5)], [(a, 1, 900), (a, 1, 1600), (b, 2, 99)]),
         ([], [(a, 1, 1600)]),
     ]
-    some = as_stored(images)
-    found = {name: values_of(dialect(some, LIMITS)) for name, dialect in protocols.DIALECTS.items()}
+    some = as_results(images)
+    found = {
+        name: values_of(protocol(some, LIMITS)) for name, protocol in protocols.PROTOCOLS.items()
+    }
     assert found['rpn_jax']['AR@1'] == pytest.approx(2 / 3)
     assert [found[name]['AR@1'] for name in PEERS] == pytest.approx([1 / 3, 1 / 2, 1 / 3, 1 / 3])
     assert found['coco']['AR@3'] == pytest.approx((10 + 9) / 30)
@@ -75,10 +77,10 @@ def test_the_dialects_differ_where_they_say():
 
 
 def test_pixels_that_are_not_taken_off_make_boxes_larger():
-    some = as_stored([([((0, 0, 20, 40), 1.0)], [((0, 0, 40, 40), 1, 1)])])
+    some = as_results([([((0, 0, 20, 40), 1.0)], [((0, 0, 40, 40), 1, 1)])])
     assert values_of(protocols.voc(some))['recall@0.5/10'] == 1
     assert values_of(protocols.detectron(some))['AR@10'] == pytest.approx(0.1)
-    some = as_stored([([((0, 0, 20, 40), 1.0)], [((0, 0, 41, 40), 1, 1)])])
+    some = as_results([([((0, 0, 20, 40), 1.0)], [((0, 0, 41, 40), 1, 1)])])
     assert values_of(protocols.detectron(some))['AR@10'] == 0
     assert values_of(protocols.detectron(some, converted=False))['AR@10'] == pytest.approx(0.1)
     assert values_of(protocols.voc(some))['recall@0.5/10'] == 0
@@ -87,26 +89,26 @@ def test_pixels_that_are_not_taken_off_make_boxes_larger():
 
 def test_a_box_is_used_once_and_a_difficult_object_takes_it():
     a, near = (0, 0, 40, 40), (0, 0, 40, 30)
-    shared = as_stored([([(a, 0.9), ((90, 90, 99, 99), 0.8)], [(a, 1, 1), (near, 1, 1)])])
+    shared = as_results([([(a, 0.9), ((90, 90, 99, 99), 0.8)], [(a, 1, 1), (near, 1, 1)])])
     found = {
-        name: values_of(dialect(shared, LIMITS)) for name, dialect in protocols.DIALECTS.items()
+        name: values_of(protocol(shared, LIMITS)) for name, protocol in protocols.PROTOCOLS.items()
     }
     assert found['rpn_jax']['recall@0.7/3'] == 1
     assert [found[name]['recall@0.7/3'] for name in PEERS] == [0.5] * 4
-    taken = as_stored([([(a, 0.9)], [(a, 2, 1), (near, 1, 1)])])
+    taken = as_results([([(a, 0.9)], [(a, 2, 1), (near, 1, 1)])])
     assert values_of(protocols.voc(taken))['recall@0.5/10'] == 0
     assert values_of(protocols.coco(taken))['recall@0.5/10'] == 1
 
 
 def test_an_annotation_of_less_than_a_pixel_has_one_where_pixels_are_counted():
-    some = as_stored([([((5, 0, 6, 40), 1.0)], [((5, 0, 5, 40), 1, 1)])])
-    found = {name: values_of(dialect(some)) for name, dialect in protocols.DIALECTS.items()}
+    some = as_results([([((5, 0, 6, 40), 1.0)], [((5, 0, 5, 40), 1, 1)])])
+    found = {name: values_of(protocol(some)) for name, protocol in protocols.PROTOCOLS.items()}
     assert found['detectron']['AR@10'] == found['voc']['recall@0.5/10'] == 1
     assert [found[name]['AR@10'] for name in ('coco', 'detectron2', 'mmdetection')] == [0] * 3
 
 
 def test_intervals_are_those_of_a_plain_loop():
-    tallies = protocols.rpn_jax(random_stored(5), LIMITS)
+    tallies = protocols.rpn_jax(random_results(5), LIMITS)
     rng = np.random.default_rng(3)
     drawn = np.concatenate([rng.integers(8, size=(rows, 8)) for rows in (100, 100, 50)])
     bounds = protocols.intervals(tallies, resamples=250, seed=3, level=0.9)
@@ -147,14 +149,14 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
 
 
 def test_the_table_stands_in_columns():
-    some = random_stored(1)
+    some = random_results(1)
     estimates = protocols.table(some, resamples=100)
     assert list(estimates) == [
         *('rpn_jax', 'coco', 'detectron2', 'detectron', 'mmdetection', 'voc'),
         'detectron2 unskipped',
     ]
     head, names, *rows, sizes, skipping = protocols.lines(some, estimates)
-    objects = sum(int(np.sum(k == 1)) for k in some.kinds)
+    objects = sum(int(np.sum(k == 1)) for k in some.gt_kinds)
     assert head == f'random, step 9: 8 images, {objects} objects'
     assert {len(row) for row in rows} == {len(names)} and len(names) < 140
     ends = [match.end() for match in re.finditer(r'\S+', names)]
@@ -171,7 +173,7 @@ def test_the_table_stands_in_columns():
             if len(cell.split()) == 2:
                 assert estimate.low <= estimate.value <= estimate.high
     assert sizes.endswith('the area as annotated; in rpn_jax always of the box')
-    lost = int(np.sum(some.kinds[1] == 1))
+    lost = int(np.sum(some.gt_kinds[1] == 1))
     assert skipping.startswith(f'detectron2 skips 1 images without proposals ({lost} objects): AR@')
     change = estimates['detectron2']['AR@100'].value - rows_value(estimates, 'AR@100')
     assert f'AR@100 by {change:+.3f}' in skipping and (change > 0) == (lost > 0)
@@ -187,11 +189,11 @@ def rows_value(estimates, figure):
     + [(2000, metrics.LIMITS), (5, ()), (None, (10, 100, 300, 1000))],
 )
 def test_no_dialect_counts_more_proposals_than_there_can_be(post_nms, limits):
-    some = random_stored(1, most=6)._replace(post_nms=post_nms)
+    some = random_results(1, most=6)._replace(post_nms=post_nms)
     assert protocols.limits_of(some) == limits
-    for name, dialect in protocols.DIALECTS.items():
-        expected = dialect(some, limits)
-        assert list(dialect(some)) == list(expected), name
+    for name, protocol in protocols.PROTOCOLS.items():
+        expected = protocol(some, limits)
+        assert list(protocol(some)) == list(expected), name
         numbers = {int(n) for figure in expected for n in re.findall(r'(?:AR@|\d/)(\d+)', figure)}
         assert numbers == set(limits), name
     columns = protocols.lines(some, protocols.table(some, resamples=10))[1].split()
@@ -199,7 +201,7 @@ def test_no_dialect_counts_more_proposals_than_there_can_be(post_nms, limits):
 
 
 def test_a_file_that_does_not_say_its_post_nms_shows_it():
-    some = random_stored(1)
+    some = random_results(1)
     more = some._replace(
         proposals=[np.zeros((1001, 4)), *some.proposals[1:]],
         scores=[np.zeros(1001), *some.scores[1:]],
@@ -210,17 +212,17 @@ def test_a_file_that_does_not_say_its_post_nms_shows_it():
 
 
 def test_a_table_of_some_dialects_and_of_nothing():
-    some = random_stored(1)
+    some = random_results(1)
     assert list(protocols.table(some, ('voc',), (10, 2000), 10)['voc']) == [
         *('recall@0.5/10', 'recall@0.5/2000')
     ]
-    with pytest.raises(ValueError, match='no dialects: pascal'):
+    with pytest.raises(ValueError, match='no protocols: pascal'):
         protocols.table(some, ('coco', 'pascal'))
     assert len(protocols.lines(some, protocols.table(some, ('coco',), resamples=10))) == 4
-    nothing = as_stored([])
+    nothing = as_results([])
     assert set(sum([line.split()[1:] for line in protocols.lines(nothing)[2:4]], [])) == {'-'}
     assert protocols.lines(nothing)[-1].endswith('nothing is left to count')
-    assert protocols.lines(as_stored([([], [])]))[0] == 'drawn, step 0: 1 images, 0 objects'
+    assert protocols.lines(as_results([([], [])]))[0] == 'drawn, step 0: 1 images, 0 objects'
 
 
 def test_a_fiftieth_of_the_largest_split_is_fast():
@@ -228,7 +230,7 @@ def test_a_fiftieth_of_the_largest_split_is_fast():
     rng = np.random.default_rng(0)
     objects = [np.sort(rng.uniform(0, 600, (8, 2, 2)), axis=1).reshape(8, 4) for _ in range(100)]
     proposals = [o[rng.integers(8, size=1000)] + rng.normal(0, 20, (1000, 4)) for o in objects]
-    some = results.Stored(
+    some = results.Results(
         'large',
         0,
         [str(i) for i in range(100)],
@@ -250,7 +252,7 @@ def test_a_fiftieth_of_the_largest_split_is_fast():
 LARGEST = """
 import resource, time
 import numpy as np
-from rpn_jax import dialects, stored
+from rpn_jax.evaluation import protocols, results
 
 rng, images = np.random.default_rng(0), 5000
 objects = np.sort(rng.uniform(0, 600, (images, 8, 2, 2)), axis=2).reshape(images, 8, 4)
@@ -260,9 +262,9 @@ proposals = [
 ]
 names, sizes = [str(i) for i in range(images)], np.full((images, 2), 600)
 scores, kinds = [np.linspace(1, 0, 1000)] * images, [np.ones(8, int)] * images
-some = stored.Stored('largest', 0, names, sizes, proposals, scores, list(objects), kinds)
+some = results.Results('largest', 0, names, sizes, proposals, scores, list(objects), kinds)
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-found = dialects.table(some, ('rpn_jax', 'coco'))
+found = protocols.table(some, ('rpn_jax', 'coco'))
 seconds = time.process_time() - start
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 assert 0.1 < found['coco']['AR@1000'].low < found['rpn_jax']['AR@1000'].value
@@ -272,7 +274,7 @@ print(seconds, grown / 2**20)
 
 @pytest.mark.slow
 def test_the_largest_split_takes_a_minute_and_two_gibibytes():
-    """5,000 images x 1,000 proposals x 8 objects, two dialects with their intervals."""
+    """5,000 images x 1,000 proposals x 8 objects, two protocols with their intervals."""
     run = subprocess.run(
         [sys.executable, '-c', LARGEST], capture_output=True, text=True, check=True, timeout=600
     )

@@ -74,8 +74,8 @@ def points(page, title, run, x):
 def test_curves_are_those_of_each_run(runs, page):
     for folder, name in zip(runs, ['A · a', 'B · lower', 'C · <i>propo… & long'], strict=True):
         run = results.load(folder / 'proposals.npz')
-        areas = [results.box_areas(boxes) for boxes in run.objects]
-        overlaps = metrics.measure(run.proposals, run.objects, areas)
+        areas = [metrics.area(boxes) for boxes in run.gt_boxes]
+        overlaps = metrics.measure(run.proposals, run.gt_boxes, areas)
         curves = metrics.curves(overlaps, [1, 2, 3, 5, 10, 15])
         for title, key in (
             ('Average recall over number of proposals', 'AR/count'),
