@@ -3,9 +3,8 @@
 import hashlib
 import json
 import logging
+import math
 import os
-import struct
-import weakref
 import zlib
 
 import jax
@@ -21,7 +20,7 @@ from rpn_jax.training.parallel import sharding
 logger = logging.getLogger(__name__)
 
 PLACES = ('device', 'host', 'disk')
-VERSION = 2  # of how maps are computed: those of another on disk are not used
+VERSION = 3  # of how maps are computed: those of another on disk are not used
 
 
 def check(keep, *, frozen_stages, last_stage, resize):
@@ -84,7 +83,8 @@ class Features:
         self._maps = HostMaps() if keep == 'host' else {}
         if keep == 'disk':
             name = fingerprint(identity, backbone, source)
-            self._maps = DiskMaps(cache_folder() / 'features' / name, like, identity)
+            folder = cache_folder() / 'features' / name
+            self._maps = DiskMaps(folder, like, 2 * len(source.records), identity)
         self._describe(len(source.records) * (1 + flip))
 
     def known(self, number):
@@ -94,11 +94,11 @@ class Features:
     def __call__(self, batch):
         share = len(batch['number']) // len(self._devices)
         placed = []
-        for row, found in enumerate(batch['kept']):
+        for row, features in enumerate(batch['kept']):
             device = row // share
-            if found is None:
-                found = self._make(batch, row, device)
-            placed.append(jax.device_put(found, self._devices[device]))
+            if features is None:
+                features = self._make(batch, row, device)
+            placed.append(jax.device_put(features, self._devices[device]))
         parts = [self._stack(*placed[i : i + share]) for i in range(0, len(placed), share)]
         shape = len(self._devices), *parts[0].shape[1:]
         features = jax.make_array_from_single_device_arrays(shape, self._sharding, parts)
@@ -108,17 +108,17 @@ class Features:
     def _make(self, batch, row, device):
         """Returns the map of a row, and keeps it where there is room."""
         number = int(batch['number'][row])
-        if (found := self.known(number)) is not None:  # it came after the batch was made
-            return found
+        if (known := self.known(number)) is not None:  # it came after the batch was made
+            return known
         one = slice(row, row + 1)
-        found = self._compute(self._variables[device], batch['image'][one], batch['size'][one])
+        features = self._compute(self._variables[device], batch['image'][one], batch['size'][one])
         if number in self._maps or len(self._maps) + 1 <= self._limit:
             try:
-                self._maps[number] = found
+                self._maps[number] = features
             except (OSError, MemoryError) as error:
                 self._limit = 0
                 logger.info(f'note: no more feature maps are kept ({error})')
-        return found
+        return features
 
     def _describe(self, wanted):
         """Says how many maps are kept, and where."""
@@ -138,71 +138,60 @@ class Features:
 class HostMaps(dict):
     """Maps in the host's memory."""
 
-    def __setitem__(self, number, found):
-        super().__setitem__(number, np.asarray(found))
+    def __setitem__(self, number, features):
+        super().__setitem__(number, np.asarray(features))
 
 
 class DiskMaps:
-    """Maps in a folder: `maps` one after another, `index` the number and checksum of each.
+    """Maps in a folder, memory-mapped: `maps` [count, h, w, C] and `checksums` [count], 0 for none.
 
-    A map counts once it is in the index, and is used if its checksum is right: a run that dies,
-    two runs at once, or a disk that fails leave maps that are made again, none that is wrong.
+    A map is used if its checksum is right: a run that dies, or two runs at once, leave maps that
+    are made again, none that is wrong.
     """
 
-    ENTRY = struct.Struct('<II')
-
-    def __init__(self, folder, like, about):
-        self.folder, self._like = folder, like
-        self._size = like.size * like.dtype.itemsize
+    def __init__(self, folder, like, count, about):
+        self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / 'about.json', json.dumps(about, indent=2) + '\n')
-            self._maps, self._index = self._open('maps'), self._open('index')
-            content = (folder / 'index').read_bytes()
-            whole = len(content) // self.ENTRY.size * self.ENTRY.size
-            os.ftruncate(self._index, whole)  # a crash may have cut the last entry
-            held = os.fstat(self._maps).st_size // self._size
+            self._maps = self._mapped('maps', (count, *like.shape), like.dtype)
+            self._sums = self._mapped('checksums', (count,), np.dtype(np.uint32))
         except OSError as error:
             raise InputError(
                 f'{folder}: feature maps cannot be kept there ({error.strerror}); set '
                 'RPN_JAX_CACHE to another folder'
             ) from error
-        entries = self.ENTRY.iter_unpack(content[:whole])
-        self._sums = {number: checksum for number, checksum in entries if number < held}
 
-    def _open(self, name):
-        file = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o644)
-        weakref.finalize(self, os.close, file)
-        return file
+    def _mapped(self, name, shape, dtype):
+        with open(self.folder / name, 'ab') as file:
+            file.truncate(math.prod(shape) * dtype.itemsize)  # what is new takes no room yet
+        return np.memmap(self.folder / name, dtype, 'r+', shape=shape)
 
     def __len__(self):
-        return len(self._sums)
+        return int(np.count_nonzero(self._sums))
 
     def __contains__(self, number):
-        return number in self._sums
+        return bool(self._sums[number])
 
     def get(self, number):
         """Returns the map of a number, or None where there is none, or none that is whole."""
-        if number not in self._sums:
+        if number not in self:
             return None
-        try:
-            content = os.pread(self._maps, self._size, number * self._size)
-        except OSError:
-            return None
-        if len(content) != self._size or zlib.crc32(content) != self._sums[number]:
-            return None
-        return np.frombuffer(content, self._like.dtype).reshape(self._like.shape)
+        features = np.array(self._maps[number])
+        return features if _checksum(features) == self._sums[number] else None
 
-    def __setitem__(self, number, found):
-        content = np.asarray(found).tobytes()
-        if os.pwrite(self._maps, content, number * self._size) < self._size:
-            raise OSError('the disk is full')
-        entry = number, zlib.crc32(content)
-        end = os.lseek(self._index, 0, os.SEEK_END)
-        if os.write(self._index, self.ENTRY.pack(*entry)) < self.ENTRY.size:
-            os.ftruncate(self._index, end)  # what follows must begin at an entry
-            raise OSError('the disk is full')
-        self._sums[number] = entry[1]
+    def __setitem__(self, number, features):
+        features = np.asarray(features)
+        # Writing to a mapped file on a full disk would kill the process: room is taken first.
+        if hasattr(os, 'posix_fallocate'):  # not on macOS
+            with open(self.folder / 'maps', 'r+b') as file:
+                os.posix_fallocate(file.fileno(), number * features.nbytes, features.nbytes)
+        self._maps[number] = features
+        self._sums[number] = _checksum(features)
+
+
+def _checksum(features):
+    return zlib.crc32(features.tobytes()) or 1  # 0 stands for none
 
 
 def identity(source, *, model, data, seed):
