@@ -20,11 +20,11 @@ from rpn_jax.report import (
     compare_page,
     drawings,
     inputs_page,
-    predict,
+    predictions,
+    report,
     run_files,
     statistics_plot,
 )
-from rpn_jax.report.report import write_report
 from rpn_jax.training import checkpoint, loop, pretrained, workdir
 
 INSPECTED = 4  # batches drawn by --mode=inspect
@@ -121,11 +121,22 @@ def inspect_mode(config, folder):
     source = data.open_split(options, options.train_split, seed=config.seed)
     pretrained.check(config, pretrained.load(config))
     place, measured, shown = folder / 'inspect', [], []
-    for batch in inspect.examples(config, source, range(INSPECTED)):
+    model = rpn.build(config.model, config.anchors)
+    pixels = pixel_family(*(config.data[key] for key in ('pixels', 'mean', 'std')))
+    examples = inspect.examples(
+        model,
+        source,
+        options,
+        targets=config.targets,
+        seed=config.seed,
+        steps=range(INSPECTED),
+        pixels=pixels,
+    )
+    for batch in examples:
         files.make_folder(place)
         path = place / f'batch_{batch[0].step:04}.png'
         picture, lines = inputs_page.sheet(batch)
-        drawings.write_png(path, picture)
+        files.write_atomically(path, drawings.encode_png(picture))
         print(f'{path}', *lines, sep='\n  ')
         measured += [example.evidence for example in batch]
         shown += inputs_page.chosen(batch, inputs_page.SHOWN // INSPECTED)
@@ -134,8 +145,8 @@ def inspect_mode(config, folder):
         page,
         title=folder.name,
         dataset=source.name,
-        pixels=pixel_family(*(config.data[key] for key in ('pixels', 'mean', 'std'))),
-        looked=len(measured),
+        pixels=pixels,
+        checked=len(measured),
         verdicts=found,
         shown=shown,
     )
@@ -167,12 +178,12 @@ def predict_mode(config, folder, paths, place):
     """
     if not paths:
         raise InputError('--mode=predict needs images, or folders of them: main.py .. PATH ..')
-    found = predict.find(paths, place)
+    found = predictions.find(paths, place)
     workdir.check(folder, config, workdir.NETWORK)
     trained = Detector(config, *checkpoint.variables(folder)[::-1])
     files.make_folder(place, '--output')
     images = counted(found.items(), len(found), 'predicted', print)
-    skipped = [path for path, name in images if not predict.write(trained, path, place / name)]
+    skipped = [path for path, name in images if not predictions.write(trained, path, place / name)]
     print(f'{place}: proposals of {len(found) - len(skipped)} images, as json and pictures')
     if skipped:
         raise InputError(f'{skipped[0]}: skipped, as {len(skipped)} of {len(found)} images')
@@ -219,7 +230,7 @@ def _publish(config, folder, evaluation):
     text = json.dumps(evaluation.summary, indent=2, allow_nan=False)
     files.write_atomically(folder / 'evaluation.json', text + '\n')
     results.save(folder / 'proposals.npz', evaluation.results)
-    write_report(
+    report.write_page(
         folder / 'report.html',
         title=folder.name,
         config=config.to_dict(),

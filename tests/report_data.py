@@ -11,9 +11,10 @@ import pytest
 from hypothesis import strategies as st
 
 from configs import default
-from rpn_jax.evaluation import metrics, misses, results
+from rpn_jax.evaluation import compare, metrics, misses, results
+from rpn_jax.evaluation.anchor_coverage import BINS, EDGES
 from rpn_jax.evaluation.results import Results
-from rpn_jax.report import report
+from rpn_jax.report import compare_page, report, run_files
 
 LIMITS = (1, 3, 10, 100, 1000)
 PEERS = ('coco', 'detectron2', 'detectron', 'mmdetection')
@@ -271,7 +272,7 @@ class Page(html.parser.HTMLParser):
 
 def write_page(tmp_path, **changes):
     path = tmp_path / 'report.html'
-    report.write_report(path, **report_arguments() | changes)
+    report.write_page(path, **report_arguments() | changes)
     assert os.listdir(tmp_path) == ['report.html']
     page = Page(path.read_text('utf-8'))
     page.text = ' '.join(page.text.split())
@@ -297,6 +298,26 @@ def missed_objects():
     return found
 
 
+def anchor_section(**changes):
+    """Returns the anchors of an evaluation.json: two sizes, the larger one first, three ratios."""
+    anchors, positives = np.zeros((2, 2, BINS), int)
+    anchors[1, 16], anchors[1, 17], anchors[0, 10] = 300, 100, 50
+    positives[0, 10] = 10
+    ious = np.full((2, 2, BINS), None)
+    ious[:, 1, 16], ious[:, 1, 17], ious[:, 0, 10] = (0.01, 0.02), (0.05, 0.06), (0.5, 0.75)
+    stretch = {'octaves': EDGES.tolist(), 'anchors': anchors.tolist()}
+    stretch |= {'positives': positives.tolist()}
+    stretch |= {'iou_before': ious[0].tolist(), 'iou_after': ious[1].tolist()}
+    means = ('loss_objectness', 'loss_box', 'iou_before', 'iou_after', 'shift', 'scale')
+    return {
+        **{'sizes': [64, 16], 'aspect_ratios': [0.5, 1.0, 2.0], 'labelled': [900] * 6},
+        **{'positives': [40, 10, 50, 20, 5, 4], 'recalled': [30, 0, 20, 10, 1, 2]},
+        **{name: [0.5, None, 0.25, 0.125, 0.75, 0.625] for name in means},
+        'recall_share': [30 / 63, 0, 20 / 63, 10 / 63, 1 / 63, 2 / 63],
+        'stretch': stretch,
+    } | changes
+
+
 def files_of(page):
     """Returns {name: content} of the files that the page offers."""
     links = [link for link in page.all('a') if 'download' in link]
@@ -304,6 +325,16 @@ def files_of(page):
     assert len(set(names)) == len(names)
     data = [base64.b64decode(link['href'].split(';base64,')[1]) for link in links]
     return dict(zip(names, map(json.loads, data), strict=True))
+
+
+def write_comparison(paths):
+    """Writes the page that compares runs beside the first one, and returns its path."""
+    loaded = compare.load(paths)
+    tallies = compare.tally(loaded)
+    files = {run: run_files.read(run, each) for run, each in loaded.items()}
+    path = paths[0].parent / 'compare.html'
+    compare_page.write_page(path, loaded, files, tallies, compare.compare(tallies))
+    return path
 
 
 def finish_run(folder, **changes):

@@ -26,8 +26,6 @@ LANGUAGE = [
 WITHOUT_TEST_FILE = {
     'errors',
     'files',
-    'inputs_page',
-    'statistics_plot',
     'pretrained',
     'winograd',
     'step',

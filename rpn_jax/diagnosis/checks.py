@@ -1,19 +1,19 @@
-"""Says in words whether training inputs are what their originals are, and where they are not."""
+"""Judges whether training inputs agree with their originals, and names the images that do not."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-# Measured on photographs: right pictures differ from their originals by up to 5 levels, and the
+# Measured on photographs: correct pictures differ from their originals by up to 5 levels, and the
 # contents of small boxes by up to 14; where something is wrong, 20 and more are usual.
-ALIKE = 8.0  # levels up to which two pictures may differ whatever else they are like
-CLEARLY = 0.5  # of a distance: so much smaller is another one that is to be believed
+ALIKE = 8.0  # levels up to which two pictures may always differ
+CLEARLY = 0.5  # an alternative is believed where its distance is so much smaller
 OFF = 1.0  # pixels up to which a box may be off: a resize may round
 
-CLAIMS = {  # what each check is about, as it should be
+CLAIMS = {  # what each check is about, when all is well
     'normalisation': 'Normalised and back, a pixel differs by at most 1/255',
     'colour order': 'Red, green and blue are those of the original',
-    'height and width': 'The picture lies as in its original, as large as planned',
+    'height and width': 'The picture is oriented as its original, and as large as planned',
     'flips': 'Flipped images have flipped boxes, others have not',
     'boxes': 'Boxes after the resize cover the same pixels as before',
     'objects': 'Every annotated object is there, inside its image',
@@ -22,7 +22,7 @@ CLAIMS = {  # what each check is about, as it should be
 
 
 class Check(NamedTuple):
-    """What was checked, and what came out."""
+    """The result of one check."""
 
     name: str
     passed: bool | None  # None: cannot tell
@@ -41,22 +41,22 @@ class Check(NamedTuple):
 
 def verdicts(evidence):
     """Returns the Checks, one for each of CLAIMS, over the Evidence of one image or more."""
-    lying = [item for item in evidence if _lies(item) is not False]
-    found = [
+    oriented = [item for item in evidence if _oriented(item) is not False]
+    results = (
         _normalisation(evidence),
         _colour_order(evidence),
         _axes(evidence),
-        _flips(lying),
-        _boxes(lying),
+        _flips(oriented),
+        _boxes(oriented),
         _objects(evidence),
         _padding(evidence),
-    ]
-    return [Check(*check) for check in found]
+    )
+    return [Check(name, *result) for name, result in zip(CLAIMS, results, strict=True)]
 
 
 def flipped(item):
-    """Says whether an image is flipped, by its pixels; None where they cannot tell."""
-    if not _lies(item):
+    """Returns whether an image is flipped, by its pixels; None where they cannot tell."""
+    if not _oriented(item):
         return None
     upright, mirrored = item.turns['upright'], item.turns['mirrored']
     if min(upright, mirrored) > CLEARLY * max(upright, mirrored):
@@ -64,8 +64,8 @@ def flipped(item):
     return mirrored < upright
 
 
-def _lies(item):
-    """Says whether a picture lies as in its file, flipped or not; None where it cannot tell."""
+def _oriented(item):
+    """Returns whether a picture is oriented as its file, flipped or not; None: cannot tell."""
     if not item.turns:
         return None
     right = min(item.turns['upright'], item.turns['mirrored'])
@@ -77,68 +77,68 @@ def _lies(item):
     return False if wrong < CLEARLY * right and right > ALIKE / 4 else None
 
 
+# Each check returns (passed, text).
+
+
 def _normalisation(evidence):
-    name, worst = 'normalisation', max(evidence, key=lambda item: item.round_trip)
-    formula = max(evidence, key=lambda item: item.formula)
+    worst = max(evidence, key=lambda item: item.round_trip)
     if worst.round_trip > 1:
-        text = f'{worst.image_id}: a pixel comes back {worst.round_trip:.0f}/255 off.'
-        return name, False, text
+        return False, f'{worst.image_id}: a pixel comes back {worst.round_trip:.0f}/255 off.'
+    formula = max(evidence, key=lambda item: item.formula)
     if formula.formula > 0.01:
         text = f'{formula.image_id}: the input differs from (pixel - mean) / deviation'
-        return name, False, f'{text} by {formula.formula:.2f}/255.'
+        return False, f'{text} by {formula.formula:.2f}/255.'
     if not worst.round_trip:
-        return name, True, 'Every pixel comes back exactly.'
-    return name, True, f'Pixels come back at most {worst.round_trip:.0f}/255 off.'
+        return True, 'Every pixel comes back exactly.'
+    return True, f'Pixels come back at most {worst.round_trip:.0f}/255 off.'
 
 
 def _colour_order(evidence):
-    name, right = 'colour order', []
+    right = []
     for item in evidence:
         if not item.colours:
             continue
         best = min(item.colours, key=item.colours.get)
         distance = item.colours['RGB']
         if item.colours[best] < CLEARLY * distance and distance > ALIKE / 4:
-            text = f'{item.image_id}: differs from its original by {distance:.1f} levels, but by '
             swapped = 'with red and blue swapped' if best == 'BGR' else f'read as {best}'
-            return name, False, f'{text}{item.colours[best]:.1f} {swapped}.'
+            text = f'{item.image_id}: differs from its original by {distance:.1f} levels, but by'
+            return False, f'{text} {item.colours[best]:.1f} {swapped}.'
         if distance < CLEARLY * item.colours['BGR']:
             right.append(item)
     if not right:
-        return name, None, 'The images are too grey to tell, or do not show their originals.'
+        return None, 'The images are too grey to tell, or do not show their originals.'
     here, there = (np.mean([item.colours[order] for item in right]) for order in ('RGB', 'BGR'))
     text = f'{_of(right, evidence)} have the colours of their originals: they differ by {here:.1f}'
-    text += f' levels, with red and blue swapped it would be {there:.1f}.'
-    return name, True, text
+    return True, f'{text} levels, with red and blue swapped it would be {there:.1f}.'
 
 
 def _axes(evidence):
-    name = 'height and width'
+    right = []
     for item in evidence:
         if item.size != item.planned:
             (height, width), (h, w) = item.size, item.planned
-            text = f'{item.image_id}: is {width} x {height} pixels on its canvas, planned are'
-            return name, False, f'{text} {w} x {h}.'
-        if _lies(item) is False:
+            text = f'{item.image_id}: is {width} x {height} pixels on its canvas, but'
+            return False, f'{text} {w} x {h} are planned.'
+        if _oriented(item):
+            right.append(item)
+        if _oriented(item) is False:
             way = min(item.turns, key=item.turns.get)
             distance = min(item.turns['upright'], item.turns['mirrored'])
             text = f'{item.image_id}: differs from its original by {distance:.1f} levels'
             if item.turns[way] < CLEARLY * distance:
                 text += f', but by {item.turns[way]:.1f} {way}'
-            return name, False, f'{text}.'
-    right = [item for item in evidence if _lies(item)]
+            return False, f'{text}.'
     if not right:
-        return name, None, 'No image can be compared with its original.'
+        return None, 'No image can be compared with its original.'
     here = np.mean([min(item.turns['upright'], item.turns['mirrored']) for item in right])
     there = np.mean([item.turns['with height and width swapped'] for item in right])
-    text = (
-        f'{_of(right, evidence)} show what their originals show: they differ by {here:.1f} levels,'
-    )
-    return name, True, f'{text} with height and width swapped it would be {there:.1f}.'
+    text = f'{_of(right, evidence)} show their originals: they differ by {here:.1f} levels,'
+    return True, f'{text} with height and width swapped it would be {there:.1f}.'
 
 
 def _flips(evidence):
-    name, counts = 'flips', {False: 0, True: 0}
+    counts = {False: 0, True: 0}
     for item in evidence:
         is_flipped = flipped(item)
         if is_flipped is None:
@@ -147,64 +147,66 @@ def _flips(evidence):
         own, other = (item.corners[way].max(initial=0) for way in (is_flipped, not is_flipped))
         if own > OFF >= other:
             image, boxes = ('is', 'are not') if is_flipped else ('is not', 'are')
-            text = f'{item.image_id}: the image {image} flipped, its boxes {boxes}.'
-            return name, False, text
-    if not sum(counts.values()):
-        return name, None, 'No image can be compared with its original and its mirror image.'
-    told = f'{sum(counts.values())} images'
+            return False, f'{item.image_id}: the image {image} flipped, its boxes {boxes}.'
+    total = sum(counts.values())
+    if not total:
+        return None, 'No image can be compared with its original and its mirror image.'
     if not counts[True]:
-        return name, True, f'None of {told} is flipped, nor are its boxes.'
-    return name, True, f'{counts[True]} of {told} are flipped, and so are their boxes.'
+        return True, f'None of {total} images is flipped, nor are its boxes.'
+    return True, f'{counts[True]} of {total} images are flipped, and so are their boxes.'
 
 
 def _boxes(evidence):
-    name, off, contents, moved = 'boxes', [], [], []
+    off, contents, moved = [], [], []
     for item in evidence:
         way = flipped(item)
-        if way is None:  # the pixels look the same either way, or cannot be compared
+        if way is None:  # the pixels are the same either way, or cannot be compared
             way = item.corners[True].max(initial=0) < item.corners[False].max(initial=0)
         distances, content = item.corners[way], item.patches[way]
         if distances.max(initial=0) > OFF:
             text = f'{item.image_id}: box {distances.argmax() + 1} is {distances.max():.0f} pixels'
-            return name, False, f'{text} off the place that it has in the original.'
+            return False, f'{text} off its position in the original.'
         if len(content) and content.mean() > max(ALIKE, CLEARLY * item.moved.mean()):
             text = f'{item.image_id}: the pixels in its boxes differ by {content.mean():.1f} levels'
-            return name, False, f'{text} from those in the original.'
+            return False, f'{text} from those in the original.'
         off += distances.tolist()
         contents += content.tolist()
         moved += item.moved.tolist()
     if not off:
-        return name, None, 'There is no box to compare in an image that shows its original.'
-    text = f'All {len(off)} boxes are where the resize takes them, to {max(off):.1f} pixels'
+        return None, 'There is no box to compare in an image that shows its original.'
+    text = f'All {len(off)} boxes are where the resize moves them, to {max(off):.1f} pixels'
     if contents:
         text += f'; the pixels in them differ by {np.mean(contents):.1f} levels, and moved by a'
         text += f' tenth of the image it would be {np.mean(moved):.1f}'
-    return name, True, f'{text}.'
+    return True, f'{text}.'
 
 
 def _objects(evidence):
-    name = 'objects'
     for item in evidence:
         if not item.same_objects:
-            return name, False, f'{item.image_id}: has other objects than its annotation.'
+            return False, f'{item.image_id}: has other objects than its annotation.'
         if item.beyond > OFF / 100:
-            text = f'{item.image_id}: a box reaches {item.beyond:.1f} pixels out of the image.'
-            return name, False, text
+            return (
+                False,
+                f'{item.image_id}: a box extends {item.beyond:.1f} pixels out of the image.',
+            )
     count = sum(len(item.corners[False]) for item in evidence)
     if not count:
-        return name, None, 'There is no object in these images.'
-    return name, True, f'All {count} annotated objects are there, and inside their images.'
+        return None, 'There is no object in these images.'
+    return True, f'All {count} annotated objects are there, and inside their images.'
 
 
 def _padding(evidence):
-    name, worst = 'padding', max(evidence, key=lambda item: item.outside)
+    worst = max(evidence, key=lambda item: item.outside)
     if worst.outside > 0:
-        text = f'{worst.image_id}: outside the image the input is {worst.outside:.2g}, not 0.'
-        return name, False, text
+        return (
+            False,
+            f'{worst.image_id}: outside the image the input is {worst.outside:.2g}, not 0.',
+        )
     count = sum(item.padded for item in evidence)
     if not count:
-        return name, True, 'Every image fills its canvas.'
-    return name, True, f'{count} images do not fill their canvas: there the input is 0.'
+        return True, 'Every image fills its canvas.'
+    return True, f'{count} images do not fill their canvas: there the input is 0.'
 
 
 def _of(some, evidence):

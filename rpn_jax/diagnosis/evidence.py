@@ -1,7 +1,7 @@
 """Measures training inputs against their originals: pixels, colours, axes, flips and boxes.
 
-Nothing here shares code with what makes a batch: the originals are decoded by another library,
-areas averaged by their exact sums, and boxes carried over anew.
+Nothing here shares code with what makes a batch: another library decodes the originals, areas are
+averaged by their exact sums, and boxes are scaled anew.
 """
 
 import io
@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-PLAIN = ('RGB', 'RGBA', 'L', 'LA', 'P', '1')  # of Pillow's modes, those that decoders agree on
-SLIVER = 16  # pixels of a side, below which resizing leaves too little to compare
+PLAIN = ('RGB', 'RGBA', 'L', 'LA', 'P', '1')  # Pillow's modes that all decoders read alike
+SLIVER = 16  # pixels of a side; a resized image with less is not compared
 THUMBNAIL, PATCH = 32, 8  # cells along a side that pictures and boxes are compared at
-SMALLEST = 8  # pixels along a side, before and after, below which a box's content says too little
-MOVED = 0.1  # of the image's sides: how far a box is moved to see what an error would look like
+SMALLEST = 8  # pixels of a side, before and after; the content of smaller boxes is not compared
+MOVED = 0.1  # of the image's sides: how far boxes are moved, to measure what an error would give
 ORDERS = [''.join(order) for order in itertools.permutations('RGB')]
 
 
@@ -24,25 +24,25 @@ class Evidence(NamedTuple):
     """What was measured on one image; distances are mean absolute differences, in levels of 255."""
 
     image_id: str
-    round_trip: float  # the most that a pixel differs from itself, normalised and back
-    formula: float  # the most that the input differs from (pixel - mean) / std, in levels
-    outside: float  # the most that the input differs from 0 outside the real image
+    round_trip: float  # greatest difference of a pixel from itself, normalised and back
+    formula: float  # greatest difference of the input from (pixel - mean) / std, in levels
+    outside: float  # greatest absolute value of the input outside the real image
     size: tuple[int, int]  # (height, width) of the real image
-    planned: tuple[int, int]
+    planned: tuple[int, int]  # what size should be
     padded: bool  # whether the canvas is larger
-    turns: dict[str, float]  # distance to the original, turned this way; {} without one
+    turns: dict[str, float]  # distance to the original, turned this way; {} without an original
     colours: dict[str, float]  # distance to the original, its channels in this order
-    same_objects: bool  # as many, and of the same kinds
-    beyond: float  # pixels that boxes reach out of the real image
+    same_objects: bool  # whether the boxes are as many, and of the same kinds
+    beyond: float  # pixels that boxes extend out of the real image
     corners: dict[bool, np.ndarray]  # [n] pixels each box is off, if flipped and if not
     patches: dict[bool, np.ndarray]  # [m] distances of the boxes' content, if flipped and if not
-    moved: np.ndarray  # [m] distances of the content, had the box been moved
+    moved: np.ndarray  # [m] distances of the content after moving the box
 
 
 def decode(data):
-    """Returns a file's uint8 [height, width, 3] RGB pixels as Pillow reads them, unturned.
+    """Returns a file's uint8 [height, width, 3] RGB pixels as Pillow reads them, not rotated.
 
-    None where decoders may well differ, or Pillow cannot read it.
+    None where other decoders may differ, or Pillow cannot read the file.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -50,18 +50,17 @@ def decode(data):
                 return None
             image = image.convert('RGBA') if 'transparency' in image.info else image
             return np.asarray(image.convert('RGB'))
-    except Exception:  # whatever a strange file makes Pillow raise: cv2 has read it
+    except Exception:  # Pillow raises almost anything; OpenCV has read the file already
         return None
 
 
 def compare(record, original, network, seen, row, planned, pixels):
-    """Measures one image of a batch.
+    """Returns the Evidence of one image of a batch.
 
     Args:
       record: the Record that it was made from.
-      original: uint8 [h, w, 3] RGB pixels by another way than the batch's, or None.
-      network: float32 [H, W, 3] network input.
-      seen: uint8 [H, W, 3] RGB, the network's input carried back.
+      original: uint8 [h, w, 3] RGB pixels, decoded in another way than the batch's, or None.
+      network: float32 [H, W, 3] network input; seen: uint8 [H, W, 3] RGB, the same denormalised.
       row: dict of the image's row of the batch.
       planned: (height, width) that the image is to be resized to.
       pixels: the Pixels that made the input.
@@ -92,33 +91,31 @@ def compare(record, original, network, seen, row, planned, pixels):
 
 
 def _content(record, original, seen, size, boxes):
-    """Returns what the pixels say, as fields of Evidence."""
-    same = len(boxes) == len(record.boxes)
-    corners = {f: _offsets(record, boxes, size, f) if same else np.zeros(0) for f in (False, True)}
-    found = dict(turns={}, colours={}, corners=corners, moved=np.zeros(0))
-    found['patches'] = {False: np.zeros(0), True: np.zeros(0)}
+    """Returns the fields of Evidence that compare pixels or corners."""
+    same, none = len(boxes) == len(record.boxes), {False: np.zeros(0), True: np.zeros(0)}
+    corners = {f: _offsets(record, boxes, size, f) for f in none} if same else none
+    fields = dict(turns={}, colours={}, corners=corners, patches=none, moved=np.zeros(0))
     if original is None or min(*size, *original.shape[:2]) < SLIVER:
-        return found
+        return fields
     before, after = map(_sums, (original, seen))
     thumbnail = _cells(before, [0, 0, *original.shape[1::-1]], THUMBNAIL)
     shown = _cells(after, [0, 0, *size[::-1]], THUMBNAIL)
-    found['turns'] = {
+    fields['turns'] = {
         name: _distance(_colourless(turned), _colourless(shown))
         for name, turned in _turned(thumbnail).items()
     }
-    upright = thumbnail
-    if found['turns']['mirrored'] < found['turns']['upright']:
-        upright = thumbnail[:, ::-1]
-    found['colours'] = {
+    mirrored = fields['turns']['mirrored'] < fields['turns']['upright']
+    upright = thumbnail[:, ::-1] if mirrored else thumbnail
+    fields['colours'] = {
         order: _distance(upright[..., ['RGB'.index(c) for c in order]], shown) for order in ORDERS
     }
     if same:
-        found |= _patches(before, after, record, boxes, size)
-    return found
+        fields |= _patches(before, after, record, boxes, size)
+    return fields
 
 
 def _patches(before, after, record, boxes, size):
-    """Returns the distances of the content of boxes, as fields of Evidence."""
+    """Returns the fields of Evidence that compare the content of boxes."""
     patches, moved = {False: [], True: []}, []
     extent = np.array([size[1], size[0]] * 2, np.float64)
     for old, new in zip(record.boxes.astype(np.float64), boxes, strict=True):
@@ -139,15 +136,15 @@ def _patches(before, after, record, boxes, size):
 
 
 def _offsets(record, boxes, size, flipped):
-    """Returns how many pixels each box is off from where the resize takes it, at most a corner."""
+    """Returns how many pixels the corners of each box are off from the resized annotation: [n]."""
     scale = np.divide(size, record.size)[[1, 0, 1, 0]]
     x0, y0, x1, y1 = (record.boxes * scale).T
-    carried = (size[1] - x1, y0, size[1] - x0, y1) if flipped else (x0, y0, x1, y1)
-    return np.abs(np.stack(carried, 1) - boxes).max(1, initial=0)
+    expected = (size[1] - x1, y0, size[1] - x0, y1) if flipped else (x0, y0, x1, y1)
+    return np.abs(np.stack(expected, 1) - boxes).max(1, initial=0)
 
 
 def _turned(picture):
-    """Returns the ways a picture can lie: the two right ones first."""
+    """Returns a picture turned and mirrored in all eight ways, by name."""
     ways = {'upright': picture, 'upside down': picture[::-1]}
     ways['with height and width swapped'] = picture.swapaxes(0, 1)
     ways['turned by 90 degrees'] = picture.swapaxes(0, 1)[::-1]
@@ -157,12 +154,12 @@ def _turned(picture):
 
 
 def _sums(image):
-    """Returns the table [h + 1, w + 1, 3] of the sums of all pixels above and left of a corner."""
+    """Returns an image's summed-area table [h + 1, w + 1, 3]."""
     return cv2.integral(np.ascontiguousarray(image), sdepth=cv2.CV_64F)
 
 
 def _cells(sums, box, cells):
-    """Returns the mean colours [cells, cells, 3] of a box that is divided into equal cells."""
+    """Returns the mean colours [cells, cells, 3] of a box divided into equal cells."""
     x0, y0, x1, y1 = box
     rows = _between(sums, np.linspace(y0, y1, cells + 1))
     corners = _between(rows.swapaxes(0, 1), np.linspace(x0, x1, cells + 1)).swapaxes(0, 1)
@@ -170,16 +167,16 @@ def _cells(sums, box, cells):
     return np.diff(np.diff(corners, axis=0), axis=1) / area
 
 
-def _between(table, places):
-    """Returns the rows of a table at places that may lie between two of them."""
-    places = np.clip(places, 0, len(table) - 1)
-    low = np.minimum(places.astype(int), len(table) - 2)
-    share = (places - low).reshape(-1, 1, 1)
+def _between(table, rows):
+    """Returns the rows of a table at fractional positions, interpolated."""
+    rows = np.clip(rows, 0, len(table) - 1)
+    low = np.minimum(rows.astype(int), len(table) - 2)
+    share = (rows - low).reshape(-1, 1, 1)
     return table[low] * (1 - share) + table[low + 1] * share
 
 
 def _colourless(cells):
-    """Returns two channels that stay the same in whatever order red, green and blue are."""
+    """Returns two channels that do not depend on the order of red, green and blue."""
     return np.stack([cells.mean(-1), cells.max(-1)], -1)
 
 

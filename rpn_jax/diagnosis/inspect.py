@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from rpn_jax import data
-from rpn_jax.data.normalization import denormalise, normalise, pixel_family
+from rpn_jax.data.normalization import denormalise, normalise
 from rpn_jax.data.records import Record
 from rpn_jax.diagnosis import checks, evidence
 from rpn_jax.models import rpn
@@ -14,45 +14,43 @@ from rpn_jax.training.step import assign_images, step_key
 
 
 class Example(NamedTuple):
-    """One training image of a step, with all that is drawn of it."""
+    """One training image of a step, with its ground truth and its sampled anchors."""
 
     step: int
     record: Record
-    file: bytes  # the original as it is stored; b'' where it is drawn
+    file: bytes  # the original file; b'' where the image is drawn
     original: np.ndarray  # uint8 [h, w, 3] RGB
-    seen: np.ndarray  # uint8 [H, W, 3] RGB, the network's input carried back
+    seen: np.ndarray  # uint8 [H, W, 3] RGB, the network's input denormalised
     size: tuple[int, int]  # (height, width) of the real image in the canvas
     boxes: np.ndarray  # [n, 4] in pixels of the canvas
     kind: np.ndarray  # [n]
     positive: np.ndarray  # [p, 4] sampled anchors
+    level: np.ndarray  # [p] int, their feature levels
     background: np.ndarray  # [q, 4]
+    levels: int  # the number of feature levels
     evidence: evidence.Evidence
 
 
-def examples(config, source, steps):
+def examples(model, source, options, *, targets, seed, steps, pixels):
     """Yields the Examples of each training batch in the range `steps`, as a list.
 
-    The images went through the very functions of the update, normalisation included, and back: what
-    is seen is what is learnt from.
+    The images pass through the functions of the update, normalisation included, and back, so that
+    what is seen is what the network learns from. options are the data.Options, targets the keywords
+    of matching.assign, pixels the Pixels.
     """
-    options = data.Options(**config.data)
-    model = rpn.build(config.model, config.anchors)
-    pixels = pixel_family(options.pixels, options.mean, options.std)
     planned = data.train_plan(source, options).sizes
 
     @jax.jit
     def assign(key, batch):
         anchors = rpn.anchors_of(model, batch['image'].shape[1:3])
-        return anchors, assign_images(key, anchors, batch, config.targets)
+        return anchors, assign_images(key, anchors, batch, targets)
 
-    for step, batch in zip(
-        steps, data.train_batches(source, options, seed=config.seed, steps=steps), strict=True
-    ):
+    batches = data.train_batches(source, options, seed=seed, steps=steps)
+    for step, batch in zip(steps, batches, strict=True):
         network = np.asarray(normalise(batch['image'], batch['size'], pixels))
         seen = denormalise(network, pixels)
-        anchors, targets = assign(step_key(config.seed, step), batch)
-        index, labels, _ = map(np.asarray, targets)
-        found = []
+        anchors, (index, labels, _) = jax.device_get(assign(step_key(seed, step), batch))
+        made = []
         for i, position in enumerate(batch['index'].tolist()):
             row = {key: value[i] for key, value in batch.items()}
             record = source.records[position]
@@ -61,8 +59,8 @@ def examples(config, source, steps):
             measured = evidence.compare(
                 record, original, network[i], seen[i], row, planned[position], pixels
             )
-            sampled, real = np.asarray(anchors.boxes)[index[i]], row['kind'] > 0
-            found.append(
+            real, positive = row['kind'] > 0, index[i][labels[i] == 1]
+            made.append(
                 Example(
                     step=step,
                     record=record,
@@ -72,16 +70,18 @@ def examples(config, source, steps):
                     size=measured.size,
                     boxes=row['boxes'][real],
                     kind=row['kind'][real],
-                    positive=sampled[labels[i] == 1],
-                    background=sampled[labels[i] == 0],
+                    positive=anchors.boxes[positive],
+                    level=anchors.level[positive],
+                    background=anchors.boxes[index[i][labels[i] == 0]],
+                    levels=len(anchors.levels),
                     evidence=measured,
                 )
             )
-        yield found
+        yield made
 
 
 def failures(example):
     """Returns (name, text) of the checks that fail at one image."""
     start = f'{example.record.image_id}: '
-    found = checks.verdicts([example.evidence])
-    return [(c.name, c.text.removeprefix(start)) for c in found if c.passed is False]
+    verdicts = checks.verdicts([example.evidence])
+    return [(c.name, c.text.removeprefix(start)) for c in verdicts if c.passed is False]

@@ -1,51 +1,52 @@
-"""What a data set is like: pixels of each channel, sizes and shapes of the boxes, exactly."""
+"""Statistics of a data set: pixels of each channel, sizes and shapes of the boxes, exactly."""
 
 import math
 
 import numpy as np
 
-from rpn_jax.data.batches import counted, threaded
+from rpn_jax.console import progress
+from rpn_jax.data.batches import threaded
 from rpn_jax.data.records import CROWD, DIFFICULT, OBJECT
 from rpn_jax.evaluation.metrics import AREAS
 
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
-def statistics(source, print=print):
+def statistics(source):
     """Returns the statistics of a source as a dict that json can hold.
 
     Pixels are those of the files, before any resize, RGB in 0..255; mean and deviation are exact,
-    since the levels of every channel are counted. Boxes are in pixels of the original images.
+    because the levels of every channel are counted. Boxes are in pixels of the original images.
     """
-    levels = channel_levels(source, print)
+    levels = channel_levels(source)
+    mean, std = zip(*map(moments, levels), strict=True)
     return {
         'dataset': source.name,
         'images': len(source.records),
         'pixels': int(levels[0].sum()),
-        'mean': [moments(channel)[0] for channel in levels],
-        'std': [moments(channel)[1] for channel in levels],
+        'mean': list(mean),
+        'std': list(std),
         'levels': levels.tolist(),
         'boxes': box_statistics(source.records),
     }
 
 
-def channel_levels(source, print=print):
+def channel_levels(source):
     """Counts how often each channel has each level: [3, 256] int64, RGB."""
 
     def count(position):
         image = source.read(position)
         return np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)])
 
-    total, images = np.zeros((3, 256), np.int64), len(source.records)
-    for levels in counted(threaded(count, range(images)), images, 'read', print):
-        total += levels
-    return total
+    images = len(source.records)
+    counts = progress(threaded(count, range(images)), images, 'read')
+    return sum(counts, np.zeros((3, 256), np.int64))
 
 
 def moments(levels):
     """Returns (mean, standard deviation) of values 0..255 that occur `levels` [256] times each.
 
-    Whole numbers until the last division, so nothing is rounded on the way.
+    All are whole numbers until the last division, so that nothing is rounded before.
     """
     counts = [int(count) for count in levels]
     number = sum(counts)
@@ -80,42 +81,37 @@ def box_statistics(records):
     }
 
 
-def lines(found):
-    """Returns the statistics as lines of text, ending with what a config can take."""
-    boxes = found['boxes']
-    said = [
-        f'{found["dataset"]}: {found["images"]} images, {found["pixels"]} pixels',
+def lines(figures):
+    """Returns the statistics as lines of text, the last one with the keys that a config can set."""
+    boxes = figures['boxes']
+    text = [
+        f'{figures["dataset"]}: {figures["images"]} images, {figures["pixels"]} pixels',
         f'{"":16}{"red":>10}{"green":>10}{"blue":>10}',
-        *(f'{key:16}' + ''.join(f'{v:10.4f}' for v in found[key]) for key in ('mean', 'std')),
+        *(f'{key:16}' + ''.join(f'{v:10.4f}' for v in figures[key]) for key in ('mean', 'std')),
     ]
     if boxes:
-        counted = ('objects', 'small', 'medium', 'large', 'difficult', 'crowd')
-        said += [
-            ', '.join(f'{boxes[key]} {key}' for key in counted)
+        counts = ('objects', 'small', 'medium', 'large', 'difficult', 'crowd')
+        text.append(
+            ', '.join(f'{boxes[key]} {key}' for key in counts)
             + f'; {boxes["images_without_objects"]} images without objects, '
-            f'at most {boxes["most_boxes"]} boxes in one',
-            f'{"percentile":16}' + ''.join(f'{p:>10}' for p in PERCENTILES),
-        ]
+            f'at most {boxes["most_boxes"]} boxes in one'
+        )
+        text.append(f'{"percentile":16}' + ''.join(f'{p:>10}' for p in PERCENTILES))
         rows = {'per_image': 'per image', 'size': 'size (px)', 'aspect_ratio': 'height / width'}
         for key, name in rows.items():
-            said.append(f'{name:16}' + ''.join(_cell(value) for value in boxes[key].values()))
-    mean, std = (','.join(f'{value:.4f}' for value in found[key]) for key in ('mean', 'std'))
-    said.append(
-        'a network trained from scratch takes them as '
+            cells = ('-' if value is None else f'{value:.2f}' for value in boxes[key].values())
+            text.append(f'{name:16}' + ''.join(f'{cell:>10}' for cell in cells))
+    mean, std = (','.join(f'{value:.4f}' for value in figures[key]) for key in ('mean', 'std'))
+    return [
+        *text,
+        'to train from scratch with these: '
         f"--config.data.pixels=torchvision '--config.data.mean=({mean})' "
-        f"'--config.data.std=({std})'"
-    )
-    return said
-
-
-def _cell(value):
-    return f'{"-":>10}' if value is None else f'{value:10.2f}'
+        f"'--config.data.std=({std})'",
+    ]
 
 
 def _percentiles(values):
-    if not len(values):
-        return {f'{p}': None for p in PERCENTILES}
+    figures = np.percentile(values, PERCENTILES) if len(values) else [None] * len(PERCENTILES)
     return {
-        f'{p}': float(v)
-        for p, v in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)
+        f'{p}': None if v is None else float(v) for p, v in zip(PERCENTILES, figures, strict=True)
     }

@@ -1,21 +1,22 @@
-"""Which anchors bring what, for the eye: a table by size and shape, how far anchors stretch.
+"""What each type of anchor learns and recalls: a table by size and shape, sentences, two plots.
 
-`found` is what evaluation.json says of its anchors, as coverage.summarise returns it.
+`anchors` is that section of evaluation.json, as anchor_coverage.summarise makes it.
 """
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from rpn_jax.evaluation.anchor_coverage import by_size, ratio
+from rpn_jax.evaluation.anchor_coverage import ratio
 from rpn_jax.ops.anchors import base_anchors
-from rpn_jax.report import plots
+from rpn_jax.report import pages, plots
 from rpn_jax.report.compare_plots import style
 
 _BEFORE = {'color': '#59636e', 'linewidth': 1.8, 'linestyle': (0, (4, 2)), 'marker': 'o'}
 _AFTER = plots.STYLES['proposals'] | {'marker': 'o'}
-_POSITIVE = '#E69F00'
-_OCTAVES = ((3, 4), (2, 3), (1, 2))  # how much larger objects are, in the sentence: 8 to 16, ..
+_LARGER = ((8, 16), (4, 8), (2, 4))  # how much larger objects are, in the sentence
+_LISTS = ('positives', 'recalled', 'loss_objectness', 'loss_box')
+_LISTS += ('iou_before', 'iou_after', 'shift', 'scale', 'recall_share')
 _PANELS = {
     'positives': 'positive anchors sampled, per image',
     'iou_after': 'IoU of positives after regression',
@@ -23,67 +24,93 @@ _PANELS = {
 }
 
 
-def rows(found):
-    """Returns the table's rows, from the smallest anchors to the largest: a list of dicts.
+def types_of(anchors):
+    """Returns the (level, size, aspect ratio) of every anchor type.
 
-    `size`, `ratio`, `width`, `height` in pixels; `positives`, `recalled`, `loss_objectness`,
-    `loss_box`, `iou_before`, `iou_after`, `shift`, `scale` and `recall_share` as in found; and
-    `bar`, the positives as a share of the most that a type has.
+    Without `types`, as in an old evaluation.json, there is one level, ratio-major.
     """
-    sizes, ratios = found['sizes'], found['aspect_ratios']
-    boxes = np.asarray(base_anchors(sizes, ratios))
-    most = max(found['positives'])
-    lists = [name for name in found if name not in ('sizes', 'aspect_ratios', 'stretch')]
-    order = sorted(range(len(boxes)), key=lambda k: (sizes[k % len(sizes)], k))
+    if 'types' in anchors:
+        return [tuple(each) for each in anchors['types']]
+    return [(0, size, ratio_) for ratio_ in anchors['aspect_ratios'] for size in anchors['sizes']]
+
+
+def rows(anchors):
+    """Returns the table's rows, a list of dicts: level after level, from small to large anchors.
+
+    Each has `name` of its level and size, `size`, `ratio`, `width` and `height` in pixels, the
+    values of its type in the lists of `anchors`, and `bar`, its positives relative to the most that
+    a type has.
+    """
+    types, most = types_of(anchors), max(anchors['positives'])
+    table = []
+    for k in sorted(range(len(types)), key=lambda k: (*types[k][:2], k)):
+        level, size, ratio_ = types[k]
+        x0, y0, x1, y1 = base_anchors((size,), (ratio_,))[0].tolist()
+        row = {'name': _name(anchors, level, size), 'size': size, 'ratio': ratio_}
+        row |= {'width': x1 - x0, 'height': y1 - y0, **{key: anchors[key][k] for key in _LISTS}}
+        table.append(row | {'bar': row['positives'] / most if most else 0})
+    return table
+
+
+def sentence(anchors):
+    """Returns a sentence on how far small anchors grow inside much larger objects, or None."""
+    smallest = _smallest(anchors)
+    low = 2.0 ** np.array(anchors['stretch']['octaves'])[:-1]
+    sums = _stretch(anchors, [smallest])
+    for first, last in _LARGER:
+        count, positives, before, after = sums[:, (low >= first) & (low < last)].sum(axis=1)
+        if count:
+            return (
+                f'Anchors of {_name(anchors, *smallest)} inside objects {first} to {last} times '
+                f'as large: IoU {before / count:.3f} before regression, {after / count:.3f} after; '
+                f'of these {int(count):,} anchors {int(positives):,} were positive.'
+            )
+    return None
+
+
+def finding(anchors):
+    """Returns a sentence on types that match or recall nothing, or None.
+
+    None also where there are too few positives or recalled objects to judge.
+    """
+    count = len(anchors['recalled'])
+    for key, what, advice in (
+        ('positives', 'have none of the {:,} positive anchors', 'drop them'),
+        ('recalled', 'recall none of the {:,} recalled objects', 'check their scores'),
+    ):
+        total, idle = sum(anchors[key]), [row for row in rows(anchors) if not row[key]]
+        if idle and total >= 10 * count:  # ten for each type on average: none is hardly chance
+            names = ', '.join(f'{row["name"]} at {row["ratio"]:g}' for row in idle[:4])
+            names += ', ..' if len(idle) > 4 else ''
+            return (
+                f'{len(idle)} of the {count} anchor types ({names}) {what.format(total)}: {advice},'
+                ' or choose sizes and aspect ratios nearer to the objects.'
+            )
+    return None
+
+
+def figures(history, anchors):
+    """Returns the plots, as pages.figure makes them; those without numbers are left out.
+
+    They are the IoU of anchors with the object that their centre is in, over the relative size of
+    the two, and what each size learns over steps, from the lines of metrics.jsonl.
+    """
     return [
-        {name: found[name][k] for name in lists}
-        | {'size': sizes[k % len(sizes)], 'ratio': ratios[k // len(sizes)]}
-        | dict(zip(('width', 'height'), (boxes[k, 2:] - boxes[k, :2]).tolist(), strict=True))
-        | {'bar': found['positives'][k] / most if most else 0}
-        for k in order
+        pages.figure(*each)
+        for each in (_stretch_plot(anchors), _training(history, anchors))
+        if each
     ]
 
 
-def sentence(found):
-    """Says how far small anchors grow inside much larger objects, None where there are none."""
-    small = _small(found)
-    low = np.array(found['stretch']['octaves'])[:-1]
-    for first, last in _OCTAVES:
-        bins = (low >= first) & (low < last)
-        anchors, positives, before, after = (values[bins].sum() for values in _sums(found, small))
-        if anchors:
-            return (
-                f'Anchors of {found["sizes"][small]:g} pixels inside objects {2**first} to '
-                f'{2**last} times as large: IoU {before / anchors:.3f} before regression, '
-                f'{after / anchors:.3f} after; of these {int(anchors):,} anchors '
-                f'{int(positives):,} were positive.'
-            )
-    return None
-
-
-def finding(found):
-    """Says which anchor types match or find nothing; None where all do, or too little to tell."""
-    count = len(found['recalled'])
-    for name, what, advice in (
-        ('positives', 'anchors are positive, but none of', 'drop them'),
-        ('recalled', 'objects are recalled, but none by', 'look at their scores'),
-    ):
-        total, idle = sum(found[name]), [row for row in rows(found) if not row[name]]
-        if idle and total >= 10 * count:  # ten on average: none is hardly chance
-            names = ', '.join(f'{row["size"]:g} px at {row["ratio"]:g}' for row in idle[:4])
-            names += ', ..' if len(idle) > 4 else ''
-            return (
-                f'{total:,} {what} {len(idle)} of the {count} anchor types ({names}): '
-                f'{advice}, or choose sizes and aspect ratios nearer to the objects.'
-            )
-    return None
-
-
-def stretch_figure(found):
-    """Returns (title, SVG bytes, xlabel, series, names) of the plot, None where it is empty."""
-    octaves, small = np.array(found['stretch']['octaves']), _small(found)
-    sets = {'all anchors': slice(None), f'{found["sizes"][small]:g} px anchors': small}
-    panels = {name: _stretch(found, chosen) for name, chosen in sets.items()}
+def _stretch_plot(anchors):
+    octaves, smallest = np.array(anchors['stretch']['octaves']), _smallest(anchors)
+    sets = {'all anchors': list(_by_size(anchors))}
+    sets[f'{_name(anchors, *smallest)} anchors'] = [smallest]
+    panels = {}
+    for name, sizes in sets.items():
+        count, *sums = _stretch(anchors, sizes)
+        lines = zip(('positive', 'IoU before', 'IoU after'), sums, strict=True)
+        panels[name] = {key: ratio(values, count) for key, values in lines}
     series = {
         f'{name}: {key}': (np.arange(len(values)), values)
         for name, panel in panels.items()
@@ -93,65 +120,64 @@ def stretch_figure(found):
     if not series:
         return None
     names = [f'{2**a:.3g} to {2**b:.3g}' for a, b in zip(octaves, octaves[1:], strict=False)]
-    title = 'How well anchors fit the object that they lie in, over its size in units of theirs'
+    title = 'IoU of anchors with the object that their centre is in, by relative size'
     return title, _draw_stretch(panels, octaves), 'object / anchor', series, names
 
 
-def training_figure(history, found):
-    """Returns (title, SVG bytes, xlabel, series) of what each size learnt, None without a log."""
+def _training(history, anchors):
     lines = [line for line in history if line.get('anchors')]
     if not lines:
         return None
-    steps, sizes = plots.column(lines, 'step'), found['sizes']
-    logged = {
-        name: np.array([line['anchors'][name] for line in lines], np.float64)
-        for name in lines[0]['anchors']
-    }
-    positives = logged['positives']
-    by_type = {'positives': positives, 'loss_objectness': logged['loss_objectness']}
-    by_type['iou_after'] = np.nan_to_num(logged['iou_after']) * positives
-    sums = {k: v.reshape(len(lines), -1, len(sizes)).sum(axis=1) for k, v in by_type.items()}
-    objectness = sums['loss_objectness']
-    learnt = {
-        'positives': sums['positives'],
-        'iou_after': ratio(sums['iou_after'], sums['positives']),
-        'loss_objectness': ratio(objectness, objectness.sum(axis=1, keepdims=True)),
-    }
+    logged = {key: np.array([line['anchors'][key] for line in lines], float) for key in _PANELS}
+    logged['iou_after'] = np.nan_to_num(logged['iou_after']) * logged['positives']
+    total = logged['loss_objectness'].sum(axis=1)
+    steps, panels = plots.column(lines, 'step'), {key: {} for key in _PANELS}
+    for size, types in _by_size(anchors).items():
+        positives, after, loss = (logged[key][:, types].sum(axis=1) for key in _PANELS)
+        values = positives, ratio(after, positives), ratio(loss, total)
+        for panel, each in zip(panels.values(), values, strict=True):
+            panel[_name(anchors, *size)] = each
     series = {
-        f'{name}: {size:g} px': (steps, learnt[name][:, k])
-        for name in _PANELS
-        for k, size in enumerate(sizes)
-        if np.any(np.isfinite(learnt[name][:, k]))
+        f'{key}: {name}': (steps, values)
+        for key, panel in panels.items()
+        for name, values in panel.items()
+        if np.any(np.isfinite(values))
     }
-    title = 'What anchors of each size learn, over steps'
-    return title, _draw_training(steps, learnt, sizes), 'step', series
-
-
-def _small(found):
-    """Returns the smallest size that learnt anything: the position of one that has positives."""
-    sizes, positives = found['sizes'], by_size(found, 'positives')
-    return min(range(len(sizes)), key=lambda k: (not positives[k], sizes[k]))
-
-
-def _sums(found, chosen):
-    """Returns anchors, positives and the sums of IoU before and after, [BINS] each, of sizes."""
-    stretch = {name: np.array(found['stretch'][name], np.float64) for name in found['stretch']}
-    anchors = stretch['anchors']
-    sums = (
-        *(anchors, stretch['positives']),
-        *(np.nan_to_num(stretch[name]) * anchors for name in ('iou_before', 'iou_after')),
-    )
-    return [np.atleast_2d(values[chosen]).sum(axis=0) for values in sums]
-
-
-def _stretch(found, chosen):
-    """Returns the lines of a panel, [BINS] each, NaN where there were no anchors."""
-    anchors, positives, before, after = _sums(found, chosen)
-    return {
-        'IoU before': ratio(before, anchors),
-        'IoU after': ratio(after, anchors),
-        'positive': ratio(positives, anchors),
+    drawn = {
+        _PANELS[key]: {name: (steps, plots.smooth(values)) for name, values in panel.items()}
+        for key, panel in panels.items()
     }
+    svg = plots.panels(drawn, {name: style(i) for i, name in enumerate(panels['positives'])})
+    return 'What anchors of each size learn, over steps', svg, 'step', series
+
+
+def _by_size(anchors):
+    """Returns {(level, size): its types}, in the order of the lists of `stretch`."""
+    sizes = {}
+    for k, (level, size, _) in enumerate(types_of(anchors)):
+        sizes.setdefault((level, size), []).append(k)
+    return sizes
+
+
+def _name(anchors, level, size):
+    """Returns the name of a size, with its level where there are several."""
+    several = len({own for own, *_ in types_of(anchors)}) > 1
+    return f'level {level}, {size:g} px' if several else f'{size:g} px'
+
+
+def _smallest(anchors):
+    """Returns the (level, size) of the smallest anchors that have positives."""
+    positives = anchors['positives']
+    has_none = {size: not any(positives[k] for k in own) for size, own in _by_size(anchors).items()}
+    return min(has_none, key=lambda size: (has_none[size], size[1]))
+
+
+def _stretch(anchors, sizes):
+    """Returns [4, BINS]: anchors, positives and the sums of IoU before and after, of sizes."""
+    rows_ = [list(_by_size(anchors)).index(size) for size in sizes]
+    lists = {key: np.array(values, float) for key, values in anchors['stretch'].items()}
+    ious = (np.nan_to_num(lists[key]) * lists['anchors'] for key in ('iou_before', 'iou_after'))
+    return np.stack([lists['anchors'], lists['positives'], *ious])[:, rows_].sum(axis=1)
 
 
 @matplotlib.rc_context(plots.RC)
@@ -165,36 +191,12 @@ def _draw_stretch(panels, edges):
         above.plot(centres, panel['IoU after'], **_AFTER, markersize=5, label='after regression')
         above.axvline(0, color='#9aa2ab', linewidth=0.8)
         above.set_title(name, fontsize=12, loc='left')
-        share = 100 * np.nan_to_num(panel['positive'])
-        below.bar(centres, share, width=0.42, color=_POSITIVE)
-        below.set_xlabel('object’s size / anchor’s size')
-        below.set_xticks(
-            np.arange(-5, 6), [f'1/{2**-k}' if k < 0 else f'{2**k}' for k in range(-5, 6)]
-        )
-        below.set_xlim(-5, 5)
+        below.bar(centres, 100 * np.nan_to_num(panel['positive']), width=0.42, color='#E69F00')
+        below.set(xlabel='object’s size / anchor’s size', xlim=(-5, 5))
+        ticks = [f'1/{2**-k}' if k < 0 else f'{2**k}' for k in range(-5, 6)]
+        below.set_xticks(np.arange(-5, 6), ticks)
         below.tick_params(axis='x', pad=9)
-    grid[0, 0].set_ylim(0, 1)
-    grid[0, 0].set_ylabel('mean IoU with it')
+    grid[0, 0].set(ylim=(0, 1), ylabel='mean IoU with it')
     grid[1, 0].set_ylabel('positive (%)')
     grid[0, 0].legend(frameon=False, loc='upper left')
-    return plots.svg(figure)
-
-
-@matplotlib.rc_context(plots.RC)
-def _draw_training(steps, learnt, sizes):
-    figure = Figure(figsize=(15, 3.6))
-    grid = figure.subplots(1, len(_PANELS))
-    figure.subplots_adjust(left=0.045, right=0.91, top=0.88, bottom=0.17, wspace=0.2)
-    thin = plots.evenly(len(steps), 300)
-    for axes, (name, title) in zip(grid, _PANELS.items(), strict=True):
-        for k, size in enumerate(sizes):
-            mean = plots.smooth(learnt[name][:, k], max(1, len(steps) // 25))
-            marker = {'marker': 'o', 'markersize': 5} if len(steps) == 1 else {}
-            axes.plot(steps[thin], mean[thin], **style(k), **marker, label=f'{size:g} px')
-        axes.set_title(title, fontsize=12, loc='left')
-        axes.set_xlabel('step')
-        axes.set_ylim(0, 1 if name == 'iou_after' else None)
-        axes.locator_params(axis='x', nbins=5)
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc='center right')
     return plots.svg(figure)

@@ -1,4 +1,4 @@
-"""Writes a comparison of runs: one HTML page that says which is ahead, and what it differs in."""
+"""The comparison of runs: one HTML page on which run is ahead, and in what they differ."""
 
 from pathlib import Path
 
@@ -25,21 +25,14 @@ def write_page(path, runs, files, tallies, compared):
 
     Args:
       path: where to; the folder exists.
-      runs: {run: Results}, run being the workdir as it was named; two or more.
-      files: {run: RunFiles}; what a run does not know of itself is left out.
+      runs: {run: Results}, two or more; a run is called by its workdir as the user wrote it.
+      files: {run: RunFiles}; what a run lacks is left out.
       tallies: {run: {figure: Tally}}; compared: {run: {figure: {..}}}; both as compare makes them.
     """
     names = labels(list(runs))
     missed = {run: each.missed for run, each in files.items()}
-    histories = {run: each.history for run, each in files.items()}
     changed = config_changes([each.config for each in files.values() if each.config])
     first, shown = next(iter(runs.values())), compare.shown(compared)
-    plotted = {
-        'difference_figures': _difference_figures(compared, shown, names),
-        'curve_figures': _curve_figures(runs, names),
-        'loss_figures': _loss_figures(histories, names),
-        'miss_figures': _miss_figures(missed, names),
-    }
     pages.write(
         path,
         'compare.html.j2',
@@ -56,60 +49,56 @@ def write_page(path, runs, files, tallies, compared):
         signed=compare.signed,
         left_out=[name for name in compare.FIGURES if name not in next(iter(compared.values()))],
         changed=changed,
-        with_config=[run for run in runs if files[run].config],
-        without={
-            'config.json': [run for run in runs if not files[run].config],
-            'metrics.jsonl': [run for run in runs if not histories[run]],
-            'evaluation.json': [r for r in runs if not missed[r] and not files[r].stale],
-        },
-        stale={run: each.stale for run, each in files.items() if each.stale},
-        **plotted,
+        files=files,
+        difference_figures=_difference_figures(compared, shown, names),
+        curve_figures=_curve_figures(runs, names),
+        loss_figures=_loss_figures({run: each.history for run, each in files.items()}, names),
+        miss_figures=_miss_figures(missed, names),
     )
 
 
 def labels(runs):
-    """Names runs by a letter and their folder's name, the middle of a long one left out."""
-    found = {}
+    """Returns {run: name for plots}: a letter and its folder's name, shortened in the middle."""
+    names = {}
     for i, run in enumerate(runs):
         name = Path(run).name or str(run)
         if len(name) > LONGEST:
             name = f'{name[: LONGEST // 2]}…{name[-(LONGEST // 2 - 1) :]}'
-        found[run] = f'{chr(65 + i) if i < 26 else i + 1} · {name}'
-    return found
+        names[run] = f'{chr(65 + i) if i < 26 else i + 1} · {name}'
+    return names
 
 
 def config_changes(configs):
-    """Returns the keys in which flat configs differ: {key: [a value of each config]}.
-
-    A key that a config lacks has the value None there.
-    """
-    keys = {key: None for config in configs for key in config}
-    found = {key: [config.get(key) for config in configs] for key in keys}
-    return {key: values for key, values in found.items() if any(v != values[0] for v in values)}
+    """Returns the keys in which flat configs differ: {key: [its value in each config, or None]}."""
+    values = {key: [own.get(key) for own in configs] for config in configs for key in config}
+    return {key: own for key, own in values.items() if any(value != own[0] for value in own)}
 
 
 def findings(tallies, names, changed, missed, steps):
-    """Says in words who is ahead, what differs and what to look at: [(sentence, good news)].
-
-    News that is neither good nor bad has None.
+    """Returns sentences on which run is ahead, in what they differ and what to look at next.
 
     Args:
       tallies: {run: {figure: Tally}}; names: {run: label}.
       changed: as config_changes returns it; missed: {run: {reason: count} or None}.
       steps: set of the steps at which the runs were evaluated.
+
+    Returns:
+      A list of (sentence, whether it is good news, None where it is neither good nor bad).
     """
     figures = [name for name in HEADLINES if name in next(iter(tallies.values()))]
-    leads = [lead(tallies, figure) for figure in figures]
-    said = [_say_lead(*each, names) for each in zip(figures, leads, strict=True)]
-    if not said:
-        said = [('Too few proposals were kept to compare AR@10.', False)]
-    said.append((_say_config(changed), None))
+    leads = {figure: lead(tallies, figure) for figure in figures}
+    sentences = [_lead_sentence(figure, *each, names) for figure, each in leads.items()]
+    if not figures:
+        sentences.append(('Too few proposals were kept to compare AR@10.', False))
+    if changed:
+        sentences.append((_config_sentence(changed), None))
     if len(steps) > 1:
         between = ' and '.join(f'{step:,}' for step in sorted(steps))
-        said.append((f'The runs were evaluated after unequal numbers of steps: {between}.', False))
-    if figures:
-        said.append((_say_next(figures[0], leads[0], tallies, names, missed), None))
-    return [(sentence, good) for sentence, good in said if sentence]
+        sentences.append((f'The runs were evaluated at different steps: {between}.', False))
+    for figure in figures[:1]:
+        if leads[figure][1]:
+            sentences.append((_next_sentence(figure, *leads[figure], tallies, names, missed), None))
+    return sentences
 
 
 def lead(tallies, figure):
@@ -119,76 +108,65 @@ def lead(tallies, figure):
       (run, {other run: {value, difference, low, high}}); run is None where no value is defined.
     """
     values = {run: each[figure].value for run, each in tallies.items()}
-    known = [run for run, value in values.items() if value is not None]
+    known = sorted((run for run in values if values[run] is not None), key=lambda r: -values[r])
     if not known:
         return None, {}
-    ahead = max(known, key=values.get)
-    only = {run: {figure: each[figure]} for run, each in tallies.items()}
-    rows = {run: row[figure] for run, row in compare.compare(only, base=ahead).items()}
-    order = sorted((run for run in known if run != ahead), key=lambda run: -values[run])
-    return ahead, {run: rows[run] for run in order}
+    own = {run: {figure: each[figure]} for run, each in tallies.items()}
+    rows = compare.compare(own, base=known[0])
+    return known[0], {run: rows[run][figure] for run in known[1:]}
 
 
-def _say_lead(figure, found, names):
-    ahead, others = found
+def _lead_sentence(figure, ahead, others, names):
     if not others:
         return f'{figure} is not defined: there are no objects.', False
     rival, row = next(iter(others.items()))
     value = row['value'] - row['difference']
-    near = [names[run] for run, row in others.items() if not compare.is_beyond(row)]
-    said = f'{figure}: {names[ahead]} is ahead with {value:.3f}'
-    against = f'{names[rival]} has {row["value"]:.3f}, {_interval(row)}'
     if row['difference'] == 0:
         return f'{figure}: {names[ahead]} and {names[rival]} have the same {value:.3f}.', False
+    near = [names[run] for run, row in others.items() if not compare.is_beyond(row)]
+    difference, low, high = (compare.signed(row[key]) for key in ('difference', 'low', 'high'))
+    against = f'{names[rival]} has {row["value"]:.3f}, {difference} (95 % interval {low} to {high})'
+    text = f'{figure}: {names[ahead]} is ahead with {value:.3f}'
     if not near:
-        return f'{said}, beyond noise; {against}.', True
+        return f'{text}, beyond noise; {against}.', True
     if len(others) == 1:
-        return f'{said}, but within noise; {against}.', False
-    return f'{said}, but within noise of {", ".join(near)}; next, {against}.', False
+        return f'{text}, but within noise; {against}.', False
+    return f'{text}, but within noise of {", ".join(near)}; next, {against}.', False
 
 
-def _say_config(changed):
-    if not changed:
-        return None
+def _config_sentence(changed):
     keys = list(changed)
-    said = ', '.join(keys[:4]) + (f' and {len(keys) - 4} more' if len(keys) > 4 else '')
     if keys == ['seed']:
-        return 'The configs differ in the seed alone: what differs here is chance.'
+        return 'The configs differ in the seed alone: the differences are chance.'
     if len(keys) == 1:
-        values = ', '.join(map(_text, changed[said]))
-        return f'The configs differ in one key: {said} ({values}).'
-    said = f'The configs differ in {len(keys)} keys: {said}.'
-    return f'{said} No single one of them can be said to make the difference.'
+        values = ', '.join(map(_text, changed[keys[0]]))
+        return f'The configs differ in one key: {keys[0]} ({values}).'
+    listed = ', '.join(keys[:4]) + (f' and {len(keys) - 4} more' if len(keys) > 4 else '')
+    text = f'The configs differ in {len(keys)} keys: {listed}.'
+    return f'{text} The difference cannot be attributed to a single one.'
 
 
-def _say_next(figure, found, tallies, names, missed):
-    """Says how the doubt could be resolved, or else what holds the run that is ahead back."""
-    ahead, others = found
-    if not others:
-        return None
-    rival, row = next(iter(others.items()))
+def _next_sentence(figure, ahead, others, tallies, names, missed):
+    """Returns what could settle the comparison, or else what limits the run that is ahead."""
+    row = next(iter(others.values()))
     if not compare.is_beyond(row):
         images = len(tallies[ahead][figure].numerator)
-        said = 'Look next at more images (evaluation.images) and at other seeds'
+        text = 'Evaluate more images (evaluation.images) and train with other seeds'
         half = (row['high'] - row['low']) / 2
         if row['difference'] and half > abs(row['difference']):
             more = images * (half / abs(row['difference'])) ** 2
-            said += (
-                f': a difference as small as this in {figure} would stand out from '
+            text += (
+                f': a difference as small as this in {figure} would be beyond noise from '
                 f'about {float(f"{more:.1g}"):,.0f} images, instead of {images:,}'
             )
-        return f'{said}.'
+        return f'{text}.'
     reasons = {reason: n for reason, n in (missed[ahead] or {}).items() if reason in REMEDIES and n}
     if not reasons:
-        return f'Look next at the report of {names[ahead]}, and repeat with another seed.'
+        return f'Next, read the report of {names[ahead]}, and train it with another seed.'
     reason = max(reasons, key=reasons.get)
     share = reasons[reason] / sum(reasons.values())
-    return f'Look next at what {names[ahead]} misses. {share:.0%} of it: {REMEDIES[reason]}.'
-
-
-def _interval(row):
-    difference, low, high = (compare.signed(row[key]) for key in ('difference', 'low', 'high'))
-    return f'{difference} (95 % interval {low} to {high})'
+    text = f'{share:.0%} of the objects that {names[ahead]} misses have the same reason'
+    return f'{text}: {REMEDIES[reason]}.'
 
 
 def _difference_figures(compared, figures, names):
@@ -199,84 +177,76 @@ def _difference_figures(compared, figures, names):
         names[run]: np.array([[compared[run][f][k] for k in keys] for f in figures], np.float64)
         for run in others
     }
-    if not figures or not any(np.any(np.isfinite(row)) for row in rows.values()):
-        return []
-    title = f'Difference from {names[first]} with 95 % intervals, filled where beyond noise'
-    places = np.arange(len(figures))
     series = {
-        f'{name} {key}': (places, row[:, i])
+        f'{name} {key}': (np.arange(len(figures)), row[:, i])
         for name, row in rows.items()
         for i, key in enumerate(keys)
+        if figures and np.any(np.isfinite(row[:, i]))
     }
-    series = {name: xy for name, xy in series.items() if np.any(np.isfinite(xy[1]))}
+    if not series:
+        return []
+    title = f'Difference from {names[first]} with 95 % intervals, filled where beyond noise'
     return [pages.figure(title, compare_plots.intervals(figures, rows), 'figure', series, figures)]
 
 
 def _curve_figures(runs, names):
     """Returns the plots of recall over the number of proposals and over IoU, all runs in each."""
     most = {run: max(map(len, each.proposals), default=0) for run, each in runs.items()}
-    curves, first = {}, min(100, max(most.values()))
+    curves = {}
     for run, each in runs.items():
-        chosen = [boxes[kinds == OBJECT] for boxes, kinds in _pairs(each)]
-        overlaps = metrics.measure(each.proposals, chosen, list(map(metrics.area, chosen)))
+        pairs = zip(each.gt_boxes, each.gt_kinds, strict=True)
+        objects = [boxes[kinds == OBJECT] for boxes, kinds in pairs]
+        overlaps = metrics.measure(each.proposals, objects, list(map(metrics.area, objects)))
         counts = [n for n in COUNTS if n < most[run]] + [most[run]]
         curves[run] = metrics.curves(overlaps, counts)
     styles = {name: compare_plots.style(i) for i, name in enumerate(names.values())}
-    found = []
+    drawn = []
     for key, title in (
         ('AR/count', 'Average recall over number of proposals'),
         ('recall@0.5/count', 'Recall at IoU 0.5 over number of proposals'),
-        ('recall@100/iou', f'Recall over IoU, first {first} proposals'),
+        ('recall@100/iou', f'Recall over IoU, first {min(100, max(most.values()))} proposals'),
     ):
-        x = key.split('/')[1]
+        over = key.partition('/')[2]
         series = {
-            names[run]: (np.array(curve[x], np.float64), np.array(curve[key], np.float64))
+            names[run]: (np.array(curve[over], np.float64), np.array(curve[key], np.float64))
             for run, curve in curves.items()
         }
-        if not all(np.any(np.isfinite(y)) for _, y in series.values()):
-            continue
-        xlabel = 'IoU' if x == 'iou' else 'proposals per image'
-        options = {'log_x': x == 'count', 'full': x == 'iou', 'styles': styles, 'right': 0.66}
-        svg = plots.recalls(series, xlabel=xlabel, **options)
-        found.append(pages.figure(title, svg, xlabel, series))
-    return found
+        drawn += pages.recall_figure(title, over, series, styles=styles, right=0.66)
+    return drawn
 
 
 def _loss_figures(histories, names):
     """Returns the plots of the losses that were recorded, all runs in each."""
-    found = []
+    styles = {name: compare_plots.style(i) for i, name in enumerate(names.values())}
+    drawn = []
     for key, title in _LOSSES.items():
-        series = {}
-        for run, history in histories.items():
-            points = plots.finite(plots.column(history, 'step'), plots.column(history, key))
-            series[names[run]] = points if len(points[0]) else None
-        shown = {name: points for name, points in series.items() if points is not None}
-        if shown:
-            svg = compare_plots.losses(series)
-            found.append(pages.figure(title, svg, 'step', shown))
-    return found
+        series = {
+            names[run]: plots.finite(plots.column(history, 'step'), plots.column(history, key))
+            for run, history in histories.items()
+        }
+        if series := {name: points for name, points in series.items() if len(points[0])}:
+            svg = plots.losses(series, styles=styles, right=0.84)
+            drawn.append(pages.figure(title, svg, 'step', series))
+    return drawn
 
 
 def _miss_figures(missed, names):
-    """Returns the plot of why objects were missed, all runs that know it side by side."""
+    """Returns the plot of why objects were missed, of all runs where that is known."""
     reasons = [reason for reason in REASONS if any((m or {}).get(reason) for m in missed.values())]
     if not reasons:
         return []
-    series = {
+    counts = {
         names[run]: None if m is None else np.array([m.get(r, 0) for r in reasons], np.float64)
         for run, m in missed.items()
     }
-    places = np.arange(len(reasons))
-    shown = {name: (places, values) for name, values in series.items() if values is not None}
+    series = {
+        name: (np.arange(len(reasons)), each) for name, each in counts.items() if each is not None
+    }
     title = 'Objects missed at IoU 0.5 by the first 100 proposals, by reason'
-    svg = compare_plots.counts(reasons, series)
-    return [pages.figure(title, svg, 'reason', shown, reasons)]
-
-
-def _pairs(run):
-    return zip(run.gt_boxes, run.gt_kinds, strict=True)
+    svg = compare_plots.counts(reasons, counts)
+    return [pages.figure(title, svg, 'reason', series, reasons)]
 
 
 def _text(value):
-    said = 'none' if value is None else f"'{value}'" if isinstance(value, str) else f'{value}'
-    return said if len(said) <= 60 else f'{said[:40]}…'
+    text = 'none' if value is None else f"'{value}'" if isinstance(value, str) else f'{value}'
+    return text if len(text) <= 60 else f'{text[:40]}…'

@@ -3,8 +3,6 @@
 import cv2
 import numpy as np
 
-from rpn_jax.files import write_atomically
-
 # Okabe and Ito's palette, distinct under the common forms of colour blindness, plus grey.
 COLOURS = {
     'object': (230, 159, 0),
@@ -15,6 +13,7 @@ COLOURS = {
     'background anchor': (205, 205, 205),
     'border': (240, 228, 66),
 }
+LEVELS = ((0, 158, 115), (86, 180, 233), (0, 114, 178), (154, 99, 230), (140, 86, 60))
 KINDS = {1: 'object', 2: 'difficult', 3: 'crowd'}  # 0 is padding and is never drawn
 
 _INK = (31, 35, 40)
@@ -25,12 +24,19 @@ _MARGIN = 10
 _DASH = 6
 
 
+def anchor_colours(levels):
+    """Returns {name: colour} of positive anchors, by level where there are several levels."""
+    if levels == 1:
+        return {'positive anchor': COLOURS['positive anchor']}
+    return {f'positive, level {i}': LEVELS[i % len(LEVELS)] for i in range(levels)}
+
+
 def draw_boxes(image, boxes, colour, thickness=2, labels=None, dashed=False):
-    """Draws outlines on a copy of the image and returns it; they lie inside their boxes.
+    """Returns a copy of the image with the outlines of boxes, drawn inside them.
 
     Args:
       image: [H, W, 3] uint8 RGB.
-      boxes: [N, 4] float (x0, y0, x1, y1) in pixels, half open. Parts outside the image are left
+      boxes: [N, 4] float (x0, y0, x1, y1) in pixels, half open. What is outside the image is left
         out; a box without width or height is drawn one pixel wide or high.
       colour: (red, green, blue) in 0..255.
       thickness: pixels, drawn inwards.
@@ -43,31 +49,35 @@ def draw_boxes(image, boxes, colour, thickness=2, labels=None, dashed=False):
         _outline(picture, box, colour, thickness, dashed)
     if labels is not None:
         for box, label in zip(boxes, labels, strict=True):
-            _label(picture, box, str(label), colour)
+            if label:
+                _label(picture, box, label, colour)
     return picture
 
 
-def draw_input(image, size, boxes, kind, positive_anchors, background_anchors):
-    """Draws one training input as the network sees it on a copy of it, and returns that.
+def draw_input(image, size, boxes, kind, positive, background, level=None, levels=1):
+    """Returns a copy of one training input, as the network sees it, with its boxes and anchors.
 
-    Sampled background anchors are dots at their centres, because hundreds of outlines would hide
-    the picture. Positive anchors are thin boxes, objects thick ones (dashed unless of kind 1).
+    Ground truth is thick (dashed unless of kind 1), positive anchors are thin, and background
+    anchors are dots at their centres, because hundreds of outlines would hide the picture.
 
     Args:
       image: [H, W, 3] uint8 RGB canvas.
       size: (height, width) of the real image inside the canvas, pixels.
-      boxes: [G, 4] float objects in pixels of the canvas.
+      boxes: [G, 4] float ground truth in pixels of the canvas.
       kind: [G] int: 0 padding, 1 object, 2 difficult, 3 crowd.
-      positive_anchors: [N, 4] float.
-      background_anchors: [M, 4] float.
+      positive: [N, 4] float sampled anchors; level: [N] int, of `levels` in all.
+      background: [M, 4] float sampled anchors.
     """
     picture = np.array(image, np.uint8, order='C')
-    background = np.asarray(background_anchors, np.float64).reshape(-1, 4)
+    background = np.asarray(background, np.float64).reshape(-1, 4)
     for x, y in (background[:, :2] + background[:, 2:]) / 2:
         centre = (int(np.clip(x, -99, 1e6)), int(np.clip(y, -99, 1e6)))
         cv2.circle(picture, centre, 3, _INK, cv2.FILLED)
         cv2.circle(picture, centre, 2, COLOURS['background anchor'], cv2.FILLED)
-    picture = draw_boxes(picture, positive_anchors, COLOURS['positive anchor'], 1)
+    positive = np.asarray(positive, np.float64).reshape(-1, 4)
+    level = np.zeros(len(positive)) if level is None else np.asarray(level)
+    for i, colour in enumerate(anchor_colours(levels).values()):
+        picture = draw_boxes(picture, positive[level == i], colour, 1)
     boxes, kind = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(kind).reshape(-1)
     for value, role in KINDS.items():
         picture = draw_boxes(picture, boxes[kind == value], COLOURS[role], 3, dashed=value != 1)
@@ -75,17 +85,14 @@ def draw_input(image, size, boxes, kind, positive_anchors, background_anchors):
     return draw_boxes(picture, [[0, 0, width, height]], COLOURS['border'], 2, dashed=True)
 
 
-def contact_sheet(pictures, captions, columns=3, legend=tuple(COLOURS)):
-    """Lays pictures out in rows with a caption under each and a legend strip below.
+def contact_sheet(pictures, captions, legend, columns=3):
+    """Returns one picture [H', W', 3] of rows of pictures, a caption under each, a legend below.
 
     Args:
       pictures: list of [H, W, 3] uint8 RGB, each of its own size.
       captions: as many strings; what does not fit under its picture is cut.
-      columns: pictures per row.
-      legend: names out of COLOURS.
-
-    Returns:
-      [H', W', 3] uint8 RGB.
+      legend: {name: colour}.
+      columns: pictures in a row.
     """
     if len(pictures) != len(captions):
         raise ValueError(f'{len(pictures)} pictures, but {len(captions)} captions')
@@ -111,41 +118,35 @@ def encode_png(picture):
     return cv2.imencode('.png', np.ascontiguousarray(picture[..., ::-1]))[1].tobytes()
 
 
-def write_png(path, picture):
-    """Writes the [H, W, 3] uint8 RGB picture to a PNG file, complete or not at all."""
-    write_atomically(path, encode_png(picture))
+def encode_jpeg(picture, longest, quality):
+    """Returns the bytes of a JPEG file of the picture, its longer side at most `longest` pixels."""
+    height, width = picture.shape[:2]
+    scale = min(1, longest / max(height, width))
+    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(picture, shape, interpolation=cv2.INTER_AREA)[..., ::-1]
+    return cv2.imencode('.jpg', small, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 def _outline(picture, box, colour, thickness, dashed):
-    """Draws one box in place: four strips of whole pixels, cut at the edge of the picture."""
+    """Draws one box in place, in whole pixels, cut at the edge of the picture."""
     height, width = picture.shape[:2]
-    # Far away coordinates are pulled in to just outside, where they stay invisible but small.
-    limit = np.array([width, height, width, height]) + thickness + 2 * _DASH
-    x0, y0, x1, y1 = np.clip(box, -thickness - 2 * _DASH, limit)
+    # Coordinates far outside are moved to just outside, where their edges remain invisible.
+    limit = np.array([width, height, width, height]) + thickness
+    x0, y0, x1, y1 = np.clip(box, -thickness, limit)
     x0, y0 = int(np.floor(x0)), int(np.floor(y0))
     x1, y1 = max(int(np.ceil(x1)), x0 + 1), max(int(np.ceil(y1)), y0 + 1)
-    across, down = min(thickness, x1 - x0), min(thickness, y1 - y0)
-    _fill(picture, x0, y0, x1, y0 + down, colour, dashed)
-    _fill(picture, x0, y1 - down, x1, y1, colour, dashed)
-    _fill(picture, x0, y0, x0 + across, y1, colour, dashed)
-    _fill(picture, x1 - across, y0, x1, y1, colour, dashed)
-
-
-def _fill(picture, x0, y0, x1, y1, colour, dashed):
-    """Fills what lies in the picture of a strip; dashes start at the strip's own corner."""
-    height, width = picture.shape[:2]
-    xs, ys = np.arange(max(x0, 0), min(x1, width)), np.arange(max(y0, 0), min(y1, height))
-    if dashed and x1 - x0 >= y1 - y0:
-        xs = xs[(xs - x0) // _DASH % 2 == 0]
-    elif dashed:
-        ys = ys[(ys - y0) // _DASH % 2 == 0]
-    picture[ys[:, None], xs] = colour
+    x = np.arange(max(x0, 0), min(x1, width))
+    y = np.arange(max(y0, 0), min(y1, height))[:, None]
+    edge = (np.minimum(x - x0, x1 - 1 - x) < thickness) | (
+        np.minimum(y - y0, y1 - 1 - y) < thickness
+    )
+    if dashed:
+        edge &= (x - x0 + y - y0) // _DASH % 2 == 0
+    picture[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)][edge] = colour
 
 
 def _label(picture, box, text, colour):
     """Writes text on a plate of the box's colour, at its upper left corner, inside the picture."""
-    if not text:
-        return
     (width, height), below = cv2.getTextSize(text, _FONT, _TEXT_SCALE, 1)
     height += below + 2
     x = int(np.clip(box[0], 0, max(0, picture.shape[1] - width - 6)))
@@ -155,24 +156,24 @@ def _label(picture, box, text, colour):
     _write(picture, text, (x + 3, y + height - below), _INK if bright else (255, 255, 255))
 
 
-def _legend_strip(names, width):
-    """Returns a white strip with a swatch and a name for each role, on one line or more."""
-    places, x, y = [], _MARGIN, 0
-    for name in names:
+def _legend_strip(legend, width):
+    """Returns a white strip with a swatch and a name for each colour, on one line or more."""
+    corners, x, y = [], _MARGIN, 0
+    for name in legend:
         needed = 34 + cv2.getTextSize(name, _FONT, _TEXT_SCALE, 1)[0][0]
         if x > _MARGIN and x + needed > width:
             x, y = _MARGIN, y + _LINE_HEIGHT
-        places.append((name, x, y))
+        corners.append((name, x, y))
         x += needed + 14
-    strip = np.full((y + _LINE_HEIGHT + _MARGIN if places else 0, width, 3), 255, np.uint8)
-    for name, x, y in places:
-        strip[y + 5 : y + 17, x : x + 26] = COLOURS[name]
+    strip = np.full((y + _LINE_HEIGHT + _MARGIN if corners else 0, width, 3), 255, np.uint8)
+    for name, x, y in corners:
+        strip[y + 5 : y + 17, x : x + 26] = legend[name]
         _write(strip, name, (x + 32, y + 16), _INK)
     return strip
 
 
 def _fit(text, width):
-    """Cuts text to a width in pixels."""
+    """Returns text, cut to a width in pixels."""
     if cv2.getTextSize(text, _FONT, _TEXT_SCALE, 1)[0][0] <= width:
         return text
     while text and cv2.getTextSize(text + '...', _FONT, _TEXT_SCALE, 1)[0][0] > width:

@@ -1,71 +1,60 @@
-"""Missed objects for the eye: how many for each reason, of which size and shape, and examples.
+"""Missed objects for a report: counts by reason, size and shape, and captions of examples.
 
-A missed object is a dict: `reason` (of rpn_jax.misses), `size` [2] width and height in pixels of
-the original image; `overlap` and `rank` of the box that was lost (misses.Lost), and, where NMS
-removed it, `remover`, the rank of the proposal that did, and `removed_by`, what that one is on (of
-misses.REMOVERS), else None. `picture` is None where none was kept, else a dict: `image` [H, W, 3]
-uint8 RGB, `image_id`, `group` (the reason), `boxes` [1 or 2, 4], the object and the one that the
-remover is on if it is another, `lost` [4] and `remover` [4] or None, in pixels of the image.
+A missed object is a dict, as gallery.missed_objects makes it: `reason` (of misses.REASONS), `size`
+[2] width and height in pixels of the original image, `overlap` and `rank` of the box that was lost
+(misses.Lost), and, where NMS suppressed that, `remover`, the rank of the proposal that did, and
+`removed_by`, what that proposal covers (of misses.REMOVERS), else None. `picture` is None, or a
+dict: `image` [H, W, 3] uint8 RGB, `image_id`, `group` (the reason), `boxes` [1 or 2, 4], the object
+and, if it is another, the one that the remover covers, `lost` [4] and `remover` [4] or None, in
+pixels of the image.
 """
 
 from rpn_jax.evaluation.metrics import AREAS
 from rpn_jax.evaluation.misses import REASONS, REMOVERS
 
-SHAPES = {'wide': (0, 1 / 1.5), 'even': (1 / 1.5, 1.5), 'tall': (1.5, float('inf'))}
-EXAMPLES = 4  # pictures of each reason
+SHAPES = {'wide': (0, 1 / 1.5), 'square': (1 / 1.5, 1.5), 'tall': (1.5, float('inf'))}
 
-_LOST = {  # what box was lost, by reason
-    'no_anchor': 'best anchor: IoU {overlap:.2f}',
-    'no_positive_anchor': 'best anchor: IoU {overlap:.2f}',
-    'no_decoded_box': 'best box: IoU {overlap:.2f}',
-    'clipped': 'before clipping: IoU {overlap:.2f}',
-    'below_pre_nms': 'box {number:,} by score: IoU {overlap:.2f}',
-    'suppressed': 'box {number:,} by score: IoU {overlap:.2f}',
-    'beyond_limit': 'proposal {number:,}: IoU {overlap:.2f}',
+_LOST = {  # the box that was lost, by reason
+    'no_anchor': 'best anchor',
+    'no_positive_anchor': 'best anchor',
+    'no_decoded_box': 'best box',
+    'clipped': 'before clipping',
+    'below_pre_nms': 'box {number:,} by score',
+    'suppressed': 'box {number:,} by score',
+    'beyond_limit': 'proposal {number:,}',
 }
-_ON = dict(zip(REMOVERS, ('the same object', 'another object', 'background'), strict=True))
+_COVERED = dict(zip(REMOVERS, ('the same object', 'another object', 'background'), strict=True))
 
 
 def rows(misses):
     """Counts misses by reason: a list of dicts with `reason`, `text`, `count`, `share`, `groups`.
 
-    groups are {'small', 'medium', 'large', 'wide', 'even', 'tall': count}. Reasons that nothing was
-    missed for are left out.
+    groups are {'small', 'medium', 'large', 'wide', 'square', 'tall': count}. Reasons that no object
+    was missed for are left out.
     """
-    found = []
+    table = []
     for reason, text in REASONS.items():
         own = [miss for miss in misses if miss['reason'] == reason]
         if own:
-            share = len(own) / len(misses)
-            found.append(
-                {'reason': reason, 'text': text, 'count': len(own), 'share': share}
-                | {'groups': _groups(own)}
-            )
-    return found
+            row = {'reason': reason, 'text': text, 'count': len(own), 'groups': _groups(own)}
+            table.append(row | {'share': len(own) / len(misses)})
+    return table
 
 
 def caption(miss):
-    """Says in words what box was lost, how well it fits, where it ranks, and what removed it."""
-    said = _LOST[miss['reason']].format(overlap=miss['overlap'], number=miss['rank'] + 1)
+    """Returns a line on the box that was lost: its IoU, its rank, and what suppressed it."""
+    box = _LOST[miss['reason']].format(number=miss['rank'] + 1)
+    text = f'{box}: IoU {miss["overlap"]:.2f}'
     if miss['removed_by'] is None:
-        return said
-    place = _ON[miss['removed_by']]
-    return f'{said}, removed by proposal {miss["remover"] + 1:,}, which is on {place}'
+        return text
+    covered = _COVERED[miss['removed_by']]
+    return f'{text}, suppressed by proposal {miss["remover"] + 1:,}, which covers {covered}'
 
 
 def removers(misses):
-    """Says in words what the proposals that removed boxes are on, '' where there are none."""
+    """Counts what the proposals that suppressed boxes cover, as a text; '' where there are none."""
     counts = {name: sum(miss['removed_by'] == name for miss in misses) for name in REMOVERS}
-    return ', '.join(f'{count} on {_ON[name]}' for name, count in counts.items() if count)
-
-
-def examples(misses):
-    """Returns those misses that have a picture: for each reason the first few."""
-    chosen = []
-    for reason in REASONS:
-        own = [miss for miss in misses if miss['reason'] == reason and miss['picture'] is not None]
-        chosen += own[:EXAMPLES]
-    return chosen
+    return ', '.join(f'{count} cover {_COVERED[name]}' for name, count in counts.items() if count)
 
 
 def _groups(misses):

@@ -11,11 +11,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 LOSSES = {'loss': 'total', 'loss_objectness': 'objectness', 'loss_box': 'box'}
-BOUNDS = ('anchors', 'oracle')  # what no proposals can beat, as opposed to blind baselines
+BOUNDS = ('anchors', 'oracle')  # baselines that no proposals can exceed; all others are blind
 
 _INK, _MUTED, _GRID = '#1f2328', '#59636e', '#e6e9ed'
 _ORANGE, _BLUE = '#E69F00', '#0072B2'
 _LINE = {'linewidth': 1.6, 'linestyle': '-', 'zorder': 3}
+_LOSS = {'linewidth': 2.2, 'linestyle': '-', 'zorder': 4}
+_ABLATION = _LINE | {'linestyle': (0, (5, 2))}
 # Okabe and Ito's colours; every line also carries its name, so colour is never the only key.
 STYLES = {
     'proposals': {'color': _BLUE, 'linewidth': 2.8, 'linestyle': '-', 'zorder': 5},
@@ -23,14 +25,14 @@ STYLES = {
     'random_anchors': _LINE | {'color': '#009E73'},
     'gaussian_boxes': _LINE | {'color': '#CC79A7'},
     'quadrants': _LINE | {'color': '#D55E00'},
-    'scores_alone': _LINE | {'color': '#009E73', 'linestyle': (0, (5, 2))},
-    'random_order': _LINE | {'color': _ORANGE, 'linestyle': (0, (5, 2))},
-    'oracle_scores': _LINE | {'color': '#CC79A7', 'linestyle': (0, (5, 2))},
+    'scores_alone': _ABLATION | {'color': '#009E73'},
+    'random_order': _ABLATION | {'color': _ORANGE},
+    'oracle_scores': _ABLATION | {'color': '#CC79A7'},
     'anchors': {'color': '#9aa2ab', 'linewidth': 1.4, 'linestyle': (0, (6, 3)), 'zorder': 2},
     'oracle': {'color': '#6b737c', 'linewidth': 1.4, 'linestyle': (0, (1.5, 2)), 'zorder': 2},
-    'loss': {'color': _INK, 'linewidth': 2.2, 'linestyle': '-', 'zorder': 4},
-    'loss_objectness': {'color': _BLUE, 'linewidth': 2.2, 'linestyle': '-', 'zorder': 4},
-    'loss_box': {'color': '#D55E00', 'linewidth': 2.2, 'linestyle': '-', 'zorder': 4},
+    'loss': _LOSS | {'color': _INK},
+    'loss_objectness': _LOSS | {'color': _BLUE},
+    'loss_box': _LOSS | {'color': '#D55E00'},
 }
 _OTHER = _LINE | {'color': '#56B4E9'}
 _POINTS = 600  # most points per line: more cannot be told apart and makes the file large
@@ -53,101 +55,62 @@ RC = {
     'grid.linewidth': 0.8,
     'xtick.color': _MUTED,
     'ytick.color': _MUTED,
-    'xtick.major.size': 0,
-    'ytick.major.size': 0,
-    'xtick.minor.size': 0,
-    'ytick.minor.size': 0,
+    **{f'{axis}tick.{kind}.size': 0 for axis in 'xy' for kind in ('major', 'minor')},
 }
 
 
 def column(history, key):
-    """Returns one key of a list of dicts as [n] float64, NaN where it is missing or no number."""
+    """Returns one key of a list of dicts as [n] float64, NaN where it is missing or None."""
     values = [line.get(key) for line in history]
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
-def smooth(values, window):
-    """Returns the centred moving average of [n] floats over `window` of them, passing over NaN."""
+def smooth(values):
+    """Returns [n] floats averaged over a moving window of n / 25 of them, centred; skips NaN."""
     known = np.isfinite(values)
-    start = np.clip(np.arange(len(values)) - window // 2, 0, None)
-    stop = np.clip(np.arange(len(values)) + window // 2 + 1, None, len(values))
-    total = np.concatenate([[0], np.cumsum(np.where(known, values, 0))])
-    count = np.concatenate([[0], np.cumsum(known)])
-    seen = count[stop] - count[start]
-    mean = (total[stop] - total[start]) / np.maximum(seen, 1)
-    return np.where(seen > 0, mean, np.nan)
+    window = np.ones(2 * (len(values) // 50) + 1)
+    total, count = (np.convolve(v, window, 'same') for v in (np.where(known, values, 0), known))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def evenly(count, limit):
-    """Returns at most `limit` evenly spaced indices of `count` things, both ends among them."""
+    """Returns at most `limit` evenly spaced indices of `count` items, with the first and last."""
     return np.unique(np.linspace(0, count - 1, min(count, limit)).astype(int))
 
 
-def describe(title, series, names=None):
-    """Says in one sentence what a plot shows: where each line starts and ends."""
-    said = []
-    for name, (x, y) in series.items():
-        keep = np.flatnonzero(np.isfinite(x) & np.isfinite(y))[[0, -1]]
-        start, stop = (names[int(x[i])] if names else f'{x[i]:g}' for i in keep)
-        said.append(f'{name} {y[keep[0]]:.3g} at {start} to {y[keep[1]]:.3g} at {stop}')
-    return f'{title}: ' + '; '.join(said) + '.'
-
-
-def table(series, xlabel, names=None, limit=24):
-    """Returns the header and at most `limit` rows of strings that hold the numbers of a plot."""
-    places, values = _joined(series, limit)
-    rows = []
-    for place in places:
-        label = names[int(place)] if names else f'{place:g}'
-        rows.append([label, *(f'{known[place]:.4g}' if place in known else '' for known in values)])
-    return [xlabel, *series], rows
-
-
-def columns(series, xlabel, names=None):
-    """Returns all numbers of a plot as {NAME: list}, of equal lengths.
-
-    The first are the places, called xlabel; None is where a line has no point.
-    """
-    places, values = _joined(series, np.inf)
-    labels = [names[int(place)] if names else place for place in places]
-    lines = ([known.get(place) for place in places] for known in values)
-    return {xlabel: labels, **dict(zip(series, lines, strict=True))}
-
-
-def _joined(series, limit):
-    """Returns at most `limit` places, evenly of all that lines have, and each line's {x: y}."""
-    values = [
-        dict(zip(*map(np.ndarray.tolist, finite(*xy)), strict=True)) for xy in series.values()
-    ]
-    places = sorted(set().union(*values))
-    return [places[i] for i in evenly(len(places), limit)], values
+def finite(x, y):
+    """Returns the points of a line where both numbers are finite."""
+    keep = np.isfinite(x) & np.isfinite(y)
+    return x[keep], y[keep]
 
 
 @matplotlib.rc_context(RC)
-def losses(series):
-    """Draws the loss and its parts over steps, as logged and smoothed.
+def losses(series, *, styles=STYLES, right=0.87):
+    """Draws losses over steps, as logged (thin) and smoothed.
 
     Args:
-      series: {KEY: (steps [n], values [n])} for some of LOSSES; NaN where a value is missing.
+      series: {name: (steps [n], values [n])}, a key of LOSSES or any other name for each line; NaN
+        where a value is missing.
+      styles: {name: how its line is drawn}.
+      right: where the axes end and names begin, as a share of the width.
 
     Returns:
       SVG bytes.
     """
-    figure, axes = axes_of(15, 5.2, right=0.87)
-    ends, low, high = {}, np.inf, np.log(2)
-    for key, (x, y) in series.items():
-        x, y = finite(x, y)
-        mean = smooth(y, max(1, len(y) // 25))
+    figure, axes = _axes_of(15, 5.2, right=right)
+    ends, low, high = {}, np.inf, np.log(2) if 'loss_objectness' in series else 1e-6
+    for name, points in series.items():
+        x, y = finite(*points)
+        mean = smooth(y)
         low, high = min(low, np.min(mean)), max(high, np.max(mean))
-        thin = evenly(len(x), _POINTS)
-        axes.plot(x[thin], y[thin], color=STYLES[key]['color'], linewidth=0.7, alpha=0.28)
-        axes.plot(x[thin], mean[thin], **STYLES[key], **_marker(x))
-        ends[LOSSES[key]] = (mean[-1], STYLES[key])
+        draw_line(axes, x, y, {'color': styles[name]['color'], 'linewidth': 0.7, 'alpha': 0.28})
+        draw_line(axes, x, mean, styles[name])
+        ends[LOSSES.get(name, name)] = (mean[-1], styles[name])
     if 'loss_objectness' in series:
-        # An objectness of one half for every anchor: where training starts.
+        # Every anchor with a probability of one half: the loss at the start of training.
         style = {'color': _MUTED, 'linewidth': 1.2, 'linestyle': ':', 'zorder': 2}
         axes.axhline(np.log(2), **style)
-        ends['ln 2, a coin flip'] = (np.log(2), style)
+        ends['ln 2, untrained'] = (np.log(2), style)
     if low > 0 and high > 8 * low:
         axes.set_yscale('log')
         _plain_ticks(axes.yaxis, [a * 10.0**b for b in range(-6, 7) for a in (1, 2, 5)])
@@ -155,56 +118,63 @@ def losses(series):
     else:
         axes.set_ylim(min(0, low), 1.1 * high)
     axes.set_xlabel('step')
-    thousands(axes.xaxis)
-    name_ends(axes, ends)
+    whole_ticks(axes.xaxis)
+    _name_ends(axes, ends)
     return svg(figure)
 
 
 @matplotlib.rc_context(RC)
-def panels(series):
-    """Draws a row of small panels, {TITLE: (steps [n], values [n])}; returns SVG bytes."""
-    figure = Figure(figsize=(15, 3.1))
+def panels(series, styles=None):
+    """Draws a row of small panels, {title: {name: (steps [n], values [n])}}; returns SVG bytes.
+
+    styles are as in losses; with them there is a legend of the names.
+    """
+    figure = Figure(figsize=(15, 3.3))
     grid = figure.subplots(1, len(series), squeeze=False)[0]
-    figure.subplots_adjust(left=0.052, right=0.985, top=0.86, bottom=0.2, wspace=0.22)
-    for axes, (title, (x, y)) in zip(grid, series.items(), strict=True):
-        x, y = finite(x, y)
-        thin = evenly(len(x), _POINTS)
-        axes.plot(x[thin], y[thin], color=_BLUE, linewidth=1.8, **_marker(x))
+    right = 0.95 - 0.007 * max(map(len, styles)) if styles else 0.985
+    figure.subplots_adjust(left=0.052, right=right, top=0.87, bottom=0.19, wspace=0.22)
+    for axes, (title, lines) in zip(grid, series.items(), strict=True):
+        lines = {name: finite(*xy) for name, xy in lines.items()}
+        for name, (x, y) in lines.items():
+            style = styles[name] if styles else {'color': _BLUE, 'linewidth': 1.8}
+            draw_line(axes, x, y, style | {'label': name})
+        values = np.concatenate([y for _, y in lines.values()])
+        axes.set_ylim(np.min(values, initial=0), 1.12 * np.max(values, initial=1e-12))
         axes.set_title(title, fontsize=12, loc='left', color=_INK)
-        axes.set_ylim(min(0, np.min(y)), 1.12 * max(np.max(y), 1e-12))
         axes.set_xlabel('step')
         axes.locator_params(axis='x', nbins=4)
         axes.locator_params(axis='y', nbins=5)
-        thousands(axes.xaxis)
+        whole_ticks(axes.xaxis)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.6g}'))
+    if styles:
+        handles = grid[0].get_legend_handles_labels()
+        figure.legend(*handles, frameon=False, loc='center right')
     return svg(figure)
 
 
 @matplotlib.rc_context(RC)
 def recalls(series, *, xlabel, log_x=False, names=None, full=False, styles=STYLES, right=0.73):
-    """Draws recall, or its average, as one line per name, each named at its right end.
+    """Draws recall or average recall, one line per name, each named at its right end.
 
     Args:
-      series: {NAME: (x [n], y [n])} float64; NaN leaves a gap, but not all are NaN.
-      xlabel: what x is.
-      log_x: whether x is drawn on a logarithmic scale.
-      names: what to write at x = 0, 1, ... where these are no numbers.
-      full: whether y runs to 1 even if no line comes near it.
-      styles: {NAME: how its line is drawn}.
-      right: where the axes end and names begin, as a share of the width.
+      series: {name: (x [n], y [n])} float64; NaN leaves a gap, but not all are NaN.
+      xlabel: the label of the x axis.
+      log_x: whether the x axis is logarithmic.
+      names: tick labels at x = 0, 1, .., where x is not a number.
+      full: whether the y axis always ends at 1.
+      styles, right: as in losses.
 
     Returns:
       SVG bytes.
     """
-    figure, axes = axes_of(7.4, 4.9, right=right)
+    figure, axes = _axes_of(7.4, 4.9, right=right)
     ends, top = {}, 0
-    order = sorted(series, key=lambda name: (name != 'proposals', name in BOUNDS))
-    for name in order:
+    for name in sorted(series, key=lambda name: (name != 'proposals', name in BOUNDS)):
         style = styles.get(name, _OTHER)
-        known = finite(*series[name])
-        axes.plot(*series[name], **style, **_marker(known[0]))
-        ends[name] = (known[1][-1], style)
-        top = max(top, np.max(known[1]))
+        draw_line(axes, *series[name], style)
+        known = finite(*series[name])[1]
+        ends[name] = (known[-1], style)
+        top = max(top, np.max(known))
     top = 1 if full else min(1, np.ceil(11 * top + 1e-9) / 10)
     axes.set_ylim(0, max(top, 0.05) * 1.015)
     if log_x:
@@ -214,35 +184,31 @@ def recalls(series, *, xlabel, log_x=False, names=None, full=False, styles=STYLE
         axes.set_xticks(range(len(names)), names)
     axes.set_xlabel(xlabel)
     axes.set_ylabel('recall')
-    name_ends(axes, ends)
+    _name_ends(axes, ends)
     return svg(figure)
 
 
 @matplotlib.rc_context(RC)
 def sizes(objects, proposals):
-    """Draws how boxes spread in size: width over height for both sets, and sqrt(area) shares.
+    """Draws the sizes of two sets of boxes: width against height, and histograms of sqrt(area).
 
-    Args:
-      objects: [n, 2] float widths and heights in pixels, all above zero.
-      proposals: [m, 2], the same.
-
-    Returns:
-      SVG bytes.
+    objects [n, 2] and proposals [m, 2] are float widths and heights in pixels, all above zero.
+    Returns SVG bytes.
     """
     figure = Figure(figsize=(15, 4.7))
     grid = figure.subplots(1, 3, width_ratios=(1, 1, 1.35))
     figure.subplots_adjust(left=0.052, right=0.985, top=0.9, bottom=0.14, wspace=0.2)
     edges = np.percentile(np.concatenate([objects, proposals]), (0.5, 99.5)) * (0.7, 1.4)
     sets = (('objects', objects, _ORANGE), ('proposals', proposals, _BLUE))
+    log = {'xscale': 'log', 'yscale': 'log'}
+    bins = {'gridsize': (26, 15), 'extent': np.log10([*edges, *edges]), 'bins': 'log', 'mincnt': 1}
     for axes, (name, pairs, colour) in zip(grid, sets, strict=False):
         shades = LinearSegmentedColormap.from_list(name, ['#e4e9ee', colour])
         inside = pairs[np.all((pairs > edges[0]) & (pairs < edges[1]), 1)]
         if len(inside):
-            limits = np.log10([*edges, *edges])
-            scale = {'xscale': 'log', 'yscale': 'log', 'gridsize': (26, 15), 'extent': limits}
-            axes.hexbin(*inside.T, mincnt=1, cmap=shades, bins='log', linewidths=0.2, **scale)
+            axes.hexbin(*inside.T, cmap=shades, linewidths=0.2, **log, **bins)
         axes.plot(edges, edges, color=_MUTED, linewidth=0.8, linestyle=':')
-        axes.set(xscale='log', yscale='log', xlim=edges, ylim=edges, xlabel='width (pixels)')
+        axes.set(**log, xlim=edges, ylim=edges, xlabel='width (pixels)')
         step = 2.0 if edges[1] < 50 * edges[0] else 4.0
         for axis in (axes.xaxis, axes.yaxis):
             _plain_ticks(axis, [step**power for power in range(14)])
@@ -253,25 +219,21 @@ def sizes(objects, proposals):
 
 
 def _size_shares(axes, sets, edges):
-    """Draws the two histograms of sqrt(area) and, above them, where their middle halves lie."""
-    bins, top = np.geomspace(*edges, 41), 0
-    for _, pairs, colour in sets:
-        side = np.sqrt(np.prod(pairs, 1))
-        share = np.histogram(side, bins)[0] / max(1, len(side))
-        axes.stairs(share, bins, fill=True, color=colour, alpha=0.3)
-        axes.stairs(share, bins, color=colour, linewidth=1.6)
-        top = max(top, np.max(share))
-    for row, (name, pairs, colour) in enumerate(sets):
-        low, middle, high = np.percentile(np.sqrt(np.prod(pairs, 1)), (25, 50, 75))
+    """Draws the two histograms of sqrt(area), and above them their interquartile ranges."""
+    bins = np.geomspace(*edges, 41)
+    roots = [np.sqrt(np.prod(pairs, 1)) for _, pairs, _ in sets]
+    shares = [np.histogram(sides, bins)[0] / len(sides) for sides in roots]
+    top = np.max(shares)
+    for row, (name, _, colour) in enumerate(sets):
+        axes.stairs(shares[row], bins, fill=True, color=colour, alpha=0.3)
+        axes.stairs(shares[row], bins, color=colour, linewidth=1.6)
+        low, middle, high = np.percentile(roots[row], (25, 50, 75))
         y = top * (1.28 - 0.11 * row)
         axes.plot([low, high], [y, y], color=colour, linewidth=7, solid_capstyle='butt')
         axes.plot([middle], [y], color='white', marker='|', markersize=7, markeredgewidth=2)
-        outward = (
-            {'x': low / 1.06, 'ha': 'right'}
-            if low * high > edges[0] * edges[1]
-            else {'x': high * 1.06}
-        )
-        axes.text(y=y, s=name, va='center', fontsize=11, **outward)
+        on_left = low * high > edges[0] * edges[1]  # the side with more room
+        x, align = (low / 1.06, 'right') if on_left else (high * 1.06, 'left')
+        axes.text(x, y, name, va='center', ha=align, fontsize=11)
     axes.set(xscale='log', xlim=edges, ylim=(0, 1.4 * top), xlabel='square root of area (pixels)')
     axes.set_title('share of boxes; bars: middle half and median', fontsize=12, loc='left')
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{100 * value:.0f}%'))
@@ -279,8 +241,15 @@ def _size_shares(axes, sets, edges):
     _plain_ticks(axes.xaxis, [2.0**power for power in range(13)])
 
 
-def axes_of(width, height, *, right):
-    """Returns a figure, in inches, and its axes, with room for names at their right."""
+def draw_line(axes, x, y, style):
+    """Draws a line through at most _POINTS of its points; a single point gets a marker."""
+    thin = evenly(len(x), _POINTS)
+    marker = {'marker': 'o', 'markersize': 5} if np.sum(np.isfinite(y)) == 1 else {}
+    axes.plot(x[thin], y[thin], **(style | marker))
+
+
+def _axes_of(width, height, *, right):
+    """Returns a figure of this size in inches, and its axes, with room for names on their right."""
     figure = Figure(figsize=(width, height))
     axes = figure.subplots()
     left = 0.75 / width
@@ -288,38 +257,25 @@ def axes_of(width, height, *, right):
     return figure, axes
 
 
-def _marker(x):
-    """Marks the point of a line that has only one, which would be invisible."""
-    return {'marker': 'o', 'markersize': 5} if len(x) == 1 else {}
-
-
-def finite(x, y):
-    """Returns the points of a line both of whose numbers are known."""
-    keep = np.isfinite(x) & np.isfinite(y)
-    return x[keep], y[keep]
-
-
-def thousands(axis):
-    """Writes ticks as whole numbers with separators, and none at fractions."""
+def whole_ticks(axis):
+    """Sets ticks at whole numbers alone, written with separators."""
     axis.set_major_locator(MaxNLocator(nbins='auto', integer=True, steps=(1, 2, 2.5, 5, 10)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
 
 
-def _plain_ticks(axis, places):
-    """Puts ticks at these places, written as plain numbers rather than powers of ten."""
-    axis.set_major_locator(FixedLocator(places))
+def _plain_ticks(axis, ticks):
+    """Sets ticks, written as plain numbers rather than powers of ten."""
+    axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
 
 
-def name_ends(axes, ends, gap=0.068):
-    """Names lines beside their right ends, pushed apart where they would overlap.
+def _name_ends(axes, ends, gap=0.068):
+    """Writes the names of lines beside their right ends, pushed apart where they would overlap.
 
-    Args:
-      axes: with both scales and limits already set.
-      ends: {name: (y of the line's right end, its style)}.
-      gap: least distance of two names, as a share of the axes' height.
+    The scales and limits of the axes are already set. ends: {name: (y of the line's right end, its
+    style)}; gap: least distance of two names, as a share of the axes' height.
     """
     to_axes = axes.transData + axes.transAxes.inverted()
     x = axes.get_xlim()[1]
@@ -330,13 +286,13 @@ def name_ends(axes, ends, gap=0.068):
     ceiling = 1 + gap / 4
     for i in reversed(range(len(heights))):
         heights[i] = min(heights[i], ceiling - gap * (len(heights) - 1 - i))
-    place = {'transform': axes.transAxes, 'clip_on': False}
+    outside = {'transform': axes.transAxes, 'clip_on': False}
+    width = axes.get_position().width * axes.figure.get_figwidth()
+    start, stop, text = (1 + inches / width for inches in (0.1, 0.36, 0.44))
     for name, y in zip(order, heights, strict=True):
-        width = axes.get_position().width * axes.figure.get_figwidth()
-        start, stop, text = (1 + inches / width for inches in (0.1, 0.36, 0.44))
-        axes.add_line(Line2D([start, stop], [y, y], **ends[name][1], **place))
+        axes.add_line(Line2D([start, stop], [y, y], **ends[name][1], **outside))
         weight = 'bold' if name == 'proposals' else 'normal'
-        axes.text(text, y, name, va='center', fontsize=11.5, weight=weight, **place)
+        axes.text(text, y, name, va='center', fontsize=11.5, weight=weight, **outside)
 
 
 def svg(figure):

@@ -1,4 +1,4 @@
-"""Reads what a workdir holds beside its proposals; what is not as expected is left out."""
+"""Reads the files of a workdir beside its proposals; one that cannot be read counts as absent."""
 
 import json
 from pathlib import Path
@@ -6,63 +6,65 @@ from typing import NamedTuple
 
 from rpn_jax.training import workdir
 
+UNREADABLE = (OSError, ValueError, RecursionError)
+
 
 class RunFiles(NamedTuple):
-    """What is known of a run beside its proposals; empty or None where no file says it."""
+    """What is known of a run beside its proposals; empty or None where no file has it."""
 
     config: dict  # {'section.key': value}
     history: list  # lines of metrics.jsonl: {'step' or the name of a scalar: number}
     missed: dict | None  # {reason: count}
-    stale: str  # why missed is not that of the proposals, '' where it is
+    stale: str  # '', or of which other proposals the misses are: missed is then None
 
 
-def read(run, stored):
-    """Reads the RunFiles of a workdir whose proposals are `stored`; never raises."""
-    found = _json(run, 'evaluation.json')
-    missed = found.get('missed')
+def read(run, results):
+    """Returns the RunFiles of a workdir whose proposals are `results`; never raises."""
+    evaluation = _json(run, 'evaluation.json')
+    missed = evaluation.get('missed')
     if not isinstance(missed, dict) or not all(map(_is_number, missed.values())):
         missed = None
-    step, dataset, stale = found.get('step'), found.get('dataset'), ''
-    if missed and (step, dataset) != (stored.step, stored.dataset):
+    step, dataset, stale = evaluation.get('step'), evaluation.get('dataset'), ''
+    if missed and (step, dataset) != (results.step, results.dataset):
         stale, missed = f'of step {step} on {dataset}', None
     return RunFiles(_flat(_json(run, 'config.json')), _history(run), missed or None, stale)
 
 
-def note(run, files, stored):
-    """Returns a line on an evaluation.json of other proposals than those that are compared."""
+def note(run, files, results):
+    """Returns a line on an evaluation.json that is of other proposals than those compared."""
     return (
-        f'{run}: its evaluation.json is {files.stale}, its proposals.npz of step {stored.step} on '
-        f'{stored.dataset}; its misses are left out: evaluate it anew'
+        f'{run}: its evaluation.json is {files.stale}, its proposals.npz of step {results.step} on '
+        f'{results.dataset}; its misses are left out; run --mode=evaluate again'
     )
 
 
 def _is_number(value):
-    """Says whether a value of a json file is a number that float64 holds; NaN is none."""
+    """Returns whether a value of a json file is a number that float64 holds; NaN is not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 def _flat(config, prefix=''):
     """Returns {'section.key': value}."""
-    found = {}
+    flat = {}
     for key, value in config.items():
         inner = _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {}
-        found |= inner or {f'{prefix}{key}': value}
-    return found
+        flat |= inner or {f'{prefix}{key}': value}
+    return flat
 
 
 def _json(run, name):
-    """Returns what a workdir's json file holds, {} where there is none that can be read."""
+    """Returns the content of a workdir's json file, {} where there is none that can be read."""
     try:
-        found = json.loads((Path(run) / name).read_text())
-    except (OSError, ValueError, RecursionError):
+        content = json.loads((Path(run) / name).read_text())
+    except UNREADABLE:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _history(run):
     try:
         lines = workdir.read_history(run)
-    except (OSError, ValueError, RecursionError):
+    except UNREADABLE:
         return []
     lines = [line for line in lines if isinstance(line, dict)]
     return [{key: value for key, value in line.items() if _is_number(value)} for line in lines]

@@ -151,4 +151,4 @@ def test_what_anchors_learn_is_logged_and_measured():
         assert known == [value > 0 for value in types['positives']] and any(known)
     found = json.loads((folder / 'evaluation.json').read_text())['anchors']
     assert sum(found['positives']) > 0 and 'NaN' not in (folder / 'metrics.jsonl').read_text()
-    assert 'Which anchors' in (folder / 'report.html').read_text()
+    assert 'Anchors by size and shape' in (folder / 'report.html').read_text()

@@ -1,4 +1,4 @@
-"""Plots of runs side by side name every run, hold its colour and survive what a run lacks."""
+"""Plots of runs side by side name every run, keep its colour and pass over what a run lacks."""
 
 import numpy as np
 import pytest
@@ -7,28 +7,26 @@ from report_data import texts_of
 from rpn_jax.report import compare_plots
 
 
-def test_styles_are_told_apart():
+def test_styles_are_told_apart_and_the_first_run_alone_is_black():
     styles = [compare_plots.style(i) for i in range(3 * len(compare_plots.COLOURS))]
     assert len({(style['color'], str(style['linestyle'])) for style in styles}) == len(styles)
-
-
-def test_the_first_run_alone_is_black_and_bars_are_told_apart_too():
     ink = compare_plots.COLOURS[0]
-    assert [i for i in range(20) if compare_plots.style(i)['color'] == ink] == [0]
+    assert [i for i, style in enumerate(styles) if style['color'] == ink] == [0]
     bars = {f'run {i}': np.array([5.0]) for i in range(8)}
     drawn = compare_plots.counts(['clipped'], bars)
     assert drawn.count(b'<pattern') == 1  # run 7 has run 1's colour, hatched
     assert b'<pattern' not in compare_plots.counts(['clipped'], dict(list(bars.items())[:7]))
 
 
-@pytest.mark.parametrize('runs', [1, 2, 7])
-def test_intervals_name_figures_and_runs_without_overlap(runs):
+@pytest.mark.parametrize('runs', [1, 7])
+def test_intervals_name_figures_and_runs(runs):
     rows = {f'run {i}': np.array([[0.1, 0.05, 0.2], [-0.1, -0.3, 0.1]]) for i in range(runs)}
+    rows['unknown'] = np.full((2, 3), np.nan)
     texts = texts_of(compare_plots.intervals(['AR@10', 'AR@100'], rows))
     assert {'AR@10', 'AR@100', '0', *rows} <= set(texts)
 
 
-def test_a_dot_is_filled_where_the_interval_leaves_out_zero():
+def test_a_dot_is_filled_where_the_interval_excludes_zero():
     def white(low, high):
         return compare_plots.intervals(['AR@10'], {'b': np.array([[0.1, low, high]])}).count(
             b'fill: #ffffff; stroke: #0072b2'
@@ -37,24 +35,10 @@ def test_a_dot_is_filled_where_the_interval_leaves_out_zero():
     assert white(-0.1, 0.3) == white(0.0, 0.3) > white(0.05, 0.3) == 0
 
 
-def test_what_is_not_known_is_not_drawn():
-    unknown = np.full((2, 3), np.nan)
-    known = np.array([[0.1, 0.05, 0.2], [np.nan] * 3])
-    texts = texts_of(compare_plots.intervals(['AR@10', 'AR@100'], {'b': known, 'c': unknown}))
-    assert {'b', 'c'} <= set(texts)
-
-
-def test_losses_keep_the_colours_of_their_runs():
-    steps = np.arange(1.0, 50)
-    drawn = compare_plots.losses({'a': None, 'b': (steps, 1 / steps), 'c': (steps[:1], steps[:1])})
-    assert {'b', 'c', 'step'} <= set(texts_of(drawn)) and 'a' not in texts_of(drawn)
-    assert compare_plots.COLOURS[1].lower().encode() in drawn.lower()
-
-
 def test_counts_are_written_beside_their_bars():
     series = {'a': np.array([1234.0, 0]), 'b': None, 'c': np.array([5.0, 7])}
-    texts = [
-        text.strip() for text in texts_of(compare_plots.counts(['no_anchor', 'clipped'], series))
-    ]
+    drawn = compare_plots.counts(['no_anchor', 'clipped'], series)
+    texts = [text.strip() for text in texts_of(drawn)]
     assert {'1,234, a', '5, c', '7', 'no_anchor', 'clipped'} <= set(texts)
     assert not any(text.endswith(' b') for text in texts)
+    assert compare_plots.COLOURS[2].lower().encode() in drawn.lower()  # of the third run

@@ -1,6 +1,4 @@
-"""Boxes land on the pixels they cover, pictures stay whole, files appear complete or not at all."""
-
-import os
+"""Boxes are drawn on the pixels that they cover, and pictures stay whole."""
 
 import cv2
 import numpy as np
@@ -10,156 +8,157 @@ from rpn_jax.report import drawings
 
 RED = (255, 0, 0)
 NOTHING = np.zeros((0, 4))
+COLOURS = drawings.COLOURS
 
 
-def _grey(height=40, width=60):
+def grey(height=40, width=60):
     return np.full((height, width, 3), 90, np.uint8)
 
 
-def _where(picture, colour):
+def where(picture, colour):
     """Returns the set of (x, y) that have exactly this colour."""
     ys, xs = np.nonzero(np.all(picture == np.array(colour, np.uint8), -1))
     return set(zip(xs.tolist(), ys.tolist(), strict=True))
 
 
+def drawn(*boxes, thickness=1, **options):
+    return where(drawings.draw_boxes(grey(), boxes, RED, thickness, **options), RED)
+
+
 def test_a_half_open_box_ends_before_its_far_edges():
-    drawn = _where(drawings.draw_boxes(_grey(), [[10, 5, 20, 15]], RED, 1), RED)
     expected = {(x, y) for x in range(10, 20) for y in range(5, 15)}
     expected -= {(x, y) for x in range(11, 19) for y in range(6, 14)}
-    assert drawn == expected
+    assert drawn([10, 5, 20, 15]) == expected
 
 
 def test_thickness_grows_inwards():
-    drawn = _where(drawings.draw_boxes(_grey(), [[10, 5, 30, 25]], RED, 3), RED)
-    assert {(10, 5), (12, 10), (29, 24), (27, 10)} <= drawn
-    assert not {(9, 10), (13, 10), (30, 10), (20, 25)} & drawn
+    pixels = drawn([10, 5, 30, 25], thickness=3)
+    assert {(10, 5), (12, 10), (29, 24), (27, 10)} <= pixels
+    assert not {(9, 10), (13, 10), (30, 10), (20, 25)} & pixels
 
 
 def test_fractions_cover_every_pixel_they_touch():
-    drawn = _where(drawings.draw_boxes(_grey(), [[10.6, 5.2, 19.1, 14.5]], RED, 1), RED)
-    assert min(drawn) == (10, 5) and max(drawn) == (19, 14)
+    pixels = drawn([10.6, 5.2, 19.1, 14.5])
+    assert min(pixels) == (10, 5) and max(pixels) == (19, 14)
 
 
-def test_the_input_is_left_alone():
-    image = _grey()
+def test_the_input_is_left_unchanged():
+    image = grey()
     image.flags.writeable = False
     picture = drawings.draw_boxes(image, [[1, 1, 9, 9]], RED)
     assert np.all(image == 90) and not np.shares_memory(image, picture)
     assert picture.shape == image.shape and picture.dtype == np.uint8
+    np.testing.assert_array_equal(drawings.draw_boxes(image, NOTHING, RED), image)
 
 
 @pytest.mark.parametrize('box', [(-50, -50, -10, -10), (70, 5, 90, 9), (-1e30, -1e30, 1e30, 1e30)])
 def test_a_box_whose_edges_lie_outside_leaves_no_mark(box):
-    assert not _where(drawings.draw_boxes(_grey(), [box], RED, 3), RED)
+    assert not drawn(box, thickness=3)
 
 
 def test_a_box_across_the_edge_keeps_only_the_inner_edges():
-    drawn = _where(drawings.draw_boxes(_grey(), [[-8, 10, 12, 99]], RED, 1), RED)
-    assert drawn == {(x, 10) for x in range(12)} | {(11, y) for y in range(10, 40)}
+    expected = {(x, 10) for x in range(12)} | {(11, y) for y in range(10, 40)}
+    assert drawn([-8, 10, 12, 99]) == expected
 
 
 def test_a_degenerate_box_is_one_pixel_wide():
-    drawn = _where(drawings.draw_boxes(_grey(), [[10, 5, 10, 15], [30, 8, 25, 2]], RED, 2), RED)
-    assert drawn == {(10, y) for y in range(5, 15)} | {(30, 8)}
+    expected = {(10, y) for y in range(5, 15)} | {(30, 8)}
+    assert drawn([10, 5, 10, 15], [30, 8, 25, 2], thickness=2) == expected
 
 
-def test_dashes_leave_gaps():
-    box = [[5, 5, 55, 35]]
-    solid = _where(drawings.draw_boxes(_grey(), box, RED, 2), RED)
-    dashed = _where(drawings.draw_boxes(_grey(), box, RED, 2, dashed=True), RED)
-    assert dashed < solid and 0.4 < len(dashed) / len(solid) < 0.7
+def test_dashes_leave_gaps_on_every_side():
+    solid = drawn([5, 5, 55, 35], thickness=2)
+    dashed = drawn([5, 5, 55, 35], thickness=2, dashed=True)
+    assert dashed < solid and 0.4 < len(dashed) / len(solid) < 0.6
+    for axis, value in ((0, 5), (0, 54), (1, 5), (1, 34)):
+        side = [pixel for pixel in solid if pixel[axis] == value]
+        assert 0.3 < np.mean([pixel in dashed for pixel in side]) < 0.7
 
 
 def test_labels_stay_inside_and_belong_to_their_boxes():
-    plain = drawings.draw_boxes(_grey(), [[50, 0, 60, 9], [0, 30, 9, 40]], RED, 1)
-    picture = drawings.draw_boxes(
-        _grey(), [[50, 0, 60, 9], [0, 30, 9, 40]], RED, 1, labels=['0.9', '']
-    )
+    boxes = [[50, 0, 60, 9], [0, 30, 9, 40]]
+    plain = drawings.draw_boxes(grey(), boxes, RED, 1)
+    picture = drawings.draw_boxes(grey(), boxes, RED, 1, labels=['0.9', ''])
     changed = np.argwhere(np.any(picture != plain, -1))
     assert len(changed) and np.all(changed[:, 0] < 20) and np.all(changed[:, 1] > 20)
     with pytest.raises(ValueError):
-        drawings.draw_boxes(_grey(), [[0, 0, 5, 5]], RED, labels=['one', 'two'])
-
-
-def test_no_boxes_change_nothing():
-    np.testing.assert_array_equal(drawings.draw_boxes(_grey(), NOTHING, RED), _grey())
+        drawings.draw_boxes(grey(), [[0, 0, 5, 5]], RED, labels=['one', 'two'])
 
 
 def test_an_input_shows_each_kind_in_its_colour_and_no_padding():
     boxes = np.array([[2, 2, 20, 20], [22, 2, 40, 20], [2, 22, 20, 38], [42, 22, 55, 35]])
-    picture = drawings.draw_input(_grey(80, 80), (70, 60), boxes, [1, 2, 3, 0], NOTHING, NOTHING)
-    colours = drawings.COLOURS
-    assert _where(picture, colours['object']) >= {(2, 2), (19, 19)}
-    assert (22, 2) in _where(picture, colours['difficult'])
-    assert (2, 22) in _where(picture, colours['crowd'])
+    picture = drawings.draw_input(grey(80, 80), (70, 60), boxes, [1, 2, 3, 0], NOTHING, NOTHING)
+    assert where(picture, COLOURS['object']) >= {(2, 2), (19, 19)}
+    assert (22, 2) in where(picture, COLOURS['difficult'])
+    assert (2, 22) in where(picture, COLOURS['crowd'])
     assert np.all(picture[22:35, 42:55] == 90)
-    border = _where(picture, colours['border'])
+    border = where(picture, COLOURS['border'])
     assert max(x for x, _ in border) == 59 and max(y for _, y in border) == 69
 
 
 def test_an_input_marks_anchors_without_hiding_the_picture():
     positive, background = [[10.0, 10, 50, 50]], [[50.0, 60, 70, 80], [-500, -500, -400, -400]]
-    size, image = (90, 90), _grey(90, 90)
-    picture = drawings.draw_input(image, size, NOTHING, [], positive, background)
-    assert _where(picture, drawings.COLOURS['positive anchor']) >= {(10, 10), (49, 49), (30, 10)}
-    assert (60, 70) in _where(picture, drawings.COLOURS['background anchor'])
+    image = grey(90, 90)
+    picture = drawings.draw_input(image, (90, 90), NOTHING, [], positive, background)
+    assert where(picture, COLOURS['positive anchor']) >= {(10, 10), (49, 49), (30, 10)}
+    assert (60, 70) in where(picture, COLOURS['background anchor'])
     assert np.mean(np.any(picture != 90, -1)) < 0.1
     assert np.all(image == 90)
 
 
+def test_positive_anchors_of_several_levels_have_colours_of_their_own():
+    assert drawings.anchor_colours(1) == {'positive anchor': COLOURS['positive anchor']}
+    colours = list(drawings.anchor_colours(5).values())
+    assert len(set(colours)) == 5
+    boxes = [[10, 10, 20, 20], [30, 10, 40, 20], [50, 10, 60, 20]]
+    picture = drawings.draw_input(
+        grey(90, 90), (90, 90), NOTHING, [], boxes, NOTHING, level=[0, 4, 0], levels=5
+    )
+    assert where(picture, colours[0]) >= {(10, 10), (50, 10)}
+    assert (30, 10) in where(picture, colours[4]) and not where(picture, colours[1])
+
+
 def test_a_contact_sheet_holds_its_pictures_and_legend():
     pictures = [np.full((30, 200, 3), 10 * i, np.uint8) for i in (1, 2, 3)]
-    sheet = drawings.contact_sheet(pictures, ['one', 'two', 'three'], 2, legend=('object',))
+    legend = {'object': COLOURS['object']}
+    sheet = drawings.contact_sheet(pictures, ['one', 'two', 'three'], legend, 2)
     for i in (1, 2, 3):
-        assert len(_where(sheet, (10 * i,) * 3)) >= 30 * 200
+        assert len(where(sheet, (10 * i,) * 3)) >= 30 * 200
     first, third = (np.argwhere(np.all(sheet == value, -1))[0] for value in (10, 30))
     assert third[0] > first[0] + 30 and third[1] == first[1]
-    assert _where(sheet, drawings.COLOURS['object'])
-    assert not _where(sheet, drawings.COLOURS['proposal'])
-    other = drawings.contact_sheet(pictures, ['one', 'two', ''], 2, legend=('object',))
+    assert where(sheet, COLOURS['object']) and not where(sheet, COLOURS['border'])
+    other = drawings.contact_sheet(pictures, ['one', 'two', ''], legend, 2)
     assert other.shape == sheet.shape and np.any(other != sheet)
 
 
 def test_a_long_caption_is_cut_at_its_cell():
     pictures = [np.full((30, 80, 3), 120, np.uint8)] * 2
-    sheet = drawings.contact_sheet(pictures, ['w' * 200, ''], 2, legend=())
+    sheet = drawings.contact_sheet(pictures, ['w' * 200, ''], {}, 2)
     assert np.all(sheet[40:, 90:] == 255)
     assert np.any(sheet[40:, :90] < 128)
 
 
 def test_a_contact_sheet_of_nothing_is_its_legend():
-    sheet = drawings.contact_sheet([], [])
-    assert all(_where(sheet, colour) for colour in drawings.COLOURS.values())
-
-
-def test_a_contact_sheet_wants_a_caption_for_each_picture():
+    sheet = drawings.contact_sheet([], [], COLOURS)
+    assert all(where(sheet, colour) for colour in COLOURS.values())
     with pytest.raises(ValueError, match='1 pictures, but 0 captions'):
-        drawings.contact_sheet([_grey()], [])
+        drawings.contact_sheet([grey()], [], {})
 
 
-def test_png_is_lossless_and_rgb(tmp_path):
+def test_png_is_lossless_and_jpeg_is_bounded_and_both_are_rgb():
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    drawings.write_png(tmp_path / 'a.png', picture)
-    read = cv2.imread(str(tmp_path / 'a.png'))[..., ::-1]
-    np.testing.assert_array_equal(read, picture)
-    assert (tmp_path / 'a.png').read_bytes() == drawings.encode_png(picture)
-    assert os.listdir(tmp_path) == ['a.png']
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / 'a.png'
-    path.write_bytes(b'old')
-
-    def fail(*_):
-        raise OSError('disk full')
-
-    monkeypatch.setattr(os, 'replace', fail)
-    with pytest.raises(OSError, match='disk full'):
-        drawings.write_png(path, _grey())
-    assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['a.png']
+    data = np.frombuffer(drawings.encode_png(picture), np.uint8)
+    np.testing.assert_array_equal(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1], picture)
+    large = np.full((3000, 2000, 3), (200, 100, 0), np.uint8)
+    data = np.frombuffer(drawings.encode_jpeg(large, 640, 90), np.uint8)
+    small = cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+    assert small.shape == (640, 427, 3)
+    assert np.abs(small.astype(int) - (200, 100, 0)).max() < 6
+    tiny = cv2.imdecode(np.frombuffer(drawings.encode_jpeg(picture, 640, 90), np.uint8), 1)
+    assert tiny.shape == picture.shape
 
 
 def test_colours_stay_apart():
-    values = np.array(list(drawings.COLOURS.values()), np.float64)
+    values = np.array(list(COLOURS.values()), np.float64)
     distance = np.linalg.norm(values[:, None] - values, axis=-1) + 999 * np.eye(len(values))
     assert distance.min() > 60

@@ -11,9 +11,16 @@ import cv2
 import jinja2
 import numpy as np
 import pytest
-from report_data import VOID, finish_run, missed_objects, report_arguments, write_run
+from report_data import (
+    VOID,
+    anchor_section,
+    finish_run,
+    missed_objects,
+    report_arguments,
+    write_comparison,
+    write_run,
+)
 
-from rpn_jax import commands
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.data.records import Record
 from rpn_jax.diagnosis import checks, inspect
@@ -121,7 +128,7 @@ class _Outline(html.parser.HTMLParser):
 
 
 def _decodes(source):
-    """Says whether a data: URI holds a whole picture, and an SVG nothing from elsewhere."""
+    """Returns whether a data: URI holds a whole picture, and an SVG nothing from elsewhere."""
     kind, _, content = source.partition(';base64,')
     data = base64.b64decode(content, validate=True)
     if kind == 'data:image/svg+xml':
@@ -141,29 +148,32 @@ def _example():
     row = {'size': np.int32(size), 'kind': kind, 'boxes': boxes, 'image': image}
     found = compare_evidence(record, image, network, image, row, size, pixels)
     anchors = np.float32([[10, 12, 48, 40], [0, 0, 16, 16]])
-    sampled = {'positive': anchors[:1], 'background': anchors[1:], 'evidence': found}
-    return inspect.Example(0, record, b'', image, image, size, boxes, kind, **sampled)
+    sampled = {'positive': anchors[:1], 'background': anchors[1:], 'level': np.int32([1])}
+    made = dict(step=0, record=record, file=b'', original=image, seen=image, evidence=found)
+    return inspect.Example(**made, size=size, boxes=boxes, kind=kind, levels=2, **sampled)
 
 
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
     """Returns {name: the text of a page} of every kind that we write."""
     folder = tmp_path_factory.mktemp('pages')
-    report.write_report(folder / 'report.html', **report_arguments() | {'misses': missed_objects()})
+    values = report_arguments() | {'misses': missed_objects()}
+    values['evaluation']['anchors'] = anchor_section()
+    report.write_page(folder / 'report.html', **values)
     example = _example()
     inputs_page.write_page(
         folder / 'inspect.html',
         title='a run of a name that is long enough to go over the edge of a small screen' * 2,
         dataset='drawn shapes',
         pixels=pixel_family('torchvision'),
-        looked=1,
+        checked=1,
         verdicts=checks.verdicts([example.evidence]),
         shown=[example],
     )
     long = 'a_run_of_a_name_that_is_longer_than_most'
-    runs = [write_run(folder / long, 12, images=20), write_run(folder / 'b', 4, images=20)]
-    finish_run(runs[0], data__path='x' * 200)
-    commands.compare_mode(list(map(str, [*map(finish_run, runs[1:]), runs[0]])))
+    runs = [write_run(folder / 'b', 4, images=20), write_run(folder / long, 12, images=20)]
+    finish_run(runs[1], data__path='x' * 200)
+    write_comparison([finish_run(runs[0]), runs[1]])
     return {path.stem: path.read_text('utf-8') for path in sorted(folder.glob('*.html'))}
 
 
@@ -210,10 +220,44 @@ def test_a_value_that_is_not_there_is_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_corners_are_widths_and_heights_never_below_zero():
+def test_boxes_become_corners_and_sizes_never_below_zero():
     boxes = [[1, 2, 4.06, 8], [5, 5, 4, 4]]
-    assert pages.corners(boxes) == [[1, 2, 3.1, 6], [5, 5, 0, 0]]
-    assert pages.corners(np.zeros((0, 4))) == []
+    assert pages.xywh(boxes) == [[1, 2, 3.1, 6], [5, 5, 0, 0]]
+    assert pages.xywh(np.zeros((0, 4))) == []
+
+
+def test_a_figure_has_all_numbers_of_its_lines():
+    a = np.array([1.0, 10, 1_000_003]), np.array([0.5, np.nan, 0.25])
+    b = np.array([10.0, 100]), np.array([0.25, 0.125])
+    figure = pages.figure('Recall: a, b', b'<svg>', 'count', {'a': a, 'b': b})
+    assert figure['header'] == ['count', 'a', 'b'] and figure['file'] == 'recall_a_b.json'
+    assert figure['rows'] == [
+        ['1', '0.5', ''],
+        ['10', '', '0.25'],
+        ['100', '', '0.125'],
+        ['1000003', '0.25', ''],
+    ]
+    assert figure['alt'].startswith('Recall: a, b: a 0.5 at 1 to 0.25 at 1000003; b 0.25 at 10')
+    numbers = {'count': [1, 10, 100, 1000003], 'a': [0.5, None, None, 0.25]}
+    numbers['b'] = [None, 0.25, 0.125, None]
+    assert json.loads(figure['json'])['columns'] == numbers
+    named = pages.figure('x', b'', 'size', {'a': (np.arange(2.0), b[1])}, ('s', 'm'))
+    assert named['rows'] == [['s', '0.25'], ['m', '0.125']]
+
+
+def test_a_long_line_is_thinned():
+    steps = 1_000_003.0 + np.arange(20_000)
+    figure = pages.figure('x', b'', 'step', {'loss': (steps, 1 / steps)})
+    content = json.loads(figure['json'])['columns']
+    assert (content['step'][0], content['step'][-1]) == (1_000_003, 1_020_002)
+    assert len(content['loss']) == 2000 and figure['points'] == [2000, 20_000]
+    assert len(figure['rows']) == pages.ROWS
+
+
+def test_plain_data_is_json_without_nan():
+    data = {'a': [np.float32(0.1), np.nan, (np.arange(2), 'x')], 1: {'b': 1 / 3, 'c': None}}
+    expected = {'a': [0.1, None, [[0, 1], 'x']], '1': {'b': 0.333333, 'c': None}}
+    assert json.loads(json.dumps(pages.plain(data))) == expected
 
 
 def browse(folder, texts):

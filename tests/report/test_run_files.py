@@ -1,4 +1,4 @@
-"""What lies beside a run's proposals is read where it is as expected, and otherwise left out."""
+"""Files beside a run's proposals are read where they are as expected, and otherwise left out."""
 
 import json
 
@@ -40,8 +40,8 @@ def test_misses_of_other_proposals_are_stale(run, change):
     found = read(run)
     assert found.missed is None
     assert found.stale == f'of step {known["step"]} on {known["dataset"]}'
-    said = run_files.note(run, found, results.load(run / 'proposals.npz'))
-    assert found.stale in said and 'of step 7 on drawn' in said and '\n' not in said
+    note = run_files.note(run, found, results.load(run / 'proposals.npz'))
+    assert found.stale in note and 'of step 7 on drawn' in note and '\n' not in note
 
 
 @pytest.mark.parametrize(

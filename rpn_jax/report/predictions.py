@@ -1,0 +1,97 @@
+"""Proposals of a user's own images: a json file and a picture of each."""
+
+import itertools
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from rpn_jax import files
+from rpn_jax.data import images
+from rpn_jax.data.images import BadRecord
+from rpn_jax.data.sources.folder import EXTENSIONS, listing
+from rpn_jax.errors import InputError
+from rpn_jax.report import drawings
+
+logger = logging.getLogger(__name__)
+SHOWN = 10  # best proposals in a picture
+
+
+def find(paths, output):
+    """Returns {image file: name without extension} of files, and of all images in folders.
+
+    A name keeps the folders below the given one; where two would be equal the second gets a number.
+    Files in the output folder, pictures drawn before, are left out; files of other extensions are
+    counted in the log. Raises InputError where a path does not exist, a folder has no images, or a
+    picture would overwrite an image.
+    """
+    names, taken, others = {}, set(), []
+    for path in map(Path, paths):
+        if path.is_dir():
+            if os.path.realpath(path) == os.path.realpath(output):
+                raise InputError(f'--output={output}: holds the images; name another folder')
+            inside, rest = listing(path, without=output)
+            own = {file: file.relative_to(path) for file in inside}
+            others += rest
+        elif path.exists():
+            own = {path: Path(path.name)}
+        else:
+            raise InputError(f'{path}: no such file or folder; --mode=predict takes images')
+        for file, name in own.items():
+            if file not in names:
+                names[file] = _free(name.with_suffix('').as_posix(), taken)
+                taken.add(names[file])
+    written = {os.path.realpath(f'{output / name}.png') for name in taken}
+    if over := [file for file in names if os.path.realpath(file) in written]:
+        raise InputError(f'{over[0]}: its picture would overwrite it; name another --output')
+    if others:
+        known = ', '.join(sorted(EXTENSIONS))
+        logger.info(f'{len(others)} files skipped, such as {others[0]}; images are {known}')
+    return names
+
+
+def _free(name, taken):
+    """Returns the name, with a number where it is taken."""
+    numbered = (f'{name}-{number}' for number in itertools.count(2))
+    return next(each for each in itertools.chain([name], numbered) if each not in taken)
+
+
+def write(detector, path, target):
+    """Writes an image's proposals to target.json and target.png; returns whether it was readable.
+
+    Boxes are (x0, y0, x1, y1) in pixels of the image as it is in its file, best first. An image
+    that cannot be read is reported in the log. Raises InputError where a file cannot be written.
+    """
+    try:
+        image = images.decode(images.load(path), path)
+    except BadRecord as error:
+        logger.warning(f'skipped: {error}')
+        return False
+    proposals = detector.propose(image)
+    boxes, scores = (x[proposals.valid] for x in (proposals.boxes, proposals.scores))
+    content = {
+        'image': os.fspath(path),
+        'height': image.shape[0],
+        'width': image.shape[1],
+        'step': int(detector.step),
+        'boxes': np.round(boxes.astype(float), 2).tolist(),
+        'scores': np.round(scores.astype(float), 5).tolist(),
+    }
+    labels = [f'{score:.2f}' for score in scores[:SHOWN]]
+    colour = drawings.COLOURS['proposal']
+    picture = drawings.draw_boxes(image, boxes[:SHOWN], colour, labels=labels)
+    files.make_folder(target.parent, '--output')
+    for suffix, data in (
+        ('json', json.dumps(content) + '\n'),
+        ('png', drawings.encode_png(picture)),
+    ):
+        file = target.with_name(f'{target.name}.{suffix}')
+        try:
+            files.write_atomically(file, data)
+        except OSError as error:
+            raise InputError(
+                f'{file}: cannot be written ({error.strerror}); make room, or name another --output'
+            ) from error
+    return True
