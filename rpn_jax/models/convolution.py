@@ -151,7 +151,7 @@ def gradient_by_columns(x, gradient, size):
     columns = jnp.stack([x[:, :, i : i + last : 2] for i in range(size)])
     columns = columns.transpose(0, 4, 2, 1, 3).reshape(size * channels, -1, batch * across)
     gradient = gradient.transpose(1, 0, 2, 3).reshape(down, batch * across, -1)
-    found = jax.lax.conv_general_dilated(
+    kernel = jax.lax.conv_general_dilated(
         columns,
         gradient,
         window_strides=(1,),
@@ -159,7 +159,7 @@ def gradient_by_columns(x, gradient, size):
         rhs_dilation=(2,),
         dimension_numbers=('NHC', 'HIO', 'NHC'),
     )
-    return found.reshape(size, channels, size, -1).transpose(2, 0, 1, 3)
+    return kernel.reshape(size, channels, size, -1).transpose(2, 0, 1, 3)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -27,8 +27,8 @@ class ResNet(nn.Module):
     dilations (conv2..conv5): d > 1 keeps that stage's stride at 1 and dilates its 3x3 convolutions
     by d. Its first block keeps the previous stage's dilation, as in torchvision; dilate_first_block
     is detectron2's rule. stride_in_1x1 puts a stage's stride where MSRA's weights want it. norm is
-    'frozen' (stored statistics, nothing learnt), 'batch' (synchronised over axis_name, if any) or
-    'group'. frozen_stages (1 the stem, 2 up to conv2, .. 5 all) use stored statistics whatever the
+    'frozen' (statistics and scale never change), 'batch' (synchronised over axis_name, if any) or
+    'group'. frozen_stages (1 the stem, 2 up to conv2, .. 5 all) keep their statistics whatever the
     norm.
     Stages in remat (4 is conv4) are rematerialised: maps are computed again for the gradients, in
     less memory on GPUs; on CPUs XLA undoes it.

@@ -175,8 +175,8 @@ def frozen(model, params):
     """Returns a tree like params of booleans: True where a parameter never changes.
 
     Frozen are, wherever they stand below `backbone`, the first `frozen_stages` stages of a ResNet
-    and, with norm 'frozen', the scale and bias of every norm. Backbones without these fields learn
-    whole.
+    and, with norm 'frozen', the scale and bias of every norm. Of a backbone without these fields
+    nothing is frozen.
     """
     stages = getattr(model.backbone, 'frozen_stages', 0)
     fixed_norms = getattr(model.backbone, 'norm', '') == 'frozen'
@@ -192,7 +192,7 @@ def frozen(model, params):
 
 
 def is_norm(path):
-    """Says whether a parameter's path belongs to a norm, which weight decay leaves alone."""
+    """Says whether a parameter's path belongs to a norm, which weight decay does not touch."""
     return re.search('norm', path[-2].key, re.IGNORECASE) is not None
 
 

@@ -78,8 +78,8 @@ def _tiles(x, dilation, side):
     pixels = rows[:, None, None, :, None] * width + columns[None, :, None, None, :]
     pixels = pixels + height * width * jnp.arange(batch)[None, None, :, None, None]
     # Whole rows of channels, side by side: XLA would take slices apart number by number.
-    found = x.reshape(-1, channels).at[pixels.reshape(-1)].get(mode='promise_in_bounds')
-    return found.reshape(side * side, -1, channels)
+    rows = x.reshape(-1, channels).at[pixels.reshape(-1)].get(mode='promise_in_bounds')
+    return rows.reshape(side * side, -1, channels)
 
 
 def _whole(tiles, shape, dilation):

@@ -1,1 +1,1 @@
-"""Pure functions of one image, in jax.numpy alone: geometry, matching, losses, proposals."""
+"""Pure functions of one image, in jax.numpy only: geometry, matching, losses, proposals."""

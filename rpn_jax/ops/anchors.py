@@ -43,17 +43,17 @@ class Anchors:
                 f'{len(shapes)} feature maps, {len(strides)} strides and aspect ratios of '
                 f'{len(ratios)} levels: these numbers must be equal'
             )
-        parts, types, counts = [], [], []
+        rows, types, counts = [], [], []
         for level, (shape, stride) in enumerate(zip(shapes, strides, strict=True)):
             boxes = grid(base_anchors(sizes[level], ratios[level]), shape, stride)
             own = [(size, ratio) for ratio in ratios[level] for size in sizes[level]]
             each = jnp.arange(math.prod(shape), dtype=jnp.int32), jnp.arange(len(own))
             cell, slot = (x.reshape(-1) for x in jnp.meshgrid(*each, indexing='ij'))
             kind = slot.astype(jnp.int32) + len(types)
-            parts.append((boxes, jnp.full(len(boxes), level, jnp.int32), cell, kind))
+            rows.append((boxes, jnp.full(len(boxes), level, jnp.int32), cell, kind))
             types += own
             counts.append(len(boxes))
-        columns = (jnp.concatenate(column) for column in zip(*parts, strict=True))
+        columns = (jnp.concatenate(column) for column in zip(*rows, strict=True))
         return cls(*columns, types=tuple(types), levels=tuple(counts))
 
 

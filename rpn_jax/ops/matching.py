@@ -129,7 +129,7 @@ def _fold(state, overlaps, first, is_object, ignored_from):
     anchor, and whether a difficult box or a crowd keeps it out of the background.
     """
     best, matched, wins, near = state
-    # Not of `objects`: on CPUs XLA has vector code for the maximum of a plain array alone.
+    # Not of `objects`: on CPUs XLA has vector code only for the maximum of a plain array.
     best_of_object = jnp.max(overlaps, axis=1)
     touched = is_object & (best_of_object > 0)
     ties = overlaps == jnp.where(touched, best_of_object, jnp.inf)[:, None]
@@ -148,8 +148,8 @@ def _overlaps(boxes, kind, anchors, area):
     """Returns IoUs [G, A] as boxes.iou does, or of a crowd its share of each anchor; area [A]."""
     overlaps = box.intersection(boxes, anchors)
     union = box.area(boxes)[:, None] + area[None, :] - overlaps
-    whole = jnp.where((kind == 3)[:, None], jnp.maximum(area, box.TINY)[None, :], union)
-    return jnp.where(whole > 0, overlaps / jnp.where(whole > 0, whole, 1), 0)
+    divisor = jnp.where((kind == 3)[:, None], jnp.maximum(area, box.TINY)[None, :], union)
+    return jnp.where(divisor > 0, overlaps / jnp.where(divisor > 0, divisor, 1), 0)
 
 
 def _blocks(rows):

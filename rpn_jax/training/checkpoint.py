@@ -1,4 +1,4 @@
-"""Checkpoints: written while training goes on, the newest kept. All Orbax calls live here."""
+"""Save, resume and restore checkpoints, in the background; the only module that calls Orbax."""
 
 import math
 from pathlib import Path
@@ -43,7 +43,7 @@ class Checkpoints:
 
     @property
     def latest(self):
-        """The step of the newest whole checkpoint, or None."""
+        """The step of the newest complete checkpoint, or None."""
         newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
@@ -84,10 +84,10 @@ def folder(workdir):
 
 
 def steps(workdir):
-    """Returns the steps of the whole checkpoints in a workdir, ascending."""
-    place = folder(workdir).absolute()
-    named = sorted(int(path.name) for path in place.glob('*') if path.name.isdecimal())
-    return [step for step in named if ocp.is_orbax_checkpoint(place / str(step))]
+    """Returns the steps of the complete checkpoints in a workdir, ascending."""
+    path = folder(workdir).absolute()
+    named = sorted(int(each.name) for each in path.glob('*') if each.name.isdecimal())
+    return [step for step in named if ocp.is_orbax_checkpoint(path / str(step))]
 
 
 def restore(workdir, step=None):
@@ -95,14 +95,14 @@ def restore(workdir, step=None):
 
     step None takes the newest. The optimizer's state is not read.
     """
-    place, saved = folder(workdir), steps(workdir)
+    root, saved = folder(workdir), steps(workdir)
     if not saved:
-        raise InputError(f'{place}: no checkpoint; train first, or name another --workdir')
+        raise InputError(f'{root}: no checkpoint; train first, or name another --workdir')
     step = saved[-1] if step is None else step
     if step not in saved:
         shown = ', '.join(map(str, saved))
-        raise InputError(f'{place}: no checkpoint of step {step}; there are {shown}')
-    path = place.absolute() / str(step)
+        raise InputError(f'{root}: no checkpoint of step {step}; there are {shown}')
+    path = root.absolute() / str(step)
     try:
         shape = ocp.metadata(path, checkpointable_name='state').metadata
         template = {k: jax.tree.map(lambda _: np.ndarray, v) for k, v in shape.items()}

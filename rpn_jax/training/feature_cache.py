@@ -99,9 +99,9 @@ class Features:
             if features is None:
                 features = self._make(batch, row, device)
             placed.append(jax.device_put(features, self._devices[device]))
-        parts = [self._stack(*placed[i : i + share]) for i in range(0, len(placed), share)]
-        shape = len(self._devices), *parts[0].shape[1:]
-        features = jax.make_array_from_single_device_arrays(shape, self._sharding, parts)
+        shards = [self._stack(*placed[i : i + share]) for i in range(0, len(placed), share)]
+        shape = len(self._devices), *shards[0].shape[1:]
+        features = jax.make_array_from_single_device_arrays(shape, self._sharding, shards)
         rest = {k: v for k, v in batch.items() if k not in ('image', 'number', 'kept')}
         return rest | {'features': features}
 
@@ -174,7 +174,7 @@ class DiskMaps:
         return bool(self._sums[number])
 
     def get(self, number):
-        """Returns the map of a number, or None where there is none, or none that is whole."""
+        """Returns the map of a number, or None where there is none, or a damaged one."""
         if number not in self:
             return None
         features = np.array(self._maps[number])
