@@ -1,5 +1,6 @@
 """The comparison of runs: one HTML page on which run is ahead, and in what they differ."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -198,26 +199,19 @@ def _curve_figures(runs, names):
         objects = [boxes[kinds == OBJECT] for boxes, kinds in pairs]
         overlaps = metrics.measure(each.proposals, objects, list(map(metrics.area, objects)))
         counts = [n for n in COUNTS if n < most[run]] + [most[run]]
-        curves[run] = metrics.curves(overlaps, counts)
-    styles = {name: compare_plots.style(i) for i, name in enumerate(names.values())}
-    drawn = []
-    for key, title in (
-        ('AR/count', 'Average recall over number of proposals'),
-        ('recall@0.5/count', 'Recall at IoU 0.5 over number of proposals'),
-        ('recall@100/iou', f'Recall over IoU, first {min(100, max(most.values()))} proposals'),
-    ):
-        over = key.partition('/')[2]
-        series = {
-            names[run]: (np.array(curve[over], np.float64), np.array(curve[key], np.float64))
-            for run, curve in curves.items()
-        }
-        drawn += pages.recall_figure(title, over, series, styles=styles, right=0.66)
-    return drawn
+        curves[names[run]] = metrics.curves(overlaps, counts)
+    titles = {
+        'AR/count': 'Average recall over number of proposals',
+        'recall@0.5/count': 'Recall at IoU 0.5 over number of proposals',
+        'recall@100/iou': f'Recall over IoU, first {min(100, max(most.values()))} proposals',
+    }
+    options = {'styles': _styles(names), 'right': 0.66}
+    drawn = (pages.recall_figure(title, key, curves, **options) for key, title in titles.items())
+    return list(itertools.chain(*drawn))
 
 
 def _loss_figures(histories, names):
     """Returns the plots of the losses that were recorded, all runs in each."""
-    styles = {name: compare_plots.style(i) for i, name in enumerate(names.values())}
     drawn = []
     for key, title in _LOSSES.items():
         series = {
@@ -225,7 +219,7 @@ def _loss_figures(histories, names):
             for run, history in histories.items()
         }
         if series := {name: points for name, points in series.items() if len(points[0])}:
-            svg = plots.losses(series, styles=styles, right=0.84)
+            svg = plots.losses(series, styles=_styles(names), right=0.84)
             drawn.append(pages.figure(title, svg, 'step', series))
     return drawn
 
@@ -245,6 +239,10 @@ def _miss_figures(missed, names):
     title = 'Objects missed at IoU 0.5 by the first 100 proposals, by reason'
     svg = compare_plots.counts(reasons, counts)
     return [pages.figure(title, svg, 'reason', series, reasons)]
+
+
+def _styles(names):
+    return {name: compare_plots.style(i) for i, name in enumerate(names.values())}
 
 
 def _text(value):

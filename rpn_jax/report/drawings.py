@@ -97,19 +97,19 @@ def contact_sheet(pictures, captions, legend, columns=3):
     if len(pictures) != len(captions):
         raise ValueError(f'{len(pictures)} pictures, but {len(captions)} captions')
     columns = max(1, min(columns, len(pictures)))
+    strip = _legend_strip(legend)
     cell_height = max((picture.shape[0] for picture in pictures), default=0) + _LINE_HEIGHT
-    cell_width = max((picture.shape[1] for picture in pictures), default=620)
-    rows = -(-len(pictures) // columns)
-    width = _MARGIN + columns * (cell_width + _MARGIN)
-    strip = _legend_strip(legend, width)
-    height = _MARGIN + rows * (cell_height + _MARGIN)
+    cell_width = max((picture.shape[1] for picture in pictures), default=0)
+    width = max(_MARGIN + columns * (cell_width + _MARGIN), strip.shape[1])
+    height = _MARGIN + -(-len(pictures) // columns) * (cell_height + _MARGIN)
     sheet = np.full((height + len(strip), width, 3), 255, np.uint8)
-    sheet[height:] = strip
+    sheet[height:, : strip.shape[1]] = strip
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        y = _MARGIN + i // columns * (cell_height + _MARGIN)
-        x = _MARGIN + i % columns * (cell_width + _MARGIN)
-        sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
-        _write(sheet, _fit(caption, cell_width), (x, y + picture.shape[0] + 16), _INK)
+        row, column = divmod(i, columns)
+        y, x = _MARGIN + row * (cell_height + _MARGIN), _MARGIN + column * (cell_width + _MARGIN)
+        cell = sheet[y : y + cell_height, x : x + cell_width]
+        cell[: picture.shape[0], : picture.shape[1]] = picture
+        _write(cell, caption, (0, picture.shape[0] + 16), _INK)
     return sheet
 
 
@@ -156,29 +156,14 @@ def _label(picture, box, text, colour):
     _write(picture, text, (x + 3, y + height - below), _INK if bright else (255, 255, 255))
 
 
-def _legend_strip(legend, width):
-    """Returns a white strip with a swatch and a name for each colour, on one line or more."""
-    corners, x, y = [], _MARGIN, 0
-    for name in legend:
-        needed = 34 + cv2.getTextSize(name, _FONT, _TEXT_SCALE, 1)[0][0]
-        if x > _MARGIN and x + needed > width:
-            x, y = _MARGIN, y + _LINE_HEIGHT
-        corners.append((name, x, y))
-        x += needed + 14
-    strip = np.full((y + _LINE_HEIGHT + _MARGIN if corners else 0, width, 3), 255, np.uint8)
-    for name, x, y in corners:
-        strip[y + 5 : y + 17, x : x + 26] = legend[name]
-        _write(strip, name, (x + 32, y + 16), _INK)
-    return strip
-
-
-def _fit(text, width):
-    """Returns text, cut to a width in pixels."""
-    if cv2.getTextSize(text, _FONT, _TEXT_SCALE, 1)[0][0] <= width:
-        return text
-    while text and cv2.getTextSize(text + '...', _FONT, _TEXT_SCALE, 1)[0][0] > width:
-        text = text[:-1]
-    return text + '...'
+def _legend_strip(legend):
+    """Returns a white strip with a swatch and a name for each colour."""
+    strip, x = np.full((_LINE_HEIGHT + _MARGIN, 4000, 3), 255, np.uint8), _MARGIN
+    for name, colour in legend.items():
+        strip[5:17, x : x + 26] = colour
+        _write(strip, name, (x + 32, 16), _INK)
+        x += 48 + cv2.getTextSize(name, _FONT, _TEXT_SCALE, 1)[0][0]
+    return strip[:, :x]
 
 
 def _write(picture, text, origin, colour):

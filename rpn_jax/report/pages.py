@@ -64,15 +64,23 @@ def figure(title, svg, xlabel, series, names=None, columns=None):
     }
 
 
-def recall_figure(title, over, series, **options):
-    """Returns, as a list, the plot of recall over 'iou', 'count' or 'size'; [] without any value.
+def recall_figure(title, key, curves, bounds=(), **options):
+    """Returns, as a list, the plot of one key of curves, such as 'AR/count'; [] without any value.
 
-    series: {name: (x [n], y [n])}; the options are further ones of plots.recalls.
+    curves are {name: {key: [n] floats or None} or None}, with the x values below what follows the
+    slash: 'iou', 'count' or 'size'. bounds are further lines {name: (x [n], y [n])}, drawn only
+    beside others; the options are further ones of plots.recalls.
     """
-    series = {name: xy for name, xy in series.items() if np.any(np.isfinite(xy[1]))}
+    over = key.partition('/')[2]
+    lists = {name: (curve.get(over), curve.get(key)) for name, curve in curves.items() if curve}
+    series = {
+        name: tuple(np.array(values, np.float64) for values in xy)
+        for name, xy in lists.items()
+        if None not in xy and any(value is not None for value in xy[1])
+    }
     if not series:
         return []
-    axes = _RECALLS[over]
+    series, axes = dict(bounds) | series, _RECALLS[over]
     svg = plots.recalls(series, **axes, **options)
     return [figure(title, svg, axes['xlabel'], series, axes.get('names'))]
 
@@ -82,9 +90,7 @@ def columns_of(series, xlabel, names=None):
 
     None is where a line has no point; the arguments are as in figure.
     """
-    lines = [
-        dict(zip(*(z.tolist() for z in plots.finite(*xy)), strict=True)) for xy in series.values()
-    ]
+    lines = [dict(np.stack(plots.finite(*xy), 1).tolist()) for xy in series.values()]
     xs = sorted(set().union(*lines))
     ys = ([line.get(x) for x in xs] for line in lines)
     labels = [names[int(x)] for x in xs] if names else xs

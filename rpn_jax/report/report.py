@@ -97,44 +97,30 @@ def _training_figures(history):
 
 def _recall_figures(curves, evaluation):
     """Returns the plots of recall; those over the number of proposals show the bounds as well."""
-    names = [name for name in curves if name not in evaluation.get('parts', {})]
-    over_iou = {key for curve in curves.values() for key in curve or () if key.endswith('/iou')}
+    own = {name: curve for name, curve in curves.items() if name not in evaluation.get('parts', {})}
+    over_iou = {key for curve in own.values() for key in curve or () if key.endswith('/iou')}
     drawn = []
     for key in sorted(over_iou, key=lambda key: (len(key), key)):
-        title = (
-            f'Recall over IoU, first {key.removeprefix("recall@").removesuffix("/iou")} proposals'
-        )
-        drawn += recall_figure(title, 'iou', _series(curves, names, key))
+        count = key.removeprefix('recall@').removesuffix('/iou')
+        drawn += recall_figure(f'Recall over IoU, first {count} proposals', key, own)
     for key, title in _CURVES.items():
-        if series := _series(curves, names, key):
-            bounds = _bound_lines(evaluation, key.removesuffix('/count'))
-            drawn += recall_figure(title, 'count', bounds | series)
-    sets = {'proposals': evaluation['proposals'], **evaluation['baselines']}
-    bins = np.arange(len(metrics.SIZES))
-    series = {
-        name: (bins, np.array([figures.get(size) for size in metrics.SIZES], np.float64))
-        for name, figures in sets.items()
+        bounds = _bound_lines(evaluation, key.removesuffix('/count'))
+        drawn += recall_figure(title, key, own, bounds)
+    sizes = {
+        name: {'size': [0, 1, 2], 'AR@100/size': [figures.get(size) for size in metrics.SIZES]}
+        for name, figures in {
+            **evaluation['baselines'],
+            'proposals': evaluation['proposals'],
+        }.items()
     }
-    return drawn + recall_figure('AR@100 over object size', 'size', series)
+    return drawn + recall_figure('AR@100 over object size', 'AR@100/size', sizes)
 
 
 def _ablation_figures(curves, evaluation):
     """Returns the plot of the ablations beside the proposals; [] where none was measured."""
-    names = 'proposals', *evaluation.get('parts', {})
-    series = _series(curves, names, 'AR/count')
+    own = {name: curves.get(name) for name in ('proposals', *evaluation.get('parts', {}))}
     title = 'Average recall over number of proposals, with ablations'
-    return recall_figure(title, 'count', series) if len(series) > 1 else []
-
-
-def _series(curves, names, key):
-    """Returns {name: (x [n], y [n])} of those curves that have the key and its x values."""
-    series = {}
-    for name in names:
-        curve = curves.get(name) or {}
-        xy = curve.get(key.partition('/')[2]), curve.get(key)
-        if None not in xy:
-            series[name] = tuple(np.array(values, np.float64) for values in xy)
-    return series
+    return recall_figure(title, 'AR/count', own) if len(own) > 1 else []
 
 
 def _bound_lines(evaluation, metric):

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from flax.traverse_util import flatten_dict
+
 from rpn_jax.training import workdir
 
 UNREADABLE = (OSError, ValueError, RecursionError)
@@ -20,6 +22,7 @@ class RunFiles(NamedTuple):
 
 def read(run, results):
     """Returns the RunFiles of a workdir whose proposals are `results`; never raises."""
+    config = flatten_dict(_json(run, 'config.json'), sep='.')
     evaluation = _json(run, 'evaluation.json')
     missed = evaluation.get('missed')
     if not isinstance(missed, dict) or not all(map(_is_number, missed.values())):
@@ -27,7 +30,7 @@ def read(run, results):
     step, dataset, stale = evaluation.get('step'), evaluation.get('dataset'), ''
     if missed and (step, dataset) != (results.step, results.dataset):
         stale, missed = f'of step {step} on {dataset}', None
-    return RunFiles(_flat(_json(run, 'config.json')), _history(run), missed or None, stale)
+    return RunFiles(config, _history(run), missed or None, stale)
 
 
 def note(run, files, results):
@@ -41,15 +44,6 @@ def note(run, files, results):
 def _is_number(value):
     """Returns whether a value of a json file is a number that float64 holds; NaN is not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
-
-
-def _flat(config, prefix=''):
-    """Returns {'section.key': value}."""
-    flat = {}
-    for key, value in config.items():
-        inner = _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {}
-        flat |= inner or {f'{prefix}{key}': value}
-    return flat
 
 
 def _json(run, name):
