@@ -190,7 +190,7 @@ def _draw_stretch(panels, edges):
         above.plot(centres, panel['IoU before'], **_BEFORE, markersize=4, label='before regression')
         above.plot(centres, panel['IoU after'], **_AFTER, markersize=5, label='after regression')
         above.axvline(0, color='#9aa2ab', linewidth=0.8)
-        above.set_title(name, fontsize=12, loc='left')
+        above.set_title(name)
         below.bar(centres, 100 * np.nan_to_num(panel['positive']), width=0.42, color='#E69F00')
         below.set(xlabel='object’s size / anchor’s size', xlim=(-5, 5))
         ticks = [f'1/{2**-k}' if k < 0 else f'{2**k}' for k in range(-5, 6)]
@@ -198,5 +198,5 @@ def _draw_stretch(panels, edges):
         below.tick_params(axis='x', pad=9)
     grid[0, 0].set(ylim=(0, 1), ylabel='mean IoU with it')
     grid[1, 0].set_ylabel('positive (%)')
-    grid[0, 0].legend(frameon=False, loc='upper left')
+    grid[0, 0].legend(loc='upper left')
     return plots.svg(figure)

@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 LOSSES = {'loss': 'total', 'loss_objectness': 'objectness', 'loss_box': 'box'}
 BOUNDS = ('anchors', 'oracle')  # baselines that no proposals can exceed; all others are blind
 
-_INK, _MUTED, _GRID = '#1f2328', '#59636e', '#e6e9ed'
+_INK, _MUTED = '#1f2328', '#59636e'
 _ORANGE, _BLUE = '#E69F00', '#0072B2'
 _LINE = {'linewidth': 1.6, 'linestyle': '-', 'zorder': 3}
 _LOSS = {'linewidth': 2.2, 'linestyle': '-', 'zorder': 4}
@@ -37,26 +38,7 @@ STYLES = {
 _OTHER = _LINE | {'color': '#56B4E9'}
 _POINTS = 600  # most points per line: more cannot be told apart and makes the file large
 
-RC = {
-    'svg.hashsalt': 'rpn_jax',
-    'svg.fonttype': 'none',
-    'font.family': 'sans-serif',
-    'font.sans-serif': ['DejaVu Sans'],
-    'font.size': 12,
-    'text.color': _INK,
-    'axes.labelcolor': _MUTED,
-    'axes.edgecolor': '#c4cad1',
-    'axes.linewidth': 0.8,
-    'axes.spines.top': False,
-    'axes.spines.right': False,
-    'axes.grid': True,
-    'axes.axisbelow': True,
-    'grid.color': _GRID,
-    'grid.linewidth': 0.8,
-    'xtick.color': _MUTED,
-    'ytick.color': _MUTED,
-    **{f'{axis}tick.{kind}.size': 0 for axis in 'xy' for kind in ('major', 'minor')},
-}
+RC = matplotlib.rc_params_from_file(Path(__file__).with_suffix('.mplstyle'), False, False)
 
 
 def column(history, key):
@@ -136,11 +118,11 @@ def panels(series, styles=None):
     for axes, (title, lines) in zip(grid, series.items(), strict=True):
         lines = {name: finite(*xy) for name, xy in lines.items()}
         for name, (x, y) in lines.items():
-            style = styles[name] if styles else {'color': _BLUE, 'linewidth': 1.8}
+            style = styles[name] if styles else {'linewidth': 1.8}
             draw_line(axes, x, y, style | {'label': name})
         values = np.concatenate([y for _, y in lines.values()])
         axes.set_ylim(np.min(values, initial=0), 1.12 * np.max(values, initial=1e-12))
-        axes.set_title(title, fontsize=12, loc='left', color=_INK)
+        axes.set_title(title)
         axes.set_xlabel('step')
         axes.locator_params(axis='x', nbins=4)
         axes.locator_params(axis='y', nbins=5)
@@ -148,7 +130,7 @@ def panels(series, styles=None):
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.6g}'))
     if styles:
         handles = grid[0].get_legend_handles_labels()
-        figure.legend(*handles, frameon=False, loc='center right')
+        figure.legend(*handles, loc='center right')
     return svg(figure)
 
 
@@ -212,7 +194,7 @@ def sizes(objects, proposals):
         step = 2.0 if edges[1] < 50 * edges[0] else 4.0
         for axis in (axes.xaxis, axes.yaxis):
             _plain_ticks(axis, [step**power for power in range(14)])
-        axes.set_title(f'{name} ({len(pairs):,})', fontsize=12, loc='left')
+        axes.set_title(f'{name} ({len(pairs):,})')
     grid[0].set_ylabel('height (pixels)')
     _size_shares(grid[2], sets, edges)
     return svg(figure)
@@ -235,7 +217,7 @@ def _size_shares(axes, sets, edges):
         x, align = (low / 1.06, 'right') if on_left else (high * 1.06, 'left')
         axes.text(x, y, name, va='center', ha=align, fontsize=11)
     axes.set(xscale='log', xlim=edges, ylim=(0, 1.4 * top), xlabel='square root of area (pixels)')
-    axes.set_title('share of boxes; bars: middle half and median', fontsize=12, loc='left')
+    axes.set_title('share of boxes; bars: middle half and median')
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{100 * value:.0f}%'))
     axes.locator_params(axis='y', nbins=6)
     _plain_ticks(axes.xaxis, [2.0**power for power in range(13)])

@@ -8,8 +8,6 @@ from flax.traverse_util import flatten_dict
 
 from rpn_jax.training import workdir
 
-UNREADABLE = (OSError, ValueError, RecursionError)
-
 
 class RunFiles(NamedTuple):
     """What is known of a run beside its proposals; empty or None where no file has it."""
@@ -48,17 +46,18 @@ def _is_number(value):
 
 def _json(run, name):
     """Returns the content of a workdir's json file, {} where there is none that can be read."""
-    try:
-        content = json.loads((Path(run) / name).read_text())
-    except UNREADABLE:
-        return {}
+    content = _readable(lambda: json.loads((Path(run) / name).read_text()))
     return content if isinstance(content, dict) else {}
 
 
 def _history(run):
-    try:
-        lines = workdir.read_history(run)
-    except UNREADABLE:
-        return []
-    lines = [line for line in lines if isinstance(line, dict)]
+    lines = [line for line in _readable(workdir.read_history, run) or () if isinstance(line, dict)]
     return [{key: value for key, value in line.items() if _is_number(value)} for line in lines]
+
+
+def _readable(function, *arguments):
+    """Returns what a function reads, None where it cannot."""
+    try:
+        return function(*arguments)
+    except (OSError, ValueError, RecursionError):
+        return None

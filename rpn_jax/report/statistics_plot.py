@@ -24,9 +24,8 @@ def picture(figures, records):
         axes[0].plot(np.arange(256), share, color=colour, label=name)
     # Black and white may stand far above the rest: an even spread is 100 / 256 %.
     axes[0].set_ylim(0, 1.2 * max(np.percentile(shares, 99), 100 / 256))
-    axes[0].legend(frameon=False)
-    axes[0].set_title('levels of each channel', loc='left')
-    axes[0].set(xlabel='level', ylabel='% of pixels')
+    axes[0].legend()
+    axes[0].set(title='levels of each channel', xlabel='level', ylabel='% of pixels')
     if figures['boxes']:
         _draw_boxes(axes[1:], records)
     figure.suptitle(f'{figures["dataset"]}: {figures["images"]} images', x=0.02, ha='left')
@@ -39,23 +38,12 @@ def _draw_boxes(axes, records):
     per_image = [np.sum(record.kind == OBJECT) for record in records]
     objects = np.concatenate([r.boxes[r.kind == OBJECT] for r in records]).astype(np.float64)
     width, height = (objects[:, 2:] - objects[:, :2]).T
-    for axis, values, bins, ticks, title, label in (
-        (
-            axes[0],
-            np.sqrt(width * height),
-            (4, 2048),
-            range(2, 12),
-            'sizes',
-            'sqrt(area) in pixels',
-        ),
-        (axes[1], height / width, (1 / 8, 8), range(-3, 4), 'shapes', 'height / width'),
-    ):
-        bins, ticks = np.geomspace(*bins, 37), 2.0 ** np.array(ticks)
-        axis.hist(np.clip(values, bins[0], bins[-1]), bins=bins, color=CHANNELS['blue'])
+    axes[0].hist(np.clip(np.sqrt(width * height), 4, 2048), bins=np.geomspace(4, 2048, 37))
+    axes[1].hist(np.clip(height / width, 1 / 8, 8), bins=np.geomspace(1 / 8, 8, 37))
+    axes[2].hist(per_image, bins=np.arange(max(per_image) + 2) - 0.5)
+    for axis, ticks in ((axes[0], 2.0 ** np.arange(2, 12)), (axes[1], 2.0 ** np.arange(-3, 4))):
         axis.set_xscale('log', base=2)
         axis.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
-        axis.set_title(f'{title} of objects', loc='left')
-        axis.set_xlabel(label)
-    axes[2].hist(per_image, bins=np.arange(max(per_image) + 2) - 0.5, color=CHANNELS['blue'])
-    axes[2].set_title('objects per image', loc='left')
-    axes[2].set_xlabel('objects')
+    axes[0].set(title='sizes of objects', xlabel='square root of area (pixels)')
+    axes[1].set(title='shapes of objects', xlabel='height / width')
+    axes[2].set(title='objects per image', xlabel='objects')

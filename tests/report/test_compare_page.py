@@ -44,11 +44,11 @@ def compared(runs):
     return compare.compare(compare.tally(compare.load(runs)))
 
 
-def points(page, title, run, x):
-    """Returns the numbers of a run's line in a plot of the page's data: (x, y)."""
+def assert_line(page, title, run, expected):
+    """Checks the points {x: y} of a run's line in a plot, by the page's data."""
+    x, *_ = page.data[title]
     pairs = zip(page.data[title][x], page.data[title][run], strict=True)
-    xs, ys = zip(*((x, y) for x, y in pairs if y is not None), strict=True)
-    return list(xs), np.array(ys)
+    assert {x: y for x, y in pairs if y is not None} == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_the_page_names_the_run_ahead_and_what_differs(page):
@@ -75,58 +75,47 @@ def test_what_a_run_lacks_is_left_out_and_named(page):
         assert f'there is no readable {name}: C · ' in page.text
 
 
-def test_figures_are_those_of_the_comparison(runs, page, compared):
-    for run, row in list(compared.items())[1:]:
+def test_differences_are_those_of_the_comparison(page, compared):
+    title = 'Difference from A · a with 95 % intervals, filled where beyond noise'
+    for name, row in list(zip(NAMES, compared.values(), strict=True))[1:]:
         text = '{value:.3f}▲ {difference:+.3f} [{low:+.3f}, {high:+.3f}]'
         assert compare.is_beyond(row['AR@10'])
         assert text.format(**row['AR@10']) in page.text
-        title = 'Difference from A · a with 95 % intervals, filled where beyond noise'
-        name = NAMES[[str(each) for each in runs].index(run)]
+        assert {'AR@10', 'top10_max_iou'} <= set(page.data[title]['figure'])
         for key in ('difference', 'low', 'high'):
-            figures, values = points(page, title, f'{name} {key}', 'figure')
-            assert 'AR@10' in figures and 'top10_max_iou' in figures
-            np.testing.assert_allclose(values, [row[f][key] for f in figures], atol=1e-6)
+            expected = {figure: row[figure][key] for figure in page.data[title]['figure']}
+            assert_line(page, title, f'{name} {key}', expected)
 
 
 def test_curves_are_those_of_each_run(runs, page):
+    titles = {
+        'AR/count': 'Average recall over number of proposals',
+        'recall@0.5/count': 'Recall at IoU 0.5 over number of proposals',
+        'recall@100/iou': 'Recall over IoU, first 15 proposals',
+    }
     for folder, name in zip(runs, NAMES, strict=True):
         run = results.load(folder / 'proposals.npz')
         areas = [metrics.area(boxes) for boxes in run.gt_boxes]
         overlaps = metrics.measure(run.proposals, run.gt_boxes, areas)
         curves = metrics.curves(overlaps, [1, 2, 3, 5, 10, 15])
-        for title, key, x in (
-            ('Average recall over number of proposals', 'AR/count', 'proposals per image'),
-            (
-                'Recall at IoU 0.5 over number of proposals',
-                'recall@0.5/count',
-                'proposals per image',
-            ),
-            ('Recall over IoU, first 15 proposals', 'recall@100/iou', 'IoU'),
-        ):
-            xs, recalls = points(page, title, name, x)
-            np.testing.assert_allclose(xs, curves[key.split('/')[1]], atol=1e-6)
-            np.testing.assert_allclose(recalls, curves[key], atol=1e-6)
+        for key, title in titles.items():
+            xs = curves[key.split('/')[1]]
+            assert_line(page, title, name, dict(zip(xs, curves[key], strict=True)))
 
 
-def test_losses_are_those_of_each_run_and_title(page):
-    for name, rate in ((NAMES[0], default.get_config().optim.learning_rate), (NAMES[1], 0.5)):
+def test_losses_and_misses_are_those_of_each_run(page):
+    rates = default.get_config().optim.learning_rate, 0.5
+    for name, rate, clipped in zip(NAMES, rates, (1, 5), strict=False):
         for title, start in (
             ('Total loss over steps, as logged (thin) and smoothed', 3),
             ('Objectness loss over steps', 2 + rate),
             ('Box loss over steps', 1 - rate),
         ):
-            steps, losses = points(page, title, name, 'step')
-            assert steps == list(range(1, 60))
-            np.testing.assert_allclose(losses, start / np.arange(1, 60), rtol=1e-5)
+            assert_line(page, title, name, {step: start / step for step in range(1, 60)})
+        counts = {'suppressed': 1234, 'beyond_limit': 400 - clipped, 'clipped': clipped}
+        assert_line(page, MISSES, name, counts)
     pictures = [image['src'] for image in page.all('img')]
     assert len(set(pictures)) == len(pictures) == 8
-
-
-def test_misses_are_those_of_each_run(page):
-    for name, clipped in ((NAMES[0], 1), (NAMES[1], 5)):
-        reasons, counts = points(page, MISSES, name, 'reason')
-        found = dict(zip(reasons, counts, strict=True))
-        assert found == {'suppressed': 1234, 'beyond_limit': 400 - clipped, 'clipped': clipped}
     (picture,) = (i['src'] for i in page.all('img') if i['alt'].startswith('Objects missed'))
     texts = ''.join(texts_of(base64.b64decode(picture.partition('base64,')[2])))
     assert '1, A · a' in texts and '5, B · lower' in texts

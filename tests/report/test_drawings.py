@@ -25,21 +25,32 @@ def drawn(*boxes, thickness=1, **options):
     return where(drawings.draw_boxes(grey(), boxes, RED, thickness, **options), RED)
 
 
-def test_a_half_open_box_ends_before_its_far_edges():
-    expected = {(x, y) for x in range(10, 20) for y in range(5, 15)}
-    expected -= {(x, y) for x in range(11, 19) for y in range(6, 14)}
-    assert drawn([10, 5, 20, 15]) == expected
+def frame(x0, y0, x1, y1, thickness=1):
+    """Returns the pixels of an outline."""
+    inner = (x0 + thickness, y0 + thickness, x1 - thickness, y1 - thickness)
+    return filled(x0, y0, x1, y1) - filled(*inner)
 
 
-def test_thickness_grows_inwards():
-    pixels = drawn([10, 5, 30, 25], thickness=3)
-    assert {(10, 5), (12, 10), (29, 24), (27, 10)} <= pixels
-    assert not {(9, 10), (13, 10), (30, 10), (20, 25)} & pixels
+def filled(x0, y0, x1, y1):
+    return {(x, y) for x in range(x0, x1) for y in range(y0, y1)}
 
 
-def test_fractions_cover_every_pixel_they_touch():
-    pixels = drawn([10.6, 5.2, 19.1, 14.5])
-    assert min(pixels) == (10, 5) and max(pixels) == (19, 14)
+@pytest.mark.parametrize(
+    ('box', 'thickness', 'expected'),
+    [
+        ((10, 5, 20, 15), 1, frame(10, 5, 20, 15)),  # half open
+        ((10, 5, 30, 25), 3, frame(10, 5, 30, 25, 3)),
+        ((10.6, 5.2, 19.1, 14.5), 1, frame(10, 5, 20, 15)),  # every pixel that it touches
+        ((-8, 10, 12, 99), 1, filled(0, 10, 12, 11) | filled(11, 10, 12, 40)),
+        ((10, 5, 10, 15), 2, filled(10, 5, 11, 15)),  # no width
+        ((30, 8, 25, 2), 2, {(30, 8)}),
+        ((-50, -50, -10, -10), 3, set()),
+        ((70, 5, 90, 9), 3, set()),
+        ((-1e30, -1e30, 1e30, 1e30), 3, set()),
+    ],
+)
+def test_a_box_is_outlined_inside_itself(box, thickness, expected):
+    assert drawn(box, thickness=thickness) == expected
 
 
 def test_the_input_is_left_unchanged():
@@ -49,21 +60,6 @@ def test_the_input_is_left_unchanged():
     assert np.all(image == 90) and not np.shares_memory(image, picture)
     assert picture.shape == image.shape and picture.dtype == np.uint8
     np.testing.assert_array_equal(drawings.draw_boxes(image, NOTHING, RED), image)
-
-
-@pytest.mark.parametrize('box', [(-50, -50, -10, -10), (70, 5, 90, 9), (-1e30, -1e30, 1e30, 1e30)])
-def test_a_box_whose_edges_lie_outside_leaves_no_mark(box):
-    assert not drawn(box, thickness=3)
-
-
-def test_a_box_across_the_edge_keeps_only_the_inner_edges():
-    expected = {(x, 10) for x in range(12)} | {(11, y) for y in range(10, 40)}
-    assert drawn([-8, 10, 12, 99]) == expected
-
-
-def test_a_degenerate_box_is_one_pixel_wide():
-    expected = {(10, y) for y in range(5, 15)} | {(30, 8)}
-    assert drawn([10, 5, 10, 15], [30, 8, 25, 2], thickness=2) == expected
 
 
 def test_dashes_leave_gaps_on_every_side():

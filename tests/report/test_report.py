@@ -1,10 +1,7 @@
 """The report holds everything inside itself, and its tables, plots and texts have the figures."""
 
-import base64
 import json
-import os
 
-import cv2
 import numpy as np
 import pytest
 from report_data import (
@@ -56,20 +53,6 @@ def plain(tmp_path_factory):
     return write_page(tmp_path_factory.mktemp('report'))
 
 
-def test_every_picture_decodes_and_has_words(page):
-    pictures = page.all('img')
-    assert len(pictures) == 12 + 12 + 12
-    for picture in pictures:
-        kind, data = picture['src'].split(';base64,')
-        data = base64.b64decode(data, validate=True)
-        assert picture['alt'].strip()
-        if kind == 'data:image/jpeg':
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-            assert image.shape == (90, 120, 3) and abs(int(image.mean()) - 200) < 3
-        else:
-            assert kind == 'data:image/svg+xml' and data.startswith(b'<svg')
-
-
 def test_numbers_and_facts_appear(page):
     for text in (
         *('A <small> run & more', 'drawn shapes', '1,234 images', '5,678 objects', 'step 500'),
@@ -78,7 +61,8 @@ def test_numbers_and_facts_appear(page):
         *('model.dilations(1, 1, 2)', 'Over blind baselines2.2×', '95 % intervals'),
     ):
         assert text in page.text
-    assert 'None' not in page.text
+    photos = [image for image in page.all('img') if 'jpeg' in image['src'][:20]]
+    assert len(photos) == 12 + 12 and len(page.all('img')) == 24 + 12
 
 
 def test_sections_are_there_where_they_were_measured(page, plain):
@@ -136,13 +120,6 @@ def test_anchors_have_a_table_and_plots(page):
     assert file['columns']['step'] == [10] and file['columns']['iou_after: 64 px'] == [0.5]
 
 
-def test_data_of_the_plots_is_there(page):
-    data = json.loads(page.inside['script'])
-    assert data['evaluation']['proposals']['AR@100'] == 0.4321
-    assert data['history'][-1]['step'] == 500
-    assert data['curves']['proposals']['iou'][0] == 0.5 and data['curves']['quadrants'] is None
-
-
 def test_each_plot_is_a_file_with_all_of_its_points(page):
     values = report_arguments()
     files = files_of(page)
@@ -157,6 +134,9 @@ def test_each_plot_is_a_file_with_all_of_its_points(page):
     over_iou = files['recall_over_iou_first_100_proposals.json']['columns']
     assert over_iou['IoU'] == list(IOUS) and over_iou['proposals'] == [0.4] * 10
     assert 'oracle_scores' not in over_iou
+    data = json.loads(page.inside['script'])
+    assert data['evaluation']['proposals']['AR@100'] == 0.4321
+    assert data['history'][-1]['step'] == 500 and data['curves']['quadrants'] is None
 
 
 def test_names_from_outside_are_escaped(tmp_path):
@@ -211,16 +191,3 @@ def test_figures_are_of_no_more_proposals_than_there_can_be(tmp_path):
     page = write_page(tmp_path, **values)
     assert 'BoxesAR@10top10_max_iou' in page.text and 'first 50 proposals' in page.text
     assert 'The first 10 proposals of an image reach an average recall of 1.000' in page.text
-
-
-def test_a_failed_write_keeps_the_old_report(tmp_path, monkeypatch):
-    (tmp_path / 'report.html').write_text('old')
-
-    def fail(*_):
-        raise OSError('disk full')
-
-    monkeypatch.setattr(os, 'replace', fail)
-    with pytest.raises(OSError, match='disk full'):
-        write_page(tmp_path, gallery=[], curves={}, history=[], sizes={})
-    assert os.listdir(tmp_path) == ['report.html']
-    assert (tmp_path / 'report.html').read_text() == 'old'
