@@ -55,15 +55,11 @@ def decode(data):
 
 
 def compare(record, original, network, seen, row, planned, pixels):
-    """Returns the Evidence of one image of a batch.
+    """Returns the Evidence of one image of a batch, made from a record.
 
-    Args:
-      record: the Record that it was made from.
-      original: uint8 [h, w, 3] RGB pixels, decoded in another way than the batch's, or None.
-      network: float32 [H, W, 3] network input; seen: uint8 [H, W, 3] RGB, the same denormalised.
-      row: dict of the image's row of the batch.
-      planned: (height, width) that the image is to be resized to.
-      pixels: the Pixels that made the input.
+    original is its uint8 [h, w, 3] RGB pixels, decoded in another way than the batch's, or None;
+    network the float32 [H, W, 3] input that `pixels` made, seen the same as uint8 RGB again; row is
+    the image's row of the batch, planned the (height, width) that it is to be resized to.
     """
     size = tuple(int(side) for side in row['size'])
     height, width = size
@@ -76,7 +72,7 @@ def compare(record, original, network, seen, row, planned, pixels):
     expected = (expected.astype(np.float64) - pixels.mean) / pixels.std
     formula = np.abs((network - expected) * pixels.std)[inside]
     reach = boxes - np.array([width, height] * 2)
-    common = dict(
+    return Evidence(
         image_id=record.image_id,
         round_trip=float(difference.max(initial=0)),
         formula=float(formula.max(initial=0)),
@@ -86,8 +82,8 @@ def compare(record, original, network, seen, row, planned, pixels):
         padded=not inside.all(),
         same_objects=np.array_equal(row['kind'][real], record.kind),
         beyond=float(max(reach.max(initial=0), (-boxes).max(initial=0))),
+        **_content(record, original, seen, size, boxes),
     )
-    return Evidence(**common, **_content(record, original, seen, size, boxes))
 
 
 def _content(record, original, seen, size, boxes):
@@ -145,12 +141,10 @@ def _offsets(record, boxes, size, flipped):
 
 def _turned(picture):
     """Returns a picture turned and mirrored in all eight ways, by name."""
-    ways = {'upright': picture, 'upside down': picture[::-1]}
-    ways['with height and width swapped'] = picture.swapaxes(0, 1)
+    ways = {'upside down': picture[::-1], 'with height and width swapped': picture.swapaxes(0, 1)}
     ways['turned by 90 degrees'] = picture.swapaxes(0, 1)[::-1]
-    mirrored = {f'{name}, mirrored': way[:, ::-1] for name, way in ways.items()}
-    mirrored['mirrored'] = mirrored.pop('upright, mirrored')
-    return ways | mirrored
+    ways |= {f'{name}, mirrored': way[:, ::-1] for name, way in ways.items()}
+    return {'upright': picture, 'mirrored': picture[:, ::-1]} | ways
 
 
 def _sums(image):

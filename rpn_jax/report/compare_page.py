@@ -24,11 +24,9 @@ _LOSSES = {
 def write_page(path, runs, files, tallies, compared):
     """Writes the page; raises OSError where it cannot be written.
 
-    Args:
-      path: where to; the folder exists.
-      runs: {run: Results}, two or more; a run is called by its workdir as the user wrote it.
-      files: {run: RunFiles}; what a run lacks is left out.
-      tallies: {run: {figure: Tally}}; compared: {run: {figure: {..}}}; both as compare makes them.
+    runs is {run: Results}, two or more, each called by its workdir as the user wrote it; files is
+    {run: RunFiles}, where what a run lacks is left out; tallies {run: {figure: Tally}} and compared
+    {run: {figure: {..}}} are as compare makes them.
     """
     names = labels(list(runs))
     missed = {run: each.missed for run, each in files.items()}
@@ -76,15 +74,11 @@ def config_changes(configs):
 
 
 def findings(tallies, names, changed, missed, steps):
-    """Returns sentences on which run is ahead, in what they differ and what to look at next.
+    """Returns a list of (sentence, whether it is good news, None where it is neither).
 
-    Args:
-      tallies: {run: {figure: Tally}}; names: {run: label}.
-      changed: as config_changes returns it; missed: {run: {reason: count} or None}.
-      steps: set of the steps at which the runs were evaluated.
-
-    Returns:
-      A list of (sentence, whether it is good news, None where it is neither good nor bad).
+    They name the run ahead, what the runs differ in and what to do next. tallies is {run: {figure:
+    Tally}}, names {run: label}, changed as config_changes returns it, missed {run: {reason: count}
+    or None} and steps the set of steps at which the runs were evaluated.
     """
     figures = [name for name in HEADLINES if name in next(iter(tallies.values()))]
     leads = {figure: lead(tallies, figure) for figure in figures}
@@ -103,10 +97,9 @@ def findings(tallies, names, changed, missed, steps):
 
 
 def lead(tallies, figure):
-    """Returns the run ahead in a figure and the others' differences from it, nearest first.
+    """Returns the run ahead in a figure, and how the others differ from it, nearest first.
 
-    Returns:
-      (run, {other run: {value, difference, low, high}}); run is None where no value is defined.
+    These are {run: {value, difference, low, high}}; the run is None where no value is defined.
     """
     values = {run: each[figure].value for run, each in tallies.items()}
     known = sorted((run for run in values if values[run] is not None), key=lambda r: -values[r])

@@ -27,10 +27,8 @@ def style(position):
 def intervals(figures, rows):
     """Draws differences from the first run as dots with their intervals; returns SVG bytes.
 
-    Args:
-      figures: their names, from top to bottom.
-      rows: {run: [n, 3] float64 difference, low, high; NaN where undefined} without the first run.
-        A dot is filled where its interval excludes 0.
+    figures are names, from top to bottom; rows is {run: [n, 3] float64 difference, low, high; NaN
+    where undefined} without the first run. A dot is filled where its interval excludes 0.
     """
     height = 1.1 + len(figures) * (0.24 + 0.16 * len(rows))
     figure, axes, heights = _axes_of(figures, height, left=0.135, right=0.84)

@@ -32,16 +32,11 @@ def anchor_colours(levels):
 
 
 def draw_boxes(image, boxes, colour, thickness=2, labels=None, dashed=False):
-    """Returns a copy of the image with the outlines of boxes, drawn inside them.
+    """Returns a copy of an image [H, W, 3] uint8 RGB with the outlines of boxes.
 
-    Args:
-      image: [H, W, 3] uint8 RGB.
-      boxes: [N, 4] float (x0, y0, x1, y1) in pixels, half open. What is outside the image is left
-        out; a box without width or height is drawn one pixel wide or high.
-      colour: (red, green, blue) in 0..255.
-      thickness: pixels, drawn inwards.
-      labels: N strings to write beside the boxes, or None.
-      dashed: whether the outline has gaps.
+    boxes [N, 4] float are in pixels, half open; what is outside the image is left out, and a box
+    without width or height is drawn one pixel wide or high. colour is RGB in 0..255; thickness is
+    in pixels, drawn inwards; labels are N strings to write beside the boxes, or None.
     """
     picture = np.array(image, np.uint8, order='C')
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
@@ -57,16 +52,10 @@ def draw_boxes(image, boxes, colour, thickness=2, labels=None, dashed=False):
 def draw_input(image, size, boxes, kind, positive, background, level=None, levels=1):
     """Returns a copy of one training input, as the network sees it, with its boxes and anchors.
 
-    Ground truth is thick (dashed unless of kind 1), positive anchors are thin, and background
-    anchors are dots at their centres, because hundreds of outlines would hide the picture.
-
-    Args:
-      image: [H, W, 3] uint8 RGB canvas.
-      size: (height, width) of the real image inside the canvas, pixels.
-      boxes: [G, 4] float ground truth in pixels of the canvas.
-      kind: [G] int: 0 padding, 1 object, 2 difficult, 3 crowd.
-      positive: [N, 4] float sampled anchors; level: [N] int, of `levels` in all.
-      background: [M, 4] float sampled anchors.
+    Ground truth, boxes [G, 4] of kind [G], is thick and dashed unless of kind 1. Sampled positive
+    anchors [N, 4] are thin, coloured by their level [N], of `levels` in all; sampled background
+    anchors [M, 4] are dots at their centres, because hundreds of outlines would hide the picture.
+    image is the canvas [H, W, 3] uint8 RGB, size (height, width) that of the real image inside it.
     """
     picture = np.array(image, np.uint8, order='C')
     background = np.asarray(background, np.float64).reshape(-1, 4)
@@ -88,11 +77,8 @@ def draw_input(image, size, boxes, kind, positive, background, level=None, level
 def contact_sheet(pictures, captions, legend, columns=3):
     """Returns one picture [H', W', 3] of rows of pictures, a caption under each, a legend below.
 
-    Args:
-      pictures: list of [H, W, 3] uint8 RGB, each of its own size.
-      captions: as many strings; what does not fit under its picture is cut.
-      legend: {name: colour}.
-      columns: pictures in a row.
+    pictures are uint8 RGB, each of its own size; of a caption what does not fit is cut; legend is
+    {name: colour}; columns is the number of pictures in a row.
     """
     if len(pictures) != len(captions):
         raise ValueError(f'{len(pictures)} pictures, but {len(captions)} captions')

@@ -39,14 +39,8 @@ def chosen(batch, count):
 def write_page(path, *, title, dataset, pixels, checked, verdicts, shown):
     """Writes one self-contained HTML file, complete or not at all.
 
-    Args:
-      path: where to; the folder exists.
-      title: str.
-      dataset: str, name of the source.
-      pixels: the Pixels that the images are normalised by.
-      checked: the number of images that were checked.
-      verdicts: the Checks over all of these.
-      shown: list of Examples; a page of more than SHOWN gets long.
+    pixels are the Pixels that normalise the images of the dataset; verdicts are the Checks over all
+    images that were `checked`, a number; shown are Examples, for a short page at most SHOWN.
     """
     colours = drawings.anchor_colours(max((e.levels for e in shown), default=1))
     pages.write(
@@ -56,6 +50,7 @@ def write_page(path, *, title, dataset, pixels, checked, verdicts, shown):
         dataset=dataset,
         pixels=pixels,
         checked=checked,
+        claims=checks.CLAIMS,
         verdicts=sorted(verdicts, key=lambda check: (False, None, True).index(check.passed)),
         failed=[check.name for check in verdicts if check.passed is False],
         unsure=[check.name for check in verdicts if check.passed is None],

@@ -68,16 +68,11 @@ def finite(x, y):
 
 @matplotlib.rc_context(RC)
 def losses(series, *, styles=STYLES, right=0.87):
-    """Draws losses over steps, as logged (thin) and smoothed.
+    """Draws losses over steps, as logged (thin) and smoothed; returns SVG bytes.
 
-    Args:
-      series: {name: (steps [n], values [n])}, a key of LOSSES or any other name for each line; NaN
-        where a value is missing.
-      styles: {name: how its line is drawn}.
-      right: where the axes end and names begin, as a share of the width.
-
-    Returns:
-      SVG bytes.
+    series is {name: (steps [n], values [n])}, NaN where a value is missing; LOSSES labels some of
+    the names. styles is {name: how its line is drawn}; right is where the axes end and the names
+    begin, as a share of the width.
     """
     figure, axes = _axes_of(15, 5.2, right=right)
     ends, low, high = {}, np.inf, np.log(2) if 'loss_objectness' in series else 1e-6
@@ -136,18 +131,11 @@ def panels(series, styles=None):
 
 @matplotlib.rc_context(RC)
 def recalls(series, *, xlabel, log_x=False, names=None, full=False, styles=STYLES, right=0.73):
-    """Draws recall or average recall, one line per name, each named at its right end.
+    """Draws recall or average recall as lines that are named at their right ends.
 
-    Args:
-      series: {name: (x [n], y [n])} float64; NaN leaves a gap, but not all are NaN.
-      xlabel: the label of the x axis.
-      log_x: whether the x axis is logarithmic.
-      names: tick labels at x = 0, 1, .., where x is not a number.
-      full: whether the y axis always ends at 1.
-      styles, right: as in losses.
-
-    Returns:
-      SVG bytes.
+    series is {name: (x [n], y [n])} float64; NaN leaves a gap, but not all are NaN. names are tick
+    labels at x = 0, 1, .., where x is not a number; full: whether the y axis always ends at 1;
+    styles and right are as in losses. Returns SVG bytes.
     """
     figure, axes = _axes_of(7.4, 4.9, right=right)
     ends, top = {}, 0
