@@ -39,7 +39,7 @@ def main():
     parser.add_argument('--path', default='', help='default: drawn scenes')
     parser.add_argument('--name', default='', help='of a TFDS data set')
     parser.add_argument('--split', default='')
-    parser.add_argument('--resize', default='square', choices=data.RESIZES)
+    parser.add_argument('--resize', default='square', choices=data.split.RESIZES)
     parser.add_argument('--image-size', type=int, default=600)
     parser.add_argument('--batch-size', type=int, default=8)
     parser.add_argument('--rounds', type=int, default=7, help='pairs of measurements')
@@ -103,7 +103,7 @@ def open_options(arguments, folder):
 
 def draw(folder):
     """Writes drawn scenes as a VOC folder of photographs' usual size; returns its path."""
-    scenes = data.shapes('train', count=DRAWN, size=max(SIDES))
+    scenes = data.sources.shapes.shapes('train', count=DRAWN, size=max(SIDES))
     for part in ('JPEGImages', 'Annotations'):
         (folder / part).mkdir()
     height, width = SIDES

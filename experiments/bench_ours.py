@@ -286,7 +286,7 @@ def picture(case, image=''):
     if image:
         found = images.decode(images.load(image), image)
     else:
-        found = data.shapes('bench', count=1, size=max(case.size)).read(0)
+        found = data.sources.shapes.shapes('bench', count=1, size=max(case.size)).read(0)
     return np.tile(cv2.resize(found, (width, height)), (case.batch, 1, 1, 1))
 
 

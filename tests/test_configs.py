@@ -210,9 +210,9 @@ def test_no_value_is_none_and_every_key_has_one_line():
         ('init', ('normal', 'uniform')),
         ('dtype', ('float32', 'bfloat16')),
         ('last_stage', (3, 4, 5)),
-        ('source', data.SOURCES),
-        ('resize', data.RESIZES),
-        ('on_bad', data.ON_BAD),
+        ('source', data.split.SOURCES),
+        ('resize', data.split.RESIZES),
+        ('on_bad', data.split.ON_BAD),
         ('pixels', ('auto', 'torchvision', 'caffe')),
     ],
 )

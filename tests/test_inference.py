@@ -80,7 +80,7 @@ def test_proposals_are_those_of_the_evaluation(trained):
     canvases = square(64, len(source.records))
     predict = evaluate.make_predict(rpn.build(config.model, config.anchors), config, jax.devices())
     expected = predict(
-        trained.variables, data.batching.collate(source, canvases, range(4), max_boxes=16)
+        trained.variables, data.batches.collate(source, canvases, range(4), max_boxes=16)
     )
     for i in range(4):
         proposals = trained.propose(source.read(i))

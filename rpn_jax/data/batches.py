@@ -1,4 +1,4 @@
-"""Batches: resized, flipped, padded on background threads; a pure function of (seed, step)."""
+"""Batches of images, resized, flipped and padded by background threads."""
 
 import collections
 import functools
@@ -20,15 +20,15 @@ AHEAD = THREADS + 2
 
 
 class TrainBatches:
-    """The endless training stream: called with a step, returns its batch, or a host's share of it.
+    """The training batches: called with a step, returns its batch, a function of (seed, step).
 
-    An epoch visits every image once, in an order of its own; a batch is complete, and its turn has
-    come, when so many images of its canvas have been met. What an epoch leaves over of a canvas
-    begins that canvas's first batch of the next.
+    An epoch visits every image once, in an order of its own. A batch is emitted once batch_size
+    images of one canvas were drawn; leftovers carry over to the next epoch. Of several hosts each
+    gets its share of the rows.
 
-    With known, a function of 2 * position + flip, a batch also holds `number` [N], that number, and
-    `kept`, a list of what is known under it or None. Where something is, the image is not read but
-    zero.
+    With known(2 * position + flip), which returns what is known of an image (such as its feature
+    maps) or None, a batch also holds `number` [N], that argument, and `kept`, a list of what is
+    known. An image of which something is known is not read but zero.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TrainBatches:
             return make(*rows)
         numbers = [2 * position + flip for position, flip in zip(*rows, strict=True)]
         kept = [self._known(number) for number in numbers]
-        batch = make(*rows, unread=[found is not None for found in kept])
+        batch = make(*rows, unread=[each is not None for each in kept])
         return batch | {'number': np.int64(numbers), 'kept': kept}
 
     def positions(self, step):
@@ -81,16 +81,19 @@ class TrainBatches:
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._canvases.of))
         turns = []
         for canvas, count in enumerate(self._counts):
-            met = np.flatnonzero(self._canvases.of[order] == canvas)
+            drawn = np.flatnonzero(self._canvases.of[order] == canvas)
             first, last = epoch * count // self._batch_size, (epoch + 1) * count // self._batch_size
             for number in range(int(first), int(last)):
-                complete = met[(number + 1) * self._batch_size - 1 - epoch * count]
+                complete = drawn[(number + 1) * self._batch_size - 1 - epoch * count]
                 turns.append((complete, canvas, number))
         return [turn[1:] for turn in sorted(turns)]
 
 
 class EvaluationBatches:
-    """Every image exactly once, canvas by canvas; rows that only fill a batch have index -1."""
+    """The evaluation batches: every image exactly once, canvas by canvas.
+
+    Rows that only fill a batch have index -1.
+    """
 
     def __init__(self, source, canvases, *, batch_size, max_boxes, images):
         self._source, self._canvases, self._max_boxes = source, canvases, max_boxes
@@ -118,9 +121,9 @@ class EvaluationBatches:
 def collate(source, canvases, positions, flips=(), *, max_boxes, rows=0, unread=()):
     """Returns the batch of the images at these positions, which share a canvas.
 
-    A dict of image [N, H, W, 3] uint8 RGB and, also with a leading axis, of what example returns.
-    flips say which images are mirrored, none by default; rows is N where there are fewer images:
-    the rest is padding of index -1. unread says which images are zero.
+    A dict of image [N, H, W, 3] uint8 RGB and, with the same leading axis, what `example` returns.
+    flips says which images are mirrored, none by default; unread says which are zero instead of
+    read. Where rows is more than the images, the rest of the N = rows rows has index -1.
     """
     flips = flips or [False] * len(positions)
     unread = unread or [False] * len(positions)
@@ -140,9 +143,9 @@ def collate(source, canvases, positions, flips=(), *, max_boxes, rows=0, unread=
 def example(source, canvases, position, flip, max_boxes, out, unread=False):
     """Puts one image on its canvas `out`, or zeros where it is unread; returns the rest as a dict.
 
-    out [H, W, 3] uint8 is written whole; the image, RGB, resized to `size` (height, width), fills
-    its upper left corner, and the rest is zero. The dict holds boxes [G, 4] in pixels of the
-    canvas, kind [G], both zero beyond the record's rows, size [2] and index.
+    out [H, W, 3] uint8 is written whole: the RGB image, resized to `size` (height, width), in its
+    upper left corner, and zero elsewhere. The dict holds boxes [G, 4] in pixels of the canvas and
+    kind [G], both zero beyond the record's rows, size [2] and index.
     """
     record = source.records[position]
     height, width = map(int, canvases.sizes[position])
@@ -150,7 +153,7 @@ def example(source, canvases, position, flip, max_boxes, out, unread=False):
         out[:] = 0
     else:
         image = source.read(position)
-        _draw(cv2.flip(image, 1) if flip else image, out[:height, :width])
+        _resize(cv2.flip(image, 1) if flip else image, out[:height, :width])
         out[height:] = 0
         out[:height, width:] = 0
     boxes, kind = padded(record, (height, width), max_boxes)
@@ -165,19 +168,19 @@ def example(source, canvases, position, flip, max_boxes, out, unread=False):
     }
 
 
-def _draw(image, place):
-    """Puts an image on its place, resized to it."""
-    height, width = place.shape[:2]
+def _resize(image, out):
+    """Writes an image, resized to the shape of `out`, there."""
+    height, width = out.shape[:2]
     if image.shape[:2] == (height, width):
-        place[:] = image
+        out[:] = image
     else:
-        cv2.resize(image, (width, height), dst=place, interpolation=cv2.INTER_LINEAR)
+        cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
 
 
 def padded(record, size, max_boxes):
     """Returns a record's boxes [G, 4], resized, and kind [G], zero beyond its own rows.
 
-    size is the (height, width) that its image is resized to.
+    size is the (height, width) that its image is resized to, G is max_boxes.
     """
     boxes, kind = np.zeros((max_boxes, 4), np.float32), np.zeros(max_boxes, np.int32)
     boxes[: len(record.boxes)] = record.boxes * scale(record, size)
@@ -186,23 +189,23 @@ def padded(record, size, max_boxes):
 
 
 def scale(record, size):
-    """Returns the factors [4] that carry a record's boxes to an image of size (height, width)."""
+    """Returns the factors [4] that resize a record's boxes to an image of size (height, width)."""
     height, width = record.size
     return np.float32([size[1] / width, size[0] / height] * 2)
 
 
 def threaded(batches, steps):
     """Iterates over batches(step) for the range `steps`, made ahead by background threads."""
-    cv2.setNumThreads(1)  # for the whole process: its own threads would get in the way of these
+    cv2.setNumThreads(1)  # in the whole process: cv2's threads would get in the way of these
     stream = grain.MapDataset.range(steps.start, steps.stop).map(batches)
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
     return iter(stream.to_iter_dataset(options))
 
 
 def prefetch(function, items, count=2):
-    """Yields function(item) of every item; a thread draws them and calls it, so many items ahead.
+    """Yields function(item) of every item, computed by a thread up to `count` items ahead.
 
-    An error of either arrives in its place, after all that came before it.
+    The thread draws the items, too. An error arrives after all results that came before it.
     """
     items, end = iter(items), object()
 
@@ -213,11 +216,21 @@ def prefetch(function, items, count=2):
     thread = ThreadPoolExecutor(1)
     try:
         waiting = collections.deque(thread.submit(make) for _ in range(count))
-        while (found := waiting.popleft().result()) is not end:
+        while (result := waiting.popleft().result()) is not end:
             waiting.append(thread.submit(make))
-            yield found
+            yield result
     finally:
         thread.shutdown(cancel_futures=True)
+
+
+def check_boxes(source, max_boxes):
+    """Raises InputError where an image has more boxes than a batch has rows."""
+    for record in source.records:
+        if len(record.boxes) > max_boxes:
+            raise InputError(
+                f'image {record.image_id}: {len(record.boxes)} boxes, but max_boxes is '
+                f'{max_boxes}; raise it'
+            )
 
 
 def counted(stream, total, what, print):
@@ -229,13 +242,3 @@ def counted(stream, total, what, print):
             rate, shown = done / (now - began), now
             left = (total - done) / rate
             print(f'{what} {done}/{total} images  {rate:.1f} images/s  {left:.0f} s left')
-
-
-def check_boxes(source, max_boxes):
-    """Raises InputError where an image has more boxes than a batch has rows."""
-    for record in source.records:
-        if len(record.boxes) > max_boxes:
-            raise InputError(
-                f'image {record.image_id}: {len(record.boxes)} boxes, but config key '
-                f'data.max_boxes is {max_boxes}; raise it'
-            )

@@ -10,7 +10,7 @@ WORTH = 0.02  # share of the pixels that another canvas must save
 
 
 class Canvases(NamedTuple):
-    """Where each image of a split goes."""
+    """The canvas of each image of a split, and its size there."""
 
     shapes: tuple[tuple[int, int], ...]  # (height, width) of each canvas, pixels
     of: np.ndarray  # [n] int: the canvas of each image
@@ -34,12 +34,12 @@ def short_side(sizes, *, image_size, max_size, limit, least=1):
 
     Every image is resized to a short side of image_size pixels, or less where its long side would
     exceed max_size (Faster R-CNN, section 3.3). A canvas holds at least `least` images, if there
-    are as many: a smaller group goes to the canvas that costs least.
+    are as many: a smaller group is merged into the canvas that costs least.
     """
     resized = np.array([resized_size(size, image_size, max_size) for size in sizes])
     needed = -(-resized // MULTIPLE) * MULTIPLE
-    lying = needed[:, 1] >= needed[:, 0]
-    options = [_groupings(needed, np.flatnonzero(part), limit) for part in (lying, ~lying)]
+    wide = needed[:, 1] >= needed[:, 0]
+    options = [_groupings(needed, np.flatnonzero(mask), limit) for mask in (wide, ~wide)]
     best, cost = [np.arange(len(needed))], needed[:, 0].max() * needed[:, 1].max() * len(needed)
     for number in range(1, limit + 1):
         choices = [
@@ -94,12 +94,13 @@ def _groupings(needed, members, limit):
                 for first in range(number - 1, last)
                 if (number - 1, first) in best
             )
-    found = {}
+    groupings = {}
     for (number, last), (total, ends) in best.items():
         if number and last == len(lengths):
-            parts = itertools.pairwise((0, *ends))
-            found[number] = total, [members[(bucket >= a) & (bucket < b)] for a, b in parts]
-    return found
+            borders = itertools.pairwise((0, *ends))
+            groups = [members[(bucket >= a) & (bucket < b)] for a, b in borders]
+            groupings[number] = total, groups
+    return groupings
 
 
 def _merged(groups, needed, least):

@@ -1,4 +1,4 @@
-"""Checks a source before it is used: what would train wrongly is an error, what is odd a note."""
+"""Check a source before it is used: what would train wrongly is an error, what is odd a note."""
 
 import collections
 import hashlib
@@ -13,14 +13,14 @@ from rpn_jax import console
 from rpn_jax.data import images
 from rpn_jax.data.batches import threaded
 from rpn_jax.data.images import BadRecord, Facts
-from rpn_jax.data.records import OBJECT, Problem, select
+from rpn_jax.data.records import Kind, Problem, select
 from rpn_jax.errors import InputError
 from rpn_jax.files import cache_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 ON_BAD = ('error', 'skip')
 SHOWN = 20  # problems that are logged
-VERSION = 2  # of the cache: goes up with what examine finds
+VERSION = 2  # of the cache: a new one where the facts are others
 TWICE = 'image that is there under another name too'
 THIN = 'box of at most 1 pixel in width or height'
 WITHOUT = 'image without objects'
@@ -30,9 +30,9 @@ LISTED = 'image that is listed twice'
 def lint(source, on_bad='error'):
     """Returns a checked source, with notes on what is odd in it and harmless.
 
-    Every image file is decoded once; what was found is remembered in the cache folder, and holds as
-    long as the file does not change. on_bad 'error' raises InputError if any image would train
-    wrongly, once the first twenty problems are logged; 'skip' leaves these images out.
+    Every image file is decoded once; the outcome is kept in the cache folder and holds as long as
+    the file does not change. With on_bad 'error' an image that would train wrongly raises
+    InputError, once the first twenty problems are logged; 'skip' leaves such images out.
     """
     facts = examined(source)
     problems = [*source.problems, *file_problems(source, facts)]
@@ -40,16 +40,18 @@ def lint(source, on_bad='error'):
     notes = [*source.notes, *remarks(source, facts)]
     if not problems:
         return source._replace(notes=tuple(notes))
-    counts = collections.Counter(problem.kind for problem in problems)
-    said = ', '.join(f'{kind}: {count}' for kind, count in counts.most_common())
+    kinds = collections.Counter(problem.kind for problem in problems)
+    counts = ', '.join(f'{kind}: {count}' for kind, count in kinds.most_common())
     if on_bad == 'error':
-        raise InputError(_refusal(source, problems, said))
+        raise InputError(_refusal(source, problems, counts))
     bad = {problem.position for problem in problems}
     good = [position for position in range(len(source.records)) if position not in bad]
     if not good:
-        raise InputError(f'{source.name}: no image is left without the bad ones ({said})')
+        raise InputError(f'{source.name}: no image is left without the bad ones ({counts})')
     left_out = len(source.records) - len(good)
-    notes.append(f"{left_out} of {len(source.records)} images left out, as on_bad='skip' ({said})")
+    notes.append(
+        f"{left_out} of {len(source.records)} images left out, as on_bad='skip' ({counts})"
+    )
     return select(source, good)._replace(notes=tuple(notes))
 
 
@@ -59,14 +61,14 @@ def examined(source):
         return []
     names = list(map(os.path.abspath, source.files.names))
     stamps = list(map(source.files.stamp, range(len(names))))
-    place = _place(names)
-    known = _read(place)
+    cache = _cache_file(names)
+    known = _read(cache)
     kept = zip(names, stamps, strict=True)
     stale = [
         i for i, (name, stamp) in enumerate(kept) if not stamp or known.get(name, [''])[0] != stamp
     ]
 
-    def look(number):
+    def examine(number):
         position = stale[number]
         try:
             return images.examine(source.files.load(position), source.files.names[position])
@@ -75,18 +77,18 @@ def examined(source):
 
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # Pillow's, on damaged tags: they become remarks
-        found = threaded(look, range(len(stale)))
-        found = list(console.progress(found, len(stale), f'{source.name}: checked'))
-    for position, facts in zip(stale, found, strict=True):
-        known[names[position]] = [stamps[position], *facts]
+        facts = threaded(examine, range(len(stale)))
+        facts = list(console.progress(facts, len(stale), f'{source.name}: checked'))
+    for position, fact in zip(stale, facts, strict=True):
+        known[names[position]] = [stamps[position], *fact]
     if stale:
-        _write(place, known)
+        _write(cache, known)
     return [Facts(tuple(size), *rest) for _, size, *rest in (known[name] for name in names)]
 
 
 def forget(source):
-    """Removes what the cache remembers of a source's folder, which will not come back."""
-    _place(list(map(os.path.abspath, source.files.names))).unlink(missing_ok=True)
+    """Removes from the cache a source's folder, which will not come back."""
+    _cache_file(list(map(os.path.abspath, source.files.names))).unlink(missing_ok=True)
 
 
 def file_problems(source, facts):
@@ -107,7 +109,7 @@ def file_problems(source, facts):
 
 def remarks(source, facts):
     """Returns a line for each kind of harmless oddity: how often, and where first."""
-    found = collections.defaultdict(list)
+    ids_of = collections.defaultdict(list)
     first_of, has_boxes = {}, any(len(record.boxes) for record in source.records)
     for position, record in enumerate(source.records):
         own = list(record.remarks)
@@ -119,12 +121,12 @@ def remarks(source, facts):
             first = first_of.setdefault(digest, position) if digest else position
             same = record.image_id == source.records[first].image_id
             own += [LISTED if same else TWICE] if first != position else []
-        own += [WITHOUT] if has_boxes and OBJECT not in record.kind else []
+        own += [WITHOUT] if has_boxes and Kind.OBJECT not in record.kind else []
         for remark in own:
-            found[remark].append(record.image_id)
+            ids_of[remark].append(record.image_id)
     return [
         f'{source.name}: {remark}: {len(ids)} ({ids[0]}{", .." if len(ids) > 1 else ""})'
-        for remark, ids in found.items()
+        for remark, ids in ids_of.items()
     ]
 
 
@@ -142,35 +144,35 @@ def _check_scale(source):
 def _refusal(source, problems, counts):
     """Logs the first problems; returns the message of the error."""
     if len(problems) == 1:
-        return f'{problems[0].message}; --config.data.on_bad=skip leaves the image out'
+        return f"{problems[0].message}; on_bad='skip' leaves the image out"
     for problem in problems[:SHOWN]:
         logger.info(f'bad: {InputError(problem.message)}')
     if len(problems) > SHOWN:
         logger.info(f'bad: .. and {len(problems) - SHOWN} more')
     return (
         f'{problems[0].message}; {source.name} has {len(problems)} such problems ({counts}); mend '
-        'them, or leave the images out with --config.data.on_bad=skip'
+        "them, or leave the images out with on_bad='skip'"
     )
 
 
-def _place(names):
+def _cache_file(names):
     """Returns the cache file for images of these names: one for a folder, whatever the split."""
     folder = os.path.commonpath([os.path.dirname(name) for name in names])
     return cache_folder() / 'lint' / f'{hashlib.sha256(folder.encode()).hexdigest()[:16]}.json'
 
 
-def _read(place):
+def _read(cache):
     """Returns {name: [stamp, *Facts]}; empty where there is no cache, or none that can be read."""
     try:
-        content = json.loads(place.read_text())
+        content = json.loads(cache.read_text())
         return content['files'] if content['version'] == VERSION else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _write(place, known):
+def _write(cache, known):
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, json.dumps({'version': VERSION, 'files': known}))
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cache, json.dumps({'version': VERSION, 'files': known}))
     except OSError:
         pass  # a cache that cannot be written only costs time

@@ -1,5 +1,6 @@
-"""Image files -> uint8 RGB pixels, whatever their kind; what is not whole is refused."""
+"""Read image files of any kind as uint8 RGB pixels; files that are not whole are refused."""
 
+import functools
 import hashlib
 import io
 import re
@@ -14,9 +15,10 @@ from PIL import Image, UnidentifiedImageError
 
 from rpn_jax.errors import InputError
 
-Image.MAX_IMAGE_PIXELS = 2**27  # above, it warns; by then cv2 has refused
+LARGEST = 2**27  # pixels of an image
 JPEG, PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
 MARKER = re.compile(rb'\xff+[^\x00\xff\xd0-\xd7]')  # in a scan: what is no pixel and no restart
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG markers that the size follows
 ORIENTATION = 0x0112  # the EXIF tag
 MODES = {  # Pillow's name of what a file holds, and what is odd about that
     **dict.fromkeys(('1', 'L', 'LA', 'La'), 'greyscale image'),
@@ -29,7 +31,7 @@ TURNED = 'image that its EXIF tag turns; the tag is ignored'
 
 
 class BadRecord(InputError):
-    """Says why one image would train wrongly; kind is a few words, to count by."""
+    """Says why one image cannot be trained on; kind is a few words, to count by."""
 
     def __init__(self, kind, message):
         super().__init__(message)
@@ -37,7 +39,7 @@ class BadRecord(InputError):
 
 
 class Facts(NamedTuple):
-    """What there is to know of an image file before its pixels are used."""
+    """What is known of an image file before its pixels are used."""
 
     size: tuple[int, int]  # height, width; (0, 0) where it cannot be decoded
     digest: str  # of its bytes
@@ -48,7 +50,7 @@ class Facts(NamedTuple):
 def load(path):
     """Returns the bytes of a file; raises BadRecord where it cannot be read."""
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would be waited for, for ever
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe would wait for ever
             raise BadRecord('image unreadable', f'{path}: not a file; leave it out')
         return Path(path).read_bytes()
     except OSError as error:
@@ -59,14 +61,19 @@ def load(path):
 
 
 def decode(data, where, size=()):
-    """Decodes the bytes of an image file into uint8 [height, width, 3] RGB, as they are stored.
+    """Decodes the bytes of an image file into uint8 [height, width, 3] RGB.
 
     An orientation tag is ignored. Raises BadRecord, which begins with `where`, if the file is
-    truncated, no image, or of another (height, width) than annotated.
+    truncated, no image, larger than LARGEST or of another (height, width) than annotated.
     """
-    if _truncated(data):
+    _silence_cv2()
+    declared, is_whole = _declared(data)
+    if not is_whole:
         what = f'{where}: the image is truncated; fetch it again or leave it out'
         raise BadRecord('image truncated', what)
+    if declared[0] * declared[1] > LARGEST:
+        shape = f'{declared[1]} x {declared[0]} pixels, more than {LARGEST}'
+        raise BadRecord('image unreadable', f'{where}: {shape}; make it smaller or leave it out')
     try:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
@@ -80,13 +87,13 @@ def decode(data, where, size=()):
     return image
 
 
-def check_size(found, size, where, turned=False):
+def check_size(actual, annotated, where, turned=False):
     """Raises BadRecord where an image's (height, width) is not the annotated one; () is any."""
-    if size and tuple(found) != tuple(size):
-        (h, w), (height, width) = found, size
+    if annotated and tuple(actual) != tuple(annotated):
+        (h, w), (height, width) = actual, annotated
         what = f'{where}: the image is {w} x {h}, its annotation says {width} x {height}'
         if turned and (w, h) == (height, width):
-            what += '; its EXIF tag turns it: store the pixels turned, without the tag'
+            what += '; its EXIF tag turns it: write the pixels turned, without the tag'
         raise BadRecord('image of another size than annotated', what)
 
 
@@ -120,21 +127,21 @@ def _remarks(data):
 
 
 def _check_whole(data, where):
-    """Raises BadRecord where pixels are damaged, which decoders fill up with whatever comes.
+    """Raises BadRecord where pixels are damaged, which decoders fill in without an error.
 
     Returns remarks: a few bytes too many do no harm.
     """
-    if _truncated(data):
-        return ()  # decode says so
+    if not _declared(data)[1]:
+        return ()  # decode refuses it
     problem = ''
     try:
         if data.startswith(JPEG):
             simplejpeg.decode_jpeg(data, colorspace='GRAY', min_height=1, min_width=1, strict=True)
         elif data.startswith(PNG):
             with Image.open(io.BytesIO(data)) as image:
-                image.verify()  # the sums of its chunks
+                image.verify()  # the checksums of its chunks
     except UnidentifiedImageError:
-        return ()  # so does it say of this
+        return ()  # decode refuses this, too
     except Exception as error:  # whatever a strange head makes Pillow raise
         problem = str(error)
     stray = re.search(r'(\d+) extraneous bytes', problem)
@@ -146,24 +153,44 @@ def _check_whole(data, where):
     return ()
 
 
-def _truncated(data):
-    """Tells a cut-off JPEG or PNG, which decoders fill up with grey without a word."""
+def _declared(data):
+    """Returns ((height, width), whether the end is there) as an image file says itself.
+
+    Decoders fill up a cut-off JPEG or PNG with grey, without an error. (0, 0) is not known.
+    """
     if data.startswith(PNG):
-        return b'IEND' not in data[-64:]
-    return data.startswith(JPEG) and not _has_end(data)
+        width, height = (int.from_bytes(data[i : i + 4], 'big') for i in (16, 20))
+        return (height, width), b'IEND' in data[-64:]
+    if data.startswith(JPEG):
+        return _declared_by_jpeg(data)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return (image.height, image.width), True
+    except Image.DecompressionBombError:
+        return (LARGEST, LARGEST), True
+    except Exception:  # whatever Pillow raises: what it does not know, cv2 may
+        return (0, 0), True
 
 
-def _has_end(data):
-    """Says whether a JPEG's own end marker is there; those of thumbnails do not count."""
-    place = 2
-    while (found := MARKER.search(data, place)) is not None:
-        marker, place = data[found.end() - 1], found.end()
+def _declared_by_jpeg(data):
+    """Returns the same for a JPEG; size and end marker of a thumbnail inside do not count."""
+    size, position = (0, 0), 2
+    while (match := MARKER.search(data, position)) is not None:
+        marker, position = data[match.end() - 1], match.end()
         if marker == 0xD9:
-            return True
+            return size, True
         if marker == 0xDA:  # pixels follow, among which an end cannot be by chance
-            return data.find(b'\xff\xd9', place) > 0
+            return size, data.find(b'\xff\xd9', position) > 0
         if marker in (0x01, 0xD8):  # these two have no length
             continue
-        length = int.from_bytes(data[place : place + 2], 'big')
-        place += max(length, 2)
-    return False
+        if marker in FRAMES and not any(size):
+            sides = data[position + 3 : position + 7]
+            size = int.from_bytes(sides[:2], 'big'), int.from_bytes(sides[2:], 'big')
+        position += max(int.from_bytes(data[position : position + 2], 'big'), 2)
+    return size, False
+
+
+@functools.cache
+def _silence_cv2():
+    """Keeps cv2 from writing to stderr what decode raises anyway."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

@@ -1,4 +1,4 @@
-"""Pixel families: the channel order, mean and deviation that pretrained weights expect."""
+"""Pixel families: the channel order, mean and standard deviation that weights expect."""
 
 import math
 from typing import NamedTuple
@@ -28,27 +28,23 @@ FAMILIES = {
 
 
 def pixel_family(pixels, mean=(), std=()):
-    """Returns the Pixels of a family by name, its mean and std replaced where given.
+    """Returns the Pixels of a family by name, with another mean or std where given.
 
-    mean and std are in the family's channel order; () keeps the family's. Raises InputError for an
-    unknown family and for what is not three numbers.
+    mean and std are in the family's channel order, on a scale of 0 to 255; () keeps the family's.
+    Raises InputError for an unknown family and for what is not three numbers.
     """
     if pixels not in FAMILIES:
         choices = ', '.join(map(repr, ('auto', *FAMILIES)))
-        raise InputError(f'config key data.pixels: {pixels!r} is not one of {choices}')
+        raise InputError(f'pixels {pixels!r} is not one of {choices}')
     family = FAMILIES[pixels]
     for key, values in (('mean', mean), ('std', std)):
         allowed = all(map(math.isfinite, values)) and (key == 'mean' or all(v > 0 for v in values))
         if len(values) not in (0, 3) or not allowed:
             more = ', above 0' if key == 'std' else ''
-            raise InputError(
-                f'config key data.{key}: {values!r} is not three numbers{more}, or () for the '
-                'default'
-            )
+            raise InputError(f'{key} {values!r} is not three numbers{more}, or () for the default')
         if values and all(0 < v < 1 for v in values):
             raise InputError(
-                f'config key data.{key}: {values!r} is on a scale of 0 to 1; here pixels are 0 to '
-                '255: multiply by 255'
+                f'{key} {values!r} is on a scale of 0 to 1; pixels are 0 to 255: multiply by 255'
             )
     return family._replace(mean=tuple(mean) or family.mean, std=tuple(std) or family.std)
 
@@ -56,7 +52,7 @@ def pixel_family(pixels, mean=(), std=()):
 def normalise(images, size, pixels):
     """Returns network input [B, H, W, 3] float32 from uint8 RGB images; zero outside size [B, 2].
 
-    Images that are floating point already pass as they are.
+    size is (height, width). Images that are floating point already are returned as they are.
     """
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images
@@ -71,7 +67,7 @@ def normalise(images, size, pixels):
 
 
 def denormalise(images, pixels):
-    """Returns uint8 RGB images from network input [B, H, W, 3]: the way back of normalise."""
+    """Returns uint8 RGB images from network input [B, H, W, 3]: the inverse of normalise."""
     images = np.asarray(images, np.float32) * np.float32(pixels.std) + np.float32(pixels.mean)
     images = images[..., ::-1] if pixels.order == 'BGR' else images
     return np.clip(np.round(images), 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What every source of images looks like: annotated records, and a function to read pixels."""
+"""What every source of images gives: annotated records, and a function that reads their pixels."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,9 +9,17 @@ import numpy as np
 from rpn_jax.data import images
 from rpn_jax.data.images import BadRecord
 
-OBJECT, DIFFICULT, CROWD = 1, 2, 3  # kinds of boxes; 0 is padding
 SLACK = 1.0  # pixels a box may reach outside and is clipped; further out is an error
 CLIPPED = 'box up to 1 pixel outside its image, clipped'
+
+
+class Kind:
+    """The codes of what a row of the ground truth is."""
+
+    PADDING, OBJECT, DIFFICULT, CROWD = range(4)  # difficult as in VOC, crowd as in COCO
+
+
+OBJECT, DIFFICULT, CROWD = Kind.OBJECT, Kind.DIFFICULT, Kind.CROWD
 
 
 class Record(NamedTuple):
@@ -20,34 +28,34 @@ class Record(NamedTuple):
     image_id: str
     size: tuple[int, int]  # height, width; (0, 0) where only the image file knows
     boxes: np.ndarray  # [n, 4] float32 (x0, y0, x1, y1), pixels of the original image, half open
-    kind: np.ndarray  # [n] int32: 1 object, 2 difficult, 3 crowd
+    kind: np.ndarray  # [n] int32, codes of Kind
     remarks: tuple[str, ...] = ()  # what is odd and harmless, once per occurrence
 
 
 class Problem(NamedTuple):
-    """Why an image would train wrongly."""
+    """Why an image cannot be trained on."""
 
     kind: str  # a few words, to count by
     message: str  # what is wrong, and in which file
-    position: int = -1  # of the record; -1 where none belongs to it
+    position: int = -1  # of the record; -1 where it belongs to none
 
 
 class Files(NamedTuple):
-    """The image files behind a source's records, by position."""
+    """The image files of a source's records, by position."""
 
     names: Sequence[str]  # for messages
-    load: Callable[[int], bytes]  # the file as it is stored; raises BadRecord
+    load: Callable[[int], bytes]  # the bytes of the file; raises BadRecord
     stamp: Callable[[int], str]  # another one where the file may have changed; '' if it is gone
 
 
 class Source(NamedTuple):
-    """A split of a data set: all its records; read(position) gives uint8 [height, width, 3] RGB."""
+    """A split of a data set: its records, and read(position) -> uint8 [height, width, 3] RGB."""
 
     name: str
     records: Sequence[Record]
     read: Callable[[int], np.ndarray]
     files: Files | None = None  # None: the images are drawn
-    problems: tuple[Problem, ...] = ()  # found in the annotations
+    problems: tuple[Problem, ...] = ()  # of the annotations
     notes: tuple[str, ...] = ()  # what was left out, and what is odd and harmless
 
 
@@ -76,7 +84,7 @@ def reader(records, files):
 
 
 def select(source, positions):
-    """Returns the source with the records at these positions alone."""
+    """Returns the source with only the records at these positions."""
     files = source.files and Files(
         [source.files.names[i] for i in positions],
         lambda i: source.files.load(positions[i]),
@@ -88,15 +96,21 @@ def select(source, positions):
     )
 
 
+def record_of(image_id, size, boxes, kind, remarks=()):
+    """Returns a Record of lists of boxes and kinds."""
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    return Record(image_id, tuple(size), boxes, np.asarray(kind, np.int32), tuple(remarks))
+
+
 def without_boxes(image_id, size=(0, 0)):
-    """Returns the Record of an image of which nothing else is known."""
-    return Record(image_id, size, np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+    """Returns the Record of an image without annotations."""
+    return record_of(image_id, size, [], [])
 
 
-def inside(corners, size):
+def clip_box(corners, size):
     """Returns the corners (x0, y0, x1, y1) of a box, clipped to an image of (height, width).
 
-    Raises BadRecord, without saying which box, where it is inverted or reaches out by more than
+    Raises BadRecord, whose message names no box, where it is inverted or reaches out by more than
     SLACK pixels.
     """
     (x0, y0, x1, y1), (height, width) = corners, size
@@ -111,7 +125,7 @@ def inside(corners, size):
 
 
 def inside_folder(name, *, nested=False):
-    """Says whether a name from a file stays in the folder that it is looked up in."""
-    parts = Path(name).parts
-    is_plain = parts and '..' not in parts and not {'\\', '\0'} & set(name)
-    return bool(is_plain) and not name.startswith('/') and (nested or len(parts) == 1)
+    """Returns whether a name from a file stays in the folder that it is looked up in."""
+    steps = Path(name).parts
+    is_plain = steps and '..' not in steps and not {'\\', '\0'} & set(name)
+    return bool(is_plain) and not name.startswith('/') and (nested or len(steps) == 1)

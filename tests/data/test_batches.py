@@ -339,5 +339,5 @@ def test_more_boxes_than_rows_are_refused_by_the_image():
     crowded = source.records[1]._replace(image_id='crowded', boxes=np.zeros((4, 4), np.float32))
     source.records[1] = crowded
     batching.check_boxes(source, 4)
-    with pytest.raises(InputError, match=r'image crowded: 4 boxes, .* data\.max_boxes is 3; raise'):
+    with pytest.raises(InputError, match=r'image crowded: 4 boxes, .* max_boxes is 3; raise'):
         batching.check_boxes(source, 3)

@@ -121,7 +121,7 @@ BAD = {  # what is wrong with one image of a split, by kind: its file, the conte
     'annotation without a size': {
         'no size': (XML, b'<annotation/>', 'no <size>'),
         'a size of zero': (XML, xml(size=(0, 80)), 'is 80 x 0'),
-        'a size without end': (XML, xml(size=(60, '1e300')), '<size> says 1e+300 x 60'),
+        'a size without end': (XML, xml(size=(60, '1e300')), '<size> is 1e+300 x 60'),
         'another case': (XML, xml(VOC_BOX).replace(b'size>', b'Size>'), 'names are in lower case'),
         'a namespace': (XML, xml(VOC_BOX).replace(b'ion>', b'ion xmlns="x">', 1), 'namespace'),
     },
@@ -205,7 +205,7 @@ def test_a_bad_file_is_an_error_or_left_out(folder, kind, title):
         lint(voc('train', path=folder))
     message = str(error.value)
     assert message.startswith(str(folder)) and '000000' in message and '\n' not in message
-    assert message.endswith('; --config.data.on_bad=skip leaves the image out')
+    assert message.endswith("; on_bad='skip' leaves the image out")
     source = lint(voc('train', path=folder), 'skip')
     assert [record.image_id for record in source.records] == ['000001', '000002', '000003']
     assert [source.read(i).shape[:2] for i in range(3)] == [r.size for r in source.records]
@@ -260,7 +260,7 @@ def test_whole_data_have_nothing_to_say(folder, tmp_path):
 def test_an_image_turned_by_its_tag_says_what_to_do(folder):
     (folder / XML).write_bytes(xml(VOC_BOX, size=(80, 60)))
     (folder / JPG).write_bytes(turned(6))
-    with pytest.raises(InputError, match='its EXIF tag turns it: store the pixels turned'):
+    with pytest.raises(InputError, match='its EXIF tag turns it: write the pixels turned'):
         lint(voc('train', path=folder))
 
 

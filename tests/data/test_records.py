@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from data_files import write_voc
 
-from rpn_jax.data.records import CROWD, DIFFICULT, OBJECT, Record, Source
+from rpn_jax.data.records import Kind, Record, Source
 from rpn_jax.data.sources.shapes import shapes
 from rpn_jax.data.sources.voc import voc
 from rpn_jax.ops import matching
@@ -18,12 +18,16 @@ def sources(folder):
 
 
 def test_the_kinds_are_those_of_matching_and_drawing():
-    assert (OBJECT, DIFFICULT, CROWD) == (1, 2, 3)
-    assert drawings.KINDS == {OBJECT: 'object', DIFFICULT: 'difficult', CROWD: 'crowd'}
+    assert (Kind.OBJECT, Kind.DIFFICULT, Kind.CROWD) == (1, 2, 3)
+    assert drawings.KINDS == {
+        Kind.OBJECT: 'object',
+        Kind.DIFFICULT: 'difficult',
+        Kind.CROWD: 'crowd',
+    }
     box, anchors = np.float32([[0, 0, 10, 10]]), np.float32([[0, 0, 10, 10], [30, 30, 40, 40]])
     match = jax.jit(matching.match)
     labels = {k: match(anchors, box, np.int32([k]))[0].tolist() for k in range(4)}
-    assert labels == {0: [0, 0], OBJECT: [1, 0], DIFFICULT: [-1, 0], CROWD: [-1, 0]}
+    assert labels == {0: [0, 0], Kind.OBJECT: [1, 0], Kind.DIFFICULT: [-1, 0], Kind.CROWD: [-1, 0]}
 
 
 @pytest.mark.parametrize('index', [0, 1], ids=['voc', 'shapes'])
@@ -38,8 +42,8 @@ def test_every_source_gives_whole_records(tmp_path, index):
         assert (record.boxes.dtype, record.kind.dtype) == (np.float32, np.int32)
         assert np.all(record.boxes >= 0) and np.all(record.boxes <= [width, height] * 2)
         assert np.all(record.boxes[:, 2:] > record.boxes[:, :2])
-        assert set(record.kind.tolist()) <= {OBJECT, DIFFICULT, CROWD}
+        assert set(record.kind.tolist()) <= {Kind.OBJECT, Kind.DIFFICULT, Kind.CROWD}
         image = source.read(position)
         assert image.shape == (height, width, 3) and image.dtype == np.uint8
     assert any(len(record.kind) == 0 for record in source.records)
-    assert any(DIFFICULT in record.kind for record in source.records)
+    assert any(Kind.DIFFICULT in record.kind for record in source.records)

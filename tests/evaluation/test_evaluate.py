@@ -107,7 +107,7 @@ def test_figures_are_those_of_the_predicted_boxes():
     source, boxes, objects = split(config), [], []
     canvases = square(64, len(source.records))
     for positions, new in (((0, 1, 2, 3), range(4)), ((2, 3, 4, 5), (2, 3))):
-        batch = data.batching.collate(source, canvases, positions, max_boxes=16)
+        batch = data.batches.collate(source, canvases, positions, max_boxes=16)
         proposals = predict(variables, batch)
         for row in new:
             boxes.append(proposals.boxes[row][proposals.valid[row]])

@@ -58,4 +58,4 @@ def test_memory_that_grows_is_seen():
 
 def test_a_path_that_is_not_there_is_an_error(bench):
     code, (_, error) = bench('--path=/no/where')
-    assert code == 1 and error.startswith('error: config key data.path: no folder /no/where')
+    assert code == 1 and error.startswith('error: path: no folder /no/where')

@@ -1,4 +1,4 @@
-"""VOC and COCO -> a prepared directory of TensorFlow Datasets, in array_record files.
+"""Prepare VOC and COCO as a directory of TensorFlow Datasets, in array_record files.
 
 It is made without TensorFlow: with a ShardBasedBuilder, in a folder beside it that is renamed.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from rpn_jax import console
 from rpn_jax.data.check import forget, lint
 from rpn_jax.data.prepare import official
-from rpn_jax.data.records import CROWD, DIFFICULT
+from rpn_jax.data.records import Kind
 from rpn_jax.errors import InputError
 from rpn_jax.files import locked, write_atomically
 
@@ -44,75 +44,74 @@ def library():
 
 
 def directory(dataset, path):
-    """Returns where a Dataset's prepared directory lies at `path`."""
+    """Returns the folder of a Dataset's prepared directory at `path`."""
     return Path(path) / NAME / dataset.config / VERSION
 
 
-def stored_splits(directory):
+def prepared_splits(directory):
     """Returns the names of the splits in a prepared directory; none where there is none."""
     return list(_splits(Path(directory) / INFO))
 
 
 def prepare(dataset, splits, path, *, on_bad='error'):
-    """Prepares the stored splits of a Dataset that its directory lacks, once; returns it.
+    """Prepares those of a Dataset's splits that its directory lacks; returns the directory.
 
     The images come from unpacked folders at `path`, from the official archives, or from their
     hosts; splits that need no more than what is there are prepared with them. Raises InputError
     where that fails, and leaves nothing that the next start would trust.
     """
     path = Path(path).absolute()  # TFDS joins relative ones twice
-    final = directory(dataset, path)
-    if set(splits) <= set(stored_splits(final)):
+    final, folder = directory(dataset, path), path / NAME
+    if set(splits) <= set(prepared_splits(final)):
         return final
     try:
-        folder = path / NAME
         folder.mkdir(parents=True, exist_ok=True)
         waiting = f'waiting for the process that prepares {folder}'
         with locked(folder / f'.{dataset.config}.lock', waiting) as is_held:
-            stored = set(stored_splits(final))
-            if set(splits) <= stored:
+            present = prepared_splits(final)
+            if set(splits) <= set(present):
                 return final
             prefix = f'.{dataset.config}.preparing-'
             for stale in folder.glob(f'{prefix}*') if is_held else ():
                 shutil.rmtree(stale)
             with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as work:
-                missing = [split for split in splits if split not in stored]
-                _prepare(dataset, missing, stored, path, Path(work), on_bad)
-    except InputError:
-        raise
+                missing = [split for split in splits if split not in present]
+                _prepare(dataset, missing, present, path, Path(work), on_bad)
     except OSError as error:
-        what = f'{final}: cannot be prepared ({error})'
-        remedy = 'config key data.path needs a folder to write to; raw data may be linked there'
-        raise InputError(f'{what}; {remedy}') from error
+        raise InputError(
+            f'{final}: cannot be prepared ({error}); path needs a folder to write to; raw data may '
+            'be linked there'
+        ) from error
     return final
 
 
-def _prepare(dataset, splits, stored, path, work, on_bad):
-    def folders(split):
-        return {part: official.unpacked(part, path) for part in dataset.stored[split]}
+def _prepare(dataset, splits, present, path, work, on_bad):
+    def unpacked(split):
+        return {each: official.unpacked(each, path) for each in dataset.prepared[split]}
 
     def needed(split):
-        return {n for part, places in folders(split).items() if not places for n in part.archives}
+        absent = [each for each, keywords in unpacked(split).items() if not keywords]
+        return {name for each in absent for name in each.archives}
 
     names = dict.fromkeys(name for split in splits for name in sorted(needed(split)))
     archives = official.archives(names, path) if names else {}
-    splits = [s for s in dataset.stored if s not in stored and needed(s) <= set(names)]
+    splits = [s for s in dataset.prepared if s not in present and needed(s) <= set(names)]
     content, left_out = {}, {}
     for split in splits:
         content[split] = []
-        for part, places in folders(split).items():
-            is_temporary = places is None
-            places = places or official.unpack(part, archives, work / 'raw')
-            _check_trainval(part, places)
-            source = official.open_part(part, places)
+        for release, keywords in unpacked(split).items():
+            is_temporary = keywords is None
+            keywords = keywords or official.unpack(release, archives, work / 'raw')
+            _check_trainval(release, keywords)
+            source = official.open_release(release, keywords)
             checked = lint(source, on_bad)
             if is_temporary:
                 forget(source)
-            if gone := len(source.records) - len(checked.records):
-                note = f'{part.folder}: {gone} of {len(source.records)} images left out'
+            if count := len(source.records) - len(checked.records):
+                note = f'{release.folder}: {count} of {len(source.records)} images left out'
                 left_out[split] = [*left_out.get(split, ()), f'{note} when it was prepared']
                 logger.info(f'{dataset.config} {split}: {left_out[split][-1]}')
-            content[split].append((part, checked, _labels(part, places)))
+            content[split].append((release, checked, _labels(release, keywords)))
     logger.info(f'preparing {directory(dataset, path)}: {", ".join(splits)}')
     made = _write(dataset.config, content, left_out, work)
     _publish(made, directory(dataset, path))
@@ -120,29 +119,28 @@ def _prepare(dataset, splits, stored, path, work, on_bad):
 
 def _write(config, content, left_out, work):
     """Writes splits with TFDS into the folder work; returns their directory."""
-    total = sum(len(source.records) for each in content.values() for _, source, _ in each)
-    tfds = library()
-    builder = _builder_class()(data_dir=work, config=config)
-    builder.info.metadata.update(boxes=BOXES, left_out=left_out)
+    total = sum(len(source.records) for sources in content.values() for _, source, _ in sources)
     with console.counter(total, 'prepared') as advance:
+
+        def shards(release, source, labels):
+            for start in range(0, len(source.records), SHARD):
+                positions = range(len(source.records))[start : start + SHARD]
+                yield functools.partial(_examples, release, source, labels, positions, advance)
+
+        builder = _builder_class()(data_dir=work, config=config)
         builder.shards = {
-            split: [
-                functools.partial(
-                    _examples, *each, range(len(each[1].records))[start:][:SHARD], advance
-                )
-                for each in sources
-                for start in range(0, len(each[1].records), SHARD)
-            ]
+            split: [shard for each in sources for shard in shards(*each)]
             for split, sources in content.items()
         }
+        builder.info.metadata.update(boxes=BOXES, left_out=left_out)
         builder.download_and_prepare(
             file_format='array_record',
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            download_config=library().download.DownloadConfig(try_download_gcs=False),
         )
     return work / NAME / config / VERSION
 
 
-def _examples(part, source, labels, positions, advance):
+def _examples(release, source, labels, positions, advance):
     """Yields (key, example) of the images at these positions, which make a shard."""
     bbox = library().features.BBox
     for position in positions:
@@ -151,8 +149,8 @@ def _examples(part, source, labels, positions, advance):
         objects = [
             {
                 'bbox': bbox(*map(float, (y0 / height, x0 / width, y1 / height, x1 / width))),
-                'is_difficult': bool(kind == DIFFICULT),
-                'is_crowd': bool(kind == CROWD),
+                'is_difficult': bool(kind == Kind.DIFFICULT),
+                'is_crowd': bool(kind == Kind.CROWD),
                 'label': name,
             }
             for (x0, y0, x1, y1), kind, name in zip(
@@ -160,19 +158,18 @@ def _examples(part, source, labels, positions, advance):
             )
         ]
         file_name = Path(source.files.names[position]).name
-        yield (
-            position,
-            {
-                'image': source.files.load(position),
-                'image/filename': file_name if part.folder.startswith('VOC') else record.image_id,
-                'image/folder': part.folder,
-                'image/id': record.image_id,
-                'height': height,
-                'width': width,
-                'objects': objects,
-                'remarks': list(record.remarks),
-            },
-        )
+        is_voc = release.folder.startswith('VOC')
+        example = {
+            'image': source.files.load(position),
+            'image/filename': file_name if is_voc else record.image_id,
+            'image/folder': release.folder,
+            'image/id': record.image_id,
+            'height': height,
+            'width': width,
+            'objects': objects,
+            'remarks': list(record.remarks),
+        }
+        yield position, example
         advance()
 
 
@@ -183,7 +180,7 @@ def _builder_class():
 
     class Info(tfds.core.DatasetInfo):
         def initialize_from_bucket(self):
-            """Asks nobody."""
+            """Does not ask TFDS's servers."""
 
     class Detection(tfds.core.ShardBasedBuilder, skip_registration=True):
         """Detection data sets as rpn_jax prepares them."""
@@ -228,9 +225,9 @@ def _builder_class():
 
 
 def _publish(made, final):
-    """Moves a prepared directory to its place, or adds its splits to the one that is there.
+    """Renames a prepared directory to `final`, or adds its splits to the directory there.
 
-    What that holds is what its INFO lists, so INFO comes last.
+    Only splits that its INFO lists are used, so INFO is written last.
     """
     if not final.exists():
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -259,56 +256,56 @@ def _splits(info):
         raise InputError(f'{info}: damaged ({error}); remove {info.parent}') from error
 
 
-def _check_trainval(part, places):
-    """Raises InputError where trainval is not train and val together, as which it is stored."""
+def _check_trainval(release, keywords):
+    """Raises InputError where trainval is not train and val together, as which it is prepared."""
     lists = {
-        split: places['path'] / 'ImageSets/Main' / f'{split}.txt'
+        split: keywords['path'] / 'ImageSets/Main' / f'{split}.txt'
         for split in ('trainval', 'train', 'val')
     }
-    if part.split not in lists or not all(map(Path.is_file, lists.values())):
+    if release.split not in lists or not all(map(Path.is_file, lists.values())):
         return
     ids = {
         split: {
             line.split()[0]
-            for line in place.read_text(errors='replace').splitlines()
+            for line in path.read_text(errors='replace').splitlines()
             if line.strip()
         }
-        for split, place in lists.items()
+        for split, path in lists.items()
     }
     if ids['trainval'] != ids['train'] | ids['val']:
         raise InputError(
-            f'{lists["trainval"]}: not the images of train and val together, as in VOC; set config '
-            f"keys data.source='voc' and data.path={str(places['path'])!r}"
+            f'{lists["trainval"]}: not the images of train and val together, as in VOC; set '
+            f"source='voc' and path={str(keywords['path'])!r}"
         )
 
 
-def _labels(part, places):
+def _labels(release, keywords):
     """Returns the function record -> names of its objects' classes."""
-    if part.folder.startswith('VOC'):
-        folder = places['path'] / 'Annotations'
+    if release.folder.startswith('VOC'):
+        folder = keywords['path'] / 'Annotations'
 
         def names(record):
             root = ElementTree.parse(folder / f'{record.image_id}.xml').getroot()
             return [(item.findtext('name') or '').strip() for item in root.findall('object')]
 
         return names
-    folder = Path(places.get('annotations') or places['path'] / 'annotations')
-    content = json.loads((folder / f'instances_{part.split}.json').read_text('utf-8'))
+    folder = Path(keywords.get('annotations') or keywords['path'] / 'annotations')
+    content = json.loads((folder / f'instances_{release.split}.json').read_text('utf-8'))
     classes = {}
-    with contextlib.suppress(KeyError, TypeError):  # nothing is learned from classes
+    with contextlib.suppress(KeyError, TypeError):  # nothing is trained on classes
         classes = {entry['id']: str(entry['name']) for entry in content['categories']}
     images = {int(entry['id']): entry['file_name'] for entry in content['images']}
-    found = {name: [] for name in images.values()}
+    labels = {name: [] for name in images.values()}
     for entry in content['annotations']:
-        # What is damaged belongs to no image that is left.
+        # A damaged annotation belongs to no image that is left.
         wrong = KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError
         with contextlib.suppress(*wrong):
             name, label = images[int(entry['image_id'])], classes.get(entry.get('category_id'), '')
             if float(entry['bbox'][2]) and float(entry['bbox'][3]):  # the reader drops the empty
-                found[name].append(label)
+                labels[name].append(label)
 
     def names(record):  # two images of one file have mixed theirs
-        own = found[record.image_id]
+        own = labels[record.image_id]
         return own if len(own) == len(record.boxes) else [''] * len(record.boxes)
 
     return names

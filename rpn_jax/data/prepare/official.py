@@ -1,4 +1,4 @@
-"""PASCAL VOC and COCO as their makers give them out: archives, and what a split needs of them."""
+"""PASCAL VOC and COCO as their makers publish them: archives, and what a split needs of them."""
 
 import logging
 import os
@@ -74,8 +74,8 @@ ARCHIVES = {
 }
 
 
-class Part(NamedTuple):
-    """A split of one release: what the folder reader is asked for, and where it lies."""
+class ReleaseSplit(NamedTuple):
+    """A split of one release, such as VOC2007's val, and the archives that it is in."""
 
     folder: str  # 'VOC2007', 'train2017'
     split: str  # of voc() or coco()
@@ -86,8 +86,8 @@ class Dataset(NamedTuple):
     """A data set by its name in the config."""
 
     config: str  # the name of its prepared folder
-    stored: Mapping[str, tuple[Part, ...]]  # by the name of the split in that folder
-    splits: Mapping[str, tuple[str, ...]]  # what can be asked for -> what is stored
+    prepared: Mapping[str, tuple[ReleaseSplit, ...]]  # by the name of the split in that folder
+    splits: Mapping[str, tuple[str, ...]]  # what can be opened -> splits in that folder
 
 
 VOC_ARCHIVES = {
@@ -100,23 +100,23 @@ VOC_ARCHIVES = {
 
 
 def _voc(config, *folders):
-    """Returns a Dataset of these folders; trainval is stored as train and val, each image once."""
-    stored = {
+    """Returns a Dataset of these folders; trainval is prepared as train and val."""
+    prepared = {
         split: tuple(
-            Part(folder, split, (VOC_ARCHIVES[folder, split],))
+            ReleaseSplit(folder, split, (VOC_ARCHIVES[folder, split],))
             for folder in folders
             if (folder, split) in VOC_ARCHIVES
         )
         for split in ('train', 'val', 'test')
     }
-    stored = {split: parts for split, parts in stored.items() if parts}
-    return Dataset(config, stored, {'trainval': ('train', 'val')} | {s: (s,) for s in stored})
+    prepared = {split: releases for split, releases in prepared.items() if releases}
+    return Dataset(config, prepared, {'trainval': ('train', 'val')} | {s: (s,) for s in prepared})
 
 
 def _coco(config, year):
-    stored = {
+    prepared = {
         split: (
-            Part(
+            ReleaseSplit(
                 f'{split}{year}',
                 f'{split}{year}',
                 (f'{split}{year}.zip', f'annotations_trainval{year}.zip'),
@@ -124,7 +124,8 @@ def _coco(config, year):
         )
         for split in ('train', 'val')
     }
-    return Dataset(config, stored, {s: (s,) for s in stored} | {f'{s}{year}': (s,) for s in stored})
+    years = {f'{split}{year}': (split,) for split in prepared}
+    return Dataset(config, prepared, {split: (split,) for split in prepared} | years)
 
 
 DATASETS = {
@@ -136,17 +137,17 @@ DATASETS = {
 }
 
 
-def unpacked(part, path):
-    """Returns the places of a part's unpacked folder as keywords of its reader, None without it."""
+def unpacked(release, path):
+    """Returns the keywords that open a release split's unpacked folder; None without one."""
     path = Path(path)
-    if part.folder.startswith('VOC'):
-        folder = path / 'VOCdevkit' / part.folder
-        parts = folder / 'JPEGImages', folder / 'Annotations'
-        there = (folder / 'ImageSets/Main' / f'{part.split}.txt').is_file()
-        return {'path': folder} if there and all(map(Path.is_dir, parts)) else None
+    if release.folder.startswith('VOC'):
+        folder = path / 'VOCdevkit' / release.folder
+        needed = folder / 'JPEGImages', folder / 'Annotations'
+        is_listed = (folder / 'ImageSets/Main' / f'{release.split}.txt').is_file()
+        return {'path': folder} if is_listed and all(map(Path.is_dir, needed)) else None
     for folder in (path, path / 'coco'):
-        labels = folder / 'annotations' / f'instances_{part.split}.json'
-        if labels.is_file() and (folder / part.split).is_dir():
+        labels = folder / 'annotations' / f'instances_{release.split}.json'
+        if labels.is_file() and (folder / release.split).is_dir():
             return {'path': folder}
     return None
 
@@ -158,56 +159,56 @@ def archives(names, path):
     """
     path = Path(path)
     folders = path, path / 'downloads', path / 'downloads' / 'manual'
-    places = {n: p for n in names for f in reversed(folders) if (p := f / n).is_file()}
-    absent = [name for name in names if name not in places]
-    for name, place in places.items():
-        logger.info(f'checking {place}')
+    paths = {n: p for n in names for f in reversed(folders) if (p := f / n).is_file()}
+    absent = [name for name in names if name not in paths]
+    for name, archive in paths.items():
+        logger.info(f'checking {archive}')
         url, size, sha256 = ARCHIVES[name]
-        if not files.is_whole(place, sha256=sha256, size=size):
-            what = (
-                f'not the official archive of {size} bytes, or cut off; remove it, or fetch {url}'
+        if not files.is_whole(archive, sha256=sha256, size=size):
+            raise InputError(
+                f'{archive}: not the official archive of {size} bytes, or cut off; remove it, or '
+                f'fetch {url} anew'
             )
-            raise InputError(f'{place}: {what} anew')
     for name in absent:
         url, size, sha256 = ARCHIVES[name]
-        places[name] = path / 'downloads' / name
+        paths[name] = path / 'downloads' / name
         try:
-            files.fetch(url, places[name], sha256=sha256, size=size)
+            files.fetch(url, paths[name], sha256=sha256, size=size)
         except InputError as error:
             others = [other for other in absent if other != name]
             besides = f'; {path / "downloads"} needs besides: {", ".join(others)}' if others else ''
             raise InputError(f'{error}{besides}') from error
-    return places
+    return paths
 
 
-def unpack(part, archives, work):
-    """Unpacks a part's archives (name -> path) below the folder `work`, unless that is done.
+def unpack(release, archives, work):
+    """Unpacks a release split's archives (name -> path) below the folder `work`, once.
 
-    Returns the places as keywords of the part's reader. Raises InputError as extract() does.
+    Returns the keywords that open it. Raises InputError as extract() does.
     """
-    folders = [Path(work) / Path(name).stem for name in part.archives]
-    for name, folder in zip(part.archives, folders, strict=True):
+    folders = [Path(work) / Path(name).stem for name in release.archives]
+    for name, folder in zip(release.archives, folders, strict=True):
         if not folder.is_dir():
             logger.info(f'unpacking {archives[name]}')
             extract(archives[name], folder, _is_needed)
-    if part.folder.startswith('VOC'):
-        return {'path': folders[0] / 'VOCdevkit' / part.folder}
+    if release.folder.startswith('VOC'):
+        return {'path': folders[0] / 'VOCdevkit' / release.folder}
     images, labels = folders
-    places = {'images': str(images / part.split), 'annotations': str(labels / 'annotations')}
-    return {'path': Path(work) / 'coco'} | places  # whose name alone counts
+    elsewhere = {'images': str(images / release.split), 'annotations': str(labels / 'annotations')}
+    return {'path': Path(work) / 'coco'} | elsewhere  # of the path only the name is used
 
 
-def open_part(part, places):
-    """Returns the Source of a part whose files lie at `places`."""
-    reader = voc if part.folder.startswith('VOC') else coco
-    return reader(part.split, **places)
+def open_release(release, keywords):
+    """Returns the Source of a release split, opened with the keywords of its reader."""
+    reader = voc if release.folder.startswith('VOC') else coco
+    return reader(release.split, **keywords)
 
 
 def _is_needed(name):
-    """Says whether boxes or images are in a file of an archive, by its name."""
-    parts = os.path.normpath(name).split('/')
-    if parts[0] == 'VOCdevkit':
+    """Returns whether boxes or images are in a file of an archive, by its name."""
+    steps = os.path.normpath(name).split('/')
+    if steps[0] == 'VOCdevkit':
         return (
-            'JPEGImages' in parts or 'Annotations' in parts or parts[2:4] == ['ImageSets', 'Main']
+            'JPEGImages' in steps or 'Annotations' in steps or steps[2:4] == ['ImageSets', 'Main']
         )
-    return parts[0] != 'annotations' or parts[-1].startswith('instances_')
+    return steps[0] != 'annotations' or steps[-1].startswith('instances_')

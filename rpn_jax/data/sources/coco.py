@@ -1,21 +1,18 @@
-"""A COCO folder of one's own: annotations/instances_SPLIT.json and the images of SPLIT/."""
+"""COCO folders: annotations/instances_SPLIT.json and the images of SPLIT/."""
 
 import json
 import math
 from pathlib import Path
 
-import numpy as np
-
 from rpn_jax.data.images import BadRecord
 from rpn_jax.data.records import (
     CLIPPED,
-    CROWD,
-    OBJECT,
+    Kind,
     Problem,
-    Record,
+    clip_box,
     from_paths,
-    inside,
     inside_folder,
+    record_of,
 )
 from rpn_jax.errors import InputError
 
@@ -26,10 +23,10 @@ EMPTY = 'box without width or height, left out'
 def coco(split, *, path, images='', annotations=''):
     """Opens a split: the images of annotations/instances_{split}.json, in the file's order.
 
-    `images` overrides where the pictures lie, `annotations` the folder of the json files, or the
-    file itself. Boxes (x, y, width, height) become corners; iscrowd is of kind 3; boxes without
-    width or height are left out and counted. What would train wrongly becomes a problem of the
-    source. Raises InputError, with the file, where there is no split.
+    `images` is the folder of the pictures where they lie elsewhere, `annotations` that of the json
+    files, or the file itself. Boxes (x, y, width, height) become corners; boxes without width or
+    height are left out and counted. Annotations that would train wrongly are the source's problems.
+    Raises InputError, with the file, where there is no split.
     """
     folder = Path(path)
     pictures = Path(images) if images else folder / split
@@ -38,11 +35,11 @@ def coco(split, *, path, images='', annotations=''):
         labels = labels / f'instances_{split}.json'
     if not labels.is_file():
         raise InputError(
-            f'{labels}: no such file; config key data.path is a folder that holds '
-            'annotations/instances_SPLIT.json, data.annotations that file'
+            f'{labels}: no such file; path is a folder that holds annotations/'
+            'instances_SPLIT.json, or annotations is that file'
         )
     if not pictures.is_dir():
-        raise InputError(f'{pictures}: no such folder; config key data.images names the pictures')
+        raise InputError(f'{pictures}: no such folder; images is the folder of the pictures')
     records, problems = parse(labels)
     paths = [pictures / record.image_id for record in records]
     return from_paths(f'coco {folder.name} {split}', records, paths, problems)
@@ -84,18 +81,9 @@ def parse(path):
             continue
         remarks[position] += [CLIPPED] if box != given else []
         boxes[position].append(box)
-        kind[position].append(CROWD if is_crowd else OBJECT)
-    records = [
-        Record(
-            image_id=names[key],
-            size=sizes[key],
-            boxes=np.asarray(boxes[position], np.float32).reshape(-1, 4),
-            kind=np.asarray(kind[position], np.int32),
-            remarks=tuple(remarks[position]),
-        )
-        for position, key in enumerate(entries)
-    ]
-    return records, problems
+        kind[position].append(Kind.CROWD if is_crowd else Kind.OBJECT)
+    rows = zip(names.values(), sizes.values(), boxes, kind, remarks, strict=True)
+    return [record_of(*row) for row in rows], problems
 
 
 def _image_id(path, number, annotation, sizes):
@@ -112,7 +100,7 @@ def _image_id(path, number, annotation, sizes):
 
 
 def _whole(value):
-    """Returns a whole number, also of its digits; raises ValueError for other numbers."""
+    """Returns a whole number, also from a string of digits; raises ValueError for other numbers."""
     if isinstance(value, bool) or int(value) != float(value):
         raise ValueError
     return int(value)
@@ -139,7 +127,7 @@ def _annotation(path, number, annotation, size):
         return None, None, crowd == 1
     given = x, y, x + width, y + height
     try:
-        return inside(given, size), given, crowd == 1
+        return clip_box(given, size), given, crowd == 1
     except BadRecord as error:
         raise BadRecord(error.kind, f'{path}: {where} {error}: bbox {shown}') from error
 
@@ -149,10 +137,9 @@ def _size(path, entry):
         height, width = int(entry['height']), int(entry['width'])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f'{path}: image {entry["id"]} has no height and width') from error
-    if min(height, width) < 1:
-        raise InputError(f'{path}: image {entry["id"]} is {width} x {height} pixels')
-    if max(height, width) > LONGEST:
-        raise InputError(f'{path}: image {entry["id"]} is said to have more than {LONGEST} pixels')
+    if not 1 <= min(height, width) <= max(height, width) <= LONGEST:
+        bounds = f'1 x 1 to {LONGEST} x {LONGEST}'
+        raise InputError(f'{path}: image {entry["id"]} does not have {bounds} pixels')
     return height, width
 
 

@@ -9,28 +9,26 @@ from rpn_jax.errors import InputError
 EXTENSIONS = frozenset('.bmp .jpeg .jpg .png .tif .tiff .webp'.split())
 
 
-def pictures(*, path, pattern=''):
-    """Opens all images below a folder, in the order of their paths, linked folders as well.
+def pictures(split='', *, path, images=''):
+    """Opens all images below a folder, sorted by path; linked folders are followed.
 
-    pattern restricts them: '*/image/*.jpg' as pathlib knows it. Their sizes are not known before
-    they are read. Raises InputError where there is none.
+    `images` restricts them to a pattern such as '*/image/*.jpg', as pathlib knows it; the split is
+    ignored. Sizes are not known before the images are read. Raises InputError where there is none.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise InputError(f'config key data.path: no folder {folder}; it needs one of images')
+        raise InputError(f'path: no folder {folder}; it needs one of images')
     files = [
-        file
-        for file in image_files(folder)
-        if not pattern or file.relative_to(folder).match(pattern)
+        file for file in image_files(folder) if not images or file.relative_to(folder).match(images)
     ]
     if not files:
-        raise InputError(f'{folder}: no images like {pattern!r}; config key data.images')
+        raise InputError(f'{folder}: no images match images={images!r}')
     records = [without_boxes(file.relative_to(folder).as_posix()) for file in files]
     return from_paths(f'images {folder.name}', records, files)
 
 
 def image_files(folder):
-    """Returns the paths of all images below a folder, sorted; hidden files are none.
+    """Returns the paths of all images below a folder, sorted, without hidden files.
 
     Raises InputError where there is none.
     """
@@ -40,10 +38,10 @@ def image_files(folder):
 def listing(folder, without=''):
     """Returns the sorted paths of the images and of the other files below a folder, none hidden.
 
-    What lies in the folder `without` is left out. Raises InputError where there is no image.
+    Files below the folder `without` are left out. Raises InputError where there is no image.
     """
     skipped = {os.path.realpath(without)} if without else set()
-    files = [Path(place) / name for place, names in _walk(folder, skipped) for name in names]
+    files = [Path(below) / name for below, names in _walk(folder, skipped) for name in names]
     images, others = [], []
     for file in sorted(files):
         if not file.name.startswith('.'):
@@ -55,9 +53,9 @@ def listing(folder, without=''):
 
 def _walk(folder, seen):
     """Yields (folder, names of its files) below a folder, each once however it is linked."""
-    for place, inner, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:
+    for below, inner, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(below)) in seen:
             inner.clear()
             continue
         seen.add(real)
-        yield place, names
+        yield below, names

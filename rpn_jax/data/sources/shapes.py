@@ -1,8 +1,8 @@
-"""Shapes: textured scenes of simple objects, drawn when they are read; a data set without files.
+"""Drawn scenes: simple objects on textured backgrounds, a data set without files.
 
-A scene is a pure function of (seed, split, index). Its layout is made without drawing, so the
-records of a whole split are cheap. Outlines are polygons on whole pixels, filled without
-anti-aliasing: the box of an outline's points is the box of its pixels.
+A scene is drawn when it is read, as a pure function of (seed, split, index). Its layout is made
+without drawing, so the records of a whole split are cheap. Outlines are polygons on whole pixels,
+filled without anti-aliasing: the box of an outline's points is the box of its pixels.
 """
 
 import colorsys
@@ -13,20 +13,20 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from rpn_jax.data.records import DIFFICULT, OBJECT, Record, Source
+from rpn_jax.data.records import Kind, Source, record_of
 from rpn_jax.errors import InputError
 
 SCALES = 1 / 8, 1 / 2  # geometric mean of a box's sides over the canvas side, log-uniform
 LONGEST = 2 / 3  # of the canvas side, for the longer side of a box
 ELONGATION = 2.2  # the most an outline is drawn out, before it is turned
-HIDDEN = 0.5  # at most this part of a box lies under the boxes of later objects
-PLACEMENTS = 8  # tries to find a place, then the scene does without the object
+HIDDEN = 0.5  # at most this share of a box lies under the boxes of later objects
+PLACEMENTS = 8  # positions that are tried, then the scene does without the object
 EMPTY = 0.03  # of scenes have nothing to find
-FAINT = 0.03  # of objects are of kind DIFFICULT, and hardly to be seen
+FAINT = 0.03  # of objects are difficult, and hardly to be seen
 # Distances of an object's mean colour to its surroundings: Euclidean, in RGB of 0 to 255.
 CONTRAST = 48  # at least; textures and the rim take a little from it
 FAINT_CONTRAST = 8, 14
-FADE = 0.3  # an object keeps this part of its colour's distance, or more
+FADE = 0.3  # an object keeps this share of its colour's distance, or more
 # Hues of the objects relative to the background's; a scene takes one row.
 HUES = (0.5, 0.42, 0.58), (1 / 3, 2 / 3, 0.5), (0.09, -0.09, 0.5), (0.12, 0.25, 0.62)
 
@@ -37,40 +37,33 @@ class Figure(NamedTuple):
     form: str  # a key of FORMS
     contours: tuple[np.ndarray, ...]  # [n, 2] int32 (x, y) of pixels; the first is the outer one
     box: tuple[int, int, int, int]  # (x0, y0, x1, y1), pixels, half open
-    kind: int  # OBJECT or DIFFICULT
+    kind: int  # Kind.OBJECT or Kind.DIFFICULT
 
 
 def shapes(split, *, count, size, seed=0, max_objects=8) -> Source:
-    """Make a split of drawn scenes; read() may be called from several threads.
+    """Returns a split of `count` drawn scenes; read() may be called from several threads.
 
-    Args:
-      split: any name; scenes of two names have nothing in common.
-      count: scenes; a longer split begins with the scenes of a shorter one.
-      size: side of the square canvas, pixels, at least 32.
-      seed: whole number, not negative.
-      max_objects: most objects in a scene; their number is uniform from 1, and now and then 0.
-
-    Raises:
-      InputError: a number is too small.
+    split is any name: scenes of two names have nothing in common, and a longer split begins with
+    the scenes of a shorter one. size is the side of the square canvas in pixels. A scene has 1 to
+    max_objects objects, and now and then none. Raises InputError where a number is too small.
     """
-    least = {'data.scenes': (count, 1), 'data.image_size': (size, 32)}
-    least |= {'data.max_objects': (max_objects, 1), 'seed': (seed, 0)}
-    for key, (value, bound) in least.items():
+    least = {'count': (count, 1), 'size': (size, 32)}
+    least |= {'max_objects': (max_objects, 1), 'seed': (seed, 0)}
+    for keyword, (value, bound) in least.items():
         if value < bound:
-            raise InputError(f'{key} is {value}; the data set shapes needs at least {bound}')
+            raise InputError(f'{keyword} {value}: drawn scenes need at least {bound}')
 
-    def place(index):
+    def figures_of(index):
         return layout(split, index, size=size, seed=seed, max_objects=max_objects)
 
     def record(index):
-        figures = place(index)
-        boxes = np.array([figure.box for figure in figures], np.float32).reshape(-1, 4)
-        kind = np.array([figure.kind for figure in figures], np.int32)
-        return Record(f'shapes/{split}/{index:06d}', (size, size), boxes, kind)
+        figures = figures_of(index)
+        boxes, kind = ([figure.box for figure in figures], [figure.kind for figure in figures])
+        return record_of(f'shapes/{split}/{index:06d}', (size, size), boxes, kind)
 
     def read(position):
         index = range(count)[position]
-        return draw(place(index), size, _random(seed, split, index, stream=2))
+        return draw(figures_of(index), size, _random(seed, split, index, stream=2))
 
     return Source(f'shapes/{split}', [record(index) for index in range(count)], read)
 
@@ -98,7 +91,7 @@ FORMS = {  # contours around the origin; two are filled even-odd
 
 
 def layout(split, index, *, size, seed=0, max_objects=8) -> list[Figure]:
-    """Place the objects of a scene, without drawing; later ones go over earlier ones."""
+    """Returns the objects of a scene, without drawing; later ones cover earlier ones."""
     random = _random(seed, split, index, stream=1)
     if random.random() < EMPTY:
         return []
@@ -113,7 +106,7 @@ def layout(split, index, *, size, seed=0, max_objects=8) -> list[Figure]:
             covered = [old + new for old, new in zip(hidden, covered, strict=True)]
             if max(covered, default=0) <= HIDDEN:
                 contours = tuple(contour + np.array((x, y), np.int32) for contour in contours)
-                kind = DIFFICULT if draws[4] < FAINT else OBJECT
+                kind = Kind.DIFFICULT if draws[4] < FAINT else Kind.OBJECT
                 figures.append(Figure(form, contours, box, kind))
                 hidden = [*covered, 0]
                 break
@@ -121,7 +114,7 @@ def layout(split, index, *, size, seed=0, max_objects=8) -> list[Figure]:
 
 
 def _outline(form, scale, stretch, turn, size):
-    """Turn uniform numbers into (form, contours that begin at pixel (0, 0), width, height)."""
+    """Returns (form, contours that begin at pixel (0, 0), width, height) of uniform numbers."""
     form = list(FORMS)[int(form * len(FORMS))]
     stretch = ELONGATION ** (stretch - 0.5)
     cosine, sine = math.cos(2 * np.pi * turn), math.sin(2 * np.pi * turn)
@@ -138,21 +131,21 @@ def _outline(form, scale, stretch, turn, size):
 
 
 def _covered(box, other):
-    """The part of `box` that `other` covers."""
+    """Returns the share of `box` that `other` covers."""
     width = min(box[2], other[2]) - max(box[0], other[0])
     height = min(box[3], other[3]) - max(box[1], other[1])
     return max(width, 0) * max(height, 0) / ((box[2] - box[0]) * (box[3] - box[1]))
 
 
 def mask(figure, window) -> np.ndarray:
-    """Fill a figure as seen through a window (x0, y0, x1, y1): uint8 [height, width], 0 or 255."""
+    """Returns a figure's pixels in a window (x0, y0, x1, y1): uint8 [height, width], 0 or 255."""
     x0, y0, x1, y1 = window
     canvas = np.zeros((y1 - y0, x1 - x0), np.uint8)
     return cv2.fillPoly(canvas, figure.contours, 255, offset=(-x0, -y0))
 
 
 def draw(figures, size, random) -> np.ndarray:
-    """Paint a background and the figures, in order: uint8 [size, size, 3] RGB."""
+    """Returns the picture of a background and the figures, in order: uint8 [size, size, 3] RGB."""
     hue, hues = random.random(), HUES[random.integers(len(HUES))]
     shadow = random.uniform(0, 0.5)
     canvas = _background(size, hue, random).astype(np.float32)
@@ -161,7 +154,7 @@ def draw(figures, size, random) -> np.ndarray:
         grey = random.random() < 0.12
         saturation = random.uniform(0, 0.12) if grey else random.uniform(0.35, 0.8)
         color = _rgb(tint, saturation, random.uniform(0.45, 1))
-        _paint(canvas, figure, color, shadow if figure.kind == OBJECT else 0, random)
+        _paint(canvas, figure, color, shadow if figure.kind == Kind.OBJECT else 0, random)
     return np.rint(canvas).astype(np.uint8)
 
 
@@ -170,7 +163,7 @@ def _rgb(hue, saturation, value):
 
 
 def _background(size, hue, random):
-    """Blend two shades by clouds and a pattern; add grain, lines, curves, specks: uint8 RGB."""
+    """Returns two shades blended by clouds and a pattern, with grain, lines and specks: uint8."""
     value = random.uniform(0.35, 0.95)
     near = _rgb(hue, random.uniform(0.1, 0.5), value)
     far = _rgb(hue + random.uniform(-0.1, 0.1), random.uniform(0.1, 0.5), value * 0.7)
@@ -200,7 +193,7 @@ def _clouds(random, shape, cells):
 
 
 def _pattern(random, shape, period):
-    """Draw clouds, a slope, stripes or a weave: float32 [height, width], about -1 to 1."""
+    """Returns clouds, a slope, stripes or a weave: float32 [height, width], about -1 to 1."""
     motif, angle, phase = random.integers(4), random.uniform(0, np.pi), random.uniform(0, 2 * np.pi)
     if motif == 0:
         return _clouds(random, shape, 5)
@@ -214,7 +207,7 @@ def _pattern(random, shape, period):
 
 
 def _paint(canvas, figure, color, shadow, random):
-    """Paint a figure onto the float32 canvas, in place, its colour apart from what is around it."""
+    """Paints a figure onto the float32 canvas, its colour apart from what is around it."""
     x0, y0, x1, y1 = figure.box
     border = 2 + max(x1 - x0, y1 - y0) // 8
     left, top = max(x0 - border, 0), max(y0 - border, 0)
@@ -226,7 +219,7 @@ def _paint(canvas, figure, color, shadow, random):
         soft = cv2.blur(cv2.warpAffine(filled, shift, (width, height)), (border, border))
         patch *= cv2.merge([1 - np.float32(shadow / 255) * soft] * 3)
     around = np.array(cv2.mean(patch, 255 - filled)[:3], np.float32)
-    faint = figure.kind == DIFFICULT
+    faint = figure.kind == Kind.DIFFICULT
     distance = FADE ** random.random() * float(np.linalg.norm(color - around))
     distance = random.uniform(*FAINT_CONTRAST) if faint else max(distance, CONTRAST)
     color = _apart(color, around, distance)
@@ -240,7 +233,7 @@ def _paint(canvas, figure, color, shadow, random):
 
 
 def _apart(color, around, distance):
-    """Move a colour to a distance from its surroundings; towards black or white if RGB ends."""
+    """Returns a colour at a distance from its surroundings, else towards black or white."""
     for target in (color, np.full(3, 255 if around.mean() < 128 else 0, np.float32)):
         line = target - around
         line *= distance / max(float(np.linalg.norm(line)), 1)

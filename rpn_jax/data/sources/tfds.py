@@ -1,4 +1,4 @@
-"""TensorFlow Datasets without TensorFlow: VOC and COCO, prepared once, and what others prepared."""
+"""Directories of TensorFlow Datasets, read without TensorFlow; VOC and COCO are prepared."""
 
 import contextlib
 import hashlib
@@ -19,15 +19,13 @@ from rpn_jax.data.prepare.builder import library
 from rpn_jax.data.prepare.official import DATASETS
 from rpn_jax.data.records import (
     CLIPPED,
-    CROWD,
-    DIFFICULT,
-    OBJECT,
     Files,
+    Kind,
     Problem,
-    Record,
     Source,
-    inside,
+    clip_box,
     reader,
+    record_of,
     without_boxes,
 )
 from rpn_jax.data.sources.coco import EMPTY
@@ -37,11 +35,11 @@ from rpn_jax.files import cache_folder, write_atomically
 FILES = 'dataset_info.json', 'features.json'  # what makes a folder a prepared directory
 CLASSES = 'tensorflow_datasets.core.features.'  # where the classes of features come from
 ROUNDING = 1e-2  # pixels that float32 may move a corner of a box outside
-CACHE_VERSION = 1  # goes up with what a scan finds
+CACHE_VERSION = 1  # a new one where the entries are others
 
 
 class Layout(NamedTuple):
-    """Where the features of a data set hold what a Record needs; '' where they do not."""
+    """The names of a data set's features by what a Record needs of them; '' where there is none."""
 
     image: str
     images: tuple[str, ...]  # of all features that are images
@@ -50,42 +48,39 @@ class Layout(NamedTuple):
     difficult: str
     crowd: str
     ids: tuple[str, ...]  # in order of preference
-    is_voc: bool  # stored 1-based inclusive pixels over size
+    is_voc: bool  # boxes are 1-based inclusive pixels over size
 
 
 def tfds(split, *, path, name, on_bad='error'):
-    """Opens a split of a prepared directory at path; VOC and COCO are prepared where they are not.
+    """Opens a split of a prepared directory at path; VOC and COCO are prepared if they are not yet.
 
     name is one of DATASETS, or the folder of a prepared directory below path; '' is path itself.
-    Prepared are VOC and COCO from folders and official archives at path, or else from their hosts,
-    with bad images refused or, with on_bad='skip', left out. What would train wrongly becomes a
-    problem of the source. Raises InputError where there is no such split or it cannot be prepared.
+    VOC and COCO are prepared from folders and official archives at path, or else from their hosts,
+    with bad images refused or, with on_bad='skip', left out. Annotations that would train wrongly
+    are the source's problems. Raises InputError where there is no such split or it cannot be
+    prepared.
     """
     root = Path(path).absolute()  # TFDS joins relative ones twice
-    place = _find(root)
-    if place and name in DATASETS and place.parent.name not in ('', DATASETS[name].config):
-        what = f'config keys data.path and data.name: {place} is not {name}'
-        raise InputError(f"{what}; set data.name='' to take it as it is")
-    dataset = None if place else DATASETS.get(name)
+    directory = _find(root)
+    if directory and name in DATASETS and directory.parent.name not in ('', DATASETS[name].config):
+        raise InputError(f"{directory}: not {name}; set name='' to take it as it is")
+    dataset = None if directory else DATASETS.get(name)
     if dataset is None:
-        place = place or _find(root / name.replace(':', '/'))
-        if place is None:
-            raise InputError(_nothing(root, name))
-        return _open(place, split)
-    stock = _find(root / name)
-    if stock and not builder.stored_splits(builder.directory(dataset, root)):
+        directory = directory or _find(root / name.replace(':', '/'))
+        if directory is None:
+            raise InputError(_nothing_at(root, name))
+        return _open(directory, split)
+    stock, own = _find(root / name), builder.directory(dataset, root)
+    if stock and not builder.prepared_splits(own):
         return _open(stock, split)
     if split not in dataset.splits:
-        raise InputError(
-            f'config keys data.train_split and data.eval_split: {name} has no split {split!r}; '
-            f'there are: {", ".join(dataset.splits)}'
-        )
-    stored = dataset.splits[split]
-    is_prepared = set(stored) <= set(builder.stored_splits(builder.directory(dataset, root)))
-    if not is_prepared and _is_voc_folder(root):
-        raise InputError(_nothing(root, name))
-    place = builder.prepare(dataset, stored, root, on_bad=on_bad)
-    return _open(place, split, '+'.join(stored))._replace(name=f'tfds {name} {split}')
+        known = ', '.join(dataset.splits)
+        raise InputError(f'{name} has no split {split!r}; there are: {known}')
+    needed = dataset.splits[split]
+    if not set(needed) <= set(builder.prepared_splits(own)) and _is_voc_folder(root):
+        raise InputError(_nothing_at(root, name))
+    directory = builder.prepare(dataset, needed, root, on_bad=on_bad)
+    return _open(directory, split, '+'.join(needed))._replace(name=f'tfds {name} {split}')
 
 
 def _find(folder):
@@ -104,36 +99,36 @@ def _is_voc_folder(root):
     return (root / 'JPEGImages').is_dir() and (root / 'Annotations').is_dir()
 
 
-def _nothing(root, name):
+def _nothing_at(root, name):
     if _is_voc_folder(root):
         return (
-            f"{root}: a folder of VOC, not one of TFDS; set config key data.source='voc', or "
-            'data.path to the folder that VOCdevkit lies in'
+            f"{root}: a folder of VOC, not one of TFDS; set source='voc', or path to the folder "
+            'that VOCdevkit lies in'
         )
     return (
-        f'config keys data.path and data.name: no prepared directory ({", ".join(FILES)}) at '
-        f'{root} or {root / name}; names that can be prepared are {", ".join(DATASETS)}'
+        f'{root}: no prepared directory ({", ".join(FILES)}) there or at {root / name}; set path '
+        f'and name; names that can be prepared are {", ".join(DATASETS)}'
     )
 
 
-def _open(place, split, expression=''):
+def _open(directory, split, expression=''):
     """Returns the Source of a split of a prepared directory.
 
-    expression is what TFDS calls the split; where it is given, the images come in VOC's order: by
+    expression is the split's name in TFDS; where it is given, the images come in VOC's order: by
     release, then by number.
     """
-    _check_classes(place)
-    info, data = _data_source(place, expression or split)
-    layout = _layout(place, info)
-    stamp = _stamp(place, info, expression or split)
-    entries = _scanned(place, expression or split, stamp, data, layout)
+    _check_classes(directory)
+    info, data = _data_source(directory, expression or split)
+    layout = _layout(directory, info)
+    stamp = _stamp(directory, info, expression or split)
+    entries = _scanned(directory, expression or split, stamp, data, layout)
     order = list(range(len(entries)))
     if '+' in expression:
         order.sort(key=lambda i: (entries[i]['folder'], entries[i]['id']))
     entries = [entries[i] for i in order]
     names, seen = [], set()
     for position, entry in enumerate(entries):
-        name = f'{place} {split}: {entry["id"]}'
+        name = f'{directory} {split}: {entry["id"]}'
         names.append(f'{name} (number {order[position]})' if name in seen else name)
         seen.add(name)
 
@@ -151,17 +146,17 @@ def _open(place, split, expression=''):
         if entry['problem']
     ]
     if not records:
-        raise InputError(f'{place}: the split {split} is empty')
+        raise InputError(f'{directory}: the split {split} is empty')
     files = Files(names, load, lambda _: stamp)
     read = reader(records, files)
     notes = (info.metadata or {}).get('left_out', {}) if info.name == builder.NAME else {}
-    notes = [note for part in (expression or split).split('+') for note in notes.get(part, ())]
-    return Source(f'tfds {place} {split}', records, read, files, tuple(problems), tuple(notes))
+    notes = [note for each in (expression or split).split('+') for note in notes.get(each, ())]
+    return Source(f'tfds {directory} {split}', records, read, files, tuple(problems), tuple(notes))
 
 
-def _check_classes(place):
-    """Raises InputError where a directory names classes of others: TFDS would import them."""
-    for path in (place / name for name in FILES):
+def _check_classes(directory):
+    """Raises InputError where a directory names classes of others, which TFDS would import."""
+    for path in (directory / name for name in FILES):
         try:
             todo = [json.loads(path.read_text())]
         except (OSError, ValueError, RecursionError) as error:
@@ -181,27 +176,26 @@ def _check_classes(place):
                     raise InputError(f'{path}: the feature {name!r} is none of TFDS; not imported')
 
 
-def _data_source(place, split):
+def _data_source(directory, split):
     """Returns the DatasetInfo of a directory and the data source of a split."""
     try:
-        builder = library().builder_from_directory(place)
+        builder = library().builder_from_directory(directory)
         info, splits = builder.info, ', '.join(builder.info.splits)
     except Exception as error:  # whatever damaged files make the library raise
-        raise InputError(f'{place}: not a directory of TFDS ({_line(error)})') from error
+        raise InputError(f'{directory}: not a directory of TFDS ({_line(error)})') from error
     file_format = getattr(info.file_format, 'value', info.file_format)
     if file_format != 'array_record':
         raise InputError(
-            f'{place}: its files are {file_format}, which need TensorFlow; prepare it with '
+            f'{directory}: its files are {file_format}, which need TensorFlow; prepare it with '
             "file_format='array_record'"
         )
-    layout = _layout(place, info)
+    layout = _layout(directory, info)
     decoders = dict.fromkeys(layout.images, library().decode.SkipDecoding())
     try:
         return info, builder.as_data_source(split=split, decoders=decoders)
     except Exception as error:  # as above; mostly a split that is none
         raise InputError(
-            f'config keys data.train_split and data.eval_split: {place} has no split {split!r} '
-            f'({_line(error)}); there are: {splits}'
+            f'{directory}: has no split {split!r} ({_line(error)}); there are: {splits}'
         ) from error
 
 
@@ -209,25 +203,28 @@ def _line(error):
     return (str(error).strip().splitlines() or [''])[0] or type(error).__name__
 
 
-def _layout(place, info):
+def _layout(directory, info):
     """Returns the Layout of a data set's features; raises InputError where it has no boxes."""
     kinds = library().features
     top = dict(info.features) if isinstance(info.features, kinds.FeaturesDict) else {}
     images = tuple(key for key, feature in top.items() if isinstance(feature, kinds.Image))
-    found = []
+    candidates = []  # (objects, box, features of an object)
     for key, feature in top.items():
         inner = feature.feature if isinstance(feature, kinds.Sequence) else None
         inner = dict(inner) if isinstance(inner, kinds.FeaturesDict) else {}
-        found += [(key, box, inner) for box, f in inner.items() if isinstance(f, kinds.BBoxFeature)]
-    if not images or not found:
+        boxes = [name for name, f in inner.items() if isinstance(f, kinds.BBoxFeature)]
+        candidates += [(key, box, inner) for box in boxes]
+    if not images or not candidates:
         raise InputError(
-            f'{place}: no feature image, or no objects/bbox; it has {", ".join(top) or "none"}'
+            f'{directory}: no feature image, or no objects/bbox; it has {", ".join(top) or "none"}'
         )
-    objects, bbox, inner = next((f for f in found if f[:2] == ('objects', 'bbox')), found[0])
+    objects, bbox, inner = next(
+        (each for each in candidates if each[:2] == ('objects', 'bbox')), candidates[0]
+    )
     shape = inner[bbox].bbox_format
     shape = getattr(shape, 'value', shape)
     if shape not in (None, 'REL_YXYX'):
-        raise InputError(f'{place}: {objects}/{bbox} are {shape}, not (ymin, xmin, ymax, xmax)')
+        raise InputError(f'{directory}: {objects}/{bbox} are {shape}, not (ymin, xmin, ymax, xmax)')
     ids = 'image/id', 'image/filename', 'image_id', 'filename', 'id'
     ids = [key for key in ids if key in top]
     return Layout(
@@ -242,11 +239,11 @@ def _layout(place, info):
     )
 
 
-def _stamp(place, info, split):
+def _stamp(directory, info, split):
     """Returns what changes when the files behind a split do."""
     names = {instruction.filename for instruction in info.splits[split].file_instructions}
     try:
-        status = [(place / name).stat() for name in sorted({*names, 'features.json'})]
+        status = [(directory / name).stat() for name in sorted({*names, 'features.json'})]
     except OSError as error:
         what = f'{error.filename}: cannot be read ({error.strerror}); prepare it again'
         raise InputError(what) from error
@@ -254,12 +251,12 @@ def _stamp(place, info, split):
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _scanned(place, split, stamp, data, layout):
+def _scanned(directory, split, stamp, data, layout):
     """Returns an entry for each image, from the cache where the files have not changed.
 
     Without it every start would read all images for the sake of their boxes.
     """
-    key = hashlib.sha256(f'{place.resolve()} {split}'.encode()).hexdigest()[:16]
+    key = hashlib.sha256(f'{directory.resolve()} {split}'.encode()).hexdigest()[:16]
     cache = cache_folder() / 'tfds' / f'{key}.json'
     mark = [CACHE_VERSION, stamp, len(data)]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -267,8 +264,8 @@ def _scanned(place, split, stamp, data, layout):
         if content['mark'] == mark:
             return content['entries']
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # Pillow's, on damaged tags: lint looks at these
-        positions = console.progress(range(len(data)), len(data), f'{place} {split}: read')
+        warnings.simplefilter('ignore')  # Pillow's, on damaged tags: lint makes remarks of them
+        positions = console.progress(range(len(data)), len(data), f'{directory} {split}: read')
         entries = [_entry(data, layout, position) for position in positions]
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -277,7 +274,7 @@ def _scanned(place, split, stamp, data, layout):
 
 
 def _entry(data, layout, position):
-    """Returns what a Record and its Problem are made of, as json knows it."""
+    """Returns what a Record and its Problem are made of, in types of json."""
     entry = dict(id=str(position), folder='', size=[0, 0], boxes=[], kind=[], remarks=[])
     entry['problem'] = []
     try:
@@ -297,7 +294,8 @@ def _entry(data, layout, position):
             corners = _corners(entry, box, number, layout)
             if corners:
                 entry['boxes'].append(corners)
-                entry['kind'].append(CROWD if crowd else DIFFICULT if difficult else OBJECT)
+                kind = Kind.CROWD if crowd else Kind.DIFFICULT if difficult else Kind.OBJECT
+                entry['kind'].append(kind)
     except BadRecord as error:
         entry['problem'] = [error.kind, str(error)]
     except Exception as error:  # whatever a damaged file makes the libraries raise
@@ -306,7 +304,7 @@ def _entry(data, layout, position):
 
 
 def _corners(entry, box, number, layout):
-    """Returns the corners of a stored box in pixels, or None where it is empty."""
+    """Returns the corners of a box in pixels, or None where it is empty."""
     height, width = entry['size']
     # float32 over size moves corners by up to 1e-4 pixels: what was a round number is one again.
     y0, x0, y1, x1 = np.round(box * (height, width, height, width), 3).tolist()
@@ -319,7 +317,7 @@ def _corners(entry, box, number, layout):
         entry['remarks'].append(EMPTY)
         return None
     try:
-        clipped = inside((x0, y0, x1, y1), (height, width))
+        clipped = clip_box((x0, y0, x1, y1), (height, width))
     except BadRecord as error:
         raise BadRecord(error.kind, f'{where} {error}: {shown}') from error
     if np.abs(np.subtract(clipped, (x0, y0, x1, y1))).max() > ROUNDING:
@@ -329,11 +327,5 @@ def _corners(entry, box, number, layout):
 
 def _record(entry):
     if entry['problem']:
-        return without_boxes(entry['id'], tuple(entry['size']))
-    return Record(
-        image_id=entry['id'],
-        size=tuple(entry['size']),
-        boxes=np.asarray(entry['boxes'], np.float32).reshape(-1, 4),
-        kind=np.asarray(entry['kind'], np.int32),
-        remarks=tuple(entry['remarks']),
-    )
+        return without_boxes(entry['id'], entry['size'])
+    return record_of(*(entry[key] for key in ('id', 'size', 'boxes', 'kind', 'remarks')))

@@ -1,21 +1,18 @@
-"""A VOCdevkit/VOCxxxx folder of one's own: JPEGImages, Annotations, and lists in ImageSets/Main."""
+"""VOCdevkit/VOCxxxx folders: JPEGImages, Annotations, and lists of splits in ImageSets/Main."""
 
 import math
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
-
 from rpn_jax.data.images import BadRecord
 from rpn_jax.data.records import (
     CLIPPED,
-    DIFFICULT,
-    OBJECT,
+    Kind,
     Problem,
-    Record,
+    clip_box,
     from_paths,
-    inside,
     inside_folder,
+    record_of,
     without_boxes,
 )
 from rpn_jax.errors import InputError
@@ -28,22 +25,20 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.JPG', '.JPEG', '.PNG')
 def voc(split, *, path, images='', annotations=''):
     """Opens a split: the images listed in ImageSets/Main/{split}.txt, or all of Annotations for ''.
 
-    `images` and `annotations` override where the pictures and the XML files lie. Difficult objects
-    are of kind 2; VOC's 1-based inclusive corners become half open (x0 and y0 lose 1). What would
-    train wrongly becomes a problem of the source. Raises InputError where there is no split.
+    `images` and `annotations` are the folders of the pictures and of the XML files where they lie
+    elsewhere. VOC's 1-based inclusive corners become half open (x0 and y0 lose 1). Annotations that
+    would train wrongly are the source's problems. Raises InputError where there is no split.
     """
     folder = Path(path)
     pictures = Path(images) if images else folder / 'JPEGImages'
     labels = Path(annotations) if annotations else folder / 'Annotations'
-    for key, place in (
+    for keyword, needed in (
         ('path', folder),
         ('images' if images else 'path', pictures),
         ('annotations' if annotations else 'path', labels),
     ):
-        if not place.is_dir():
-            raise InputError(
-                f'config key data.{key}: no folder {place}; it needs a VOCdevkit/VOCxxxx folder'
-            )
+        if not needed.is_dir():
+            raise InputError(f'{keyword}: no folder {needed}; VOC needs a VOCdevkit/VOCxxxx folder')
     ids = _image_ids(folder, labels, split)
     records, problems = [], []
     for position, image_id in enumerate(ids):
@@ -52,24 +47,46 @@ def voc(split, *, path, images='', annotations=''):
         except BadRecord as error:
             records.append(without_boxes(image_id))
             problems.append(Problem(error.kind, str(error), position))
-    paths = [_find(pictures, image_id) for image_id in ids]
+    paths = [_image_file(pictures, image_id) for image_id in ids]
     return from_paths(f'voc {folder.name} {split or "all"}', records, paths, problems)
 
 
 def parse(path, image_id):
     """Reads one VOC annotation into a Record; raises BadRecord naming the file and the object."""
+    root = _tree(path, image_id)
+    height, width = _size(path, root)
+    if wrong := [c.tag for c in root if c.tag != 'object' and c.tag.lower() in MISSPELT]:
+        what = f'{path}: objects are in <object> of <annotation>, not in <{wrong[0]}>'
+        raise BadRecord('annotation unreadable', what)
+    boxes, kind, remarks = [], [], []
+    for number, item in enumerate(root.findall('object')):
+        box, given = _box(path, item, number, width, height)
+        boxes.append(box)
+        remarks += [CLIPPED] if box != given else []
+        difficult = (item.findtext('difficult') or '0').strip().lower() in ('1', 'true')
+        kind.append(Kind.DIFFICULT if difficult else Kind.OBJECT)
+    return record_of(image_id, (int(height), int(width)), boxes, kind, remarks)
+
+
+def _tree(path, image_id):
+    """Returns the root element of an XML file; nothing that it declares is expanded."""
     try:
         if Path(path).exists() and not Path(path).is_file():
-            raise OSError('not a file')  # a pipe would be waited for, for ever
+            raise OSError('not a file')  # reading a pipe would wait for ever
         text = Path(path).read_bytes()
-        declares = b'<!DOCTYPE' in text or b'<!ENTITY' in text
-        root = None if declares else ElementTree.fromstring(text)
+        if b'<!DOCTYPE' in text or b'<!ENTITY' in text:
+            what = f'{path}: declares a DOCTYPE or entities, which no VOC annotation needs'
+            raise BadRecord('annotation unreadable', what)
+        return ElementTree.fromstring(text)
+    except BadRecord:
+        raise
     except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
         what = f'{path}: not a readable XML file ({error}); mend it or take {image_id} off the list'
         raise BadRecord('annotation unreadable', what) from error
-    if declares:
-        what = f'{path}: declares a DOCTYPE or entities, which no VOC annotation needs'
-        raise BadRecord('annotation unreadable', what)
+
+
+def _size(path, root):
+    """Returns the (height, width) that an annotation gives its image, as floats."""
     size = root.find('size')
     if size is None:
         what = f'{path}: no <size>; add the width and height of the image'
@@ -77,29 +94,11 @@ def parse(path, image_id):
             what = f'{path}: no <size>; names are in lower case, and without a namespace'
         raise BadRecord('annotation without a size', what)
     height, width = (_number(path, size, side, '<size>') for side in ('height', 'width'))
-    if min(height, width) < 1:
-        what = f'{path}: <size> is {width:g} x {height:g}; it needs at least 1 x 1 pixels'
+    if not 1 <= min(height, width) <= max(height, width) <= LONGEST:
+        bounds = f'at least 1 x 1 and at most {LONGEST} x {LONGEST} pixels'
+        what = f'{path}: <size> is {width:g} x {height:g}; an image has {bounds}'
         raise BadRecord('annotation without a size', what)
-    if max(height, width) > LONGEST:
-        what = f'{path}: <size> says {width:g} x {height:g} pixels'
-        raise BadRecord('annotation without a size', what)
-    if strange := [c.tag for c in root if c.tag != 'object' and c.tag.lower() in MISSPELT]:
-        what = f'{path}: objects are in <object> of <annotation>, not in <{strange[0]}>'
-        raise BadRecord('annotation unreadable', what)
-    boxes, kind, remarks = [], [], []
-    for number, item in enumerate(root.findall('object')):
-        box, given = _box(path, item, number, width, height)
-        boxes.append(box)
-        remarks += [CLIPPED] if box != given else []
-        said = (item.findtext('difficult') or '0').strip().lower()
-        kind.append(DIFFICULT if said in ('1', 'true') else OBJECT)
-    return Record(
-        image_id=image_id,
-        size=(int(height), int(width)),
-        boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
-        kind=np.asarray(kind, np.int32),
-        remarks=tuple(remarks),
-    )
+    return height, width
 
 
 def _image_ids(folder, labels, split):
@@ -111,8 +110,8 @@ def _image_ids(folder, labels, split):
         if not where.is_file():
             lists = ', '.join(sorted(path.stem for path in where.parent.glob('*.txt'))[:10])
             raise InputError(
-                f'config keys data.train_split and data.eval_split: no list {where}; there are: '
-                f"{lists or 'none'}; '' takes every annotation"
+                f"{where}: no such list of a split; there are: {lists or 'none'}; the split '' "
+                'takes every annotation'
             )
         text = where.read_text('utf-8-sig', errors='replace')
         ids = [line.split()[0] for line in text.splitlines() if line.strip()]
@@ -125,7 +124,7 @@ def _image_ids(folder, labels, split):
     return ids
 
 
-def _find(pictures, image_id):
+def _image_file(pictures, image_id):
     for extension in EXTENSIONS:
         if (path := pictures / f'{image_id}{extension}').is_file():
             return path
@@ -145,6 +144,7 @@ def _number(path, parent, name, where):
 
 
 def _box(path, item, number, width, height):
+    """Returns an object's box, half open and clipped, and the same as it was given."""
     name = (item.findtext('name') or '').strip()
     where = f'object {number} ({name})'
     corners = item.find('bndbox')
@@ -153,7 +153,7 @@ def _box(path, item, number, width, height):
     x0, y0, x1, y1 = (_number(path, corners, k, where) for k in ('xmin', 'ymin', 'xmax', 'ymax'))
     given = x0 - 1, y0 - 1, x1, y1
     try:
-        return inside(given, (height, width)), given
+        return clip_box(given, (height, width)), given
     except BadRecord as error:
         shown = f'({x0:g}, {y0:g}, {x1:g}, {y1:g})'
         raise BadRecord(error.kind, f'{path}: {where} {error}: {shown}') from error

@@ -71,7 +71,7 @@ def left(root):
 def test_a_folder_is_prepared_once_with_all_its_splits(root, writes, capfd, run):
     place, lines = run(root)
     assert place == root / FINAL and lines == [f'preparing {place}: train, val']
-    assert builder.stored_splits(place) == ['train', 'val'] and left(root) == []
+    assert builder.prepared_splits(place) == ['train', 'val'] and left(root) == []
     again = run(root, ('val', 'train'))
     assert again == (place, []) and writes == [['train', 'val']]
     assert capfd.readouterr() == ('', '')  # TFDS has nothing to say
@@ -126,7 +126,7 @@ def test_a_split_that_comes_later_is_added(root, writes, run):
     shutil.copy(lists / 'val.txt', lists / 'test.txt')
     _, lines = run(root, ('test',))
     assert lines == [f'preparing {place}: test'] and writes == [['train', 'val'], ['test']]
-    assert builder.stored_splits(place) == ['train', 'val', 'test']
+    assert builder.prepared_splits(place) == ['train', 'val', 'test']
     assert {file.name: file.stat().st_mtime_ns for file in place.glob('*train*')} == before
     made = builder.library().builder_from_directory(place)
     assert [len(made.as_data_source(split=s)) for s in ('train', 'val', 'test')] == [4, 2, 2]
@@ -135,7 +135,7 @@ def test_a_split_that_comes_later_is_added(root, writes, run):
 def test_archives_are_unpacked_to_a_folder_that_goes(tmp_path, monkeypatch, cache, run):
     make_official(monkeypatch, voc_archive(tmp_path))
     place, lines = run(tmp_path, ('val',))
-    assert builder.stored_splits(place) == ['train', 'val']  # both are in that archive
+    assert builder.prepared_splits(place) == ['train', 'val']  # both are in that archive
     assert [line.split()[0] for line in lines] == [
         'checking',
         'unpacking',
@@ -145,7 +145,7 @@ def test_archives_are_unpacked_to_a_folder_that_goes(tmp_path, monkeypatch, cach
     for path in coco_archives(tmp_path):
         make_official(monkeypatch, path)
     place, _ = run(tmp_path, ('val',), COCO)
-    assert builder.stored_splits(place) == ['val'] and left(tmp_path) == []
+    assert builder.prepared_splits(place) == ['val'] and left(tmp_path) == []
 
 
 def test_bad_images_are_refused_or_left_out(root, run):
@@ -191,7 +191,7 @@ builder.prepare(official.DATASETS['voc/2007'], ['train'], {str(root)!r})
     assert done.returncode == -9, done.stderr
     assert len(left(root)) == 1 and not (root / FINAL).exists()
     place, _ = run(root)
-    assert builder.stored_splits(place) == ['train', 'val'] and left(root) == []
+    assert builder.prepared_splits(place) == ['train', 'val'] and left(root) == []
 
 
 def test_a_stop_before_the_list_is_no_split(root, monkeypatch, run):
@@ -206,8 +206,8 @@ def test_a_stop_before_the_list_is_no_split(root, monkeypatch, run):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(builder, 'write_atomically', stop)
         run(root, ('test',))
-    assert list(place.glob('*test*')) and builder.stored_splits(place) == ['train', 'val']
-    assert run(root, ('test',))[1] and 'test' in builder.stored_splits(place)
+    assert list(place.glob('*test*')) and builder.prepared_splits(place) == ['train', 'val']
+    assert run(root, ('test',))[1] and 'test' in builder.prepared_splits(place)
 
 
 def test_two_at_once_prepare_it_once(root, writes, run, caplog):

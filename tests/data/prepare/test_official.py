@@ -18,8 +18,10 @@ def test_the_archives_are_those_of_the_makers():
         assert url.endswith(f'/{name}') and size > 2e8
         assert len(sha256) == 64 and int(sha256, 16)
     for dataset in DATASETS.values():
-        assert {name for names in dataset.splits.values() for name in names} == set(dataset.stored)
-        for parts in dataset.stored.values():
+        assert {name for names in dataset.splits.values() for name in names} == set(
+            dataset.prepared
+        )
+        for parts in dataset.prepared.values():
             assert {name for part in parts for name in part.archives} <= set(official.ARCHIVES)
 
 
@@ -32,7 +34,7 @@ def test_a_data_set_has_the_splits_of_its_makers():
         'coco/2014': ['train', 'train2014', 'val', 'val2014'],
         'coco/2017': ['train', 'train2017', 'val', 'val2017'],
     }
-    both = DATASETS['voc/2007+2012'].stored
+    both = DATASETS['voc/2007+2012'].prepared
     assert [part.folder for part in both['train']] == ['VOC2007', 'VOC2012']
     assert [part.folder for part in both['test']] == ['VOC2007']
 
@@ -45,9 +47,9 @@ def test_an_archive_is_found_and_unpacked(tmp_path, monkeypatch, caplog, place):
     make_official(monkeypatch, voc_archive(tmp_path).rename(path))
     places = official.archives([TRAINVAL], tmp_path / 'data')
     assert places == {TRAINVAL: path} and caplog.messages[0] == f'checking {path}'
-    (part,) = DATASETS['voc/2007'].stored['train']
+    (part,) = DATASETS['voc/2007'].prepared['train']
     found = official.unpack(part, places, tmp_path / 'work')
-    source = official.open_part(part, found)
+    source = official.open_release(part, found)
     assert [record.image_id for record in source.records] == [f'{i:06}' for i in range(4)]
     assert source.read(3).shape == (70, 90, 3)
     names = {path.name for path in found['path'].iterdir()}
@@ -59,10 +61,10 @@ def test_an_archive_is_found_and_unpacked(tmp_path, monkeypatch, caplog, place):
 
 def test_two_archives_make_a_split_of_coco(tmp_path, monkeypatch):
     places = {path.name: make_official(monkeypatch, path) for path in coco_archives(tmp_path)}
-    (part,) = DATASETS['coco/2017'].stored['val']
+    (part,) = DATASETS['coco/2017'].prepared['val']
     assert official.archives(part.archives, tmp_path) == places
     found = official.unpack(part, places, tmp_path / 'work')
-    source = official.open_part(part, found)
+    source = official.open_release(part, found)
     assert len(source.records) == 3 and source.read(2).shape == (64, 64, 3)
     assert source.name == 'coco coco val2017'
 
@@ -89,7 +91,7 @@ def test_another_archive_is_refused(tmp_path, monkeypatch):
 
 
 def test_without_a_network_a_line_tells_what_to_fetch(tmp_path, offline):
-    names = DATASETS['coco/2017'].stored['train'][0].archives
+    names = DATASETS['coco/2017'].prepared['train'][0].archives
     began = time.monotonic()
     with pytest.raises(InputError) as error:
         official.archives(names, tmp_path)
@@ -101,16 +103,16 @@ def test_without_a_network_a_line_tells_what_to_fetch(tmp_path, offline):
 
 
 def test_unpacked_folders_are_known_by_their_parts(tmp_path):
-    (train,) = DATASETS['voc/2007'].stored['train']
-    (test,) = DATASETS['voc/2007'].stored['test']
+    (train,) = DATASETS['voc/2007'].prepared['train']
+    (test,) = DATASETS['voc/2007'].prepared['test']
     assert official.unpacked(train, tmp_path) is None
     folder = write_voc(tmp_path / 'VOCdevkit/VOC2007')
     assert official.unpacked(train, tmp_path) == {'path': folder}
     assert official.unpacked(test, tmp_path) is None  # no such list
-    (train,) = DATASETS['coco/2017'].stored['train']
+    (train,) = DATASETS['coco/2017'].prepared['train']
     for folder in (tmp_path / 'coco', tmp_path):
         write_coco(folder)
         assert official.unpacked(train, tmp_path) == {'path': folder}
     np.testing.assert_equal(
-        official.unpacked(DATASETS['coco/2017'].stored['val'][0], tmp_path), None
+        official.unpacked(DATASETS['coco/2017'].prepared['val'][0], tmp_path), None
     )

@@ -23,7 +23,7 @@ def test_all_images_below_a_folder_in_order(tmp_path):
 
 
 def test_what_holds_no_images_is_refused(tmp_path):
-    with pytest.raises(InputError, match='config key data.path: no folder .*nowhere'):
+    with pytest.raises(InputError, match='path: no folder .*nowhere'):
         pictures(path=tmp_path / 'nowhere')
     with pytest.raises(InputError, match='no images'):
         pictures(path=tmp_path)

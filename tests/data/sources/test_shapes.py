@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from rpn_jax.data.records import DIFFICULT, OBJECT
+from rpn_jax.data.records import Kind
 from rpn_jax.data.sources.shapes import FORMS, HIDDEN, draw, layout, mask, shapes
 from rpn_jax.errors import InputError
 
@@ -45,7 +45,7 @@ def test_records_and_pixels_have_the_promised_form(source):
     for position, record in enumerate(source.records):
         assert record.boxes.dtype == np.float32 and record.boxes.shape[1:] == (4,)
         assert record.kind.dtype == np.int32 and len(record.kind) == len(record.boxes) <= 8
-        assert set(record.kind.tolist()) <= {OBJECT, DIFFICULT}
+        assert set(record.kind.tolist()) <= {Kind.OBJECT, Kind.DIFFICULT}
         if position < 5:
             pixels = source.read(position)
             assert pixels.dtype == np.uint8 and pixels.shape == (SIZE, SIZE, 3)
@@ -104,7 +104,7 @@ def test_boxes_are_tight_and_inside(size):
 def test_an_object_is_painted_on_its_mask_and_nowhere_else(scenes):
     for index, figures in enumerate(scenes[:40]):
         if figures:
-            last = figures[-1]._replace(kind=DIFFICULT)  # these cast no shadow
+            last = figures[-1]._replace(kind=Kind.DIFFICULT)  # these cast no shadow
             random = [np.random.default_rng(index) for _ in range(2)]
             before = draw(figures[:-1], SIZE, random[0])
             after = draw([*figures[:-1], last], SIZE, random[1])
@@ -145,7 +145,7 @@ def test_objects_vary(source, scenes):
 
 def test_objects_stand_out_from_their_surroundings(source, scenes):
     window, ring = (0, 0, SIZE, SIZE), np.ones((7, 7), np.uint8)
-    contrast = {OBJECT: [], DIFFICULT: []}
+    contrast = {Kind.OBJECT: [], Kind.DIFFICULT: []}
     for index, figures in enumerate(scenes):
         pixels, later = source.read(index), np.zeros((SIZE, SIZE), np.uint8)
         for figure in reversed(figures):
@@ -155,9 +155,12 @@ def test_objects_stand_out_from_their_surroundings(source, scenes):
             difference = np.subtract(cv2.mean(pixels, visible), cv2.mean(pixels, around))
             contrast[figure.kind].append(np.linalg.norm(difference))
             later |= filled
-    assert np.quantile(contrast[OBJECT], 0.05) > 20
-    assert np.quantile(contrast[OBJECT], 0.2) < 60 and np.quantile(contrast[OBJECT], 0.8) > 60
-    assert contrast[DIFFICULT] and np.median(contrast[DIFFICULT]) < 20
+    assert np.quantile(contrast[Kind.OBJECT], 0.05) > 20
+    assert (
+        np.quantile(contrast[Kind.OBJECT], 0.2) < 60
+        and np.quantile(contrast[Kind.OBJECT], 0.8) > 60
+    )
+    assert contrast[Kind.DIFFICULT] and np.median(contrast[Kind.DIFFICULT]) < 20
 
 
 def test_backgrounds_are_textured():
@@ -191,9 +194,9 @@ def test_scenes_may_have_fewer_objects():
 @pytest.mark.parametrize(
     ('key', 'changed'),
     [
-        ('data.scenes', {'count': 0}),
-        ('data.image_size', {'size': 31}),
-        ('data.max_objects', {'max_objects': 0}),
+        ('count', {'count': 0}),
+        ('size', {'size': 31}),
+        ('max_objects', {'max_objects': 0}),
         ('seed', {'seed': -1}),
     ],
 )

@@ -124,7 +124,7 @@ def test_any_path_to_a_prepared_directory_will_do(root):
         (root, 'detection/voc_2007:1.0.0'),
     ):
         assert_same(opened('train', path, name), source)
-    with pytest.raises(InputError, match=r"1\.0\.0 is not voc/2012; set data.name=''"):
+    with pytest.raises(InputError, match=r"1\.0\.0: not voc/2012; set name=''"):
         opened('train', place, 'voc/2012')
     assert len(opened('train[:50%]', place, '').records) == 2
     assert len(opened('train[1:]+val', place, '').records) == 5
@@ -154,8 +154,8 @@ def test_what_cannot_be_opened_is_told_in_a_line(root, tmp_path, offline):  # no
         ('', place, '', 'has no split'),
         ('train[:0]', place, '', 'has no split'),
         ('train', tmp_path, 'kitti', 'no prepared directory .*names that can be prepared are voc'),
-        ('train', root / 'VOCdevkit/VOC2007', 'voc/2007', "folder of VOC.*data.source='voc'"),
-        ('train', root / 'VOCdevkit/VOC2007', '', "folder of VOC.*data.source='voc'"),
+        ('train', root / 'VOCdevkit/VOC2007', 'voc/2007', "folder of VOC.*source='voc'"),
+        ('train', root / 'VOCdevkit/VOC2007', '', "folder of VOC.*source='voc'"),
         ('test', root, 'voc/2007', 'VOCtest_06-Nov-2007.tar by other means and put it at .*/downl'),
         (
             'train',

@@ -98,7 +98,7 @@ def test_a_wrong_box_is_refused_by_its_object(read_xml, box, complaint):
         ('size>', 'scale>', 'no <size>'),
         ('<width>80</width>', '', '<size> has width = None'),
         ('>60<', '>tall<', "<size> has height = 'tall'"),
-        ('>60<', '>0<', 'it needs at least 1 x 1'),
+        ('>60<', '>0<', 'at least 1 x 1'),
         ('bndbox>', 'polygon>', r'object 0 \(cat\) has no <bndbox>'),
         ('<xmin>5</xmin>', '', 'xmin = None, which is not a number'),
         ('</annotation>', '', 'not a readable XML file .*take x off the list'),
@@ -139,9 +139,9 @@ def test_no_list_takes_every_annotation(folder):
 def test_pictures_and_annotations_may_lie_elsewhere(folder, tmp_path):
     (folder / 'JPEGImages').rename(tmp_path / 'pictures')
     (folder / 'Annotations').rename(tmp_path / 'labels')
-    with pytest.raises(InputError, match=r'config key data\.path: no folder .*JPEGImages'):
+    with pytest.raises(InputError, match=r'path: no folder .*JPEGImages'):
         voc('train', path=folder)
-    with pytest.raises(InputError, match=r'config key data\.path: no folder .*Annotations'):
+    with pytest.raises(InputError, match=r'path: no folder .*Annotations'):
         voc('train', path=folder, images=tmp_path / 'pictures')
     places = {'images': tmp_path / 'pictures', 'annotations': tmp_path / 'labels'}
     source = voc('train', path=folder, **places)

@@ -1,0 +1,173 @@
+"""Open a split of a data set, plan its canvases, and iterate over its batches."""
+
+import logging
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from rpn_jax.data import batches as batching
+from rpn_jax.data import canvases
+from rpn_jax.data.check import ON_BAD, lint
+from rpn_jax.data.normalization import pixel_family
+from rpn_jax.data.sources.coco import coco
+from rpn_jax.data.sources.folder import pictures
+from rpn_jax.data.sources.shapes import shapes
+from rpn_jax.data.sources.tfds import tfds
+from rpn_jax.data.sources.voc import voc
+from rpn_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
+SOURCES = {  # name: the function (split, **keywords) -> Source, and its keywords
+    'tfds': (tfds, ('path', 'name', 'on_bad')),
+    'voc': (voc, ('path', 'images', 'annotations')),
+    'coco': (coco, ('path', 'images', 'annotations')),
+    'shapes': (shapes, ('count', 'size', 'seed')),
+    'images': (pictures, ('path', 'images')),
+}
+WITHOUT_BOXES = ('images',)  # sources that cannot be trained on
+RESIZES = ('square', 'short_side')
+
+
+class Options(NamedTuple):
+    """The keywords of the config section `data`, explained in configs/default.py."""
+
+    source: str
+    path: str
+    name: str
+    train_split: str
+    eval_split: str
+    images: str
+    annotations: str
+    scenes: tuple[int, int]
+    resize: str
+    image_size: int
+    max_size: int
+    canvases: int
+    batch_size: int
+    max_boxes: int
+    flip: bool
+    pixels: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    on_bad: str
+
+
+def check(options):
+    """Returns the options, ~ in their paths expanded; raises InputError where they are wrong."""
+    for key, choices in (('source', SOURCES), ('resize', RESIZES), ('on_bad', ON_BAD)):
+        if (value := getattr(options, key)) not in choices:
+            raise InputError(f'{key} {value!r} is not one of {", ".join(map(repr, choices))}')
+    for key in ('image_size', 'max_size', 'canvases', 'batch_size', 'max_boxes'):
+        if (value := getattr(options, key)) < 1:
+            raise InputError(f'{key} {value} is not at least 1')
+    if len(options.scenes) != 2 or not all(isinstance(count, int) for count in options.scenes):
+        raise InputError(f'scenes {options.scenes!r} is not two whole numbers')
+    family = 'torchvision' if options.pixels == 'auto' else options.pixels
+    pixel_family(family, options.mean, options.std)
+    paths = {k: os.path.expanduser(getattr(options, k)) for k in ('path', 'images', 'annotations')}
+    return options._replace(**paths)
+
+
+def open_split(options, split, *, seed=0, training=True, boxes=True):
+    """Opens the source of one split, checks every image of it, and that its boxes fit a batch.
+
+    With boxes=False the source is not for batches: a folder of images without annotations will do.
+    The seed draws the scenes to train on; those to evaluate on are the same for every seed, so that
+    runs of several seeds compare, unless they are of the split that is trained on.
+    """
+    if seed < 0:
+        raise InputError(f'seed {seed} is not at least 0')
+    if boxes and options.source in WITHOUT_BOXES:
+        raise InputError(
+            f'source {options.source!r} has no boxes to learn from; it is for statistics'
+        )
+    function, keywords = SOURCES[_source_at(options, split)]
+    values = options._asdict() | {
+        'count': options.scenes[0 if training else 1],
+        'size': options.image_size,
+        'seed': seed if training or split == options.train_split else 0,
+    }
+    source = function(split, **{key: values[key] for key in keywords})
+    source = lint(source, options.on_bad)
+    if boxes:
+        batching.check_boxes(source, options.max_boxes)
+    return source
+
+
+def _source_at(options, split):
+    """Returns the name of the source: a plain VOC or COCO folder is read as one, not by TFDS."""
+    if options.source != 'tfds':
+        return options.source
+    path, family = Path(options.path), options.name.partition('/')[0]
+    needed = {
+        'voc': (path / 'JPEGImages', path / 'Annotations'),
+        'coco': (path / 'annotations' / f'instances_{split}.json',),
+    }
+    for name, paths in needed.items():
+        if family in ('', name) and all(each.exists() for each in paths):
+            logger.info(f'{options.path} is a {name} folder: read as with source={name!r}')
+            return name
+    return 'tfds'
+
+
+def plan(sizes, options, *, least=1):
+    """Returns the Canvases for images of these sizes (height, width), `least` or more on each."""
+    if options.resize == 'square':
+        return canvases.square(options.image_size, len(sizes))
+    return canvases.short_side(
+        sizes,
+        image_size=options.image_size,
+        max_size=options.max_size,
+        limit=options.canvases,
+        least=least,
+    )
+
+
+def train_plan(source, options):
+    """Returns the Canvases of a training split: each has images for a batch."""
+    return plan([r.size for r in source.records], options, least=options.batch_size)
+
+
+def train_batches(source, options, *, seed, steps, **share):
+    """Iterates over the training batches of the range `steps`, or over a host's share of them.
+
+    The other keywords are those of train_batch.
+    """
+    return batching.threaded(train_batch(source, options, seed=seed, **share), steps)
+
+
+def train_batch(source, options, *, seed, host=0, hosts=1, known=None):
+    """Returns the function step -> training batch, or its share of one host of several.
+
+    `known` returns what is known of an image, which is then not read: see batches.TrainBatches.
+    """
+    return batching.TrainBatches(
+        source,
+        train_plan(source, options),
+        seed=seed,
+        batch_size=options.batch_size,
+        max_boxes=options.max_boxes,
+        flip=options.flip,
+        host=host,
+        hosts=hosts,
+        known=known,
+    )
+
+
+def evaluation_plan(source, options, images=0):
+    """Returns the Canvases of the first `images` of a split; 0 means all of them."""
+    sizes = [record.size for record in source.records[: images or None]]
+    return plan(sizes, options, least=options.batch_size)
+
+
+def evaluation_batches(source, options, *, batch_size, images=0):
+    """Iterates over the first `images` of a split, each once; 0 means all of them."""
+    images = min(images or len(source.records), len(source.records))
+    batches = batching.EvaluationBatches(
+        source,
+        evaluation_plan(source, options, images),
+        batch_size=batch_size,
+        max_boxes=options.max_boxes,
+        images=images,
+    )
+    return batching.threaded(batches, range(len(batches)))
