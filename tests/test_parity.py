@@ -1,12 +1,13 @@
 """The same numbers as torchvision 0.28, function by function: figures stored in tests/golden."""
 
-import zlib
+import functools
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden.formula import formula
 
 from configs import default
 from rpn_jax import weights
@@ -20,6 +21,7 @@ from rpn_jax.training import loop
 from rpn_jax.training.parallel import place
 from rpn_jax.training.step import init_state
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 GOLDEN = Path(__file__).parent / 'golden'
 CANVAS = (608, 800)
 
@@ -87,7 +89,7 @@ def test_losses():
     target_deltas = []
     for image in range(2):
         boxes = figures[f'boxes{image}']
-        _, matched = matching.match(anchors, boxes, np.ones(len(boxes), np.int32))
+        _, matched = jax.jit(matching.match)(anchors, boxes, np.ones(len(boxes), np.int32))
         target_deltas.append(box.encode(boxes[matched], anchors))
     target_deltas = jnp.stack(target_deltas)
     count = (labels >= 0).sum()
@@ -135,30 +137,14 @@ def test_proposals():
         np.testing.assert_allclose(kept.scores[valid], figures[f'{image}.scores'], rtol=1e-5)
 
 
-def formula_tensors(shapes):
-    """The weights behind the stored figures: every tensor is a function of its name."""
-    tensors = {}
-    for name, shape in shapes.items():
-        rng = np.random.default_rng([0, zlib.crc32(name.encode())])
-        n = rng.standard_normal(shape).astype(np.float32)
-        if name.startswith('rpn.'):
-            is_bias = name.endswith('bias')
-            tensors[name] = 0 * n if is_bias else 0.1 * n * np.sqrt(2 / np.prod(shape[1:]))
-        elif len(shape) == 4:
-            tensors[name] = n * np.sqrt(2 / np.prod(shape[1:]))
-        elif name.endswith('running_var'):
-            tensors[name] = np.exp(0.2 * n)
-        elif name.endswith(('running_mean', 'bias')):
-            tensors[name] = 0.1 * n
-        else:
-            tensors[name] = (1 + 0.1 * n) * (0.2 if '.bn3.' in name else 1)
-    return tensors
+def zeros(shapes):
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
 def load_formula(variables):
     """Replaces every variable by its formula."""
-    names = weights.from_variables(jax.tree.map(lambda x: np.zeros(x.shape), variables))
-    tensors = formula_tensors({name: tensor.shape for name, tensor in names.items()})
+    names = weights.from_variables(variables)
+    tensors = {name: formula(name, tensor.shape) for name, tensor in names.items()}
     return weights.to_variables(tensors, variables)
 
 
@@ -169,11 +155,10 @@ def test_backbone(depth, dilated):
     image = figures[f'{depth}.image'].transpose(0, 2, 3, 1)
     dilations = (1, 1, 1, 2) if dilated else (1, 1, 1, 1)
     model = resnet.ResNet(depth, 5, dilations)
-    model = rpn.RPN(model, rpn.RPNHead(1), (32,), (1,))
+    model = rpn.RPN(model, rpn.RPNHead(1), (16 if dilated else 32,), (1,))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     variables = {k: {'backbone': v['backbone']} for k, v in variables.items()}
-    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
-    variables = load_formula(variables)
+    variables = load_formula(zeros(variables))
     outputs = jax.jit(lambda v: model.backbone.apply(v, image))(
         {k: v['backbone'] for k, v in variables.items()}
     )
@@ -202,9 +187,8 @@ def test_six_training_steps():
     config = trajectory_config(figures)
     model, optimizer, _ = loop.build(config)
     devices = jax.local_devices()[:1]
-    state = init_state(model, optimizer, 0)
-    variables = load_formula(state.variables)
-    state = place(state.replace(**variables), devices)
+    state = zeros(jax.eval_shape(functools.partial(init_state, model, optimizer, 0)))
+    state = place(state.replace(**load_formula(state.variables)), devices)
     boxes, kind = np.zeros((2, 5, 4), np.float32), np.zeros((2, 5), np.int32)
     for image in range(2):
         objects = figures[f'boxes{image}']
