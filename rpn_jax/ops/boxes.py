@@ -61,12 +61,6 @@ def clip(boxes, size):
     return jnp.minimum(jnp.maximum(boxes, 0), limit)
 
 
-def flip(boxes, width):
-    """Mirrors boxes [..., 4] left to right in an image of the given width in pixels."""
-    x0, y0, x1, y1 = (boxes[..., i] for i in range(4))
-    return jnp.stack([width - x1, y0, width - x0, y1], axis=-1)
-
-
 def _sides(boxes):
     return jnp.maximum(boxes[..., 2:] - boxes[..., :2], TINY)
 

@@ -213,10 +213,10 @@ def batches():
 def batch_norm(batches):
     """Returns variables, outputs and statistics of a step with batch norm on two devices."""
     variables, images = (
-        random_variables(SMALL_RESNET(norm='batch')),
+        random_variables(SMALL_RESNET(norm='batch', axis_name='batch')),
         batches.reshape(2, 2, 32, 32, 3),
     )
-    return variables, *train_step(SMALL_RESNET(norm='batch'), variables, images)
+    return variables, *train_step(SMALL_RESNET(norm='batch', axis_name='batch'), variables, images)
 
 
 def test_batch_norm_moves_every_statistic_towards_the_batch(batch_norm, batches):
@@ -230,7 +230,7 @@ def test_batch_norm_moves_every_statistic_towards_the_batch(batch_norm, batches)
 
 def test_batch_norm_does_not_see_the_number_of_devices(batch_norm, batches):
     variables, outputs, updated = batch_norm
-    together = train_step(SMALL_RESNET(norm='batch'), variables, batches[None])
+    together = train_step(SMALL_RESNET(norm='batch', axis_name='batch'), variables, batches[None])
     for stage, output in together[0].items():
         assert_near(outputs[stage].reshape(output[0].shape), output[0], 1e-4)
     for ours, theirs in zip(*map(jax.tree.leaves, (updated, together[1])), strict=True):
@@ -241,7 +241,7 @@ def test_batch_norm_does_not_see_the_number_of_devices(batch_norm, batches):
 @pytest.mark.parametrize('frozen_stages', [1, 3])
 def test_frozen_stages_use_and_keep_their_statistics(batch_norm, batches, frozen_stages):
     variables = batch_norm[0]
-    model = SMALL_RESNET(norm='batch', frozen_stages=frozen_stages)
+    model = SMALL_RESNET(norm='batch', axis_name='batch', frozen_stages=frozen_stages)
     outputs, updated = train_step(model, variables, batches[None])
     stored = jax.jit(model.apply)(variables, batches)
     for stage in range(2, 6):
@@ -316,5 +316,5 @@ def test_a_wrong_key_is_named(key, value):
     config = default.get_config()
     resnet.check(**config.model)
     config.model[key] = value
-    with pytest.raises(InputError, match=re.escape(f'model.{key}: {value!r}')):
+    with pytest.raises(InputError, match=re.escape(f'{key}: {value!r}')):
         rpn.build(config.model, config.anchors)

@@ -8,31 +8,36 @@ import pytest
 from helpers import config_of, shape_of
 
 from rpn_jax.evaluation.metrics import iou
-from rpn_jax.models import resnet, rpn
-from rpn_jax.ops import anchor_statistics, losses
-from rpn_jax.ops import anchors as anchor
+from rpn_jax.models import resnet
+from rpn_jax.ops import anchor_statistics
+from rpn_jax.ops import losses as loss
+from rpn_jax.ops.anchors import Anchors
 from rpn_jax.training import loop
-from rpn_jax.training.optim import make_optimizer
 from rpn_jax.training.step import init_state
 
-BASE = anchor.base_anchors((16, 32), (0.5, 1, 2))
-K, SLOTS, BETA = len(BASE), 40, 0.25
-compiled = jax.jit(functools.partial(anchor_statistics.sums, count=K, beta=BETA))
+SLOTS, BETA = 60, 0.25
+ANCHORS = Anchors.of(((4, 5), (2, 2)), (16, 32), ((16, 32), (64, 80)), (0.5, 1, 2))
+K = len(ANCHORS.types)
+
+
+@jax.jit
+def compiled(logits, deltas, labels, anchors, gt_boxes, types):
+    losses = loss.rpn_losses(logits, deltas, labels, anchors, gt_boxes, beta=BETA)
+    return anchor_statistics.sums(losses, deltas, labels, anchors, gt_boxes, types, count=K)
 
 
 @pytest.fixture(scope='module')
 def sampled():
-    """Returns the rows of one image: some unused, and no positive of the last type."""
+    """Returns the rows of one image: some ignored, and no foreground of the last type."""
     random = np.random.default_rng(0)
-    anchors = np.asarray(anchor.grid(BASE, (4, 5), 16))
-    index = random.integers(0, len(anchors), SLOTS)
+    index = random.integers(0, len(ANCHORS.boxes), SLOTS)
     labels = random.choice([1, 1, 0, -1], SLOTS)
-    labels[(index % K == K - 1) & (labels == 1)] = 0
+    labels[(np.asarray(ANCHORS.type)[index] == K - 1) & (labels == 1)] = 0
     index[labels == -1] = 0  # as sample leaves them
-    objects = anchors[index] + random.uniform(-6, 6, (SLOTS, 4))
-    deltas = random.normal(0, 0.2, (SLOTS, 4))
-    logits, deltas, objects = (np.float32(x) for x in (random.normal(0, 2, SLOTS), deltas, objects))
-    return logits, deltas, labels, anchors[index], objects, index % K
+    anchors, types = np.asarray(ANCHORS.boxes)[index], np.asarray(ANCHORS.type)[index]
+    gt_boxes = anchors + random.uniform(-6, 6, (SLOTS, 4))
+    deltas, logits = random.normal(0, 0.2, (SLOTS, 4)), random.normal(0, 2, SLOTS)
+    return np.float32(logits), np.float32(deltas), labels, anchors, np.float32(gt_boxes), types
 
 
 def decoded(delta, anchor):
@@ -72,25 +77,24 @@ def by_hand(logits, deltas, labels, anchors, objects, types):
 
 
 def test_sums_are_those_of_a_loop(sampled):
-    found, expected = compiled(*sampled), by_hand(*sampled)
-    assert found.keys() == expected.keys()
+    sums, expected = compiled(*sampled), by_hand(*sampled)
+    assert sums.keys() == expected.keys()
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(sums[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
     assert expected['positives'][-1] == 0 < expected['positives'][0]
     assert np.any(expected['iou_after'] != expected['iou_before'])
 
 
 def test_types_add_up_to_the_losses(sampled):
-    logits, deltas, labels, anchors, objects, _ = sampled
-    found = compiled(*sampled)
-    goals = anchor_statistics.box.encode(objects, anchors)
+    logits, deltas, labels, anchors, gt_boxes, _ = sampled
+    targets = anchor_statistics.box.encode(gt_boxes, anchors)
     totals = {
         'positives': (labels == 1).sum(),
-        'loss_objectness': losses.objectness_loss(logits, labels),
-        'loss_box': losses.box_loss(deltas, goals, labels, beta=BETA),
+        'loss_objectness': loss.objectness_loss(logits, labels),
+        'loss_box': loss.box_loss(deltas, targets, labels, beta=BETA),
     }
     for name, total in totals.items():
-        np.testing.assert_allclose(found[name].sum(), total, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(compiled(*sampled)[name].sum(), total, rtol=1e-5, err_msg=name)
 
 
 def test_unused_slots_touch_nothing(sampled):
@@ -120,25 +124,25 @@ def test_means_are_over_images_samples_and_positives(sampled):
     assert np.all(np.isfinite(list(means.values())))
 
 
+@pytest.mark.xla
 def test_the_update_costs_hardly_more(monkeypatch):
     """Of a network of a quarter of ResNet-50's blocks: of a real one the share is smaller yet."""
     monkeypatch.setitem(resnet.BLOCKS, 14, (1, 1, 1, 1))
     config = config_of(depth=14, width=64)
     config.anchors.sizes = (32, 64, 128, 256, 512)
-    model = rpn.build(config.model, config.anchors)
-    optimizer, _ = make_optimizer(frozen=functools.partial(rpn.frozen, model))
+    model, optimizer, _ = loop.build(config)
     state = jax.eval_shape(functools.partial(init_state, model, optimizer, 0))
     image = {'image': shape_of(1, 2, 320, 320, 3, dtype=np.uint8), 'size': shape_of(1, 2, 2)}
-    objects = {'boxes': shape_of(1, 2, 100, 4), 'kind': shape_of(1, 2, 100, dtype=np.int32)}
-    batch = {**image, **objects, 'index': shape_of(1, 2, dtype=np.int32)}
+    boxes = {'boxes': shape_of(1, 2, 100, 4), 'kind': shape_of(1, 2, 100, dtype=np.int32)}
+    batch = {**image, **boxes, 'index': shape_of(1, 2, dtype=np.int32)}
+    names = ('positives', *anchor_statistics.LOSSES, *anchor_statistics.IOUS)
 
-    def nothing(*rows, count, beta):
-        return {name: np.zeros(count) for name in compiled_names}
+    def nothing(*rows, count):
+        return {name: np.zeros(count) for name in names}
 
-    compiled_names = ('positives', *anchor_statistics.LOSSES, *anchor_statistics.IOUS)
     flops = []
     for sums in (anchor_statistics.sums, nothing):
-        monkeypatch.setattr(loop.anchor_types, 'sums', sums)
+        monkeypatch.setattr(anchor_statistics, 'sums', sums)
         update = loop.update_of(config, model, optimizer, jax.local_devices()[:1])
         flops.append(update.mapped.lower(state, batch).cost_analysis()['flops'])
     logged, silent = flops

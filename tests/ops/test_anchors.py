@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rpn_jax.ops.anchors import base_anchors, grid
+from rpn_jax.ops.anchors import Anchors, base_anchors, grid, per_level
 
 SIZES, RATIOS = (32, 64, 128, 256, 512), (0.5, 1, 2)
 
@@ -90,3 +90,52 @@ def test_odd_canvases_are_covered_at_the_nominal_stride(side):
     centres = np.asarray(grid(base_anchors((32,), (1,)), (1, cells), 16))[:, [0, 2]].mean(1)
     np.testing.assert_array_equal(centres, 16 * np.arange(cells))
     assert 0 <= centres[-1] < side <= centres[-1] + 16
+
+
+LEVELS = {  # shapes, strides, sizes, aspect ratios
+    'one': (((3, 5),), (16,), ((32, 64),), RATIOS),
+    'two': (((3, 5), (2, 3)), (16, 32), ((32, 64), (100, 128)), RATIOS),
+    'five': (
+        ((7, 9), (4, 5), (2, 3), (1, 2), (1, 1)),
+        (4, 8, 16, 32, 64),
+        ((32,), (64,), (128,), (256,), (512,)),
+        RATIOS,
+    ),
+}
+
+
+@pytest.mark.parametrize('levels', LEVELS)
+def test_anchors_know_their_level_cell_and_type(levels):
+    shapes, strides, sizes, ratios = LEVELS[levels]
+    rows, types, counts = [], [], []
+    for level, (h, w) in enumerate(shapes):
+        own = [(size, ratio) for ratio in ratios for size in sizes[level]]
+        base = base_anchors(sizes[level], ratios)
+        boxes = loop_grid(base, (h, w), strides[level])
+        cells = [cell for cell in range(h * w) for _ in own]
+        kinds = [len(types) + k for _ in range(h * w) for k in range(len(own))]
+        rows += list(zip(boxes, [level] * len(boxes), cells, kinds, strict=True))
+        types += own
+        counts.append(len(boxes))
+    for make in (Anchors.of, jax.jit(Anchors.of, static_argnums=(0, 1, 2, 3))):
+        anchors = make(shapes, strides, sizes, ratios)
+        columns = anchors.boxes, anchors.level, anchors.cell, anchors.type
+        for i, column in enumerate(columns):
+            np.testing.assert_array_equal(column, [row[i] for row in rows])
+        assert (anchors.types, anchors.levels) == (tuple(types), tuple(counts))
+        assert [str(column.dtype) for column in columns] == ['float32', *['int32'] * 3]
+
+
+def test_each_level_may_have_aspect_ratios_of_its_own():
+    own = Anchors.of(((1, 2), (1, 1)), (8, 16), ((32,), (64,)), ((1.0, 2.0), (0.5,)))
+    assert own.types == ((32, 1.0), (32, 2.0), (64, 0.5)) and own.levels == (4, 1)
+    assert own.type.tolist() == [0, 1, 0, 1, 2]
+
+
+def test_one_level_takes_plain_sizes_and_several_do_not():
+    assert per_level((32, 64), 1, 'sizes') == per_level(((32, 64),), 1, 'sizes') == ((32, 64),)
+    for sizes in ((32, 64), ((32,),), ((32,), 64), ((32,), (64,), (128,))):
+        with pytest.raises(ValueError, match='sizes .* each of 2 levels'):
+            Anchors.of(((2, 2), (1, 1)), (8, 16), sizes, RATIOS)
+    with pytest.raises(ValueError, match='1 strides'):
+        Anchors.of(((2, 2), (1, 1)), (8,), ((32,), (64,)), RATIOS)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from rpn_jax.ops import boxes as box
 
 iou, encode, decode = jax.jit(box.iou), jax.jit(box.encode), jax.jit(box.decode)
-clip, flip = jax.jit(box.clip), jax.jit(box.flip)
+clip = jax.jit(box.clip)
 
-few = settings(max_examples=50)
+few = settings(max_examples=25)
 N = 6  # boxes in every example: one shape, one compilation
 
 pixel = st.integers(0, 12)
@@ -147,7 +147,6 @@ def test_leading_axes_are_kept():
         (box.encode, (a, b), (a[1, 2], b[1, 2])),
         (box.decode, (a / 99, b), (a[1, 2] / 99, b[1, 2])),
         (box.clip, (a, (50, 70)), (a[1, 2], (50, 70))),
-        (box.flip, (a, 70), (a[1, 2], 70)),
     ]
     for function, batch, single in cases:
         assert function(*batch).shape == (2, 3, 4)
@@ -210,30 +209,13 @@ def test_clipping_twice_is_clipping_once(boxes, size):
     np.testing.assert_array_equal(clip(once, size), once)
 
 
-@few
-@given(quarters, st.integers(1, 90))
-def test_flipping_twice_changes_nothing(boxes, width):
-    once = np.asarray(flip(boxes, width))
-    np.testing.assert_array_equal(once[:, [1, 3]], boxes[:, [1, 3]])
-    np.testing.assert_array_equal(once[:, 2] - once[:, 0], boxes[:, 2] - boxes[:, 0])
-    np.testing.assert_array_equal(flip(once, width), boxes)
-
-
-def test_flip_mirrors_left_to_right():
-    np.testing.assert_array_equal(flip(np.array([[1, 2, 4, 8]], np.float32), 10), [[6, 2, 9, 8]])
-
-
-@few
-@given(quarters, sizes)
-def test_clip_and_flip_commute(boxes, size):
-    width = size[1]
-    mirrored = flip(clip(boxes, size), width)
-    np.testing.assert_array_equal(clip(flip(boxes, width), size), mirrored)
+def mirrored(boxes, width):
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
 
 
 @few
 @given(any_boxes, any_boxes)
 def test_a_mirror_and_a_move_keep_overlaps(a, b):
     overlaps = iou(a, b)
-    np.testing.assert_array_equal(iou(flip(a, 12), flip(b, 12)), overlaps)
+    np.testing.assert_array_equal(iou(mirrored(a, 12), mirrored(b, 12)), overlaps)
     np.testing.assert_array_equal(iou(a + 7, b + 7), overlaps)

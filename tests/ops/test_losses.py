@@ -13,7 +13,7 @@ from rpn_jax.ops import boxes as box
 from rpn_jax.ops import losses, matching
 
 S = 6
-few = settings(max_examples=50)
+few = settings(max_examples=25)
 objectness = jax.jit(jax.value_and_grad(losses.objectness_loss))
 
 
@@ -126,15 +126,38 @@ def test_rows_without_a_use_touch_neither_value_nor_gradient(poison):
             assert np.all(np.isfinite(x)) and np.any(x != 0)
 
 
-def test_both_are_sums_over_the_rows():
-    rng = np.random.default_rng(1)
-    logits = rng.standard_normal(S).astype(np.float32)
-    a, b = rng.standard_normal((2, S, 4)).astype(np.float32)
-    labels = np.array([1, 0, -1, 1, 0, 1], np.int32)
-    alone = np.where(np.eye(S, dtype=bool), labels, -1).astype(np.int32)  # one row at a time
-    for loss in (lambda x: objectness(logits, x)[0], lambda x: regression(a, b, x, 0.0)[0]):
-        np.testing.assert_allclose(loss(labels), sum(loss(row) for row in alone), rtol=1e-6)
-        assert loss(labels).shape == () and loss(alone[2]) == 0 < loss(alone[0])
+@pytest.mark.parametrize('transform', [lambda f: f, lambda f: jax.jit(jax.vmap(f))])
+def test_losses_of_each_anchor_add_up_to_both(transform):
+    """rpn_losses are 0 where ignored, whatever stands there; only foreground has a box loss."""
+    rng = np.random.default_rng(0)
+    labels = rng.choice([-1, 0, 1], (2, 20)).astype(np.int32)
+    logits, deltas = rng.normal(0, 3, (2, 20)), rng.normal(0, 0.5, (2, 20, 4))
+    corner = rng.uniform(0, 50, (2, 2, 20, 2))
+    anchors, gt_boxes = np.concatenate([corner, corner + rng.uniform(5, 30, corner.shape)], -1)
+    rows = [np.float32(x) for x in (logits, deltas, anchors, gt_boxes)]
+    rows[0][labels < 0] = np.nan
+    rows[1][labels < 1] = np.inf
+    logits, deltas, anchors, gt_boxes = rows
+    each = transform(losses.rpn_losses)
+    if transform(losses.rpn_losses) is losses.rpn_losses:  # one image
+        logits, deltas, labels, anchors, gt_boxes = (
+            x[0] for x in (logits, deltas, labels, anchors, gt_boxes)
+        )
+    each_loss = each(logits, deltas, labels, anchors, gt_boxes)
+    assert {name: value.shape for name, value in each_loss.items()} == dict.fromkeys(
+        ('objectness', 'box'), labels.shape
+    )
+    assert np.all((each_loss['objectness'] > 0) == (labels >= 0))
+    assert np.all((each_loss['box'] > 0) == (labels == 1))
+    targets = box.encode(gt_boxes, anchors)
+    rows = labels.reshape(-1, 20), logits.reshape(-1, 20), deltas.reshape(-1, 20, 4)
+    for i, (own, logit, delta) in enumerate(zip(*rows, strict=True)):
+        sums = {name: value.reshape(-1, 20)[i].sum() for name, value in each_loss.items()}
+        target = targets.reshape(-1, 20, 4)[i]
+        np.testing.assert_allclose(
+            sums['objectness'], losses.objectness_loss(logit, own), rtol=1e-6
+        )
+        np.testing.assert_allclose(sums['box'], losses.box_loss(delta, target, own), rtol=1e-6)
 
 
 def test_vmap_maps_over_images():
