@@ -191,7 +191,10 @@ def _padding(evidence):
             f'{worst.image_id}: outside the image the input is {worst.outside:.2g}, not 0.',
         )
     padded = [item for item in evidence if item.padded]
-    return True, f'{_of(padded, evidence)} do not fill their canvas: there the input is 0.'
+    return (
+        True,
+        f'{_of(padded, evidence)} are smaller than their canvas; outside them the input is 0.',
+    )
 
 
 def _of(some, evidence):

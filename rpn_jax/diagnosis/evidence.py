@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from rpn_jax.data.records import Kind
+
 PLAIN = ('RGB', 'RGBA', 'L', 'LA', 'P', '1')  # Pillow's modes that all decoders read alike
 SLIVER = 16  # pixels of a side; a resized image with less is not compared
 THUMBNAIL, PATCH = 32, 8  # cells along a side that pictures and boxes are compared at
@@ -63,7 +65,7 @@ def compare(record, original, network, seen, row, planned, pixels):
     """
     size = tuple(int(side) for side in row['size'])
     height, width = size
-    real = row['kind'] > 0
+    real = row['kind'] != Kind.PADDING
     boxes = row['boxes'][real].astype(np.float64)
     inside = np.zeros(seen.shape[:2], bool)
     inside[:height, :width] = True

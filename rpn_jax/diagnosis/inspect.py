@@ -7,7 +7,7 @@ import numpy as np
 
 from rpn_jax import data
 from rpn_jax.data.normalization import denormalise, normalise
-from rpn_jax.data.records import Record
+from rpn_jax.data.records import Kind, Record
 from rpn_jax.diagnosis import checks, evidence
 from rpn_jax.models import rpn
 from rpn_jax.training.step import assign_images, step_key
@@ -59,7 +59,7 @@ def examples(model, source, options, *, targets, seed, steps, pixels):
             measured = evidence.compare(
                 record, original, network[i], seen[i], row, planned[position], pixels
             )
-            real, positive = row['kind'] > 0, index[i][labels[i] == 1]
+            real, positive = row['kind'] != Kind.PADDING, index[i][labels[i] == 1]
             made.append(
                 Example(
                     step=step,

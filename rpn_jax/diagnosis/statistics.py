@@ -6,7 +6,7 @@ import numpy as np
 
 from rpn_jax.console import progress
 from rpn_jax.data.batches import threaded
-from rpn_jax.data.records import CROWD, DIFFICULT, OBJECT
+from rpn_jax.data.records import Kind
 from rpn_jax.evaluation.metrics import AREAS
 
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -64,14 +64,14 @@ def box_statistics(records):
         return None
     kinds = np.concatenate([record.kind for record in records])
     boxes = np.concatenate([record.boxes for record in records]).astype(np.float64)
-    per_image = np.array([np.sum(record.kind == OBJECT) for record in records])
-    objects = boxes[kinds == OBJECT]
+    per_image = np.array([np.sum(record.kind == Kind.OBJECT) for record in records])
+    objects = boxes[kinds == Kind.OBJECT]
     width, height = (objects[:, 2:] - objects[:, :2]).T
     area = width * height
     return {
-        'objects': int(np.sum(kinds == OBJECT)),
-        'difficult': int(np.sum(kinds == DIFFICULT)),
-        'crowd': int(np.sum(kinds == CROWD)),
+        'objects': int(np.sum(kinds == Kind.OBJECT)),
+        'difficult': int(np.sum(kinds == Kind.DIFFICULT)),
+        'crowd': int(np.sum(kinds == Kind.CROWD)),
         **{name: int(np.sum((low <= area) & (area < high))) for name, (low, high) in AREAS.items()},
         'images_without_objects': int(np.sum(per_image == 0)),
         'most_boxes': max(len(record.boxes) for record in records),

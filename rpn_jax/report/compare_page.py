@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rpn_jax.data.records import OBJECT
+from rpn_jax.data.records import Kind
 from rpn_jax.evaluation import compare, metrics
 from rpn_jax.evaluation.metrics import COUNTS
 from rpn_jax.evaluation.misses import REASONS
@@ -39,7 +39,7 @@ def write_page(path, runs, files, tallies, compared):
         steps={run: each.step for run, each in runs.items()},
         dataset=first.dataset,
         images=len(first.image_ids),
-        objects=sum(int(np.sum(kinds == OBJECT)) for kinds in first.gt_kinds),
+        objects=sum(int(np.sum(kinds == Kind.OBJECT)) for kinds in first.gt_kinds),
         findings=findings(tallies, names, changed, missed, {r.step for r in runs.values()}),
         compared=compared,
         shown=shown,
@@ -189,7 +189,7 @@ def _curve_figures(runs, names):
     curves = {}
     for run, each in runs.items():
         pairs = zip(each.gt_boxes, each.gt_kinds, strict=True)
-        objects = [boxes[kinds == OBJECT] for boxes, kinds in pairs]
+        objects = [boxes[kinds == Kind.OBJECT] for boxes, kinds in pairs]
         overlaps = metrics.measure(each.proposals, objects, list(map(metrics.area, objects)))
         counts = [n for n in COUNTS if n < most[run]] + [most[run]]
         curves[names[run]] = metrics.curves(overlaps, counts)

@@ -3,6 +3,8 @@
 import cv2
 import numpy as np
 
+from rpn_jax.data.records import Kind
+
 # Okabe and Ito's palette, distinct under the common forms of colour blindness, plus grey.
 COLOURS = {
     'object': (230, 159, 0),
@@ -14,7 +16,7 @@ COLOURS = {
     'border': (240, 228, 66),
 }
 LEVELS = ((0, 158, 115), (86, 180, 233), (0, 114, 178), (154, 99, 230), (140, 86, 60))
-KINDS = {1: 'object', 2: 'difficult', 3: 'crowd'}  # 0 is padding and is never drawn
+KINDS = {Kind.OBJECT: 'object', Kind.DIFFICULT: 'difficult', Kind.CROWD: 'crowd'}
 
 _INK = (31, 35, 40)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -52,9 +54,9 @@ def draw_boxes(image, boxes, colour, thickness=2, labels=None, dashed=False):
 def draw_input(image, size, boxes, kind, positive, background, level=None, levels=1):
     """Returns a copy of one training input, as the network sees it, with its boxes and anchors.
 
-    Ground truth, boxes [G, 4] of kind [G], is thick and dashed unless of kind 1. Sampled positive
-    anchors [N, 4] are thin, coloured by their level [N], of `levels` in all; sampled background
-    anchors [M, 4] are dots at their centres, because hundreds of outlines would hide the picture.
+    Ground truth, boxes [G, 4] of kind [G], is thick, and dashed unless of Kind.OBJECT. Positive
+    anchors [N, 4] are thin, coloured by their level [N], of `levels` in all; background anchors
+    [M, 4] are dots at their centres, because hundreds of outlines would hide the picture.
     image is the canvas [H, W, 3] uint8 RGB, size (height, width) that of the real image inside it.
     """
     picture = np.array(image, np.uint8, order='C')
@@ -69,7 +71,8 @@ def draw_input(image, size, boxes, kind, positive, background, level=None, level
         picture = draw_boxes(picture, positive[level == i], colour, 1)
     boxes, kind = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(kind).reshape(-1)
     for value, role in KINDS.items():
-        picture = draw_boxes(picture, boxes[kind == value], COLOURS[role], 3, dashed=value != 1)
+        dashed = value != Kind.OBJECT
+        picture = draw_boxes(picture, boxes[kind == value], COLOURS[role], 3, dashed=dashed)
     height, width = size
     return draw_boxes(picture, [[0, 0, width, height]], COLOURS['border'], 2, dashed=True)
 

@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from rpn_jax.data.records import OBJECT
+from rpn_jax.data.records import Kind
 from rpn_jax.report import plots
 
 CHANNELS = {'red': '#D55E00', 'green': '#009E73', 'blue': '#0072B2'}
@@ -35,8 +35,8 @@ def picture(figures, records):
 
 def _draw_boxes(axes, records):
     """Draws histograms of the objects; values beyond an axis count in its first or last bin."""
-    per_image = [np.sum(record.kind == OBJECT) for record in records]
-    objects = np.concatenate([r.boxes[r.kind == OBJECT] for r in records]).astype(np.float64)
+    per_image = [np.sum(record.kind == Kind.OBJECT) for record in records]
+    objects = np.concatenate([r.boxes[r.kind == Kind.OBJECT] for r in records]).astype(np.float64)
     width, height = (objects[:, 2:] - objects[:, :2]).T
     axes[0].hist(np.clip(np.sqrt(width * height), 4, 2048), bins=np.geomspace(4, 2048, 37))
     axes[1].hist(np.clip(height / width, 1 / 8, 8), bins=np.geomspace(1 / 8, 8, 37))

@@ -78,7 +78,7 @@ def test_what_is_right_passes_in_words(plan, family):
     assert '1 of 2 images are flipped' in found['flips'].text
     assert 'All 2 boxes' in found['boxes'].text
     padded = 2 if plan == 'short_side' else 0
-    assert f'{padded} of 2 images do not fill' in found['padding'].text
+    assert f'{padded} of 2 images are smaller' in found['padding'].text
 
 
 @pytest.mark.parametrize('size', [64, 96])
