@@ -21,7 +21,7 @@ from rpn_jax import data
 from rpn_jax.data import images
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation import metrics
-from rpn_jax.evaluation.evaluate import make_predict
+from rpn_jax.evaluation.predict import make_predict
 from rpn_jax.models import rpn
 from rpn_jax.ops import boxes as box
 from rpn_jax.ops.matching import match
@@ -193,7 +193,7 @@ def prediction(case, arrays):
     """Returns the function that evaluate.py runs: uint8 images to proposals."""
     config, devices = config_of(case), jax.local_devices()[:1]
     model = rpn.build(config.model, config.anchors)
-    mapped = make_predict(model, config, devices).mapped
+    mapped = make_predict(model, proposals=config.proposals, devices=devices).mapped
     variables = place(variables_of(model), devices)
     batch = loop.place_batch({'image': picture(case)}, devices)
     del batch['index']

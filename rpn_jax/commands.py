@@ -12,8 +12,9 @@ from rpn_jax.data.batches import counted
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.diagnosis import checks, inspect, statistics
 from rpn_jax.errors import InputError
-from rpn_jax.evaluation import compare, protocols, results
-from rpn_jax.evaluation.evaluate import make_evaluate, table
+from rpn_jax.evaluation import baselines, compare, protocols, results
+from rpn_jax.evaluation.evaluate import make_evaluate
+from rpn_jax.evaluation.summary import table
 from rpn_jax.inference import Detector
 from rpn_jax.models import rpn
 from rpn_jax.report import (
@@ -86,11 +87,7 @@ def run(mode, config, folder, *, output='', paths=()):
 
 def train_mode(config, folder):
     """Trains, or resumes where the workdir's newest checkpoint left off; evaluates and reports."""
-
-    def evaluator(model, source, devices):
-        return make_evaluate(model, config, source.records, devices=devices)
-
-    _, evaluation = loop.train(config, folder, evaluator)
+    _, evaluation = loop.train(config, folder, evaluator(config, folder))
     _publish(config, folder, evaluation)
 
 
@@ -104,15 +101,56 @@ def evaluate_mode(config, folder, output=''):
     variables, step = checkpoint.variables(folder)
     workdir.check(folder, config, workdir.NETWORK)
     model = rpn.build(config.model, config.anchors)
-    options = data.check(data.Options(**config.data))
-    source = data.open_split(options, options.train_split, seed=config.seed)
-    evaluate = make_evaluate(model, config, source.records, devices=jax.local_devices())
+    evaluate = evaluator(config, folder)(model, None, jax.local_devices())
     evaluation = evaluate(variables, step)
     _publish(config, folder, evaluation)
     print('as other evaluators count, with 95 % intervals over images:')
     print(*protocols.lines(evaluation.results), sep='\n')
     if output:
         _write_coco(Path(output), evaluation.results)
+
+
+def evaluator(config, folder):
+    """Returns make(model, source, devices) -> evaluate, as loop.train calls it.
+
+    source is the split that is trained on. The Gaussian of its objects is written to the workdir's
+    gaussian.json; where source is None it is read from there, or fitted where there is none.
+    """
+    path = folder / 'gaussian.json'
+
+    def make(model, source, devices):
+        options = data.check(data.Options(**config.data))
+        if source is None and path.exists():
+            gaussian = _read_gaussian(path)
+        else:
+            train = source or data.open_split(options, options.train_split, seed=config.seed)
+            gaussian = baselines.fit_gaussian(train.records)
+        family = 'torchvision' if config.data.pixels == 'auto' else config.data.pixels
+        evaluate = make_evaluate(
+            model,
+            data.open_split(options, options.eval_split, seed=config.seed, training=False),
+            options=options,
+            proposals=config.proposals,
+            gaussian=gaussian,
+            targets=config.targets,
+            loss_beta=config.loss.beta,
+            pixels=pixel_family(family, config.data.mean, config.data.std),
+            seed=config.seed,
+            images=config.evaluation.images,
+            devices=devices,
+        )
+        files.make_folder(folder)
+        files.write_atomically(path, json.dumps(baselines.gaussian_to_json(gaussian)) + '\n')
+        return evaluate
+
+    return make
+
+
+def _read_gaussian(path):
+    try:
+        return baselines.gaussian_from_json(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise InputError(f'{path}: cannot be read ({error}); delete it') from error
 
 
 def inspect_mode(config, folder):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from rpn_jax import data, weights
 from rpn_jax.data.normalization import normalise, pixel_family
 from rpn_jax.errors import InputError
-from rpn_jax.evaluation.evaluate import make_predict
+from rpn_jax.evaluation.predict import make_predict
 from rpn_jax.models import rpn
 from rpn_jax.training import checkpoint
 from rpn_jax.training.step import SMALLEST
@@ -63,7 +63,7 @@ class Detector:
         self._options = data.Options(**config.data)
         self._pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
         self._apply = jax.jit(self.model.apply, static_argnames='method')
-        self._predict = make_predict(self.model, config, jax.local_devices()[:1])
+        self._predict = make_predict(self.model, proposals=config.proposals, pixels=self._pixels)
 
     def propose(self, image):
         """Returns Proposals of NumPy arrays, boxes in pixels of the image as given, best first.

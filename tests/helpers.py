@@ -14,12 +14,13 @@ from typing import NamedTuple
 import cv2
 import jax
 import numpy as np
+import pytest
 
 import main
 from configs import default
 from rpn_jax import data
 from rpn_jax.data.records import Record, Source
-from rpn_jax.evaluation import evaluate
+from rpn_jax.evaluation import baselines, evaluate
 from rpn_jax.models import resnet, rpn
 from rpn_jax.ops.proposals import Proposals
 from rpn_jax.training import checkpoint, loop
@@ -171,54 +172,64 @@ TRAINED_ON = [Record('t', (64, 64), OBJECT, np.int32([1]))]
 class FakePredict:
     """Stands for make_predict: remembers the images and proposes the object boxes, moved."""
 
-    def __init__(self, post_nms, keep=lambda position: 30):
-        self.seen, self.calls, self._post_nms, self._keep = [], [], post_nms, keep
+    def __init__(self, keep=lambda position: 30):
+        self.seen, self.calls, self._keep = [], [], keep
 
-    def make(self, model, config, devices):
-        self.devices = list(devices)
-        self._anchors = len(rpn.anchors_of(model, (64, 64)))
+    def make(self, model, *, proposals, pixels, devices):
+        self.devices, self._post_nms = devices, proposals['post_nms']
+        self._anchors = sum(rpn.anchors_of(model, (64, 64)).levels)
         return self
 
     def __call__(self, variables, batch, dense=False):
         assert len(batch['image']) % len(self.devices) == 0
         self.calls.append(len(batch['image']))
-        rows = [self._rows(*row) for row in zip(batch['index'], batch['boxes'], strict=True)]
+        rows = [self.propose(*row) for row in zip(batch['index'], batch['boxes'], strict=True)]
         self.seen += [int(i) for i in batch['index']]
         proposals = Proposals(*map(np.stack, zip(*rows, strict=True)))
         maps = (np.zeros((len(rows), self._anchors, *shape), np.float32) for shape in ((), (4,)))
         return (proposals, *maps) if dense else proposals
 
-    def _rows(self, position, boxes):
+    def propose(self, position, boxes):
+        """Returns the Proposals of an image by its position, -1 where it only fills a batch."""
         kept = self._keep(position) if position >= 0 else self._post_nms
         order = np.arange(self._post_nms)
         shift = np.random.default_rng(max(position, 0)).integers(-6, 7, (self._post_nms, 4))
         moved = np.clip(boxes[order % len(boxes)] + shift, 0, 64)
         valid = order < kept
-        return np.float32(moved * valid[:, None]), np.linspace(1, 0, len(order)), valid, order
+        scores = np.linspace(1, 0, len(order), dtype=np.float32)
+        return Proposals(np.float32(moved * valid[:, None]), scores, valid, order)
 
 
-def run_evaluation(config, devices=4, records=TRAINED_ON):
-    """Returns the Evaluation of a config, with whatever predicts."""
-    function = evaluate.make_evaluate(
+def evaluator(config, devices=4, records=TRAINED_ON, source=None):
+    """Returns evaluate of a config, over its evaluation split or another source."""
+    options = data.Options(**config.data)
+    split = options.eval_split
+    return evaluate.make_evaluate(
         rpn.build(config.model, config.anchors),
-        config,
-        records,
+        source or data.open_split(options, split, seed=config.seed, training=False),
+        options=options,
+        proposals=config.proposals,
+        gaussian=baselines.fit_gaussian(records),
+        targets=config.targets,
+        loss_beta=config.loss.beta,
+        seed=config.seed,
+        images=config.evaluation.images,
         devices=jax.devices()[:devices],
-        print=lambda line: None,
     )
-    return function({}, 3)
 
 
-def large_images(monkeypatch):
-    """Puts four photographs of 512 x 256 pixels in the place of the evaluation split.
+def run_evaluation(fake=None, source=None, devices=4, **changes):
+    """Returns the Evaluation of the tiny config, with a FakePredict in the network's place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, 'make_predict', (fake or FakePredict()).make)
+        return evaluator(tiny_config(**changes), devices, source=source)({}, 3)
 
-    Objects of 60 pixels, of which the first proposals find none but the first of each image.
-    """
+
+def large_images():
+    """Returns a source of four photographs of 512 x 256 pixels, with objects of 60 pixels each."""
     boxes = np.float32([[100, 50, 160, 110], [300, 120, 360, 180], [20, 180, 80, 240]])
     records = [Record(str(i), (256, 512), boxes + 4 * i, np.int32([1, 1, 1])) for i in range(4)]
-    source = Source('large', records, lambda position: np.zeros((256, 512, 3), np.uint8))
-    monkeypatch.setattr(evaluate.data, 'open_split', lambda *_, **__: source)
-    return records
+    return Source('large', records, lambda position: np.zeros((256, 512, 3), np.uint8))
 
 
 def variables_of(depth=26, last_stage=4, norm='frozen', width=8):

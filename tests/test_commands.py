@@ -39,7 +39,14 @@ def test_training_writes_what_the_contract_says():
     names = {path.name for path in folder.iterdir()}
     events = {name for name in names if name.startswith('events')}
     assert len(events) == 1
-    files = {'config.json', 'metrics.jsonl', 'evaluation.json', 'report.html', 'proposals.npz'}
+    files = {
+        'config.json',
+        'metrics.jsonl',
+        'evaluation.json',
+        'report.html',
+        'proposals.npz',
+        'gaussian.json',
+    }
     assert names - events == files | {'checkpoints'}
     expected = tiny_config(data__pixels='torchvision').to_dict()
     assert json.loads((folder / 'config.json').read_text()) == json.loads(json.dumps(expected))
@@ -74,7 +81,7 @@ def test_evaluation_writes_its_proposals_as_coco_results(copied, tmp_path, capsy
     back = results.from_coco(tmp_path / 'new' / 'found.instances.json', out)
     ours = results.load(copied / 'proposals.npz')
     assert list(back.image_ids) == list(ours.image_ids) and sum(map(len, back.proposals)) > 50
-    for name in ('proposals', 'scores', 'objects', 'kinds'):
+    for name in ('proposals', 'scores', 'gt_boxes', 'gt_kinds'):
         for a, b in zip(getattr(back, name), getattr(ours, name), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-9)
 

@@ -12,7 +12,7 @@ from rpn_jax import data
 from rpn_jax.data.canvases import square
 from rpn_jax.data.sources.shapes import shapes
 from rpn_jax.errors import InputError
-from rpn_jax.evaluation import evaluate
+from rpn_jax.evaluation.predict import make_predict
 from rpn_jax.inference import Detector
 from rpn_jax.models import rpn
 from rpn_jax.ops.proposals import Proposals
@@ -78,7 +78,8 @@ def test_proposals_are_those_of_the_evaluation(trained):
     config = tiny_config(data__pixels='torchvision')
     source = data.open_split(data.Options(**config.data), 'val', training=False)
     canvases = square(64, len(source.records))
-    predict = evaluate.make_predict(rpn.build(config.model, config.anchors), config, jax.devices())
+    model = rpn.build(config.model, config.anchors)
+    predict = make_predict(model, proposals=config.proposals, devices=jax.devices())
     expected = predict(
         trained.variables, data.batches.collate(source, canvases, range(4), max_boxes=16)
     )

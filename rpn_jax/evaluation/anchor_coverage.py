@@ -1,10 +1,10 @@
-"""Which anchors bring what: measured over a split, by anchor size and aspect ratio.
+"""Which anchors learn and recall what: measured over a split, by level, size and aspect ratio.
 
-Two questions. What does each of the K anchors of a cell learn and find? And how far do anchors
-stretch: of every anchor whose centre lies inside an object, however much larger or smaller than the
-anchor, how well does its box fit that object before and after regression?
+Two questions. What do the anchors of each type learn, and which objects do they recall? And how far
+do anchors stretch: of every anchor whose centre lies inside an object, however much larger or
+smaller than the anchor, how well does its box fit that object before and after regression?
 
-NumPy on the host, on what the network said of one image; sums of images add up to a split's.
+NumPy on the host, of one image's predict.Prediction; sums of images add up to a split's.
 """
 
 import functools
@@ -12,60 +12,58 @@ import functools
 import jax
 import numpy as np
 
+from rpn_jax.data.records import OBJECT
+from rpn_jax.evaluation.metrics import area
 from rpn_jax.evaluation.metrics import iou as overlaps_of
 from rpn_jax.ops import anchor_statistics
 from rpn_jax.ops import boxes as box
 from rpn_jax.ops.losses import rpn_losses
-from rpn_jax.ops.matching import match
+from rpn_jax.ops.matching import FOREGROUND
 
 # Where bins of stretch begin and end: octaves, log2 of sqrt(object's area / anchor's area).
 EDGES = np.linspace(-5, 5, 21)
 BINS = len(EDGES) - 1
 
 
-def measure(proposals, logits, deltas, anchors, boxes, kind, size, *, iou, limit, config):
-    """Returns an image's sums by type {name: [K]}, and `stretch` [4, sizes, BINS].
+def measure(prediction, *, iou, limit, beta=1 / 9):
+    """Returns an image's sums by anchor type, {name: [types]}, and `stretch` [4, sizes, BINS].
 
-    proposals are the image's Proposals, of which the first `limit` count; an object is recalled at
-    this iou. logits [A], deltas [A, 4] and anchors [A, 4] are what they were made of; boxes [G, 4],
-    kind [G] and size (height, width) are in the same pixels, objects are of kind 1. config has the
-    sections anchors, targets and loss. Beside anchor_types.sums over ALL anchors: `labelled`, those
-    that are object or background; `shift` and `scale`, how far positives have to go; `recalled`,
-    the objects whose best proposal began as an anchor of the type. Stretch has the number of
-    anchors and of positives, and the sums of their IoU before and after.
+    The first `limit` proposals count, and an object is recalled at this iou; beta as in box_loss.
+    Beside anchor_statistics.sums over ALL anchors: `labelled`, the foreground and background;
+    `shift` and `scale`, the distance of foreground anchors from their objects; `recalled`, the
+    objects whose best proposal began as an anchor of the type. stretch has the number of anchors
+    and of foreground ones, and the sums of their IoU before and after.
     """
-    keys = 'positive_iou', 'negative_iou', 'crowd_overlap', 'border'
-    rules = {key: float(config.targets[key]) for key in keys}
-    count = len(config.anchors.sizes) * len(config.anchors.aspect_ratios)
-    sums, labels, matched, decoded = jax.device_get(
-        _look(
-            *(logits, deltas, anchors, boxes, kind, np.float32(size), rules),
-            **{'beta': float(config.loss.beta), 'count': count},
-        )
-    )
-    rows = np.flatnonzero(np.asarray(kind) == 1)
-    anchors, boxes = np.asarray(anchors, np.float64), np.asarray(boxes, np.float64)
-    types, positive = np.arange(len(anchors)) % count, np.flatnonzero(labels == 1)
-    shift, scale = _way(anchors[positive], boxes[matched[positive]])
-    matched = np.where(labels == 1, matched, -1)
-    best = _best(proposals, boxes[rows], iou, limit)
-    return {name: np.float64(values) for name, values in sums.items()} | {
-        'labelled': np.bincount(types[labels >= 0], minlength=count),
-        'shift': np.bincount(types[positive], shift, count),
-        'scale': np.bincount(types[positive], scale, count),
-        'recalled': np.bincount(best % count, minlength=count),
-        'stretch': _stretch(anchors, decoded, matched, boxes, rows, len(config.anchors.sizes)),
+    anchors, labels = prediction.anchors, prediction.labels
+    boxes, gt_boxes = np.float64(anchors.boxes), np.float64(prediction.gt_boxes)
+    losses = jax.device_get(_sums(*_arrays(prediction), beta=beta, count=len(anchors.types)))
+    count = functools.partial(np.bincount, minlength=len(anchors.types))
+    positive = np.flatnonzero(labels == FOREGROUND)
+    types = anchors.type[positive]
+    shift, scale = _distance(boxes[positive], gt_boxes[prediction.matched[positive]])
+    return {name: np.float64(values) for name, values in losses.items()} | {
+        'labelled': count(anchors.type[labels >= 0]),
+        'shift': count(types, shift),
+        'scale': count(types, scale),
+        'recalled': count(anchors.type[_recalling(prediction, iou, limit)]),
+        'stretch': _stretch(prediction, boxes, gt_boxes),
     }
 
 
-def summarise(images, config):
-    """Makes of the sums of a split's images what evaluation.json says of its anchors.
+def types_of(anchors):
+    """Returns [[level, size, aspect ratio], ..] of the types of Anchors."""
+    level = np.zeros(len(anchors.types), int)
+    level[np.asarray(anchors.type)] = np.asarray(anchors.level)
+    return [[int(n), size, ratio] for n, (size, ratio) in zip(level, anchors.types, strict=True)]
 
-    Lists are by type, in the order of anchors.base_anchors (all sizes of the first aspect ratio
-    first); those of `stretch` by size and bin. `loss_objectness` is the mean over the labelled
-    anchors, `loss_box`, the IoUs, `shift` (of the centre, in the anchor's sides) and `scale` (of
-    the sides, in octaves) are means over positives; `recall_share` adds up to 1. None is what is
-    over nothing.
+
+def summarise(images, types):
+    """Returns what evaluation.json holds of anchors, from the sums of a split's images.
+
+    types as types_of returns them; lists are in their order, those of `stretch` by distinct (level,
+    size) and bin. `loss_objectness` is the mean over labelled anchors, `loss_box`, the IoUs,
+    `shift` (of the centre, in the anchor's sides) and `scale` (of the sides, in octaves) are means
+    over foreground anchors; `recall_share` adds up to 1. None is a mean over nothing.
     """
     total = {name: sum(each[name] for each in images) for name in images[0]}
     anchors, positives, before, after = total['stretch']
@@ -74,8 +72,9 @@ def summarise(images, config):
         name: np.int64(total[name]).tolist() for name in ('labelled', 'positives', 'recalled')
     }
     return {
-        'sizes': list(config.anchors.sizes),
-        'aspect_ratios': list(config.anchors.aspect_ratios),
+        'sizes': [size for _, size in _sizes(types)],
+        'aspect_ratios': list(dict.fromkeys(ratio for _, _, ratio in types)),
+        'types': types,
         **counted,
         'loss_objectness': _ratios(total['loss_objectness'], total['labelled']),
         **{name: _ratios(total[name], total['positives']) for name in over_positives},
@@ -90,9 +89,10 @@ def summarise(images, config):
     }
 
 
-def by_size(found, name):
-    """Adds up a list by type, of those of summarise, over aspect ratios: [sizes] float64."""
-    return np.float64(found[name]).reshape(-1, len(found['sizes'])).sum(axis=0)
+def by_size(figures, name):
+    """Returns a list of summarise's by type, added up over aspect ratios: [sizes] float64."""
+    rows = _size_of_type(figures['types'])
+    return np.bincount(rows, np.float64(figures[name]), len(figures['sizes']))
 
 
 def ratio(sums, counts):
@@ -101,58 +101,72 @@ def ratio(sums, counts):
     return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
+def _arrays(prediction):
+    """Returns the arguments of _sums."""
+    maps = prediction.logits, prediction.deltas, prediction.labels
+    anchors = prediction.anchors.boxes, prediction.anchors.type
+    return *maps, *anchors, prediction.gt_boxes[prediction.matched]
+
+
 @functools.partial(jax.jit, static_argnames='count')
-def _look(logits, deltas, anchors, boxes, kind, size, rules, *, beta, count):
-    """Returns the sums by type, labels and matched [A], and the decoded boxes [A, 4]."""
-    labels, matched = match(anchors, boxes, kind, size=size, **rules)
-    types = np.arange(len(anchors)) % count
-    sampled = labels, anchors, boxes[matched]
+def _sums(logits, deltas, labels, anchors, types, gt_boxes, *, beta, count):
+    sampled = labels, anchors, gt_boxes
     losses = rpn_losses(logits, deltas, *sampled, beta=beta)
-    own = anchor_statistics.sums(losses, deltas, *sampled, types, count=count)
-    return own, labels, matched, box.decode(deltas, anchors)
+    return anchor_statistics.sums(losses, deltas, *sampled, types, count=count)
 
 
-def _way(anchors, objects):
-    """Returns how far it is from anchors to objects [N, 4]: in anchor sides, and in octaves."""
-    sides, goals = (np.maximum(b[:, 2:] - b[:, :2], box.TINY) for b in (anchors, objects))
-    shift = (objects[:, :2] + objects[:, 2:] - anchors[:, :2] - anchors[:, 2:]) / 2
-    return np.abs(shift / sides).mean(axis=1), np.abs(np.log2(goals / sides)).mean(axis=1)
+def _distance(anchors, gt_boxes):
+    """Returns how far anchors [N, 4] are from objects: in anchor sides, and in octaves."""
+    sides, gt_sides = (np.maximum(b[:, 2:] - b[:, :2], box.TINY) for b in (anchors, gt_boxes))
+    shift = (gt_boxes[:, :2] + gt_boxes[:, 2:] - anchors[:, :2] - anchors[:, 2:]) / 2
+    return np.abs(shift / sides).mean(axis=1), np.abs(np.log2(gt_sides / sides)).mean(axis=1)
 
 
-def _best(proposals, objects, iou, limit):
+def _recalling(prediction, iou, limit):
     """Returns the anchor that each recalled object's best proposal came from."""
-    valid = np.asarray(proposals.valid)
-    kept = np.asarray(proposals.boxes)[valid][:limit]
+    valid = prediction.proposals.valid
+    kept = prediction.proposals.boxes[valid][:limit]
+    objects = prediction.gt_boxes[prediction.gt_kind == OBJECT]
     if not len(kept) or not len(objects):
         return np.zeros(0, np.int64)
     overlaps = overlaps_of(objects, kept)
     best = overlaps.argmax(axis=1)[overlaps.max(axis=1) >= iou]
-    return np.asarray(proposals.index, np.int64)[valid][best]
+    return prediction.proposals.index[valid][best]
 
 
-def _stretch(anchors, decoded, matched, boxes, rows, sizes):
-    """Returns the sums of stretch, [4, sizes, BINS]; matched [A] is -1 for what is not positive."""
+def _stretch(prediction, anchors, gt_boxes):
+    """Returns the sums of stretch, [4, sizes, BINS], of anchors and gt_boxes in float64."""
+    types = types_of(prediction.anchors)
+    size, sizes = _size_of_type(types)[prediction.anchors.type], len(_sizes(types))
+    matched = np.where(prediction.labels == FOREGROUND, prediction.matched, -1)
     centres, sums = (anchors[:, :2] + anchors[:, 2:]) / 2, np.zeros((4, sizes * BINS))
-    octaves = -np.log2(np.maximum(_area(anchors), box.TINY)) / 2
-    for row in rows:
-        goal = boxes[row]
-        inside = np.flatnonzero(np.all((goal[:2] <= centres) & (centres < goal[2:]), axis=1))
-        stretch = octaves[inside] + np.log2(np.maximum(_area(goal), box.TINY)) / 2
+    octaves = -np.log2(np.maximum(area(anchors), box.TINY)) / 2
+    for row in np.flatnonzero(prediction.gt_kind == OBJECT):
+        own = gt_boxes[row]
+        inside = np.flatnonzero(np.all((own[:2] <= centres) & (centres < own[2:]), axis=1))
+        stretch = octaves[inside] + np.log2(np.maximum(area(own), box.TINY)) / 2
         bins = np.searchsorted(EDGES, stretch, side='right') - 1
         known = (bins >= 0) & (bins < BINS)
         inside, bins = inside[known], bins[known]
         values = (
             np.ones(len(inside)),
             matched[inside] == row,
-            *(overlaps_of(each[inside], goal[None])[:, 0] for each in (anchors, decoded)),
+            *(overlaps_of(b[inside], own[None])[:, 0] for b in (anchors, prediction.decoded)),
         )
-        place = inside % sizes * BINS + bins
-        sums += [np.bincount(place, value, sizes * BINS) for value in values]
+        index = size[inside] * BINS + bins
+        sums += [np.bincount(index, value, sizes * BINS) for value in values]
     return sums.reshape(4, sizes, BINS)
 
 
-def _area(boxes):
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+def _sizes(types):
+    """Returns the distinct (level, size) of types, in their order."""
+    return list(dict.fromkeys((level, size) for level, size, _ in types))
+
+
+def _size_of_type(types):
+    """Returns which of the distinct (level, size) each type has: [types] int."""
+    sizes = _sizes(types)
+    return np.array([sizes.index((level, size)) for level, size, _ in types])
 
 
 def _ratios(sums, counts):

@@ -1,7 +1,6 @@
 """Pictures for the report: the images with the best and the worst proposals, and missed objects.
 
-`split` has the `source` of images with its records, and of each image its `sizes` (height, width)
-and `objects` [n, 4], kind 1, on the canvas; pictures are in pixels of the original image.
+`split` is an evaluate.Split, in pixels of the canvas; pictures are in those of the original image.
 """
 
 from rpn_jax.data.batches import scale
@@ -14,9 +13,9 @@ EXAMPLES = 4  # pictures of missed objects, for each reason
 def extremes(split, kept):
     """Returns pictures of the images whose ten best proposals cover their objects best, and worst.
 
-    kept: the Proposals of each image, in pixels of the canvas.
+    kept are the Proposals of each image.
     """
-    pairs = zip(kept, split.objects, strict=True)
+    pairs = zip(kept, split.gt_boxes, strict=True)
     best = [metrics.best_overlaps(p.boxes[p.valid], o, 10) for p, o in pairs]
     ranked = sorted((i for i, b in enumerate(best) if len(b)), key=lambda i: -best[i].mean())
     count = min(EXTREMES, len(ranked) // 2)
@@ -26,25 +25,25 @@ def extremes(split, kept):
 
 
 def missed_objects(split, missed):
-    """Returns what the report shows of missed objects; the first few of each reason as pictures.
+    """Returns what the report shows of missed objects, with a picture of the first few of a reason.
 
-    missed: a list of misses.Miss, in pixels of the canvas.
+    missed is a list of misses.Miss.
     """
-    shown, found = dict.fromkeys(misses.REASONS, 0), []
+    pictures, rows = dict.fromkeys(misses.REASONS, 0), []
     for miss in missed:
         box = split.source.records[miss.position].boxes[miss.row]
-        said = {'reason': miss.reason, 'size': box[2:] - box[:2], 'picture': None}
-        said |= {'overlap': miss.lost.overlap, 'rank': miss.lost.rank}
-        said |= {'removed_by': miss.removed_by, 'remover': miss.remover and miss.remover.rank}
-        if shown[miss.reason] < EXAMPLES:
-            shown[miss.reason] += 1
-            said['picture'] = _missed(split, miss)
-        found.append(said)
-    return found
+        row = {'reason': miss.reason, 'size': box[2:] - box[:2], 'picture': None}
+        row |= {'overlap': miss.lost.overlap, 'rank': miss.lost.rank}
+        row |= {'removed_by': miss.removed_by, 'remover': miss.remover and miss.remover.rank}
+        if pictures[miss.reason] < EXAMPLES:
+            pictures[miss.reason] += 1
+            row['picture'] = _missed(split, miss)
+        rows.append(row)
+    return rows
 
 
 def _missed(split, miss):
-    """Returns the picture of a missed object: with it, the box that was lost, and its remover."""
+    """Returns the picture of a missed object, with the box that was lost and its remover."""
     record = split.source.records[miss.position]
     factor = scale(record, split.sizes[miss.position])
     remover, rows = miss.remover, [miss.row]
@@ -71,7 +70,7 @@ def _proposals(split, position, group, proposals, best):
         'kind': record.kind,
         'proposals': proposals.boxes[:valid] / scale(record, split.sizes[position]),
         'scores': proposals.scores[:valid],
-        'top_iou': metrics.top_iou(proposals.boxes[:valid], split.objects[position]),
+        'top_iou': metrics.top_iou(proposals.boxes[:valid], split.gt_boxes[position]),
         'recalled': int((best >= 0.5).sum()),
         'objects': len(best),
     }

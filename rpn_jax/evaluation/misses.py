@@ -1,8 +1,9 @@
-"""Why objects were missed: each that the first proposals do not find has exactly one reason.
+"""Why objects were missed: each that the first proposals do not recall has exactly one reason.
 
 A proposal begins as an anchor, is moved, clipped, ranked, thinned out by NMS and cut off at a rank.
-The reason is the first of these steps after which nothing was left that could have found the
-object. It is looked for in the same logits and deltas that the proposals were made of.
+The reason is the first of these steps that left nothing that could have recalled the object, in the
+same logits and deltas that the proposals were made of. With several feature levels, pre_nms and NMS
+are within each level, the last rank is over all of them.
 """
 
 from typing import NamedTuple
@@ -10,12 +11,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from rpn_jax.data.records import OBJECT
 from rpn_jax.evaluation.metrics import iou as overlaps_of
-from rpn_jax.ops import boxes as box
-from rpn_jax.ops.matching import match
+from rpn_jax.ops.matching import FOREGROUND
 from rpn_jax.ops.nms import nms
 
-REASONS = {  # in the order in which they are asked for
+REASONS = {  # in the order of the steps
     'no_anchor': 'no anchor has an IoU of negative_iou with it',
     'no_positive_anchor': 'no positive anchor is matched to it',
     'no_decoded_box': 'no box, before clipping, reaches the IoU with it',
@@ -36,26 +37,27 @@ class Remover(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """The box that came nearest to finding an object, where the reason says that it was lost.
+    """The box that came nearest to recalling an object, where the reason says that it was lost.
 
-    The best anchor, where none is near or positive; the best decoded box, where none reaches it or
-    clipping takes it away; else the first that reaches it, of those that NMS keeps if there is one.
+    The best anchor, where none is near or positive; the best decoded box, where none reaches the
+    IoU or clipping takes it away; else the best-ranked that reaches it, of those that NMS keeps if
+    there is one.
     """
 
     box: np.ndarray  # [4]
     overlap: float  # its IoU with the object
-    rank: int = -1  # by score, or, where NMS keeps it, among what NMS keeps; from 0, -1: none
+    rank: int = -1  # by score in its level, or among what NMS keeps where it is; from 0, -1: none
 
 
 class Miss(NamedTuple):
-    """An object that was not found, and why."""
+    """An object that was not recalled, and why."""
 
     position: int  # of its image in the split
-    row: int  # of the image's boxes
+    row: int  # of the image's ground truth
     reason: str
     best: float  # IoU with the best of the proposals that count
     reached: float  # IoU with the best of all decoded boxes
-    lost: Lost  # what might have found it
+    lost: Lost  # what might have recalled it
     remover: Remover | None = None  # of what NMS removed
 
     @property
@@ -67,121 +69,24 @@ class Miss(NamedTuple):
         return REMOVERS[2 if row < 0 else int(row != self.row)]
 
 
-def find(position, proposals, logits, deltas, anchors, boxes, kind, size, *, iou, limit, config):
-    """Returns the Misses of one image: of each object that no proposal finds at this IoU.
+def find(prediction, *, iou, limit, negative_iou, proposals):
+    """Returns the Misses of one image: of each object that no proposal covers with this IoU.
 
-    proposals are the image's Proposals, of which the first `limit` count; logits [A], deltas [A, 4]
-    and anchors [A, 4] are what they were made of; boxes [G, 4], kind [G] and size (height, width)
-    are in the same pixels, objects are of kind 1. config has the sections targets and proposals.
+    prediction is a predict.Prediction, of whose proposals the first `limit` count; negative_iou is
+    that of its matching, proposals are the keywords of propose that it was made with.
     """
-    rows = np.flatnonzero(np.asarray(kind) == 1)
-    kept = np.asarray(proposals.boxes)[np.asarray(proposals.valid)]
-    best = overlaps_of(np.asarray(boxes)[rows], kept[:limit]).max(axis=1, initial=0)
+    rows = np.flatnonzero(prediction.gt_kind == OBJECT)
+    kept = prediction.proposals.boxes[prediction.proposals.valid]
+    best = overlaps_of(prediction.gt_boxes[rows], kept[:limit]).max(axis=1, initial=0)
     missed = rows[best < iou]
     if not len(missed):
         return []
-    stages = _Stages(logits, deltas, anchors, boxes, kind, size, config)
-    found = []
+    stages, misses = _Stages(prediction, negative_iou, **proposals), []
     for row, covered in zip(missed, best[best < iou], strict=True):
         reason, *lost = stages.reason(int(row), iou)
-        reached = float(stages.decoded[:, row].max())
-        found.append(Miss(position, int(row), reason, float(covered), reached, *lost))
-    return found
-
-
-class _Stages:
-    """An image's boxes at every step on their way to proposals, and their IoU with its objects."""
-
-    def __init__(self, logits, deltas, anchors, boxes, kind, size, config):
-        self._targets, self._proposals = config.targets, config.proposals
-        self._kind = np.asarray(kind)
-        keys = 'positive_iou', 'negative_iou', 'crowd_overlap', 'border'
-        rules = {key: float(config.targets[key]) for key in keys}
-        labels, matched, decoded, clipped = jax.device_get(
-            _follow(deltas, anchors, boxes, kind, np.float32(size), rules)
-        )
-        self._stages = {'anchors': np.asarray(anchors), 'decoded': decoded, 'clipped': clipped}
-        overlaps = (self._overlaps(places, boxes) for places in self._stages.values())
-        self.anchors, self.decoded, self.clipped = overlaps
-        self._matched = np.where(labels == 1, matched, -1)
-        logits = np.asarray(logits, np.float64)
-        logits = np.where(np.isnan(logits), -np.inf, logits)
-        self._order = np.argsort(-logits, kind='stable')
-        self._rank = np.argsort(self._order)
-        sides = clipped[:, 2:] - clipped[:, :2]
-        self._alive = np.all(sides >= config.proposals.min_size, axis=1) & (logits > -np.inf)
-
-    def _overlaps(self, places, boxes):
-        """Returns the IoU of places with the image's objects [A, G]; 0 for other kinds."""
-        overlaps, rows = np.zeros((len(places), len(self._kind))), np.flatnonzero(self._kind == 1)
-        overlaps[:, rows] = overlaps_of(places, np.asarray(boxes)[rows])
-        return overlaps
-
-    def reason(self, row, iou):
-        """Returns (reason, Lost), and the Remover where NMS is the reason, of an object."""
-        if not np.any(self.anchors[:, row] >= self._targets.negative_iou):
-            return 'no_anchor', self._nearest('anchors', row)
-        if not np.any(self._matched == row):
-            return 'no_positive_anchor', self._nearest('anchors', row)
-        if not np.any(self.decoded[:, row] >= iou):
-            return 'no_decoded_box', self._nearest('decoded', row)
-        reaching = np.flatnonzero((self.clipped[:, row] >= iou) & self._alive)
-        if not len(reaching):
-            return 'clipped', self._nearest('decoded', row)
-        first = reaching[self._rank[reaching].argmin()]
-        lost = self._lost('clipped', first, row, self._rank[first])
-        if lost.rank >= self._proposals.pre_nms:
-            return 'below_pre_nms', lost
-        survivors = self._survivors()
-        kept = np.flatnonzero(np.isin(survivors, reaching))
-        if not len(kept):
-            return 'suppressed', lost, self._remover(first, survivors)
-        return 'beyond_limit', self._lost('clipped', survivors[kept[0]], row, kept[0])
-
-    def _nearest(self, stage, row):
-        """Returns the Lost of the box that covers an object best at a stage."""
-        return self._lost(stage, getattr(self, stage)[:, row].argmax(), row, -1)
-
-    def _lost(self, stage, index, row, rank):
-        overlap = float(getattr(self, stage)[index, row])
-        return Lost(self._stages[stage][index], overlap, int(rank))
-
-    def _survivors(self):
-        """Returns the anchors that NMS keeps, were there no limit, best first."""
-        if not hasattr(self, '_kept'):
-            best = self._order[: self._proposals.pre_nms]
-            scores = np.where(self._alive[best], -np.arange(len(best), dtype=np.float32), -np.inf)
-            threshold = np.float32(self._proposals.nms_iou)
-            kept, valid = jax.device_get(
-                _thin_out(self._stages['clipped'][best], scores, threshold)
-            )
-            self._kept = best[kept[valid]]
-        return self._kept
-
-    def _remover(self, index, survivors):
-        """Returns the Remover of box `index`: the first that NMS kept and that is too near it."""
-        above = survivors[self._rank[survivors] < self._rank[index]]
-        places = self._stages['clipped']
-        overlap = overlaps_of(places[[index]], places[above])[0]
-        over = overlap > self._proposals.nms_iou
-        # Where rounding hides the one that was over the threshold, it is the nearest.
-        rank = int(over.argmax() if over.any() else overlap.argmax())
-        covered = self.clipped[above[rank]]
-        on_object = covered.max(initial=0) >= self._targets.negative_iou
-        return Remover(rank, places[above[rank]], int(covered.argmax()) if on_object else -1)
-
-
-@jax.jit
-def _follow(deltas, anchors, boxes, kind, size, rules):
-    """Returns labels and matched [A] of the anchors, and their boxes moved, and clipped [A, 4]."""
-    labels, matched = match(anchors, boxes, kind, size=size, **rules)
-    decoded = box.decode(deltas, anchors)
-    return labels, matched, decoded, box.clip(decoded, size)
-
-
-@jax.jit
-def _thin_out(boxes, scores, threshold):
-    return nms(boxes, scores, iou_threshold=threshold, limit=len(boxes))
+        reached = float(stages.overlaps['decoded'][:, row].max())
+        misses.append(Miss(prediction.position, int(row), reason, float(covered), reached, *lost))
+    return misses
 
 
 def counts(misses):
@@ -190,5 +95,95 @@ def counts(misses):
 
 
 def removers(misses):
-    """Counts by what the proposals that removed boxes are on: {one of REMOVERS: number}."""
+    """Returns the number of boxes removed by proposals on what: {one of REMOVERS: number}."""
     return {name: sum(miss.removed_by == name for miss in misses) for name in REMOVERS}
+
+
+class _Stages:
+    """An image's boxes at every step on their way to proposals, and their IoU with its objects."""
+
+    def __init__(self, prediction, negative_iou, *, pre_nms, nms_iou, min_size=1e-3, post_nms=None):
+        self._negative_iou, self._pre_nms, self._nms_iou = negative_iou, pre_nms, nms_iou
+        self._positive = np.where(prediction.labels == FOREGROUND, prediction.matched, -1)
+        logits = np.float64(prediction.logits)
+        logits = np.where(np.isnan(logits), -np.inf, logits)
+        self._order = np.argsort(-logits, kind='stable')
+        self._rank = np.argsort(self._order)
+        self._level = prediction.anchors.level
+        self._rank_in_level = np.zeros(len(logits), np.int64)
+        for level, count in enumerate(prediction.anchors.levels):
+            self._rank_in_level[self._order[self._level[self._order] == level]] = np.arange(count)
+        sides = prediction.clipped[:, 2:] - prediction.clipped[:, :2]
+        self._alive = np.all(sides >= min_size, axis=1) & (logits > -np.inf)
+        self._boxes = {
+            'anchors': prediction.anchors.boxes,
+            'decoded': prediction.decoded,
+            'clipped': prediction.clipped,
+        }
+        # The IoU of all boxes with the image's objects [A, G]; 0 with other kinds.
+        rows = np.flatnonzero(prediction.gt_kind == OBJECT)
+        self.overlaps = {}
+        for name, boxes in self._boxes.items():
+            self.overlaps[name] = np.zeros((len(boxes), len(prediction.gt_kind)))
+            self.overlaps[name][:, rows] = overlaps_of(boxes, prediction.gt_boxes[rows])
+
+    def reason(self, row, iou):
+        """Returns (reason, Lost), and the Remover where NMS is the reason, of an object."""
+        if not np.any(self.overlaps['anchors'][:, row] >= self._negative_iou):
+            return 'no_anchor', self._nearest('anchors', row)
+        if not np.any(self._positive == row):
+            return 'no_positive_anchor', self._nearest('anchors', row)
+        if not np.any(self.overlaps['decoded'][:, row] >= iou):
+            return 'no_decoded_box', self._nearest('decoded', row)
+        reaching = np.flatnonzero((self.overlaps['clipped'][:, row] >= iou) & self._alive)
+        if not len(reaching):
+            return 'clipped', self._nearest('decoded', row)
+        ranked = self._rank_in_level[reaching]
+        if np.all(ranked >= self._pre_nms):
+            first = reaching[ranked.argmin()]
+            return 'below_pre_nms', self._lost('clipped', first, row, self._rank_in_level[first])
+        survivors = self._survivors()
+        kept = np.flatnonzero(np.isin(survivors, reaching))
+        if len(kept):
+            return 'beyond_limit', self._lost('clipped', survivors[kept[0]], row, kept[0])
+        seen = reaching[ranked < self._pre_nms]
+        first = seen[self._rank[seen].argmin()]
+        lost = self._lost('clipped', first, row, self._rank_in_level[first])
+        return 'suppressed', lost, self._remover(first, survivors)
+
+    def _nearest(self, stage, row):
+        """Returns the Lost of the box that covers an object best at a stage."""
+        return self._lost(stage, self.overlaps[stage][:, row].argmax(), row, -1)
+
+    def _lost(self, stage, index, row, rank):
+        overlap = float(self.overlaps[stage][index, row])
+        return Lost(self._boxes[stage][index], overlap, int(rank))
+
+    def _survivors(self):
+        """Returns the anchors that NMS keeps, were there no limit, best first."""
+        if not hasattr(self, '_kept'):
+            best = self._order[self._rank_in_level[self._order] < self._pre_nms]
+            scores = np.where(self._alive[best], -np.arange(len(best), dtype=np.float32), -np.inf)
+            candidates = self._boxes['clipped'][best], scores, self._level[best]
+            kept, valid = jax.device_get(_thin_out(*candidates, np.float32(self._nms_iou)))
+            self._kept = best[kept[valid]]
+        return self._kept
+
+    def _remover(self, index, survivors):
+        """Returns the Remover of box `index`: the first that NMS kept and that is too near it."""
+        rivals = self._level[survivors] == self._level[index]
+        ranks = np.flatnonzero(rivals & (self._rank[survivors] < self._rank[index]))
+        above, boxes = survivors[ranks], self._boxes['clipped']
+        overlap = overlaps_of(boxes[[index]], boxes[above])[0]
+        over = overlap > self._nms_iou
+        # Where rounding hides the one that was over the threshold, it is the nearest.
+        first = int(over.argmax() if over.any() else overlap.argmax())
+        covered = self.overlaps['clipped'][above[first]]
+        on_object = covered.max(initial=0) >= self._negative_iou
+        row = int(covered.argmax()) if on_object else -1
+        return Remover(int(ranks[first]), boxes[above[first]], row)
+
+
+@jax.jit
+def _thin_out(boxes, scores, level, threshold):
+    return nms(boxes, scores, iou_threshold=threshold, limit=len(boxes), group=level)

@@ -6,7 +6,7 @@ import pytest
 from helpers import BLIND, FakePredict, large_images, run_evaluation, tiny_config
 
 from rpn_jax.evaluation import evaluate, metrics
-from rpn_jax.evaluation.ablations import PARTS, propose_parts
+from rpn_jax.evaluation.ablations import ABLATIONS, ablate
 from rpn_jax.ops import anchors as anchor
 from rpn_jax.ops.proposals import propose
 
@@ -17,7 +17,7 @@ KIND = np.int32([1, 2, 1, 0])
 BOXES = np.float32([[10, 10, 50, 60], [0, 0, 90, 90], [60, 20, 120, 80], [0, 0, 0, 0]])
 
 
-make = jax.jit(lambda key, *inputs: propose_parts(key, *inputs, **SETTINGS))
+make = jax.jit(lambda key, *inputs: ablate(key, *inputs, **SETTINGS))
 plainly = jax.jit(lambda *inputs: propose(*inputs, **SETTINGS))
 
 
@@ -69,7 +69,7 @@ def test_oracle_scores_rank_by_the_overlap_with_objects_alone(network, parts):
 def test_an_image_without_objects_has_parts_too(network):
     nothing = np.zeros((4, 4), np.float32), np.zeros(4, np.int32)
     found = make(jax.random.key(0), *network, *nothing, SIZE)
-    assert found.keys() == set(PARTS) and all(part.valid.any() for part in found.values())
+    assert found.keys() == set(ABLATIONS) and all(part.valid.any() for part in found.values())
 
 
 def test_the_random_order_is_another_one_in_each_image(monkeypatch):
@@ -84,8 +84,8 @@ def test_the_random_order_is_another_one_in_each_image(monkeypatch):
     monkeypatch.setattr(evaluate.metrics, 'measure', measure)
     large_images(monkeypatch)
     run_evaluation(tiny_config(proposals__post_nms=100, proposals__nms_iou=1.0))
-    order = 1 + len(BLIND) + PARTS.index('random_order')
-    assert len(measured) == 1 + len(BLIND) + len(PARTS)
+    order = 1 + len(BLIND) + ABLATIONS.index('random_order')
+    assert len(measured) == 1 + len(BLIND) + len(ABLATIONS)
     firsts = {boxes[0].tobytes() for boxes in measured[order]}
     assert len(measured[order]) == 4 and len(firsts) > 1
     assert len({boxes.tobytes() for boxes in measured[order]}) == 4

@@ -21,7 +21,7 @@ from rpn_jax import data
 from rpn_jax.data.canvases import square
 from rpn_jax.data.records import Record, Source
 from rpn_jax.evaluation import baselines, evaluate, metrics, protocols
-from rpn_jax.evaluation.ablations import PARTS
+from rpn_jax.evaluation.ablations import ABLATIONS
 from rpn_jax.evaluation.misses import REASONS
 from rpn_jax.training import checkpoint, loop
 
@@ -69,7 +69,7 @@ def test_the_summary_has_the_keys_of_the_contract(fake):
     expected = ['step', 'dataset', 'images', 'objects', 'proposals', 'baselines']
     expected += ['parts', 'intervals', 'missed', 'removed_by', 'anchors']
     assert list(summary) == expected
-    assert summary['parts'].keys() == set(PARTS) and summary['missed'].keys() == set(REASONS)
+    assert summary['parts'].keys() == set(ABLATIONS) and summary['missed'].keys() == set(REASONS)
     assert (summary['step'], summary['dataset']) == (3, 'shapes/val')
     assert summary['baselines'].keys() == BLIND | {'anchors', 'oracle'}
     counts = 10, 100, 300, 1000
@@ -195,7 +195,7 @@ def test_a_second_evaluation_compiles_nothing_and_agrees(monkeypatch):
 def test_the_report_gets_curves_sizes_and_as_many_best_as_worst_images(fake):
     fake(50)
     evaluation = run_evaluation(tiny_config())
-    assert evaluation.curves.keys() == BLIND | {'proposals', *PARTS}
+    assert evaluation.curves.keys() == BLIND | {'proposals', *ABLATIONS}
     assert evaluation.curves['proposals']['count'] == [1, 2, 3, 5, 10, 20, 30, 50]
     assert evaluation.sizes['objects'].shape == (evaluation.summary['objects'], 2)
     assert evaluation.sizes['proposals'].shape == (6 * 10, 2)
@@ -224,7 +224,7 @@ def test_the_columns_of_the_table_stand_below_each_other(fake):
     assert len(ends) == 8
     for row in rows:
         assert [match.end() for match in re.finditer(r'\S+', row)][1:] == ends
-    names = ['proposals', *PARTS, *summary['baselines']]
+    names = ['proposals', *ABLATIONS, *summary['baselines']]
     assert [row.split()[0] for row in rows] == names
     assert rows[0].split()[1] == f'{summary["proposals"]["AR@10"]:.3f}'
 
