@@ -1,60 +1,52 @@
 """Compares the network with torchvision's: every block, the head, the proposals.
 
 Needs torch and torchvision beside this project. Both get the same weights (random, or a file that
-pretrained.load reads) and the same image; each cell is the largest difference of any number over
-the largest number. Exit code 1 where one is beyond the tolerance.
+weights.load reads) and the same image; each cell is the largest difference of any number over the
+largest number. Exit code 1 where one is beyond the tolerance.
 
-    python experiments/compare_torchvision.py [--depths 50 101] [--size 256] [--weights FILE]
+    python -m experiments.compare_torchvision [--depths 50 101] [--size 256] [--weights FILE]
 """
 
-import argparse
 import re
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 
 try:
     import torch
-    import torchvision
-    from torchvision.models.detection import image_list, rpn
+
+    from experiments.bench.torchvision_worker import Network
 except ImportError as error:
     sys.exit(f'error: {error}; install torch and torchvision beside this project')
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
+from experiments.bench.ours import Case, config_of, variables_of
+from experiments.program import Parser, at_least, run
+from rpn_jax import weights
+from rpn_jax.models import rpn
+from rpn_jax.ops.proposals import propose
 
-from configs import default  # noqa: E402
-from rpn_jax import weights  # noqa: E402
-from rpn_jax.errors import InputError  # noqa: E402
-from rpn_jax.models import rpn as ours  # noqa: E402
-from rpn_jax.ops.proposals import propose  # noqa: E402
-
-VARIANTS = {'C4': (4, (1, 1, 1, 1)), 'dilated conv5': (5, (1, 1, 1, 2))}  # last stage, dilations
+STAGES = {'c4': 'C4', 'dc5': 'dilated conv5'}
 TOLERANCE = 1e-4  # of the largest number of a layer
 LAST = ('logits', 'deltas', 'proposals')  # below the blocks
 PIXELS = 1e-2  # of a proposal's side
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv):
+    parser = Parser('experiments.compare_torchvision', __doc__)
     parser.add_argument('--depths', type=int, nargs='+', default=[50, 101], choices=(50, 101, 152))
-    parser.add_argument('--size', type=int, default=256, help='of the image, a multiple of 16')
+    parser.add_argument('--size', type=at_least(32), default=256, help='a multiple of 16')
     parser.add_argument('--weights', default='', help='a file of one depth; default: random ones')
-    arguments = parser.parse_args()
-    if arguments.size < 32 or arguments.size % 16:
-        parser.error(f'--size {arguments.size} is not a multiple of 16, and at least 32')
-    try:
-        tensors = weights.load(arguments.weights) if arguments.weights else None
-        columns = {
-            f'ResNet-{depth} {name}': compare(depth, *variant, arguments.size, tensors)
-            for depth in arguments.depths
-            for name, variant in VARIANTS.items()
-            if tensors is None or f'layer{variant[0] - 1}.0.conv1.weight' in tensors
-        }
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
+    arguments = parser.parse_args(argv)
+    if arguments.size % 16:
+        parser.error(f'--size {arguments.size} is not a multiple of 16')
+    tensors = weights.load(arguments.weights) if arguments.weights else None
+    columns = {
+        f'ResNet-{depth} {name}': compare(depth, stage, arguments.size, tensors)
+        for depth in arguments.depths
+        for stage, name in STAGES.items()
+        if tensors is None or stage == 'c4' or 'layer4.0.conv1.weight' in tensors
+    }
     print(table(columns))
     worst = [
         f'{column}: {layer}'
@@ -79,48 +71,45 @@ def table(columns):
     return '\n'.join(lines)
 
 
-def compare(depth, last_stage, dilations, size, tensors):
+def compare(depth, stage, size, tensors=None):
     """Returns {layer: largest relative difference} of one network; proposals in pixels."""
-    config = default.get_config()
-    config.model.update(depth=depth, last_stage=last_stage, dilations=dilations)
-    model = ours.build(config)
-    peer = Peer(depth, last_stage, len(config.anchors.sizes) * len(config.anchors.aspect_ratios))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, size, size, 3), np.float32))
-    variables = jax.tree.map(lambda shape: np.zeros(shape.shape, np.float32), shapes)
-    random = peer.random()
-    head = {name: tensor for name, tensor in random.items() if name.startswith('rpn.')}
-    variables = weights.to_variables(random if tensors is None else head | tensors, variables)
-    peer.take(weights.from_variables(variables))
+    case = Case('predict', depth, stage, 0, 1, (size, size), 'float32')
+    config = config_of(case)
+    limits = config.proposals.pre_nms, config.proposals.post_nms
+    peer = Network(case._asdict() | {'proposals': limits}).eval()
+    model = rpn.build(config.model, config.anchors)
+    variables = variables_of(model)
+    if tensors is not None:
+        variables = weights.to_variables(weights.from_variables(variables) | tensors, variables)
+    take(peer, weights.from_variables(variables))
 
     image = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
-    theirs = peer.look(torch.from_numpy(image))
-    look = jax.jit(lambda v, x: model.apply(v, x, capture_intermediates=True))
-    (logits, deltas), seen = look(variables, image.transpose(0, 2, 3, 1))
-    found = {}
-    for name, value in theirs['blocks'].items():
+    theirs, *outputs, boxes = outputs_of(peer, torch.from_numpy(image))
+    apply = jax.jit(lambda v, x: model.apply(v, x, capture_intermediates=True))
+    (logits, deltas), seen = apply(variables, image.transpose(0, 2, 3, 1))
+    differences = {}
+    for name, value in theirs.items():
         block = output(seen['intermediates']['backbone'], name)
-        found[name] = relative(block, value.permute(0, 2, 3, 1))
-    channels_last = [part.permute(0, 2, 3, 1).reshape(-1) for part in theirs['head']]
-    for row, mine, other in zip(('logits', 'deltas'), (logits, deltas), channels_last, strict=True):
-        found[row] = relative(np.ravel(mine), other)
+        differences[name] = relative(block, value.permute(0, 2, 3, 1))
+    outputs = [maps.permute(0, 2, 3, 1).reshape(-1).numpy() for maps in outputs]
+    for row, mine, other in zip(LAST, (logits, deltas), outputs, strict=False):
+        differences[row] = relative(np.ravel(mine), other)
 
     # The peer's own logits: two that differ by rounding may change places.
-    logits, deltas = (part.numpy() for part in channels_last)
     kept = jax.jit(propose, static_argnames=('pre_nms', 'post_nms'))(
-        logits,
-        deltas.reshape(-1, 4),
-        ours.anchors(model, (size, size)),
+        outputs[0],
+        outputs[1].reshape(-1, 4),
+        rpn.anchors_of(model, (size, size)),
         np.float32([size, size]),
         **config.proposals,
     )
-    boxes = np.asarray(kept.boxes)[np.asarray(kept.valid)]
-    same = boxes.shape == theirs['boxes'].shape
-    found['proposals'] = float(np.abs(boxes - theirs['boxes']).max()) if same else np.inf
-    return found
+    own = np.asarray(kept.boxes)[np.asarray(kept.valid)]
+    differences['proposals'] = np.abs(own - boxes).max() if own.shape == boxes.shape else np.inf
+    return differences
 
 
 def output(layers, name):
-    """Returns what a block gave, or the stem: its convolution, shifted as its folded norm says."""
+    """Returns the output of a block, or of the stem: its convolution, shifted by its norm."""
     if name == 'stem':
         _, shift = layers['stem_norm']['__call__'][0]
         return np.asarray(layers['stem_conv']['__call__'][0]) + np.asarray(shift)
@@ -133,70 +122,32 @@ def relative(ours, theirs):
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-class Peer(torch.nn.Module):
-    """torchvision's ResNet with frozen norms, cut after a stage, and its RPN."""
+def take(peer, tensors):
+    """Loads tensors by name, strictly: each of the peer's, and no others."""
+    state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
+    head = {name: tensor for name, tensor in state.items() if name.startswith('rpn.')}
+    peer.body.load_state_dict({k: t for k, t in state.items() if k not in head}, strict=True)
+    peer.rpn.load_state_dict({k.removeprefix('rpn.'): t for k, t in head.items()}, strict=True)
 
-    def __init__(self, depth, last_stage, anchors_per_cell):
-        super().__init__()
-        dilated = [False, False, last_stage == 5]
-        self.resnet = getattr(torchvision.models, f'resnet{depth}')(
-            norm_layer=torchvision.ops.FrozenBatchNorm2d, replace_stride_with_dilation=dilated
-        )
-        del self.resnet.fc
-        for stage in range(last_stage + 1, 6):
-            delattr(self.resnet, f'layer{stage - 1}')
-        self.last_stage = last_stage
-        sizes, ratios = ((32, 64, 128, 256, 512),), ((0.5, 1.0, 2.0),)
-        limits = {'training': 6000, 'testing': 6000}, {'training': 1000, 'testing': 1000}
-        self.rpn = rpn.RegionProposalNetwork(
-            rpn.AnchorGenerator(sizes, ratios),
-            rpn.RPNHead(256 * 2 ** (last_stage - 2), anchors_per_cell),
-            *(0.7, 0.3, 256, 0.5, *limits, 0.7),
-        )
-        self.eval()
 
-    def random(self):
-        """Returns tensors of random weights by name, scaled so that a deep network stays tame."""
-        rng, tensors = np.random.default_rng(0), {}
-        for name, tensor in self._named():
-            n = rng.standard_normal(tensor.shape).astype(np.float32)
-            if tensor.ndim == 4:
-                scale = 0.003 if name.startswith('rpn') else (2 / np.prod(tensor.shape[1:])) ** 0.5
-                tensors[name] = n * np.float32(scale)
-            elif name.endswith('running_var'):
-                tensors[name] = np.exp(0.2 * n)
-            elif name.endswith('weight'):
-                tensors[name] = (1 + 0.1 * n) * (0.2 if '.bn3.' in name else 1)
-            else:
-                tensors[name] = 0.1 * n
-        return tensors
-
-    def take(self, tensors):
-        """Loads tensors by name, strictly."""
-        state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
-        head = {k.removeprefix('rpn.'): v for k, v in state.items() if k.startswith('rpn.')}
-        body = {name: tensor for name, tensor in state.items() if not name.startswith('rpn.')}
-        self.resnet.load_state_dict(body, strict=True)
-        self.rpn.load_state_dict(head, strict=True)
-
-    @torch.no_grad()
-    def look(self, image):
-        """Returns the blocks' outputs by our names, the head's, and the boxes of the proposals."""
-        net, blocks = self.resnet, {}
-        blocks['stem'] = net.bn1(net.conv1(image))
-        x = net.maxpool(torch.relu(blocks['stem']))  # net.relu would write into it
-        for stage in range(2, self.last_stage + 1):
-            for number, block in enumerate(getattr(net, f'layer{stage - 1}')):
-                x = blocks[f'conv{stage}_block{number}'] = block(x)
-        head = [part[0] for part in self.rpn.head([x])]
-        images = image_list.ImageList(image, [tuple(image.shape[2:])])
-        boxes, _ = self.rpn(images, {'0': x})
-        return {'blocks': blocks, 'head': head, 'boxes': boxes[0].numpy()}
-
-    def _named(self):
-        yield from self.resnet.state_dict().items()
-        yield from ((f'rpn.{name}', tensor) for name, tensor in self.rpn.state_dict().items())
+@torch.no_grad()
+def outputs_of(peer, image):
+    """Returns the blocks' outputs by our names, the head's two, and the boxes of the proposals."""
+    blocks, x = {}, image
+    for name, part in peer.body.named_children():
+        if name == 'relu':
+            x = torch.relu(x)  # `part` would write into the stem's output
+        elif name.startswith('layer'):
+            for number, block in enumerate(part):
+                x = blocks[f'conv{int(name[-1]) + 1}_block{number}'] = block(x)
+        else:
+            x = part(x)
+        if name == 'bn1':
+            blocks['stem'] = x
+    logits, deltas = (maps[0] for maps in peer.rpn.head([x]))
+    boxes, _ = peer.propose({'0': x}, image)
+    return blocks, logits, deltas, boxes[0].numpy()
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run(main, None))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from helpers import compilations
 
-from experiments import bench_ours
+from experiments.bench import ours as bench
 from rpn_jax.models import resnet
 
 PINNED = '0.10.2'  # the jax whose compiler gave these figures
-CASE = bench_ours.Case('train', 50, 'c4', 3, 1, (288, 288), 'float32')  # more cells than samples
+CASE = bench.Case('train', 50, 'c4', 3, 1, (288, 288), 'float32')  # more cells than samples
 FLOPS, BYTES = 30_931_634_176, 1_809_919_744
 OTHERS = [  # shallow: they compile fast
     (CASE._replace(depth=26, frozen_stages=0), 29_703_501_824, 1_721_326_080),
@@ -24,7 +24,7 @@ OTHERS = [  # shallow: they compile fast
 @pytest.fixture(scope='module')
 def step():
     """Returns update, state and batch, the compiled step, and the names of what was compiled."""
-    update, state, batch = bench_ours.start(CASE, bench_ours.Ours().arrays(CASE))
+    update, state, batch = bench.start(CASE)
     with compilations() as names:
         compiled = update.mapped.lower(state, batch).compile()
     return update, state, batch, compiled, names
@@ -41,7 +41,7 @@ def test_a_step_costs_what_it_did(step):
 @pytest.mark.slow
 @pytest.mark.parametrize(('case', 'flops', 'accessed'), OTHERS, ids=['all', 'dc5', 'predict'])
 def test_other_programs_cost_what_they_did(case, flops, accessed):
-    program = bench_ours.KINDS[case.kind](case, bench_ours.Ours().arrays(case))
+    program = getattr(bench, case.kind)(case)
     costs = program.lower().compile().cost_analysis()
     assert costs['flops'] == pytest.approx(flops, rel=0.02)
     assert costs['bytes accessed'] == pytest.approx(accessed, rel=0.1)

@@ -10,7 +10,7 @@ import pytest
 from helpers import assert_same, compilations, last_state, tiny_config, tiny_flags
 
 import main
-from experiments import bench_ours
+from experiments.bench import ours as bench
 from rpn_jax import data
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation.evaluate import make_evaluate
@@ -262,8 +262,8 @@ def test_a_run_that_died_ends_bit_for_bit_like_one_that_did_not(tmp_path, cache)
 
 
 def test_a_step_with_maps_costs_a_fifth_at_most():
-    case = bench_ours.Case('train', 101, 'c4', 4, 1, (608, 608), 'float32')
-    update, state, batch = bench_ours.start(case, bench_ours.Ours().arrays(case))
+    case = bench.Case('train', 101, 'c4', 4, 1, (608, 608), 'float32')
+    update, state, batch = bench.start(case)
     plain = update.mapped.lower(state, batch).cost_analysis()['flops']
     rest = {k: v for k, v in batch.items() if k != 'image'}
     shape = jax.ShapeDtypeStruct((1, 1, 38, 38, 1024), 'float32')

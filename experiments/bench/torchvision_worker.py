@@ -1,0 +1,202 @@
+"""The other side of the benchmark: torchvision's RPN, timed when asked; needs no JAX.
+
+The benchmark starts it with another Python, and both speak JSON, a line each way:
+
+    it begins with            {"ready": "torch 2.13.0, .."}
+    {"prepare": CASE}         {}
+    {"run": CALLS}            {"seconds": 1.1}     of a call
+    {"report": true}          {"memory": BYTES, "answer": [..]}
+
+Whatever fails in a case is {"error": "one line"}, and the next case may still work. torch is used
+as it is at its best: all cores, no gradients where none are wanted, frozen parameters without
+gradients, frozen norms without arithmetic in the backward pass, the fused SGD, cuDNN's fastest.
+"""
+
+import collections
+import gc
+import json
+import os
+import sys
+import time
+
+import numpy as np
+import torch
+import torchvision
+from torchvision.models.detection import _utils, image_list, rpn
+
+SIZES, RATIOS = ((32, 64, 128, 256, 512),), ((0.5, 1.0, 2.0),)
+TRAINING = 2000, 2000  # torchvision's pre_nms and post_nms of a training step
+
+
+class Network(torch.nn.Module):
+    """torchvision's ResNet with frozen norms, cut after a stage, and its RPN.
+
+    case has the depth, the stage ('c4', 'dc5'), how many stages are frozen, and the numbers of
+    boxes before and after NMS. The tensors of body are called as those of the whole ResNet.
+    """
+
+    def __init__(self, case):
+        super().__init__()
+        net = getattr(torchvision.models, f'resnet{case["depth"]}')(
+            weights=None,
+            norm_layer=torchvision.ops.FrozenBatchNorm2d,
+            replace_stride_with_dilation=[False, False, case['stage'] == 'dc5'],
+        )
+        for name, norm in net.named_modules():
+            if name.endswith('bn3'):  # so that random weights stay tame, as on the other side
+                norm.weight.fill_(0.2)
+        parts = list(net.named_children())[: -3 if case['stage'] == 'c4' else -2]
+        self.body = torch.nn.Sequential(collections.OrderedDict(parts))
+        frozen = 3 + case['frozen_stages'] if case['frozen_stages'] else 0  # the stem is four
+        for _, child in parts[:frozen]:
+            child.requires_grad_(False)
+        limits = zip(TRAINING, case['proposals'], strict=True)
+        self.rpn = rpn.RegionProposalNetwork(
+            rpn.AnchorGenerator(SIZES, RATIOS),
+            rpn.RPNHead(1024 if case['stage'] == 'c4' else 2048, 15),
+            *(0.7, 0.3, 256, 0.5),
+            *({'training': training, 'testing': testing} for training, testing in limits),
+            0.7,
+        )
+
+    def forward(self, images, targets=None):
+        return self.propose({'0': self.body(images)}, images, targets)
+
+    def propose(self, features, images, targets=None):
+        """Returns the proposals of each image, and the losses by name."""
+        sizes = [tuple(images.shape[2:])] * len(images)
+        return self.rpn(image_list.ImageList(images, sizes), features, targets)
+
+
+def network(case, device):
+    """Returns the network, images (normalised already) and how it is told to compute."""
+    model, shape = Network(case).to(device), (case['batch'], 3, *case['size'])
+    images = torch.randn(shape, device=device)
+    if case['channels_last']:
+        layout = torch.channels_last
+        model, images = model.to(memory_format=layout), images.contiguous(memory_format=layout)
+    if case['compile']:
+        model.body = torch.compile(model.body)
+    low = case['dtype'] == 'bfloat16'
+    return model, images, lambda: torch.autocast(device, torch.bfloat16, enabled=low)
+
+
+def train(case, arrays, device):
+    """Returns the training step: forward with its sampling and NMS, backward, SGD."""
+    model, images, precision = network(case, device)
+    model.train()
+    targets = [{'boxes': boxes} for boxes in arrays['objects']]
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(learning, lr=1e-4, momentum=0.9, weight_decay=5e-4, fused=True)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        with precision():
+            _, losses = model(images, targets)
+            loss = losses['loss_objectness'] + losses['loss_rpn_box_reg']
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def predict(case, arrays, device, part=lambda model: model):
+    """Returns the function from images to what a part of the network makes of them."""
+    model, images, precision = network(case, device)
+    chosen = part(model.eval())
+
+    @torch.no_grad()
+    def call():
+        with precision():
+            chosen(images)
+
+    return call
+
+
+def backbone(case, arrays, device):
+    """Returns the function from images to feature maps."""
+    return predict(case, arrays, device, lambda model: model.body)
+
+
+def match(case, arrays, device):
+    """Returns matching of the RPN; it answers how many anchors are foreground and background."""
+    matcher = _utils.Matcher(0.7, 0.3, allow_low_quality_matches=True)
+
+    def call():
+        matched = matcher(torchvision.ops.box_iou(arrays['objects'], arrays['anchors']))
+        return lambda: [int((matched >= 0).sum()), int((matched == -1).sum())]
+
+    return call
+
+
+def nms(case, arrays, device):
+    """Returns NMS as the RPN calls it on its ranked boxes; it answers the kept ones."""
+    level = torch.zeros(len(arrays['boxes']), dtype=torch.int64, device=device)
+
+    def call():
+        kept = torchvision.ops.batched_nms(arrays['boxes'], arrays['scores'], level, 0.7)
+        return kept[: case['limit']].tolist
+
+    return call
+
+
+def prepare(case, device):
+    """Returns the function of a case; it may return another one, which returns the answer."""
+    gc.collect()
+    torch.manual_seed(0)
+    with np.load(case['arrays']) as file:
+        arrays = {name: torch.from_numpy(file[name]).to(device) for name in file.files}
+    kinds = {'train': train, 'predict': predict, 'backbone': backbone, 'match': match, 'nms': nms}
+    return kinds[case['kind']](case, arrays, device)
+
+
+def timed(call, calls, device):
+    """Returns the seconds of a call, the mean of so many."""
+    if device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(calls):
+        call()
+    if device == 'cuda':
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / calls
+
+
+def report(call, device):
+    """Returns the most memory of the calls, in bytes, None on CPUs, and the answer or None."""
+    memory = torch.cuda.max_memory_allocated() if device == 'cuda' else None
+    answer = call()
+    return {'memory': memory, 'answer': answer() if callable(answer) else None}
+
+
+def main():
+    out = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)  # whatever else prints shall not speak to the benchmark
+    device = 'cuda' if sys.argv[1:] == ['gpu'] else 'cpu'
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.backends.cudnn.benchmark = True
+    where = (
+        torch.cuda.get_device_name() if device == 'cuda' else f'{torch.get_num_threads()} threads'
+    )
+    reply = {'ready': f'torch {torch.__version__}, torchvision {torchvision.__version__}, {where}'}
+    print(json.dumps(reply), file=out, flush=True)
+    for line in sys.stdin:
+        ((order, value),) = json.loads(line).items()
+        try:
+            if order == 'prepare':
+                call = None  # its memory goes first
+                call, reply = prepare(value, device), {}
+                call()  # what it cannot do it refuses now
+            elif order == 'run':
+                reply = {'seconds': timed(call, value, device)}
+            else:
+                reply = report(call, device)
+        except Exception as error:  # the benchmark tells the user, and goes on with other cases
+            lines = str(error).strip().splitlines() or ['']
+            reply = {'error': f'{type(error).__name__}: {lines[0]}'}
+        print(json.dumps(reply), file=out, flush=True)
+
+
+if __name__ == '__main__':
+    main()
