@@ -17,7 +17,7 @@ from configs import default
 from rpn_jax.data import images
 from rpn_jax.data.sources.shapes import shapes
 from rpn_jax.evaluation import metrics
-from rpn_jax.evaluation.evaluate import make_predict
+from rpn_jax.evaluation.predict import make_predict
 from rpn_jax.models import rpn
 from rpn_jax.ops import boxes as box
 from rpn_jax.ops.matching import match
@@ -131,7 +131,8 @@ def predict(case, path=''):
     batch = place_batch({'image': picture(case, path)}, devices)
     del batch['index']
     variables = place(variables_of(model), devices)
-    return jitted(make_predict(model, config, devices).mapped, variables, batch)
+    predict = make_predict(model, proposals=config.proposals, devices=devices)
+    return jitted(predict.mapped, variables, batch)
 
 
 def backbone(case, path=''):
@@ -228,7 +229,7 @@ def ranked(case, path):
     config, devices = config_of(case), jax.local_devices()[:1]
     model = loop.build(config)[0]
     batch = {'image': picture(case, path), 'size': np.float32([case.size])}
-    apply = make_predict(model, config, devices)
+    apply = make_predict(model, proposals=config.proposals, devices=devices)
     _, logits, deltas = apply(place(variables_of(model), devices), batch, dense=True)
     boxes = box.clip(box.decode(deltas[0], anchors_of(case)), batch['size'][0])
     order = np.argsort(-logits[0], kind='stable')

@@ -31,7 +31,7 @@ def drawn():
 
 def reading(case, path=''):
     """Returns the input pipeline: uint8 batches of the photographs in a folder, or of scenes."""
-    source = pictures(path=path or drawn().name, pattern='*.jpg')
+    source = pictures(path=path or drawn().name, images='*.jpg')
     sizes = [images.decode(source.files.load(i), 'x').shape[:2] for i in range(len(source.records))]
     records = [r._replace(size=size) for r, size in zip(source.records, sizes, strict=True)]
     if case.stage == 'square':
