@@ -11,7 +11,7 @@ from PIL import Image
 from rpn_jax.data import batches as batching
 from rpn_jax.data import canvases
 from rpn_jax.data.normalization import denormalise, normalise, pixel_family
-from rpn_jax.data.records import Files, Record, Source, reader, select
+from rpn_jax.data.records import Files, Kind, Record, Source, reader, select
 from rpn_jax.data.sources.shapes import shapes
 from rpn_jax.diagnosis import checks, evidence
 
@@ -39,18 +39,13 @@ def files(pictures, mode='RGB'):
 SOURCE = files([noise(size) for size in SIZES])
 
 
-def alone(source, plan, position, flip):
-    """Returns the batch of one image, without its leading axis."""
-    batch = batching.collate(source, plan, [position], [flip], max_boxes=9)
-    return {key: value[0] for key, value in batch.items()}
-
-
-def look(source=SOURCE, plan='square', change=lambda row, record: row, family='caffe'):
-    """Returns {name: Check} of two images, the second of them flipped; change spoils their rows."""
+def measured(source=SOURCE, plan='square', change=lambda row, record: row, family='caffe'):
+    """Returns the Evidence of two images, the second of them flipped; change spoils their rows."""
     pixels, found = pixel_family(family), []
     plan = PLANS[plan] if isinstance(plan, str) else plan
     for position, record in enumerate(source.records[:2]):
-        row = change(alone(source, plan, position, position == 1), record)
+        batch = batching.collate(source, plan, [position], [position == 1], max_boxes=9)
+        row = change({key: value[0] for key, value in batch.items()}, record)
         network = np.asarray(normalise(row['image'][None], row['size'][None], pixels))
         seen = denormalise(network, pixels)[0]
         original = source.read(position)
@@ -58,7 +53,12 @@ def look(source=SOURCE, plan='square', change=lambda row, record: row, family='c
             original = evidence.decode(source.files.load(position))
         size = plan.sizes[position]
         found.append(evidence.compare(record, original, network[0], seen, row, size, pixels))
-    return {check.name: check for check in checks.verdicts(found)}
+    return found
+
+
+def look(*arguments, **options):
+    """Returns {name: Check} of the images of measured."""
+    return {check.name: check for check in checks.verdicts(measured(*arguments, **options))}
 
 
 def failed(found):
@@ -118,19 +118,14 @@ def pixels_of(change):
     return spoil
 
 
-def change_size(row, record):
-    row['size'] = row['size'][::-1]
-    return row
+def row_of(key, change):
+    """Returns a change of one array of a row."""
+    return lambda row, record: row | {key: change(row[key])}
 
 
-def lose_an_object(row, record):
-    row['kind'][0] = 0
-    return row
-
-
-def make_it_difficult(row, record):
-    row['kind'][0] = 2
-    return row
+def kind_of(value):
+    """Returns a change of the kind of the first object."""
+    return row_of('kind', lambda kind: np.where(np.arange(len(kind)) == 0, value, kind))
 
 
 def mirrored(boxes, record, width, height):
@@ -154,8 +149,12 @@ SPOILT = {  # what is wrong: how, the check that fails, words of its text, other
         'out',
         'boxes',
     ),
-    'lost': (lose_an_object, 'objects', 'has other objects than its annotation'),
-    'of another kind': (make_it_difficult, 'objects', 'has other objects than its annotation'),
+    'lost': (kind_of(Kind.PADDING), 'objects', 'has other objects than its annotation'),
+    'of another kind': (
+        kind_of(Kind.DIFFICULT),
+        'objects',
+        'has other objects than its annotation',
+    ),
 }
 
 
@@ -170,7 +169,7 @@ def test_an_error_is_named_with_its_image(error, plan):
 
 
 def test_a_size_that_is_swapped_is_named():
-    found = look(plan='short_side', change=change_size)
+    found = look(plan='short_side', change=row_of('size', lambda size: size[::-1]))
     assert 'is 72 x 120 pixels' in found['height and width'].text
     assert '120 x 72 are planned' in found['height and width'].text
     assert 'height and width' in failed(found)
@@ -183,13 +182,7 @@ def test_channels_that_are_swapped_when_read_are_named():
 
 def judged(**changes):
     """Returns {name: Check} of one right image with changed evidence."""
-    pixels = pixel_family('caffe')
-    row = alone(SOURCE, PLANS['square'], 0, False)
-    network = np.asarray(normalise(row['image'][None], row['size'][None], pixels))
-    seen = denormalise(network, pixels)[0]
-    images = SOURCE.records[0], SOURCE.read(0), network[0], seen
-    found = evidence.compare(*images, row, (64, 64), pixels)
-    return {c.name: c for c in checks.verdicts([found._replace(**changes)])}
+    return {c.name: c for c in checks.verdicts([measured()[0]._replace(**changes)])}
 
 
 @pytest.mark.parametrize(

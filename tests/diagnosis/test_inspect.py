@@ -96,7 +96,7 @@ def test_anchors_are_those_that_the_step_samples(drawn):
 def test_a_canvas_of_each_shape_has_its_own_anchors(tmp_path):
     settings = dict(data__source='voc', data__resize='short_side', data__image_size=48)
     settings |= dict(data__path=str(write_voc(tmp_path / 'VOC2007')), data__batch_size=1)
-    config = tiny_config(**settings, data__canvases=4)
+    config = tiny_config(**settings, data__canvases=2)
     shapes = set()
     for (example,) in examples(config, 'caffe', range(4))[2]:
         height, width = example.seen.shape[:2]
@@ -107,8 +107,8 @@ def test_a_canvas_of_each_shape_has_its_own_anchors(tmp_path):
     assert len(shapes) > 1
 
 
-def test_anchors_of_several_levels_know_their_level(drawn):
-    config, _, _, _ = drawn
+def test_anchors_of_several_levels_know_their_level():
+    config = tiny_config(data__image_size=SIDE)
     model = rpn.build(config.model, config.anchors)
     two = model.clone(strides=(8, 16), sizes=((16,), (32,)))
     options = data.check(data.Options(**config.data))

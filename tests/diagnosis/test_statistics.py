@@ -69,13 +69,12 @@ def run(folder, tmp_path, **data):
 
 def test_the_mode_prints_what_a_config_takes(tmp_path, capsys):
     assert run(write_voc(tmp_path / 'VOC'), tmp_path, source='voc') == 0
-    said = capsys.readouterr().out
-    place = tmp_path / 'run' / 'statistics'
-    assert sorted(path.name for path in place.iterdir()) == ['voc_VOC_all.json', 'voc_VOC_all.svg']
-    found = json.loads((place / 'voc_VOC_all.json').read_text())
+    printed, folder = capsys.readouterr().out, tmp_path / 'run' / 'statistics'
+    assert sorted(path.name for path in folder.iterdir()) == ['voc_VOC_all.json', 'voc_VOC_all.svg']
+    found = json.loads((folder / 'voc_VOC_all.json').read_text())
     mean, std = (','.join(f'{v:.4f}' for v in found[key]) for key in ('mean', 'std'))
-    assert f"'--config.data.mean=({mean})' '--config.data.std=({std})'" in said
-    assert f'{found["boxes"]["objects"]} objects, ' in said
+    assert f"'--config.data.mean=({mean})' '--config.data.std=({std})'" in printed
+    assert f'{found["boxes"]["objects"]} objects, ' in printed
 
 
 def test_a_plain_folder_of_images_has_statistics_and_no_training(tmp_path, capsys):
@@ -83,8 +82,8 @@ def test_a_plain_folder_of_images_has_statistics_and_no_training(tmp_path, capsy
     folder.mkdir()
     (folder / 'x.png').write_bytes(encoded(np.full((6, 4, 3), (1, 2, 3), np.uint8), '.png'))
     assert run(folder, tmp_path, source='images') == 0
-    said = capsys.readouterr().out
-    assert 'images plain: 1 images, 24 pixels' in said and 'objects' not in said
+    printed = capsys.readouterr().out
+    assert 'images plain: 1 images, 24 pixels' in printed and 'objects' not in printed
     flags = [f'--config={quickstart.__file__}', f'--workdir={tmp_path}/run']
     flags += ['--config.data.source=images', f'--config.data.path={folder}']
     assert main.main(flags) == 1

@@ -131,7 +131,7 @@ def test_the_misses_of_another_evaluation_are_left_out_and_named(tmp_path):
 
 
 def compared_by_command(runs, output, capsys):
-    words = f'--runs={runs[0]},{runs[1]}', *([f'--output={output}'] if output else [])
+    words = f'--runs={runs[0]},{runs[1]}', f'--output={output}'
     code = main.main(['--mode=compare', *words])
     printed = capsys.readouterr()
     return code, printed.out, printed.err
@@ -141,12 +141,11 @@ def test_the_command_writes_the_page_beside_the_runs_or_to_the_output(tmp_path, 
     runs = [finish_run(write_run(tmp_path / name, 12, images=9)) for name in 'ab']
     evaluation = json.loads((runs[1] / 'evaluation.json').read_text())
     (runs[1] / 'evaluation.json').write_text(json.dumps(evaluation | {'step': 5}))
-    for output, page in (('', 'compare.html'), ('x.html', 'x.html'), ('x.json', 'compare.html')):
-        code, out, _ = compared_by_command(runs, output and tmp_path / output, capsys)
+    for output, page in (('x.html', 'x.html'), ('x.json', 'compare.html')):
+        code, out, _ = compared_by_command(runs, tmp_path / output, capsys)
         assert code == 0 and f'{tmp_path / page} ' in out.splitlines()[-1]
         assert (tmp_path / page).stat().st_size > 500
         assert f'{runs[1]}: its evaluation.json is of step 5 on drawn' in out
-        (tmp_path / page).unlink()
     assert json.loads((tmp_path / 'x.json').read_text()).keys() == set(map(str, runs))
 
 

@@ -123,15 +123,9 @@ def test_a_contact_sheet_holds_its_pictures_and_legend():
     first, third = (np.argwhere(np.all(sheet == value, -1))[0] for value in (10, 30))
     assert third[0] > first[0] + 30 and third[1] == first[1]
     assert where(sheet, COLOURS['object']) and not where(sheet, COLOURS['border'])
-    other = drawings.contact_sheet(pictures, ['one', 'two', ''], legend, 2)
-    assert other.shape == sheet.shape and np.any(other != sheet)
-
-
-def test_a_long_caption_is_cut_at_its_cell():
-    pictures = [np.full((30, 80, 3), 120, np.uint8)] * 2
-    sheet = drawings.contact_sheet(pictures, ['w' * 200, ''], {}, 2)
-    assert np.all(sheet[40:, 90:] == 255)
-    assert np.any(sheet[40:, :90] < 128)
+    other = drawings.contact_sheet(pictures, ['w' * 200, 'two', 'three'], legend, 2)
+    changed = np.argwhere(np.any(other != sheet, -1))  # a long caption is cut at its cell
+    assert len(changed) and changed.max(0)[1] < 210 and changed.max(0)[0] < third[0]
 
 
 def test_a_contact_sheet_of_nothing_is_its_legend():

@@ -8,22 +8,25 @@ from report_data import write_run
 from rpn_jax.evaluation import results
 from rpn_jax.report import run_files
 
+KNOWN = {'step': 7, 'dataset': 'drawn', 'missed': {'clipped': 3}}
+
 
 @pytest.fixture
 def run(tmp_path):
     return write_run(tmp_path / 'a', 12, images=2)
 
 
-def read(run):
+def read(run, **evaluation):
+    """Returns the RunFiles of a run, with these entries in its evaluation.json."""
+    if evaluation:
+        (run / 'evaluation.json').write_text(json.dumps(KNOWN | evaluation))
     return run_files.read(run, results.load(run / 'proposals.npz'))
 
 
 def test_a_whole_run_is_read(run):
     (run / 'config.json').write_text('{"seed": 1, "data": {"name": "x", "mean": [1, 2]}}')
     (run / 'metrics.jsonl').write_text('{"step": 20, "loss": 0.5, "anchors": {"shift": [1]}}\n')
-    known = {'step': 7, 'dataset': 'drawn', 'missed': {'clipped': 3}}
-    (run / 'evaluation.json').write_text(json.dumps(known))
-    found = read(run)
+    found = read(run, step=7)
     assert found.config == {'seed': 1, 'data.name': 'x', 'data.mean': [1, 2]}
     assert found.history == [{'step': 20, 'loss': 0.5}]
     assert (found.missed, found.stale) == ({'clipped': 3}, '')
@@ -35,11 +38,9 @@ def test_proposals_alone_are_enough(run):
 
 @pytest.mark.parametrize('change', [{'step': 8}, {'dataset': 'other'}, {'step': [7]}])
 def test_misses_of_other_proposals_are_stale(run, change):
-    known = {'step': 7, 'dataset': 'drawn', 'missed': {'clipped': 3}} | change
-    (run / 'evaluation.json').write_text(json.dumps(known))
-    found = read(run)
+    found = read(run, **change)
     assert found.missed is None
-    assert found.stale == f'of step {known["step"]} on {known["dataset"]}'
+    assert found.stale == 'of step {step} on {dataset}'.format(**{**KNOWN, **change})
     note = run_files.note(run, found, results.load(run / 'proposals.npz'))
     assert found.stale in note and 'of step 7 on drawn' in note and '\n' not in note
 
@@ -48,9 +49,8 @@ def test_misses_of_other_proposals_are_stale(run, change):
     'missed', [[1, 2], {'suppressed': 'many'}, {'suppressed': True}, {'suppressed': [3]}, 'x', {}]
 )
 def test_misses_that_are_no_counts_are_left_out(run, missed):
-    known = {'step': 7, 'dataset': 'drawn', 'missed': missed}
-    (run / 'evaluation.json').write_text(json.dumps(known))
-    assert read(run).missed is None and read(run).stale == ''
+    found = read(run, missed=missed)
+    assert found.missed is None and found.stale == ''
 
 
 def test_entries_of_a_history_that_are_no_numbers_are_left_out(run):
