@@ -53,6 +53,7 @@ def get_config():
         dict(
             every=1000,  # steps
             keep=3,  # newest kept
+            best='',  # kept, too: the best in a figure of evaluations, 'AR@100'; '' none
         )
     )
     config.evaluation = ConfigDict(

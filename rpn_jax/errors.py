@@ -1,10 +1,10 @@
-"""The one exception for what a user can cause: main prints it as a line, without traceback."""
+"""Exceptions that the command line turns into one line without a traceback."""
 
 LONGEST = 20_000  # characters of a message
 
 
 class InputError(ValueError):
-    """Says in a line what is wrong, where (file, image id, config key) and what to do.
+    """Says in a line what is wrong, where (file, image id, option) and what to do.
 
     Files may call themselves and their parts anything, so what does not print is escaped.
     """
@@ -12,3 +12,11 @@ class InputError(ValueError):
     def __init__(self, message):
         shown = message if len(message) <= LONGEST else f'{message[:LONGEST]} ..'
         super().__init__(''.join(c if c.isprintable() else ascii(c)[1:-1] for c in shown))
+
+
+class Interrupted(Exception):
+    """A signal stopped the run after a checkpoint; code is the exit code of the process."""
+
+    def __init__(self, step, number):
+        super().__init__(f'interrupted at step {step}; the same command goes on from there')
+        self.code = 128 + number

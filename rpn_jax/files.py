@@ -54,16 +54,20 @@ def cache_folder():
 
 
 @contextlib.contextmanager
-def locked(path, message):
+def locked(path, message, wait=True):
     """Holds a lock file as long as it is open; logs the message where another process has it.
 
     The lock dies with its process. Yields whether it is held: some file systems have no locks.
+    Without `wait` the message is that of an InputError.
     """
     while True:
         file = path.open('wb')
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except BlockingIOError as error:
+            if not wait:
+                file.close()
+                raise InputError(message) from error
             logger.info(message)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:

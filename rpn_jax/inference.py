@@ -9,13 +9,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rpn_jax import data, weights
+from rpn_jax.config import read_run, resolve
 from rpn_jax.data.normalization import normalise, pixel_family
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation.predict import make_predict
 from rpn_jax.models import rpn
 from rpn_jax.training import checkpoint
 from rpn_jax.training.step import SMALLEST
-from rpn_jax.training.workdir import read_config
 from rpn_jax.weights import formats
 
 
@@ -27,9 +27,9 @@ def restore(path, step=None):
     """
     if Path(path).suffix == '.safetensors':
         return _from_file(path, step)
-    config = read_config(path)
+    config = read_run(path)
     variables, step = checkpoint.variables(path, step)
-    return Detector(config, step, variables)
+    return Detector(resolve(config, path), step, variables)
 
 
 def _from_file(path, step):

@@ -68,6 +68,7 @@ def tiny_config(**changes):
     """Returns the config of the tiny run; changes are by dotted key, with __ for the dot."""
     config = default.get_config()
     named = {key.replace('__', '.'): value for key, value in changes.items()}
+    config.data.pixels = 'torchvision'  # what 'auto' becomes without weights
     config.update_from_flattened_dict(TINY | named)
     return config
 

@@ -38,11 +38,11 @@ def refuse(capfd):
     def run(words):
         capfd.readouterr()
         code = main.main([str(word) for word in words])
-        said = capfd.readouterr()
+        printed = capfd.readouterr()
         assert code == 1
-        assert said.err.count('\n') == 1 and re.match('error: .', said.err), said.err
-        assert 'Traceback' not in said.out
-        return said.err[len('error: ') : -1]
+        assert printed.err.count('\n') == 1 and re.match('error: .', printed.err), printed.err
+        assert 'Traceback' not in printed.out
+        return printed.err[len('error: ') : -1]
 
     return run
 
@@ -77,76 +77,36 @@ def swap(old, new):
 
 @pytest.mark.usefixtures(uncompiled.__name__)
 @pytest.mark.parametrize(
-    ('words', 'complaint'),
+    ('word', 'named'),
     [
-        ('--config.data.pth=x', "no config key 'data.pth'; did you mean data.path?"),
-        ('--config.nothing.of.this=1', "no config key 'nothing.of.this'"),
-        ('--config.steps.more=1', "no config key 'steps.more'"),
-        ('--config.=1', "no config key ''"),
-        ('--config.steps=abc', "config key steps: 'abc' is not a int"),
-        ('--config.steps=1.5', "config key steps: '1.5' is not a int"),
-        ('--config.steps=True', "config key steps: 'True' is not a int"),
-        ('--config.steps=', "config key steps: '' is not a int"),
-        ("--config.steps=open('x')", 'config key steps: "open(\'x\')" is not a int'),
-        ('--config.optim.momentum=high', "optim.momentum: 'high' is not a float"),
-        ('--config.anchors.sizes=abc', "config key anchors.sizes: 'abc' is not a tuple"),
-        ('--config.anchors.sizes=(16,"a")', 'anchors.sizes: \'(16,"a")\' is not a tuple'),
-        ('--config.data.mean=(1,2,True)', "data.mean: '(1,2,True)' is not a tuple"),
-        ('--config.data.flip=maybe', "config key data.flip: 'maybe' is not a bool"),
-        ('--config.data.flip=1', "config key data.flip: '1' is not a bool"),
-        ('--config.data=3', "config key data: '3' is not a ConfigDict"),
-        ('--config.data.source=zip', "data.source: 'zip' is not one of 'tfds', 'voc', 'coco'"),
-        ('--config.data.source=coco', 'annotations/instances_train.json: no such file; config key'),
-        ('--config.data.resize=long', "data.resize: 'long' is not one of 'square', 'short_side'"),
-        ('--config.data.on_bad=ignore', "data.on_bad: 'ignore' is not one of 'error', 'skip'"),
-        ('--config.data.image_size=0', 'config key data.image_size: 0'),
-        ('--config.data.batch_size=3', 'data.batch_size: 3 images cannot be divided among 4'),
-        ('--config.data.batch_size=0', 'config key data.batch_size: 0'),
-        ('--config.data.max_boxes=1', 'image 000002: 2 boxes, but config key data.max_boxes is 1'),
-        ('--config.data.mean=(1,2)', 'config key data.mean: (1, 2) is not three numbers'),
-        ('--config.data.path=/no/where', 'config key data.path: no folder /no/where'),
-        ('--config.data.images=/no/where', 'config key data.images: no folder /no/where'),
-        ('--config.data.annotations=/no/x', 'config key data.annotations: no folder /no/x'),
-        ('--config.data.train_split=no', 'ImageSets/Main/no.txt'),
-        ('--config.data.eval_split=no', 'ImageSets/Main/no.txt'),
-        ('--config.model.pretrained=/no/x', 'weights /no/x: no such file; config key model.pre'),
-        ('--config.model.pretrained=/tmp', 'weights /tmp: a folder without checkpoints; config'),
-        ('--config.anchors.sizes=()', 'config keys anchors.sizes and anchors.aspect_ratios'),
-        ('--config.model.depth=34', 'config key model.depth: 34'),
-        ('--config.optim.schedule=fast', "config key optim.schedule: 'fast'"),
-        ('--config.seed=-1', 'config key seed: -1'),
-        ('--mode=dance', "no mode 'dance'; there are train, evaluate, inspect"),
-        ('--mode', 'argument --mode: expected one argument'),
-        ('--frobnicate', "unknown argument '--frobnicate'"),
-        ('--conf=x.py', "unknown argument '--conf=x.py'"),
-        ('--config.steps', "unknown argument '--config.steps'"),
-        ('steps=3', "unknown argument 'steps=3'"),
-        ('--config=/no/x.py', '--config /no/x.py: no such Python file'),
-        ('--config=/tmp', '--config /tmp: no such Python file'),
+        ('data.pth=x', 'did you mean data.path'),
+        ('data.image_size=0', 'config key data.image_size: 0'),
+        ('data.source=coco', 'annotations/instances_train.json: no such file'),
+        ('data.source=images', 'source'),
+        ('data.batch_size=3', '3 images cannot be divided among 4'),
+        ('data.max_boxes=1', 'image 000002: 2 boxes'),
+        ('data.mean=(0.4,0.5,0.4)', 'mean'),
+        ('data.path=/no/where', '/no/where'),
+        ('data.images=/no/where', '/no/where'),
+        ('data.annotations=/no/x', '/no/x'),
+        ('data.train_split=no', 'ImageSets/Main/no.txt'),
+        ('data.eval_split=no', 'ImageSets/Main/no.txt'),
+        ('model.pretrained=/no/x', 'weights /no/x: no such file'),
+        ('model.pretrained=/tmp', 'weights /tmp: a folder without checkpoints'),
+        ('model.pretrained=imagenet', '26'),
+        ('model.remat=(5,)', 'remat'),
+        ('anchors.sizes=()', 'sizes'),
+        ('features.keep=host', 'frozen_stages'),
     ],
 )
-def test_a_wrong_word_is_refused_by_its_name(refuse, flags, tmp_path, words, complaint):
-    assert complaint in refuse([*flags, words])
-    assert not (tmp_path / 'run').exists()
-
-
-@pytest.mark.parametrize(
-    ('words', 'complaint'),
-    [
-        ([], 'name a --config'),
-        (['--workdir=x'], '--mode=train needs a --config'),
-        (['--mode=evaluate'], 'name a --config'),
-        (['--mode=inspect', '--workdir=/no/where'], '/no/where/config.json: no such file'),
-    ],
-)
-def test_a_command_line_without_a_config_is_refused(refuse, words, complaint):
-    assert complaint in refuse(words)
+def test_a_wrong_value_is_refused_before_anything_is_written(refuse, flags, tmp_path, word, named):
+    assert named in refuse([*flags, f'--config.{word}'])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['VOC']
 
 
 DEFAULT = 'from configs import default\ndef get_config():\n    c = default.get_config()\n    '
 
 
-@pytest.mark.usefixtures(uncompiled.__name__)
 @pytest.mark.parametrize(
     ('text', 'complaint'),
     [
@@ -156,26 +116,20 @@ DEFAULT = 'from configs import default\ndef get_config():\n    c = default.get_c
         ('import sys; sys.exit(0)', 'SystemExit'),
         ('def get_config(:', 'line 1: invalid syntax'),
         ('steps = 3', "no attribute 'get_config'"),
-        ('def get_config(): return {"steps": 3}', 'get_config() returned no ConfigDict'),
+        ('def get_config(): return {"steps": 3}', 'ConfigDict'),
         (f'{DEFAULT}c.stepz = 3\n    return c', "no config key 'stepz'; did you mean steps?"),
-        (
-            f'{DEFAULT}c.data.update(pth="x")\n    return c',
-            "no config key 'data.pth'; did you mean",
-        ),
         (f'{DEFAULT}c.steps = "abc"\n    return c', 'steps'),
-        (
-            f'{DEFAULT}c.anchors.sizes = ("a",)\n    return c',
-            "anchors.sizes: ('a',) is not a tuple",
-        ),
+        (f'{DEFAULT}c.anchors.sizes = ("a",)\n    return c', "anchors.sizes: ('a',)"),
+        (f'{DEFAULT}c.targets.samples = 0\n    return c', 'config key targets.samples: 0'),
         (f'{DEFAULT}del c.optim.momentum\n    return c', 'config key optim.momentum is missing'),
-        (f'{DEFAULT}del c.data\n    return c', 'config key data.annotations is missing'),
+        (f'{DEFAULT}del c.data\n    return c', 'is missing'),
     ],
 )
-def test_a_wrong_config_file_is_refused_by_its_name(refuse, flags, tmp_path, text, complaint):
+def test_a_wrong_config_file_is_refused_by_its_name(refuse, tmp_path, text, complaint):
     path = tmp_path / 'mine.py'
     path.write_text(text)
-    said = refuse([f'--config={path}', f'--workdir={tmp_path}/run'])
-    assert said.startswith(f'--config {path}: ') and complaint in said
+    line = refuse([f'--config={path}', f'--workdir={tmp_path}/run'])
+    assert line.startswith(f'--config {path}: ') and complaint in line
     assert not (tmp_path / 'run').exists()
 
 
@@ -201,8 +155,8 @@ def test_a_wrong_folder_is_refused_by_its_file(
     refuse, flags, folder, tmp_path, path, edit, complaint
 ):
     change(folder / path, edit)
-    said = refuse(flags)
-    assert complaint in said and str(folder) in said and (path in said or '.xml' in said)
+    line = refuse(flags)
+    assert complaint in line and str(folder) in line and (path in line or '.xml' in line)
     assert not (tmp_path / 'run').exists()
 
 
@@ -210,8 +164,8 @@ def test_a_wrong_folder_is_refused_by_its_file(
 def test_no_annotations_are_an_empty_split(refuse, flags, folder):
     shutil.rmtree(folder / 'Annotations')
     (folder / 'Annotations').mkdir()
-    said = refuse([*flags, '--config.data.train_split='])
-    assert said == f'{folder}/Annotations: the split is empty'
+    line = refuse([*flags, '--config.data.train_split='])
+    assert line == f'{folder}/Annotations: the split is empty'
 
 
 @pytest.mark.parametrize(
@@ -225,8 +179,8 @@ def test_a_damaged_picture_ends_the_run_by_its_file(
     (folder / f'{IMAGE}.jpg').unlink()
     path = (folder / IMAGE).with_suffix(name[-4:])
     path.write_bytes(data)
-    said = refuse(flags)
-    assert said.startswith(f'{path}: ') and re.search(complaint, said)
+    line = refuse(flags)
+    assert line.startswith(f'{path}: ') and re.search(complaint, line)
     assert checkpoint.steps(tmp_path / 'run') == []
 
 
@@ -277,15 +231,15 @@ def test_weights_that_do_not_fit_are_refused_by_their_tensors(
 ):
     weights = {key: np.zeros(shape, np.float32) for key, shape in tensors.items()}
     save_file(tensors_without(name) | weights, tmp_path / 'w.safetensors')
-    said = refuse([*flags, f'--config.model.pretrained={tmp_path}/w.safetensors'])
-    assert said.startswith(f'{tmp_path}/w.safetensors: weights do not fit') and complaint in said
+    line = refuse([*flags, f'--config.model.pretrained={tmp_path}/w.safetensors'])
+    assert line.startswith(f'{tmp_path}/w.safetensors: weights do not fit') and complaint in line
     assert not (tmp_path / 'run').exists()
 
 
 def test_what_is_no_weights_file_is_refused(refuse, flags, tmp_path):
     (tmp_path / 'w.safetensors').write_bytes(b'PK\3\4 no tensors')
-    said = refuse([*flags, f'--config.model.pretrained={tmp_path}/w.safetensors'])
-    assert said.startswith(f'weights {tmp_path}/w.safetensors: not a whole zip file')
+    line = refuse([*flags, f'--config.model.pretrained={tmp_path}/w.safetensors'])
+    assert line.startswith(f'weights {tmp_path}/w.safetensors: not a whole zip file')
     assert not (tmp_path / 'run').exists()
 
 
@@ -293,36 +247,10 @@ def test_what_is_no_weights_file_is_refused(refuse, flags, tmp_path):
 def test_a_workdir_of_another_config_is_refused_by_the_keys(refuse, finished):
     before = (finished / 'config.json').read_bytes()
     words = tiny_flags(finished, optim__momentum=0.5, model__width=16)
-    said = refuse(words)
-    assert str(finished) in said
-    assert 'model.width was 8, is 16' in said and 'optim.momentum was 0.9, is 0.5' in said
+    line = refuse(words)
+    assert str(finished) in line
+    assert 'model.width was 8, is 16' in line and 'optim.momentum was 0.9, is 0.5' in line
     assert (finished / 'config.json').read_bytes() == before
-
-
-def test_anchors_that_contradict_the_head_are_refused(refuse, finished):
-    before = (finished / 'evaluation.json').read_bytes()
-    words = [f'--workdir={finished}', '--mode=evaluate', '--config.anchors.sizes=(16,32,64)']
-    assert 'anchors.sizes was (16, 32), is (16, 32, 64)' in refuse(words)
-    assert (finished / 'evaluation.json').read_bytes() == before
-
-
-@pytest.mark.parametrize('mode', ['evaluate', 'inspect'])
-@pytest.mark.parametrize(
-    ('section', 'key', 'value', 'complaint'),
-    [
-        ('data', 'colour', True, "no config key 'data.colour'"),
-        ('data', 'image_size', '64', "config key data.image_size: '64' is not a int"),
-    ],
-)
-def test_a_workdir_with_a_wrong_config_is_refused(
-    refuse, finished, mode, section, key, value, complaint
-):
-    path = finished / 'config.json'
-    config = json.loads(path.read_text())
-    config[section][key] = value
-    path.write_text(json.dumps(config))
-    said = refuse([f'--workdir={finished}', f'--mode={mode}'])
-    assert said.startswith(f'{path}: ') and complaint in said
 
 
 def test_a_workdir_that_is_a_file_is_refused(refuse, flags, tmp_path):
@@ -341,5 +269,5 @@ def test_images_without_objects_are_legal(flags, folder, tmp_path, capfd):
     )
     assert main.main([*flags, '--config.steps=2']) == 0
     assert capfd.readouterr().err == ''
-    found = json.loads((tmp_path / 'run' / 'evaluation.json').read_text())
-    assert (found['images'], found['objects']) == (2, 1)
+    summary = json.loads((tmp_path / 'run' / 'evaluation.json').read_text())
+    assert (summary['images'], summary['objects']) == (2, 1)

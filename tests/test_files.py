@@ -154,3 +154,11 @@ def test_length_and_hash_make_a_file_whole(tmp_path):
     assert files.is_whole(path, sha256=DIGEST.upper(), size=len(CONTENT))
     assert not files.is_whole(path, sha256=DIGEST, size=1)
     assert not files.is_whole(path, sha256='0' * 64)
+
+
+def test_what_is_written_atomically_replaces_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / 'a.json'
+    for text in ('first', 'second'):
+        files.write_atomically(path, text)
+        assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]

@@ -9,12 +9,12 @@ import jax
 from rpn_jax import data
 from rpn_jax.data.batches import prefetch
 from rpn_jax.data.normalization import pixel_family
-from rpn_jax.errors import InputError
+from rpn_jax.errors import InputError, Interrupted
 from rpn_jax.models import rpn
 from rpn_jax.training import checkpoint, feature_cache, pretrained, workdir
 from rpn_jax.training.optim import make_optimizer
 from rpn_jax.training.parallel import check_divides, place, place_batch
-from rpn_jax.training.progress import Interrupted, Progress, Signals, canvases_line, shared_images
+from rpn_jax.training.progress import Progress, Signals, canvases_line, shared_images
 from rpn_jax.training.step import init_state, make_update
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 def train(config, folder, make_evaluate=None, *, devices=None):
     """Trains in the workdir `folder`, from its newest checkpoint on, and evaluates at the end.
 
+    config is one that rpn_jax.config has resolved.
     make_evaluate(model, source, devices) returns evaluate(variables, step, brief=False), which
     returns an evaluation.evaluate.Evaluation; source is the split that is trained on. Returns the
     final state and the last Evaluation, None without make_evaluate. Raises InputError for what a
@@ -46,9 +47,11 @@ def train(config, folder, make_evaluate=None, *, devices=None):
     if resuming:
         workdir.check(folder, config)
     source = data.open_split(options, options.train_split, seed=config.seed)
-    tensors = None if resuming else pretrained.load(config)
-    pretrained.check(config, tensors)
     model, optimizer, schedule = build(config)
+    tensors, where = None, config.model.pretrained
+    if not resuming:
+        tensors = pretrained.load(where, config.model.depth, config.anchors.aspect_ratios)
+        pretrained.check(where, tensors, model)
     evaluate = make_evaluate and make_evaluate(model, source, devices)
     state = init_state(model, optimizer, config.seed, tensors)
     workdir.begin(folder, config)

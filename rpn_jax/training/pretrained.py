@@ -1,4 +1,4 @@
-"""What a run starts from: ImageNet's weights, a file, or what another run has learnt."""
+"""The weights that training starts from: ImageNet's, a file's, or those of another run."""
 
 import json
 from pathlib import Path
@@ -9,47 +9,33 @@ import jax.numpy as jnp
 from rpn_jax import weights
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.errors import InputError
-from rpn_jax.models import rpn
 from rpn_jax.training import checkpoint, workdir
 from rpn_jax.training.step import SMALLEST
 from rpn_jax.weights import formats, imagenet
 
 
-def load(config, print=print):
-    """Returns the tensors of model.pretrained, None without; settles data.pixels = 'auto'.
+def load(where, depth, aspect_ratios):
+    """Returns tensors by torchvision name; None where `where` is ''.
 
-    Weights that contradict the config's pixels or strides are a warning.
+    where is 'imagenet' or 'imagenet_v2', which are fetched once, a file that weights.load reads, a
+    workdir, or checkpoints/STEP in one. depth is the ResNet's, aspect_ratios those of the anchors.
     """
-    where, tensors = config.model.pretrained, None
+    if not where:
+        return None
     if where in imagenet.FILES:
-        where = imagenet.fetch(where, config.model.depth)
-    if where:
-        tensors = load_weights(where, len(config.anchors.aspect_ratios))
-        wanted = expects(where, tensors)
-        if config.data.pixels == 'auto':
-            own = {k: config.data[k] for k in ('mean', 'std') if config.data[k]}
-            config.data.update(wanted['data'] | own)
-        for section, keys in wanted.items():
-            for key, value in keys.items():
-                if (given := config[section][key]) != value:
-                    print(
-                        f'warning: the weights {where} want {section}.{key}={value}, it is {given}'
-                    )
-    elif config.data.pixels == 'auto':
-        config.data.pixels = 'torchvision'
-    return tensors
+        where = imagenet.fetch(where, depth)
+    return load_weights(where, len(aspect_ratios))
 
 
-def check(config, tensors):
+def check(where, tensors, model):
     """Raises InputError where tensors, if any, do not fit the network; nothing is compiled."""
     if tensors is None:
         return
-    model = rpn.build(config.model, config.anchors)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(SMALLEST))
     try:
         weights.to_variables(tensors, shapes)
     except InputError as error:
-        raise InputError(f'{config.model.pretrained}: {error}') from error
+        raise InputError(f'{where}: {error}') from error
 
 
 def load_weights(path, aspect_ratios=None):
@@ -67,33 +53,40 @@ def load_weights(path, aspect_ratios=None):
 def _run_of(path):
     """Returns (workdir, step or None) where path is of a run: its folder, or one inside."""
     try:
-        place = Path(path).resolve()
-        if place.name.isdecimal() and place.parent.name == checkpoint.FOLDER:
-            return place.parent.parent, int(place.name)
-        place = place.parent if place.name == checkpoint.FOLDER else place
-        return (place, None) if checkpoint.steps(place) else None
+        path = Path(path).resolve()
+        if path.name.isdecimal() and path.parent.name == checkpoint.FOLDER:
+            return path.parent.parent, int(path.name)
+        path = path.parent if path.name == checkpoint.FOLDER else path
+        return (path, None) if checkpoint.steps(path) else None
     except (OSError, ValueError):
         return None
 
 
-def expects(path, tensors):
-    """Tells what the weights of a path expect of a config: {'data': .., 'model': ..}.
+def expects(where, aspect_ratios):
+    """Returns the pixels and the stride that weights want: {'data': {..}, 'model': {..}}.
 
-    What one of our runs wrote says it, mean and deviation included; of other files, the stem's norm
-    tells the pixels, and MSRA's have their stride in the first 1x1 convolution.
+    where and aspect_ratios are those of load. Runs and exports of ours name them, mean and std
+    included. Of other files the stem's norm shows the pixels; MSRA's (caffe) have the stride of a
+    stage in its first 1x1 convolution. Nothing is fetched.
     """
-    family = weights.pixels(tensors)
-    guess = {'data': {'pixels': family}, 'model': {'stride_in_1x1': family == 'caffe'}}
+    if made_with := _made_with(where):
+        return made_with
+    family = 'torchvision'
+    if where not in imagenet.FILES:
+        family = weights.pixels(load_weights(where, len(aspect_ratios)))
+    return {'data': {'pixels': family}, 'model': {'stride_in_1x1': family == 'caffe'}}
+
+
+def _made_with(where):
+    """Returns what a run or an export of ours was made with, as expects does; None of others."""
     try:
-        if run := _run_of(path):
-            made_with = workdir.read_config(run[0]).to_dict()
+        if run := _run_of(where):
+            config = workdir.read_config(run[0])
         else:
-            made_with = json.loads(formats.metadata(path).get('rpn_jax', '{}'))
-        data = {key: made_with['data'][key] for key in ('pixels', 'mean', 'std')}
-        stride_in_1x1 = bool(made_with['model']['stride_in_1x1'])
-        mean, std = (tuple(map(float, data[key])) for key in ('mean', 'std'))
-        pixel_family(data['pixels'], mean, std)
+            config = json.loads(formats.metadata(where).get('rpn_jax', '{}'))
+        mean, std = (tuple(map(float, config['data'][key])) for key in ('mean', 'std'))
+        pixel_family(config['data']['pixels'], mean, std)
+        data = {'pixels': config['data']['pixels'], 'mean': mean, 'std': std}
+        return {'data': data, 'model': {'stride_in_1x1': bool(config['model']['stride_in_1x1'])}}
     except (ValueError, KeyError, TypeError):
-        return guess  # somebody else's words
-    data |= {'mean': mean, 'std': std}
-    return {'data': data, 'model': {'stride_in_1x1': stride_in_1x1}}
+        return None  # a file of somebody else, whatever it calls itself

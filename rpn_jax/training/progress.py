@@ -13,14 +13,6 @@ from rpn_jax.ops.anchor_statistics import IOUS
 logger = logging.getLogger(__name__)
 
 
-class Interrupted(Exception):
-    """A signal stopped the run after a checkpoint; code is the process's exit code."""
-
-    def __init__(self, step, number):
-        super().__init__(f'interrupted at step {step}; the same command goes on from there')
-        self.code = 128 + number
-
-
 class Progress:
     """Logs the means of the steps' metrics every log_every steps, and writes them to the history.
 

@@ -1,11 +1,12 @@
-"""A run's folder: its config, which must agree to resume, metrics.jsonl, TensorBoard events."""
+"""The folder of a run: its config, which must agree to resume, its lock, its metrics."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
+from rpn_jax import files
 from rpn_jax.errors import InputError
 from rpn_jax.files import cache_folder, make_folder, write_atomically
 
@@ -22,39 +23,60 @@ NETWORK = ('model', 'anchors', 'data.pixels', 'data.mean', 'data.std')
 
 
 def read_config(workdir):
-    """Returns the config of a workdir, lists as tuples; raises InputError where there is none."""
+    """Returns the config of a workdir as nested dicts, lists as tuples.
+
+    Raises InputError where there is none.
+    """
     path = Path(workdir) / 'config.json'
     if not path.is_file():
         raise InputError(f'{path}: no such file; name a --config, or the --workdir of a run')
     try:
-        return ConfigDict(_tuples(json.loads(path.read_text())))
-    except (json.JSONDecodeError, TypeError) as error:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
         raise InputError(f'{path}: not a config ({error})') from error
+    if not isinstance(config, dict):
+        raise InputError(f'{path}: not a config, which is a JSON object')
+    return _plain(config)
 
 
 def check(workdir, config, sections=IDENTITY):
-    """Checks that config agrees with the one that workdir's checkpoints were made with.
+    """Raises InputError, naming every key that differs, unless a config is that of the workdir.
 
-    pixels = 'auto' becomes what the run settled on when it began, mean and std with it. Raises
-    InputError naming every key that differs.
+    config is a resolved config, or nested dicts; only the sections named are compared.
     """
-    before = read_config(workdir)
-    if config.data.pixels == 'auto':
-        config.data.pixels = before.data.pixels
-        for key in ('mean', 'std'):  # weights of ours bring theirs
-            config.data[key] = config.data[key] or before.data[key]
-    differences = _differences(before.to_dict(), config.to_dict(), sections)
+    differences = _differences(read_config(workdir), _plain(config), sections)
     if differences:
         raise InputError(
-            f'workdir {workdir} belongs to another config: {"; ".join(differences)}; '
-            'name another --workdir, or set these keys back'
+            f'workdir {workdir} belongs to another config: {"; ".join(differences)}; name another '
+            f'--workdir, such as --workdir={_free(Path(workdir))}, or set these keys back'
         )
 
 
 def begin(workdir, config):
     """Makes the folder and writes its config.json."""
     make_folder(workdir)
-    write_atomically(Path(workdir) / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')
+    text = json.dumps(_plain(config), indent=2)
+    write_atomically(Path(workdir) / 'config.json', f'{text}\n')
+
+
+@contextlib.contextmanager
+def locked(workdir):
+    """Keeps other processes from training in a workdir while the context lasts.
+
+    The lock ends with the process that holds it, however that ends. The folder is made, and removed
+    again if nothing was written to it.
+    """
+    folder = Path(workdir)
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    make_folder(folder)
+    message = f'workdir {workdir}: another process trains in it; wait for it, or name another'
+    try:
+        with files.locked(folder / '.lock', f'{message} --workdir', wait=False):
+            yield
+    finally:
+        for each in made:
+            with contextlib.suppress(OSError):  # it is not empty
+                each.rmdir()
 
 
 def keep_compilations():
@@ -104,24 +126,30 @@ def read_history(workdir):
 
 def _differences(before, now, sections):
     pairs = []
-    for section in sections:
-        if '.' in section:
-            part, key = section.split('.')
-            pairs.append((section, before.get(part, {}).get(key), now[part][key]))
+    for name in sections:
+        section, _, key = name.partition('.')
+        old, new = before.get(section, {}), now[section]
+        if not isinstance(new, dict):
+            pairs.append((name, before.get(section), new))
             continue
-        if not isinstance(now[section], dict):
-            pairs.append((section, before.get(section), now[section]))
-            continue
-        keys = set(now[section]) | set(before.get(section, {}))
-        for key in sorted(keys & set(DATA_IDENTITY) if section == 'data' else keys - set(FREE)):
-            old = before.get(section, {}).get(key, now[section].get(key))  # a key may be younger
-            pairs.append((f'{section}.{key}', old, now[section].get(key)))
-    return [
-        f'{key} was {old!r}, is {new!r}' for key, old, new in pairs if _tuples(old) != _tuples(new)
-    ]
+        old = old if isinstance(old, dict) else {}
+        keys = {key} if key else {*new, *old}
+        keys = keys & set(DATA_IDENTITY) if name == 'data' else keys - set(FREE)
+        # A key may be younger than the workdir.
+        pairs += [(f'{section}.{k}', old.get(k, new.get(k)), new.get(k)) for k in sorted(keys)]
+    return [f'{key} was {old!r}, is {new!r}' for key, old, new in pairs if old != new]
 
 
-def _tuples(value):
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+def _free(folder):
+    """Returns the first of NAME-2, NAME-3, .. beside a folder that does not exist."""
+    number = 2
+    while (free := folder.with_name(f'{folder.name}-{number}')).exists():
+        number += 1
+    return free
+
+
+def _plain(value):
+    """Returns a config as nested dicts, lists as tuples."""
+    if hasattr(value, 'items'):
+        return {key: _plain(item) for key, item in value.items()}
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value

@@ -1,15 +1,18 @@
-"""A workdir belongs to the config that made it, and its history to the newest checkpoint."""
+"""A workdir belongs to one config and one process, its history to the newest checkpoint."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
-import platformdirs
 import pytest
-from helpers import tiny_config
+from helpers import ROOT
+from ml_collections import FrozenConfigDict
 
 from configs import default
-from rpn_jax import files
+from rpn_jax.config import KEYS
 from rpn_jax.errors import InputError
 from rpn_jax.training import workdir
 from rpn_jax.training.workdir import History
@@ -83,6 +86,7 @@ MAY_CHANGE = {
     'features.gigabytes': 1.0,
     'checkpoint.every': 10,
     'checkpoint.keep': 1,
+    'checkpoint.best': 'AR@100',
     'evaluation.every': 10,
     'evaluation.images': 10,
 }
@@ -103,48 +107,36 @@ def folder(tmp_path):
     return tmp_path / 'runs' / 'x'
 
 
-def keys(section, prefix=''):
-    """Yields the dotted keys of a config as nested dicts."""
-    for key, value in section.items():
-        name = prefix + key
-        yield from keys(value, f'{name}.') if isinstance(value, dict) else [name]
-
-
 def test_the_tables_above_name_every_key_once():
     assert not OTHER.keys() & MAY_CHANGE.keys()
-    assert set(keys(default.get_config().to_dict())) == OTHER.keys() | MAY_CHANGE.keys()
+    assert KEYS.keys() == OTHER.keys() | MAY_CHANGE.keys()
 
 
 @pytest.mark.parametrize('key', OTHER)
 def test_another_config_is_refused_by_the_name_of_its_key(folder, key):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         workdir.check(folder, changed(**{key: OTHER[key]}))
-    message = str(caught.value)
+    message = str(error.value)
     assert f': {key} was ' in message and f', is {OTHER[key]!r}; name another' in message
     assert message.count(' was ') == 1 and str(folder) in message
 
 
-def test_every_key_that_differs_is_named_at_once(folder):
-    with pytest.raises(InputError) as caught:
+def test_every_key_that_differs_is_named_at_once_and_a_free_folder_is_offered(folder):
+    folder.with_name('x-2').mkdir()
+    with pytest.raises(InputError) as error:
         workdir.check(folder, changed(**OTHER))
     for key in OTHER:
-        assert f'{key} was ' in str(caught.value)
-    assert '\n' not in str(caught.value)
+        assert f'{key} was ' in str(error.value)
+    assert f'--workdir={folder}-3, ' in str(error.value)
 
 
 def test_the_same_config_and_what_may_change_are_accepted(folder):
-    workdir.check(folder, changed())
-    workdir.check(folder, changed(**MAY_CHANGE))
-
-
-def test_lists_and_tuples_are_equal(folder):
     config = changed().to_dict()
-    workdir.check(folder, workdir.ConfigDict(json.loads(json.dumps(config))))
-    stored = json.loads((folder / 'config.json').read_text())
-    assert stored['anchors']['sizes'] == list(default.get_config().anchors.sizes)
-    read = workdir.read_config(folder)
-    assert read.to_dict() == config
-    assert type(read.anchors.sizes) is tuple
+    for accepted in (config, json.loads(json.dumps(config)), FrozenConfigDict(changed())):
+        workdir.check(folder, accepted)
+    workdir.check(folder, changed(**MAY_CHANGE))
+    assert workdir.read_config(folder) == config
+    assert type(workdir.read_config(folder)['anchors']['sizes']) is tuple
 
 
 def test_only_the_sections_asked_for_are_compared(folder):
@@ -154,35 +146,60 @@ def test_only_the_sections_asked_for_are_compared(folder):
         workdir.check(folder, changed(**{'model.depth': 50}), ('model', 'anchors'))
 
 
-def test_automatic_pixels_are_those_that_the_run_settled_on(tmp_path):
-    workdir.begin(tmp_path, changed(**{'data.pixels': 'caffe'}))
-    config = changed(**{'data.pixels': 'auto'})
-    workdir.check(tmp_path, config)
-    assert config.data.pixels == 'caffe'
-    with pytest.raises(InputError, match="data.pixels was 'caffe', is 'torchvision'"):
-        workdir.check(tmp_path, changed())
-
-
-def test_a_config_that_cannot_be_read_is_an_error_of_one_line(tmp_path):
+@pytest.mark.parametrize('text', ['{"seed": 0,', '[3]', '\xff'])
+def test_what_is_no_config_is_refused(tmp_path, text):
     with pytest.raises(InputError, match='config.json: no such file; name a --config'):
         workdir.read_config(tmp_path)
-    (tmp_path / 'config.json').write_text('{"seed": 0,')
+    (tmp_path / 'config.json').write_bytes(text.encode('latin1'))
     with pytest.raises(InputError, match='config.json: not a config'):
         workdir.read_config(tmp_path)
 
 
-def test_a_workdir_that_cannot_be_made_is_an_error_of_one_line(tmp_path):
+def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(InputError, match='file/run: cannot be made'):
-        workdir.begin(tmp_path / 'file' / 'run', tiny_config())
+        workdir.begin(tmp_path / 'file' / 'run', changed())
 
 
-def test_what_is_written_atomically_replaces_and_leaves_nothing_else(tmp_path):
-    path = tmp_path / 'a.json'
-    for text in ('first', 'second'):
-        files.write_atomically(path, text)
-        assert path.read_text() == text
-    assert list(tmp_path.iterdir()) == [path]
+def test_one_process_at_a_time_trains_in_a_workdir(tmp_path):
+    folder = tmp_path / 'runs' / 'x'
+    with workdir.locked(folder):
+        with pytest.raises(InputError, match='another process trains in it'):
+            with workdir.locked(folder):
+                pass
+        assert folder.exists()
+        (folder / 'config.json').write_text('')
+    with workdir.locked(folder):
+        assert {path.name for path in folder.iterdir()} == {'.lock', 'config.json'}
+    assert [path.name for path in folder.iterdir()] == ['config.json']
+
+
+def test_a_run_that_never_begins_leaves_no_folder(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        with workdir.locked(tmp_path / 'runs' / 'x'):
+            raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
+    hold = (
+        'import sys, time\n'
+        'from rpn_jax.training import workdir\n'
+        'with workdir.locked(sys.argv[1]):\n'
+        '    print("locked", flush=True)\n'
+        '    time.sleep(600)\n'
+    )
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}
+    command = [sys.executable, '-c', hold, tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout.readline() == b'locked\n'
+        with pytest.raises(InputError, match='another process'):
+            with workdir.locked(tmp_path):
+                pass
+        process.kill()
+        process.wait()
+    with workdir.locked(tmp_path):
+        pass
 
 
 def test_lines_after_the_restored_step_are_cut(tmp_path):
@@ -233,13 +250,6 @@ def test_a_key_younger_than_the_run_does_not_matter(folder):
     del config['data']['canvases'], config['model']['init']
     path.write_text(json.dumps(config))
     workdir.check(folder, changed())
-
-
-def test_the_cache_folder_is_the_users_choice(monkeypatch):
-    monkeypatch.delenv('RPN_JAX_CACHE', raising=False)
-    assert files.cache_folder() == platformdirs.user_cache_path('rpn_jax')
-    monkeypatch.setenv('RPN_JAX_CACHE', '~/weights')
-    assert files.cache_folder() == Path.home() / 'weights'
 
 
 @pytest.mark.parametrize('own', ['', 'elsewhere'])

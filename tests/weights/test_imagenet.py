@@ -10,7 +10,6 @@ import platformdirs
 import pytest
 from data_files import CONTENT, Server, write_weights
 
-from configs import default
 from rpn_jax import files
 from rpn_jax.errors import InputError
 from rpn_jax.training import pretrained
@@ -58,16 +57,11 @@ def test_a_config_names_them(server, tmp_path, monkeypatch, caplog):
     server.length = len(server.content)
     name = f'resnet50-{hashlib.sha256(server.content).hexdigest()[:8]}.pth'
     monkeypatch.setattr(imagenet, 'FILES', {'imagenet': {50: name}})
-    config = default.get_config()
-    config.model.update(depth=50, pretrained='imagenet')
     caplog.set_level(logging.INFO)
-    lines = []
-    found = pretrained.load(config, lines.append)
-    np.testing.assert_array_equal(found['conv1.weight'], tensors['conv1.weight'])
-    assert config.data.pixels == 'torchvision' and caplog.messages[0].startswith('fetching http')
-    assert not any(line.startswith('warning') for line in lines)
-    pretrained.load(config)
-    assert server.asked == 1
+    for _ in range(2):
+        loaded = pretrained.load('imagenet', 50, (0.5, 1, 2))
+        np.testing.assert_array_equal(loaded['conv1.weight'], tensors['conv1.weight'])
+    assert caplog.messages[0].startswith('fetching http') and server.asked == 1
 
 
 def test_a_length_need_not_be_told(server, tmp_path):

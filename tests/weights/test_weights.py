@@ -9,10 +9,8 @@ import pytest
 from helpers import variables_of
 from safetensors.numpy import save, save_file
 
-from configs import default
 from rpn_jax import weights
 from rpn_jax.errors import InputError
-from rpn_jax.training import pretrained
 
 
 def zeros(variables):
@@ -235,25 +233,3 @@ def test_folded_norms_are_those_of_caffe():
     assert weights.pixels(stem([0.5, 2.0], [0, 0], [one, one])) == 'caffe'
     assert weights.pixels(stem([1.0, 1.0], [0, 0], [1, 1])) == 'torchvision'  # as they begin
     assert weights.pixels(stem([0.5, 2.0], [0.1, 0], [one, one])) == 'torchvision'
-
-
-@pytest.mark.parametrize(
-    ('pixels', 'stride', 'warnings'),
-    [
-        ('auto', True, []),
-        ('caffe', True, []),
-        ('auto', False, ['want model.stride_in_1x1=True, it is False']),
-        ('torchvision', True, ['want data.pixels=caffe, it is torchvision']),
-    ],
-)
-def test_weights_that_contradict_the_config_are_a_warning(tmp_path, pixels, stride, warnings):
-    save_file(stem([0.5, 2.0], [0, 0], [3000, 4000]), tmp_path / 'msra.safetensors')
-    config = default.get_config()
-    config.model.update(pretrained=str(tmp_path / 'msra.safetensors'), stride_in_1x1=stride)
-    config.data.pixels = pixels
-    lines = []
-    pretrained.load(config, lines.append)
-    assert config.data.pixels == ('caffe' if pixels == 'auto' else pixels)
-    assert len(lines) == len(warnings)
-    for line, warning in zip(lines, warnings, strict=True):
-        assert line == f'warning: the weights {tmp_path}/msra.safetensors {warning}'

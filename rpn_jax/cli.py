@@ -1,0 +1,228 @@
+"""The command line: a mode, a config, values of its keys; messages; exit codes."""
+
+import argparse
+import difflib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from rpn_jax import config as configs
+from rpn_jax.errors import InputError, Interrupted
+
+DESCRIPTION = 'Trains, evaluates and shows region proposal networks.'
+USAGE = 'python main.py [MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value]'
+
+
+class Mode(NamedTuple):
+    """What a mode does, for the help, and which options it takes beside the config."""
+
+    help: str
+    options: tuple = ()
+
+
+MODES = {
+    'train': Mode('trains, or resumes the workdir, evaluates and writes a report'),
+    'evaluate': Mode('evaluates a checkpoint of the workdir', ('step', 'output')),
+    'compare': Mode('puts the workdirs --runs=A,B,.. side by side', ('runs', 'output')),
+    'inspect': Mode('checks and draws the first training batches as the network gets them'),
+    'statistics': Mode('counts the pixels and boxes of the training data'),
+    'predict': Mode('writes proposals of PATH .. (images, folders)', ('step', 'output', 'paths')),
+    'export': Mode('writes a checkpoint as --output=FILE.safetensors', ('step', 'output')),
+}
+
+
+def main(argv=None):
+    """Runs one mode and returns the exit code; argv None are the words of the process."""
+    try:
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                if hasattr(stream, 'reconfigure'):
+                    stream.reconfigure(errors='backslashreplace')  # an ASCII terminal
+            with _Messages():
+                return _run(sys.argv[1:] if argv is None else list(argv), process=argv is None)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        return 128 + signal.SIGPIPE
+
+
+def _run(words, process):
+    """Runs the mode that the words name; a user's error becomes one line on stderr."""
+    try:
+        arguments, changes = _parse(words)
+        if arguments.help:
+            print(_help())
+            return 0
+        options = {name: getattr(arguments, name) for name in MODES[arguments.mode].options}
+        if arguments.mode != 'compare':
+            options |= _config(arguments, changes)
+        if not arguments.print_config:
+            from rpn_jax import commands  # after the words are right: it imports for seconds
+            from rpn_jax.training.workdir import keep_compilations
+
+            if process:
+                keep_compilations()
+            getattr(commands, f'{arguments.mode}_mode')(**options)
+    except (InputError, OSError) as error:
+        if '--debug' in words or isinstance(error, BrokenPipeError):
+            raise
+        if not isinstance(error, InputError):  # a disk that is full, say
+            error = InputError(f'{error} (--debug shows where)')
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    except Interrupted as interruption:
+        print(interruption, file=sys.stderr)
+        return interruption.code
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _config(arguments, changes):
+    """Returns the config and the folder that a mode gets; prints it where that is asked for."""
+    folder = Path(arguments.workdir or f'runs/{Path(arguments.config).stem}').expanduser()
+    if arguments.config:
+        where, read = f'--config {arguments.config}', configs.read(arguments.config)
+    else:
+        where, read = f'{folder}/config.json', configs.read_run(folder)
+    config = configs.override(read, changes)
+    configs.check(config, where, changes)
+    if arguments.print_config:
+        _print_config(read, config, configs.resolve(config, folder), where, changes)
+    return {'config': config, 'folder': folder}
+
+
+def _print_config(read, config, resolved, where, changes):
+    """Prints every key of a config, its value, and where that comes from."""
+    stages = map(configs.items, (configs.default(), read, config, resolved))
+    default, read, config, resolved = stages
+    for key in configs.KEYS:
+        origin = 'default' if read[key] == default[key] else where
+        origin = 'command line' if key in changes else origin
+        origin = 'auto' if resolved[key] != config[key] else origin
+        print(f'{key} = {resolved[key]!r}  # {origin}')
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(f'{message}; see --help')
+
+
+def _parse(words):
+    """Returns the arguments, and the values of keys as {'section.key': text}."""
+    rest, changes = _changes(words)
+    parser = _Parser(usage=USAGE, allow_abbrev=False, add_help=False)
+    for option in ('--config', '--workdir', '--mode', '--output', '--runs'):
+        parser.add_argument(option, default='')
+    parser.add_argument('--step', type=int)
+    for option in ('--print-config', '--debug'):
+        parser.add_argument(option, action='store_true')
+    parser.add_argument('--help', '-h', action='store_true')
+    arguments, rest = parser.parse_known_args(rest)
+    if arguments.help:
+        return arguments, changes
+    if rest and rest[0] == words[0] and not words[0].startswith('-') and not arguments.mode:
+        arguments.mode = rest.pop(0)
+    arguments.mode = arguments.mode or 'train'
+    if arguments.mode not in MODES:
+        near = difflib.get_close_matches(arguments.mode, MODES, n=1)
+        near = f'; did you mean {near[0]}?' if near else f'; there are {", ".join(MODES)}'
+        raise InputError(f'no mode {arguments.mode!r}{near}')
+    paths = [word for word in rest if not word.startswith('--')]
+    arguments.paths = paths if arguments.mode == 'predict' else []
+    if unknown := [word for word in rest if word not in arguments.paths]:
+        raise InputError(f'unknown argument {unknown[0]!r}; see --help')
+    _check_options(arguments, changes)
+    return arguments, changes
+
+
+def _changes(words):
+    """Returns the words without --config.section.key=value, and these; `=` may be a space."""
+    rest, changes, words = [], {}, list(words)
+    while words:
+        word = words.pop(0)
+        if not word.startswith(configs.PREFIX):
+            rest.append(word)
+            continue
+        key, equals, text = word[len(configs.PREFIX) :].partition('=')
+        if not equals:
+            if not words or words[0].startswith('--'):
+                raise InputError(f'{word} needs a value: {word}=VALUE')
+            text = words.pop(0)
+        changes[key] = text
+    return rest, changes
+
+
+def _check_options(arguments, changes):
+    """Raises InputError where a mode is given an option that it does not take, or lacks one."""
+    mode = arguments.mode
+    for option in ('output', 'runs', 'step'):
+        given = getattr(arguments, option)
+        takes = [name for name in MODES if option in MODES[name].options]
+        if given not in ('', None) and mode not in takes:
+            raise InputError(
+                f'--{option}={given} belongs to {", ".join(takes)}, not to the mode {mode}'
+            )
+    if mode == 'compare':
+        arguments.runs = [run.strip() for run in arguments.runs.split(',') if run.strip()]
+        arguments.runs = [os.path.expanduser(run) for run in arguments.runs]
+        if changes or arguments.print_config:
+            raise InputError('the mode compare takes no config, only --runs and --output')
+    elif not arguments.config and not arguments.workdir:
+        raise InputError('name a --config (see configs/), or the --workdir of a run')
+
+
+def _help():
+    """Returns the help: modes, options, and every key of the config with its default."""
+    defaults, comments = configs.items(configs.default()), configs.comments()
+    modes = [f'  {name:<12}{mode.help}' for name, mode in MODES.items()]
+    keys = [
+        f'  {f"{configs.PREFIX}{key}={defaults[key]}":<44}  {comments[key]}'.rstrip()
+        for key in configs.KEYS
+    ]
+    return '\n'.join(
+        [
+            f'usage: {USAGE}\n\n{DESCRIPTION}\n\nMODE, the first word or --mode=MODE:',
+            *modes,
+            OPTIONS,
+            'keys of the config, with their defaults (--config.section.key=value or .. value):',
+            *keys,
+        ]
+    )
+
+
+OPTIONS = """
+options:
+  --config=FILE     a Python file as those in configs/, or the name of one of these (voc_dilated);
+                    default: the config of the workdir
+  --workdir=FOLDER  where a run is kept; default: runs/NAME of the config
+  --step=N          evaluate, predict, export: the checkpoint of this step; default: the newest
+  --output=PATH     what export, predict or compare write; of evaluate, proposals as COCO results
+  --runs=A,B,..     workdirs that compare compares
+  --print-config    print the resolved config, and where each value comes from, and exit
+  --debug           show the traceback of an error
+  --help            show this
+"""
+
+
+class _Messages(logging.Handler):
+    """Prints what the package logs on stdout while the context lasts, warnings as such."""
+
+    def __enter__(self):
+        self._logger = logging.getLogger('rpn_jax')
+        self._level = self._logger.level
+        self._logger.addHandler(self)
+        self._logger.setLevel(logging.INFO)
+
+    def __exit__(self, *_):
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._level)
+
+    def emit(self, record):
+        start = 'warning: ' if record.levelno >= logging.WARNING else ''
+        print(f'{start}{record.getMessage()}')

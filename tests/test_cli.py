@@ -1,0 +1,241 @@
+"""The command line: which mode runs with what, what it prints, exit codes."""
+
+import fcntl
+import io
+import logging
+import os
+import runpy
+import sys
+
+import pytest
+
+import main as program
+from configs import quickstart
+from rpn_jax import cli, commands
+from rpn_jax import config as configs
+from rpn_jax.cli import main
+from rpn_jax.errors import InputError, Interrupted
+from rpn_jax.training import workdir
+
+CONFIG = f'--config={quickstart.__file__}'
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Returns the list of (mode, keywords) that main ran, while no mode does anything."""
+    calls = []
+    for mode in cli.MODES:
+        run = lambda mode=mode, **keywords: calls.append((mode, keywords))  # noqa: E731
+        monkeypatch.setattr(commands, f'{mode}_mode', run)
+    return calls
+
+
+@pytest.fixture
+def fails(monkeypatch):
+    """Returns the function that makes training raise an error."""
+
+    def install(error):
+        def run(**_):
+            raise error
+
+        monkeypatch.setattr(commands, 'train_mode', run)
+
+    return install
+
+
+@pytest.fixture
+def refuse(capsys):
+    """Returns the function that runs main, which must fail by one line, and returns the line."""
+
+    def run(*words):
+        assert main(list(words)) == 1
+        out, error = capsys.readouterr()
+        assert out == '' and error.count('\n') == 1 and error.startswith('error: ')
+        return error[len('error: ') : -1]
+
+    return run
+
+
+def test_a_config_alone_trains_it_in_its_own_folder(ran, capsys):
+    for words in (
+        [CONFIG],
+        ['--config=quickstart'],
+        ['train', CONFIG],
+        ['--mode', 'train', CONFIG],
+    ):
+        assert main(words) == 0
+        (mode, keywords) = ran.pop()
+        assert mode == 'train' and str(keywords['folder']) == 'runs/quickstart'
+        assert keywords['config'].to_dict() == quickstart.get_config().to_dict()
+        assert len(keywords) == 2
+    assert capsys.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('mode', [mode for mode in cli.MODES if mode != 'compare'])
+def test_a_mode_takes_the_config_of_a_file_or_of_its_workdir(ran, tmp_path, mode):
+    config = quickstart.get_config()
+    config.steps, config.anchors.sizes = 7, (24,)
+    workdir.begin(tmp_path, config)
+    for words in ([f'--mode={mode}', CONFIG], [mode]):
+        assert main([*words, '--workdir', str(tmp_path), '--config.data.batch_size=4']) == 0
+    (first, file), (second, run) = ran
+    assert first == second == mode and file['folder'] == run['folder'] == tmp_path
+    expected = quickstart.get_config()
+    expected.data.batch_size = config.data.batch_size = 4
+    assert file['config'].to_dict() == expected.to_dict()
+    assert run['config'].to_dict() == config.to_dict()
+
+
+def test_options_reach_the_modes_that_take_them(ran, tmp_path):
+    assert main(['evaluate', CONFIG, '--step=3', '--output', 'x.json']) == 0
+    assert main(['predict', CONFIG, 'a b.jpg', 'folder']) == 0
+    assert main(['--mode=predict', CONFIG, 'train', '--config.steps', '3', 'x.png']) == 0
+    assert main(['compare', f'--runs=a, {tmp_path},', '--output=c.html']) == 0
+    evaluate, predict, other, compare = (keywords for _, keywords in ran)
+    assert (evaluate['step'], evaluate['output']) == (3, 'x.json')
+    assert predict['paths'] == ['a b.jpg', 'folder'] and predict['step'] is None
+    assert other['paths'] == ['train', 'x.png'] and other['config'].steps == 3
+    assert compare == {'runs': ['a', str(tmp_path)], 'output': 'c.html'}
+
+
+def test_overrides_come_with_a_sign_or_a_space_and_the_last_one_counts(ran):
+    words = '--config.steps=7 --config.steps 8 --config.targets.border -1'.split()
+    assert main([CONFIG, *words, '--config.data.mean', '(1, 2, 3)']) == 0
+    config = ran[0][1]['config']
+    assert (config.steps, config.targets.border, config.data.mean) == (8, -1, (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ('words', 'complaint'),
+    [
+        ('', 'name a --config'),
+        ('evaluate', 'name a --config'),
+        ('--workdir=/no/where', '/no/where/config.json: no such file'),
+        ('--mode=dance', "no mode 'dance'; there are train, evaluate, compare"),
+        ('evalute --workdir=x', "no mode 'evalute'; did you mean evaluate?"),
+        ('--mode', 'argument --mode: expected one argument'),
+        ('--frobnicate', "unknown argument '--frobnicate'"),
+        ('--conf=x.py', "unknown argument '--conf=x.py'"),
+        ('--workdir=x steps=3', "unknown argument 'steps=3'"),
+        ('--config.steps', '--config.steps needs a value'),
+        ('--config.steps --debugs', '--config.steps needs a value'),
+        ('evaluate --step=x', "argument --step: invalid int value: 'x'"),
+        ('inspect --output=x', '--output=x belongs to evaluate, compare, predict, export, not to'),
+        ('train --step=3', '--step=3 belongs to evaluate, predict, export, not to'),
+        ('train --runs=a', '--runs=a belongs to compare, not to'),
+        ('--mode=compare --runs=a,b --config.seed=1', 'compare takes no config'),
+        ('--config=/no/x.py', '--config /no/x.py: no such Python file'),
+        ('--config=quickstart --config.steps=0', 'config key steps: 0 is out of bounds'),
+    ],
+)
+def test_a_wrong_command_line_is_refused(refuse, ran, words, complaint):
+    assert complaint in refuse(*words.split())
+    assert not ran
+
+
+def test_the_words_of_the_process_are_the_default(ran, monkeypatch):
+    kept = []
+    monkeypatch.setattr(workdir, 'keep_compilations', lambda: kept.append(True))
+    monkeypatch.setattr(sys, 'argv', ['main.py', CONFIG, '--config.steps=3'])
+    assert main() == 0
+    assert ran[0][1]['config'].steps == 3 and kept == [True]
+
+
+def test_help_names_every_mode_option_and_key_with_its_comment(ran, capsys):
+    assert main(['--help']) == main(['evaluate', '-h']) == 0
+    out = capsys.readouterr().out
+    lines = out[: len(out) // 2].splitlines()
+    assert not ran and len({*lines}) > 80
+    for mode in cli.MODES:
+        assert any(line.startswith(f'  {mode} ') for line in lines)
+        assert hasattr(commands, f'{mode}_mode')
+    for key, comment in configs.comments().items():
+        assert any(f'--config.{key}=' in line and line.endswith(comment) for line in lines), key
+    assert '--config.model.depth=101 ' in out and out.isascii()
+
+
+def test_print_config_shows_where_each_value_comes_from(ran, capsys, tmp_path):
+    assert main([CONFIG, f'--workdir={tmp_path}', '--print-config', '--config.seed=5']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(configs.KEYS) and not ran
+    assert 'seed = 5  # command line' in lines
+    assert f'steps = 800  # --config {quickstart.__file__}' in lines
+    assert "data.pixels = 'torchvision'  # auto" in lines
+    assert 'targets.border = -1  # default' in lines
+
+
+# What happens to messages and errors
+
+
+def test_messages_are_plain_and_warnings_are_called_so(monkeypatch, capsys):
+    def run(**_):
+        logger = logging.getLogger('rpn_jax.data')
+        logger.info('read 3 images')
+        logger.warning('they are odd')
+        logger.debug('in detail')
+
+    monkeypatch.setattr(commands, 'train_mode', run)
+    assert main([CONFIG]) == 0
+    assert capsys.readouterr() == ('read 3 images\nwarning: they are odd\n', '')
+    assert not logging.getLogger('rpn_jax').handlers
+
+
+def test_a_terminal_without_unicode_gets_escapes(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+    monkeypatch.setattr(commands, 'train_mode', lambda **_: print('0.1 ±0.2'))
+    monkeypatch.setattr(sys, 'stdout', stream)
+    assert main([CONFIG]) == 0
+    assert stream.buffer.getvalue() == b'0.1 \\xb10.2\n'
+
+
+@pytest.mark.parametrize(
+    ('error', 'line'),
+    [
+        (InputError('x.jpg: not an image; mend it'), 'error: x.jpg: not an image; mend it'),
+        (OSError(28, 'No space left', 'x'), "error: [Errno 28] No space left: 'x' (--debug shows"),
+        (Interrupted(12, 2), 'interrupted at step 12'),
+        (Interrupted(12, 15), 'interrupted at step 12'),
+        (KeyboardInterrupt(), 'interrupted'),
+    ],
+)
+def test_an_error_of_the_user_is_one_line(fails, capsys, error, line):
+    fails(error)
+    code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, 'code', 1)
+    assert main([CONFIG]) == code
+    out, text = capsys.readouterr()
+    assert out == '' and text.startswith(line) and text.count('\n') == 1
+    assert code == 1 or code in (128 + 2, 128 + 15)
+
+
+def test_debug_lets_the_error_through_and_a_bug_always_passes(fails):
+    fails(InputError('x.jpg: not an image'))
+    with pytest.raises(InputError, match=r'x\.jpg: not an image'):
+        main([CONFIG, '--debug'])
+    with pytest.raises(InputError, match='no config key'):
+        main([CONFIG, '--debug', '--config.no=1'])
+    fails(ZeroDivisionError('a bug'))
+    with pytest.raises(ZeroDivisionError, match='a bug'):
+        main([CONFIG])
+
+
+def test_a_run_that_another_process_trains_is_refused(refuse, tmp_path):
+    with (tmp_path / '.lock').open('w') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # a lock belongs to an open file, not to a process
+        line = refuse(CONFIG, f'--workdir={tmp_path}')
+    assert line.startswith(f'workdir {tmp_path}: another process trains in it')
+    assert [path.name for path in tmp_path.iterdir()] == ['.lock']
+
+
+@pytest.mark.parametrize('words', [['--help'], [CONFIG]])
+def test_a_reader_that_leaves_ends_the_program_quietly(fails, monkeypatch, capfd, words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    fails(BrokenPipeError())
+    monkeypatch.setattr(workdir, 'keep_compilations', lambda: None)
+    with os.fdopen(writer, 'w') as gone:
+        monkeypatch.setattr(sys, 'stdout', gone)
+        monkeypatch.setattr(sys, 'argv', ['main.py', *words])
+        with pytest.raises(SystemExit) as leaving:
+            runpy.run_path(program.__file__, run_name='__main__')
+        gone.flush()
+    assert leaving.value.code == 128 + 13 and capfd.readouterr() == ('', '')
