@@ -11,9 +11,9 @@ import pytest
 from helpers import tiny_config
 
 from rpn_jax.data.records import Record
-from rpn_jax.errors import InputError
+from rpn_jax.errors import InputError, Interrupted
 from rpn_jax.ops.anchor_statistics import IOUS, LOSSES
-from rpn_jax.training.progress import Interrupted, Progress, Signals, anchors_line, duration
+from rpn_jax.training.progress import Progress, Signals, anchors_line, duration
 
 RECORDS = [Record(f'image {i}', (8, 8), np.zeros((0, 4)), np.zeros(0)) for i in range(6)]
 
