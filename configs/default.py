@@ -12,53 +12,59 @@ def get_config():
     config.model = model()
     config.anchors = ConfigDict(
         dict(
-            sizes=(32, 64, 128, 256, 512),  # pixels, square root of the area
+            sizes=(
+                32,
+                64,
+                128,
+                256,
+                512,
+            ),  # pixels, square root of the area
             aspect_ratios=(0.5, 1.0, 2.0),  # height / width
         )
     )
     config.targets = ConfigDict(
         dict(
-            positive_iou=0.7,  # an anchor from here on is an object
-            negative_iou=0.3,  # an anchor below is background
-            crowd_overlap=0.5,  # share of an anchor inside a crowd that unmakes background
-            border=-1,  # pixels an anchor may reach outside; -1 any
+            positive_iou=0.7,  # anchors with at least this IoU are foreground
+            negative_iou=0.3,  # anchors with less are background
+            crowd_overlap=0.5,  # anchors with this share inside a crowd are never background
+            border=-1,  # pixels by which an anchor may reach outside; -1 any
             samples=256,  # anchors per image that a step learns from
-            positive_fraction=0.5,  # of them at most
+            positive_fraction=0.5,  # share of them that is foreground, at most
         )
     )
     config.loss = ConfigDict(
         dict(
-            objectness_weight=1.0,
-            box_weight=1.0,
-            beta=1 / 9,  # where smooth L1 turns linear; 0 is L1
+            objectness_weight=1.0,  # factor of the objectness loss
+            box_weight=1.0,  # factor of the box loss
+            beta=1 / 9,  # where smooth L1 becomes linear; 0 is L1
         )
     )
     config.proposals = ConfigDict(
         dict(
-            pre_nms=6000,  # best anchors that NMS sees
-            post_nms=1000,  # proposals that it keeps
-            nms_iou=0.7,  # a box is dropped above this IoU with a better one
-            min_size=1e-3,  # pixels
+            pre_nms=6000,  # anchors with the best scores, which NMS gets
+            post_nms=1000,  # proposals of an image at most
+            nms_iou=0.7,  # of two boxes with a greater IoU NMS drops the one with the lower score
+            min_size=1e-3,  # pixels; smaller boxes are dropped
         )
     )
     config.features = ConfigDict(
         dict(
-            keep='',  # of a wholly frozen backbone: 'device', 'host', 'disk'; '' none
-            gigabytes=8.0,  # at most
+            keep='',  # maps of a wholly frozen backbone: on 'device', 'host', 'disk'; '' nowhere
+            gigabytes=8.0,  # of maps that are kept, at most
         )
     )
     config.data = data()
     config.optim = optim()
     config.checkpoint = ConfigDict(
         dict(
-            every=1000,  # steps
-            keep=3,  # newest kept
-            best='',  # kept, too: the best in a figure of evaluations, 'AR@100'; '' none
+            every=1000,  # steps between two checkpoints
+            keep=3,  # newest checkpoints are kept
+            best='',  # 'AR@100': the best one at evaluations is kept as well; '' is not
         )
     )
     config.evaluation = ConfigDict(
         dict(
-            every=0,  # steps; 0 only at the end
+            every=0,  # steps between two evaluations; 0 only one at the end
             images=0,  # of eval_split; 0 all
         )
     )
@@ -71,16 +77,16 @@ def model():
         dict(
             depth=101,  # 26, 50, 101, 152
             width=64,  # channels of the stem; smaller ones for small runs
-            last_stage=4,  # 3, 4, 5: the head sits on conv3, conv4 or conv5
+            last_stage=4,  # 3, 4, 5: the head reads conv3, conv4 or conv5
             dilations=(1, 1, 1, 1),  # conv2..conv5; d > 1 keeps the stride at 1
-            dilate_first_block=False,  # False torchvision's rule, True detectron2's
+            dilate_first_block=False,  # False is torchvision's rule, True detectron2's
             norm='frozen',  # 'frozen' (needs pretrained weights), 'batch', 'group'
             stride_in_1x1=False,  # True for MSRA's (caffe) weights
             frozen_stages=3,  # 0 none, 1 stem, 2 ..conv2, 3 ..conv3, 4 ..conv4, 5 all
             init='normal',  # 'normal', 'uniform': of what is not pretrained
             pretrained='',  # 'imagenet', 'imagenet_v2', a weights file, a workdir; '' none
             dtype='float32',  # of the computation: 'float32', 'bfloat16'
-            remat=(),  # stages rematerialised for their gradients, as (4,): less memory on GPUs
+            remat=(),  # stages whose maps are computed twice to save memory on GPUs, as (4,)
         )
     )
 
@@ -93,21 +99,21 @@ def data():
             path='data/VOCdevkit/VOC2007',  # voc: with JPEGImages, Annotations, ImageSets/Main
             name='',  # tfds: 'voc/2007', 'voc/2012', 'voc/2007+2012', 'coco/2014', 'coco/2017', ..
             train_split='trainval',  # voc: a list in ImageSets/Main, '' every annotation
-            eval_split='test',
-            images='',  # overrides where the pictures lie; for 'images' a pattern: '*/rgb/*.png'
-            annotations='',  # overrides where the XML or json files lie
-            scenes=(2000, 200),  # shapes: train, evaluation scenes (the same for every seed)
+            eval_split='test',  # the split that is evaluated
+            images='',  # another folder of pictures; for 'images' a pattern: '*/rgb/*.png'
+            annotations='',  # another folder of XML files, or another json file
+            scenes=(2000, 200),  # shapes: of training and of evaluation (the same for every seed)
             resize='square',  # 'square' stretches to image_size x image_size; 'short_side' does not
-            image_size=600,  # pixels
-            max_size=1000,  # short_side: bound on the longer side
-            canvases=4,  # short_side: at most so many static shapes, padded; each is compiled
+            image_size=600,  # pixels; short_side: of the shorter side
+            max_size=1000,  # short_side: pixels of the longer side at most
+            canvases=4,  # short_side: padded static shapes at most; each is compiled
             batch_size=2,  # images of a step, over all devices
-            max_boxes=100,  # rows of boxes per image
+            max_boxes=100,  # ground-truth boxes of an image at most
             flip=True,  # left to right, every other image
             pixels='auto',  # 'torchvision', 'caffe'; 'auto' follows the weights
-            mean=(),  # overrides the family's, 0..255, in its channel order
-            std=(),
-            on_bad='error',  # images that would train wrongly: 'error', 'skip' leaves them out
+            mean=(),  # of pixels, 0..255, in the family's channel order; () the family's
+            std=(),  # likewise
+            on_bad='error',  # images that would train wrongly are an 'error', or left out: 'skip'
         )
     )
 
@@ -117,17 +123,17 @@ def optim():
     return ConfigDict(
         dict(
             optimizer='sgd',  # 'sgd', 'adam' (for comparison)
-            learning_rate=0.001,
-            momentum=0.9,
+            learning_rate=0.001,  # the greatest of the schedule
+            momentum=0.9,  # of sgd; adam's b1
             weight_decay=5e-4,  # not on norms
             schedule='step',  # 'constant', 'step', 'cosine', 'cyclical', 'one_cycle'
-            schedule_steps=0,  # its length; 0 is steps
-            warmup_steps=0,  # linear, from warmup_factor
-            warmup_factor=0.001,
+            schedule_steps=0,  # length of the schedule; 0 is steps
+            warmup_steps=0,  # of linear warmup, which begins at warmup_factor
+            warmup_factor=0.001,  # of the learning rate
             decay_at=(0.75,),  # step: fractions of schedule_steps
-            decay_factor=0.1,
-            final_factor=0.0,  # cosine, one_cycle: where they end
+            decay_factor=0.1,  # step: by which the learning rate is multiplied there
+            final_factor=0.0,  # cosine, one_cycle: of the learning rate, at the end
             cycles=2.0,  # cyclical: triangles
-            low_factor=0.1,  # cyclical, one_cycle: where they begin
+            low_factor=0.1,  # cyclical, one_cycle: of the learning rate, at the beginning
         )
     )

@@ -1,4 +1,4 @@
-"""voc_c4 on VOC 2007 alone: trained on its trainval, evaluated on its test."""
+"""voc_c4 on VOC 2007 only: trained on its trainval, evaluated on its test."""
 
 from configs import voc_c4
 

@@ -1,4 +1,4 @@
-"""voc_c4 on VOC 2012 alone: trained on its train, evaluated on its val; its test has no boxes."""
+"""voc_c4 on VOC 2012 only: trained on its train, evaluated on its val; its test has no boxes."""
 
 from configs import voc_c4
 

@@ -1,4 +1,4 @@
-"""The mission's starting point: ResNet-101 C4 on VOC 2007 and 2012, SGD 0.001 falling to 0.0001."""
+"""ResNet-101 C4 on VOC 2007 and 2012, by SGD with a learning rate from 0.001 to 0.0001."""
 
 from configs import default
 

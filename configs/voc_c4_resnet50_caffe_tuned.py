@@ -1,10 +1,10 @@
-"""voc_c4_resnet50_caffe, as many images one by one, along a cosine, boxes at half weight."""
+"""voc_c4_resnet50_caffe with batches of one image, a cosine schedule and half the box loss."""
 
 from configs import voc_c4_resnet50_caffe
 
 
 def get_config():
-    """Returns the config; experiments/README.md tells what it brought and what did not help."""
+    """Returns the config; experiments/README.md has its results, and what did not help."""
     config = voc_c4_resnet50_caffe.get_config()
     config.steps = 2000
     config.log_every = 20

@@ -228,8 +228,8 @@ def test_comments_are_those_of_the_lines_of_the_default_config():
     comments = configs.comments()
     assert comments.keys() == configs.KEYS.keys()
     assert comments['steps'] == 'length of the run'
-    assert comments['checkpoint.every'] == comments['evaluation.every'].partition(';')[0] == 'steps'
-    assert comments['features.gigabytes'] == 'at most'
+    assert comments['checkpoint.every'] == 'steps between two checkpoints'
+    assert comments['evaluation.images'] == 'of eval_split; 0 all'
 
 
 def test_a_section_is_nested_and_its_keys_are_dotted():
