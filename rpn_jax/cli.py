@@ -72,7 +72,7 @@ def _run(words, process):
             raise
         if not isinstance(error, InputError):  # a disk that is full, say
             error = InputError(f'{error} (--debug shows where)')
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {configs.with_keys(str(error))}', file=sys.stderr)
         return 1
     except Interrupted as interruption:
         print(interruption, file=sys.stderr)

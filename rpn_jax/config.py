@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import logging
 import math
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -253,6 +254,23 @@ def comments():
             inside = (part for part in ast.walk(node) if isinstance(part, ast.keyword))
             found |= {f'{section}.{part.arg}': part.lineno for part in inside}
     return {key: lines[found[key] - 1].partition('  # ')[2] for key in KEYS}
+
+
+def with_keys(message):
+    """Returns a message of a library function with the keys of the keywords that it names.
+
+    Found are a keyword that it begins with, as `path: ..`, and those with an underscore.
+    """
+    keys = {key.rpartition('.')[2]: key for key in reversed(KEYS)}
+    first = re.match(r"(\w+)(?=: | ['(\d-])", message)
+    words = [
+        *(first.groups() if first else ()),
+        *re.findall(r'(?<![\w./-])\w+_\w+(?![\w/])', message),
+    ]
+    named = dict.fromkeys(keys[word] for word in words if word in keys)
+    if not named or any(key in message for key in KEYS if '.' in key):
+        return message
+    return f'{message} (config {"keys" if len(named) > 1 else "key"} {", ".join(named)})'
 
 
 def _execute(path):

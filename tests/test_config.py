@@ -234,3 +234,19 @@ def test_comments_are_those_of_the_lines_of_the_default_config():
 
 def test_a_section_is_nested_and_its_keys_are_dotted():
     assert configs.items(ConfigDict({'a': {'b': {'c': 1}}, 'd': ()})) == {'a.b.c': 1, 'd': ()}
+
+
+@pytest.mark.parametrize(
+    ('message', 'ending'),
+    [
+        ('path: no folder /x', ' (config key data.path)'),
+        ("source 'images' has no boxes", ' (config key data.source)'),
+        ('image 2: 3 boxes, but max_boxes is 2', ' (config key data.max_boxes)'),
+        ('remat: (5,) needs last_stage=5', ' (config keys model.remat, model.last_stage)'),
+        ('/a/max_boxes/image_size.jpg: not an image', ''),
+        ('x.txt: no such list; images of it', ''),
+        ('config key data.path: is wrong for batch_size', ''),
+    ],
+)
+def test_a_message_of_the_library_gets_the_keys_of_its_keywords(message, ending):
+    assert configs.with_keys(message) == message + ending
