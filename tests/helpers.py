@@ -20,8 +20,9 @@ import main
 from configs import default
 from rpn_jax import data
 from rpn_jax.data.records import Record, Source
-from rpn_jax.evaluation import baselines, evaluate
+from rpn_jax.evaluation import baselines, evaluate, metrics
 from rpn_jax.models import resnet, rpn
+from rpn_jax.ops.anchors import Anchors
 from rpn_jax.ops.proposals import Proposals
 from rpn_jax.training import checkpoint, loop
 from rpn_jax.training.parallel import place
@@ -231,6 +232,51 @@ def large_images():
     boxes = np.float32([[100, 50, 160, 110], [300, 120, 360, 180], [20, 180, 80, 240]])
     records = [Record(str(i), (256, 512), boxes + 4 * i, np.int32([1, 1, 1])) for i in range(4)]
     return Source('large', records, lambda position: np.zeros((256, 512, 3), np.uint8))
+
+
+LEVEL_SIZE = (64, 96)  # height, width of the image of level_anchors
+LEVELS = {  # number of levels: strides, sizes
+    1: ((16,), ((16, 32),)),
+    2: ((8, 16), ((16,), (16, 32))),  # one size on both
+    5: ((8, 16, 32, 64, 128), ((8,), (16,), (32,), (64,), (96,))),
+}
+
+
+def level_anchors(levels):
+    """Returns NumPy Anchors of random maps of so many levels, three aspect ratios each."""
+    strides, sizes = LEVELS[levels]
+    shapes = [tuple(-(-side // stride) for side in LEVEL_SIZE) for stride in strides]
+    return jax.device_get(Anchors.of(shapes, strides, sizes, (0.5, 1, 2)))
+
+
+def random_maps(anchors, seed, spread):
+    """Returns random (logits, deltas) of Anchors, the deltas of this standard deviation."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 1, len(anchors.boxes))
+    return np.float32(logits), np.float32(random.normal(0, spread, anchors.boxes.shape))
+
+
+def loop_propose(prediction, *, pre_nms, post_nms, nms_iou, min_size=1e-3):
+    """Returns the anchors that torchvision proposes, best first, of a Prediction.
+
+    As RegionProposalNetwork.filter_proposals: the best of each level, without small boxes, through
+    NMS by level, the best of all levels.
+    """
+    logits, boxes, level = prediction.logits, prediction.clipped, prediction.anchors.level
+    chosen = []
+    for each in range(len(prediction.anchors.levels)):
+        own = np.flatnonzero(level == each)
+        chosen += own[np.argsort(-logits[own], kind='stable')[:pre_nms]].tolist()
+    sides = boxes[:, 2:] - boxes[:, :2]
+    chosen = [i for i in chosen if min(sides[i]) >= min_size and logits[i] > -np.inf]
+    chosen.sort(key=lambda i: (-logits[i], i))
+    overlaps = metrics.iou(boxes[chosen], boxes[chosen])
+    kept = []
+    for row, i in enumerate(chosen):
+        rivals = [r for r in kept if level[chosen[r]] == level[i]]
+        if len(kept) < post_nms and not np.any(overlaps[row, rivals] > nms_iou):
+            kept.append(row)
+    return np.array([chosen[row] for row in kept], int)
 
 
 def variables_of(depth=26, last_stage=4, norm='frozen', width=8):

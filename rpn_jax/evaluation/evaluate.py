@@ -16,7 +16,7 @@ from rpn_jax import console, data
 from rpn_jax.data.batches import padded, scale
 from rpn_jax.data.records import OBJECT, Source
 from rpn_jax.evaluation import anchor_coverage, baselines, gallery, metrics, misses, summary
-from rpn_jax.evaluation.ablations import ablate
+from rpn_jax.evaluation.ablations import ABLATIONS, ablate
 from rpn_jax.evaluation.predict import Prediction, make_predict
 from rpn_jax.evaluation.results import Results
 from rpn_jax.evaluation.summary import MISSED
@@ -161,11 +161,11 @@ def _make_examine(split, seed, targets, proposals, loss_beta):
             return ImageResult(proposed, {}, [], {})
         image = split.anchors[position], *split.padded(position)
         key = jax.random.fold_in(jax.random.key(seed), position)
-        ablations = jax.device_get(ablated(key, *maps, *image))
+        own = jax.device_get(ablated(key, *maps, *image))
         prediction = Prediction.of(position, proposed, maps, *image, targets)
         return ImageResult(
             proposed,
-            {name: own.boxes[own.valid] for name, own in ablations.items()},
+            {name: own[name].boxes[own[name].valid] for name in ABLATIONS},
             misses.find(prediction, **MISSED, negative_iou=negative_iou, proposals=proposals),
             anchor_coverage.measure(prediction, **MISSED, beta=loss_beta),
         )

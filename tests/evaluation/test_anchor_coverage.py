@@ -1,143 +1,137 @@
-"""What anchors of each type learn and find, and how far they stretch: beside loops in NumPy."""
+"""What anchors of each type learn and recall, and how far they stretch: beside loops in NumPy."""
 
 import json
 
-import jax
 import numpy as np
 import pytest
-from helpers import finished_run, lines_of, tiny_config
+from helpers import LEVELS, finished_run, level_anchors, lines_of, random_maps
 
 from rpn_jax.evaluation import anchor_coverage, metrics
-from rpn_jax.ops import anchor_statistics
-from rpn_jax.ops import anchors as anchor
-from rpn_jax.ops.matching import match
+from rpn_jax.evaluation.predict import Prediction
 from rpn_jax.ops.proposals import Proposals
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
-SIZE = np.float32([80, 96])
+SIZE = np.float32([64, 96])
 BOXES = np.float32(
-    [[3, 5, 40, 44], [0, 0, 90, 70], [50, 30, 66, 58], [0, 0, 0, 0], [20, 8, 90, 76]]
+    [[3, 5, 40, 44], [0, 0, 90, 60], [50, 30, 66, 58], [0, 0, 0, 0], [20, 8, 90, 60]]
 )
 KIND = np.int32([1, 2, 1, 0, 1])
-SIZES, RATIOS = (8, 32), (0.5, 1, 2)
-K = 6
-ANCHORS = np.asarray(anchor.grid(anchor.base_anchors(SIZES, RATIOS), (5, 6), 16))
-SIZE_OF = np.tile([0, 1], len(ANCHORS) // 2)  # all sizes of a ratio, then those of the next
-CONFIG = tiny_config(anchors__sizes=SIZES, targets__positive_iou=0.5, loss__beta=0.25)
+BEST = [14, 100]  # anchors whose proposals fit the first and the last object best
 
 
-@pytest.fixture(scope='module')
-def network():
-    """Returns (proposals, logits, deltas): the first proposal is bad, the last is not valid."""
-    random = np.random.default_rng(0)
-    logits = np.float32(random.normal(0, 2, len(ANCHORS)))
-    deltas = np.float32(random.normal(0, 0.3, (len(ANCHORS), 4)))
-    places = np.float32([[0, 0, 9, 9], [4, 5, 41, 44], [3, 5, 40, 44], [22, 9, 90, 76], [0] * 4])
-    index = np.int32([5, 6 * 3 + 1, 6 * 7 + 2, 6 * 2 + 2, 0])
-    valid = np.arange(5) < 4
-    return Proposals(places, np.linspace(1, 0, 5), valid, index), logits, deltas
+def predicted(levels, boxes=BOXES, kind=KIND):
+    """Returns a Prediction: the first proposal is bad, the last is not valid."""
+    anchors = level_anchors(levels)
+    places = np.float32([[0, 0, 9, 9], [4, 5, 41, 44], [3, 5, 40, 44], [22, 9, 90, 60], [0] * 4])
+    index, valid = np.int32([5, 19, *BEST, 0]), np.arange(5) < 4
+    proposals = Proposals(places, np.linspace(1, 0, 5), valid, index)
+    maps = random_maps(anchors, 0, 0.3)
+    return Prediction.of(0, proposals, maps, anchors, boxes, kind, SIZE, {'positive_iou': 0.5})
 
 
-@pytest.fixture(scope='module')
-def matching():
-    """Returns labels and matched of the scene."""
-    rules = {key: CONFIG.targets[key] for key in ('positive_iou', 'negative_iou')}
-    return jax.device_get(jax.jit(match)(ANCHORS, BOXES, KIND, **rules))
+def measure(prediction, limit=3):
+    return anchor_coverage.measure(prediction, iou=0.5, limit=limit, beta=0.25)
 
 
-@pytest.fixture(scope='module')
-def sums(network):
-    return measure(network, BOXES, KIND)
+@pytest.fixture(scope='module', params=LEVELS)
+def measured(request, quick_compilation):
+    prediction = predicted(request.param)
+    return prediction, measure(prediction)
 
 
-def measure(network, boxes, kind, limit=3):
-    inputs = (*network, ANCHORS, boxes, kind, SIZE)
-    return anchor_coverage.measure(*inputs, iou=0.5, limit=limit, config=CONFIG)
-
-
-def moved(deltas):
-    """Returns decoded anchors, in float64."""
-    side = (ANCHORS[:, 2:] - ANCHORS[:, :2]).astype(np.float64)
-    centre = (ANCHORS[:, 2:] + ANCHORS[:, :2]) / 2 + deltas[:, :2] * side
-    half = side * np.exp(deltas[:, 2:]) / 2
-    return np.concatenate([centre - half, centre + half], axis=1)
-
-
-def test_all_labelled_anchors_count(network, matching, sums):
-    (_, logits, deltas), (labels, matched) = network, matching
-    expected = {name: np.zeros(K) for name in ('positives', 'labelled', 'loss_objectness')}
-    expected |= {name: np.zeros(K) for name in (*anchor_statistics.IOUS, 'shift', 'scale')}
-    boxes = moved(deltas)
-    for i, (label, logit) in enumerate(zip(labels, np.float64(logits), strict=True)):
+def test_all_labelled_anchors_count(measured):
+    prediction, sums = measured
+    names = 'positives', 'labelled', 'loss_objectness', 'loss_box'
+    names += 'iou_before', 'iou_after', 'shift', 'scale'
+    expected = {name: np.zeros(len(prediction.anchors.types)) for name in names}
+    for i, (label, kind) in enumerate(zip(prediction.labels, prediction.anchors.type, strict=True)):
+        logit = np.float64(prediction.logits[i])
         if label >= 0:
-            expected['labelled'][i % K] += 1
-            loss = np.log1p(np.exp(-logit if label else logit))
-            expected['loss_objectness'][i % K] += loss
+            expected['labelled'][kind] += 1
+            expected['loss_objectness'][kind] += np.log1p(np.exp(-logit if label else logit))
         if label == 1:
-            goal, own = np.float64(BOXES[matched[i]]), np.float64(ANCHORS[i])
+            own, goal = np.float64([prediction.anchors.boxes[i], BOXES[prediction.matched[i]]])
             side, goal_side = own[2:] - own[:2], goal[2:] - goal[:2]
-            shift = (goal[:2] + goal[2:] - own[:2] - own[2:]) / 2
-            expected['positives'][i % K] += 1
-            expected['shift'][i % K] += np.abs(shift / side).sum() / 2
-            expected['scale'][i % K] += np.abs(np.log2(goal_side / side)).sum() / 2
-            expected['iou_before'][i % K] += metrics.iou(own[None], goal[None])[0, 0]
-            expected['iou_after'][i % K] += metrics.iou(boxes[[i]], goal[None])[0, 0]
+            shift = (goal[:2] + goal[2:] - own[:2] - own[2:]) / 2 / side
+            delta = np.abs(prediction.deltas[i] - [*shift, *np.log(goal_side / side)])
+            loss = np.where(delta < 0.25, delta**2 / 0.5, delta - 0.125).sum()
+            ious = (metrics.iou([b], [goal])[0, 0] for b in (own, prediction.decoded[i]))
+            far = np.abs(shift).mean(), np.abs(np.log2(goal_side / side)).mean()
+            values = dict(zip(names, (1, 0, 0, loss, *ious, *far), strict=True))
+            for name, value in values.items():
+                expected[name][kind] += value
     for name, values in expected.items():
-        np.testing.assert_allclose(sums[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
-    assert (labels == -1).any() and expected['positives'].sum() >= 3
+        np.testing.assert_allclose(sums[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert (prediction.labels == -1).any() and expected['positives'].sum() >= 3
 
 
-def test_stretch_is_over_anchors_whose_centre_lies_in_the_object(network, matching, sums):
-    (_, _, deltas), (labels, matched) = network, matching
-    expected, boxes = np.zeros((4, 2, anchor_coverage.BINS)), moved(deltas)
+def test_stretch_is_over_anchors_whose_centre_lies_in_the_object(measured):
+    prediction, sums = measured
+    anchors, types = prediction.anchors, anchor_coverage.types_of(prediction.anchors)
+    sizes = sorted({(level, size) for level, size, _ in types})
+    expected = np.zeros((4, len(sizes), anchor_coverage.BINS))
     for row in np.flatnonzero(KIND == 1):
         x0, y0, x1, y1 = BOXES[row]
-        for i, own in enumerate(np.float64(ANCHORS)):
+        for i, own in enumerate(np.float64(anchors.boxes)):
             x, y = (own[0] + own[2]) / 2, (own[1] + own[3]) / 2
             if x0 <= x < x1 and y0 <= y < y1:
                 factor = np.sqrt((x1 - x0) * (y1 - y0) / ((own[2] - own[0]) * (own[3] - own[1])))
                 octave = next(b for b in range(20) if factor < 2 ** ((b + 1) / 2 - 5))
-                ious = (metrics.iou(b[None], BOXES[[row]])[0, 0] for b in (own, boxes[i]))
-                positive = labels[i] == 1 and matched[i] == row
-                expected[:, SIZE_OF[i], octave] += [1, positive, *ious]
+                ious = (metrics.iou([b], BOXES[[row]])[0, 0] for b in (own, prediction.decoded[i]))
+                positive = prediction.labels[i] == 1 and prediction.matched[i] == row
+                size = sizes.index((anchors.level[i], types[anchors.type[i]][1]))
+                expected[:, size, octave] += [1, positive, *ious]
     np.testing.assert_allclose(sums['stretch'], expected, rtol=1e-4, atol=1e-6)
     assert expected[0].sum() > 60 and 0 < expected[1].sum() < sums['positives'].sum() + 1
 
 
-def test_an_object_goes_to_the_type_of_its_best_proposal(network, sums):
-    # Of the first three proposals the third fits best; the fourth finds another object.
-    assert sums['recalled'].tolist() == [0, 0, 1, 0, 0, 0]
-    assert measure(network, BOXES, KIND, limit=2)['recalled'].tolist() == [0, 1, 0, 0, 0, 0]
-    assert measure(network, BOXES, KIND, limit=9)['recalled'].tolist() == [0, 0, 2, 0, 0, 0]
+def test_an_object_is_recalled_by_the_type_of_its_best_proposal(measured):
+    # Of the first three proposals the third fits best; the fourth recalls another object.
+    prediction, sums = measured
+    first, last = prediction.anchors.type[BEST]
+    assert np.flatnonzero(sums['recalled']) == [first] and sums['recalled'].sum() == 1
+    earlier = measure(prediction, limit=2)['recalled']
+    assert np.flatnonzero(earlier) == prediction.anchors.type[19] and earlier.sum() == 1
+    both = np.bincount([first, last], minlength=len(prediction.anchors.types))
+    assert measure(prediction, limit=9)['recalled'].tolist() == both.tolist()
 
 
-def test_the_summary_is_of_sums_over_images(network, sums):
-    nothing = measure(network, BOXES * 0, KIND * 0)
-    found = anchor_coverage.summarise([sums, nothing, sums], CONFIG)
-    assert found['positives'] == (2 * sums['positives']).tolist()
-    assert found['recall_share'] == [0, 0, 1, 0, 0, 0]
+def test_the_summary_is_of_sums_over_images(measured):
+    prediction, sums = measured
+    types = anchor_coverage.types_of(prediction.anchors)
+    nothing = measure(predicted(len(prediction.anchors.levels), BOXES * 0, KIND * 0))
+    summary = anchor_coverage.summarise([sums, nothing, sums], types)
+    assert summary['positives'] == (2 * sums['positives']).tolist()
+    assert sum(summary['recall_share']) == 1
     labelled = 2 * sums['labelled'] + nothing['labelled']
     loss = (2 * sums['loss_objectness'] + nothing['loss_objectness']) / labelled
-    np.testing.assert_allclose(found['loss_objectness'], loss)
+    np.testing.assert_allclose(summary['loss_objectness'], loss)
     for name in ('loss_box', 'iou_after', 'scale'):
-        for value, total, count in zip(found[name], sums[name], sums['positives'], strict=True):
+        for value, total, count in zip(summary[name], sums[name], sums['positives'], strict=True):
             assert value == (pytest.approx(total / count) if count else None)
-    stretch = found['stretch']
-    assert (
-        np.shape(stretch['iou_after']) == np.shape(stretch['anchors']) == (2, anchor_coverage.BINS)
-    )
-    assert (
-        len(stretch['octaves']) == anchor_coverage.BINS + 1 and stretch['iou_after'][0][0] is None
-    )
-    assert anchor_coverage.by_size(found, 'recalled').tolist() == [2, 0]
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    stretch, sizes = summary['stretch'], len(summary['sizes'])
+    shape = sizes, anchor_coverage.BINS
+    assert np.shape(stretch['iou_after']) == np.shape(stretch['anchors']) == shape
+    assert len(stretch['octaves']) == shape[1] + 1 and stretch['iou_after'][0][0] is None
+    by_size = anchor_coverage.by_size(summary, 'labelled')
+    assert len(by_size) == sizes and by_size.sum() == labelled.sum()
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+    empty = anchor_coverage.summarise([nothing], types)
+    assert set(empty['positives']) == set(empty['recalled']) == {0}
+    assert set(empty['recall_share']) == set(empty['iou_after']) == {None}
+    assert None not in empty['loss_objectness'] and not np.any(empty['stretch']['anchors'])
 
 
-def test_a_split_without_objects_has_nothing_but_background(network):
-    found = anchor_coverage.summarise([measure(network, BOXES * 0, KIND * 0)], CONFIG)
-    assert set(found['positives']) == set(found['recalled']) == {0}
-    assert set(found['recall_share']) == set(found['iou_after']) == {None}
-    assert None not in found['loss_objectness'] and not np.any(found['stretch']['anchors'])
+def test_types_and_sizes_are_by_level():
+    one, two = (level_anchors(levels) for levels in (1, 2))
+    types = anchor_coverage.types_of(one)
+    assert types == [[0, size, ratio] for ratio in (0.5, 1, 2) for size in (16, 32)]
+    own, of_second = anchor_coverage.types_of(two)[:3], anchor_coverage.types_of(two)[3:]
+    assert own == [[0, 16, ratio] for ratio in (0.5, 1, 2)]
+    assert of_second == [[1, *rest] for _, *rest in types]
+    summary = anchor_coverage.summarise([measure(predicted(2))], own + of_second)
+    assert (summary['sizes'], summary['aspect_ratios']) == ([16, 16, 32], [0.5, 1, 2])
 
 
 def test_what_anchors_learn_is_logged_and_measured():
@@ -151,4 +145,4 @@ def test_what_anchors_learn_is_logged_and_measured():
         assert known == [value > 0 for value in types['positives']] and any(known)
     found = json.loads((folder / 'evaluation.json').read_text())['anchors']
     assert sum(found['positives']) > 0 and 'NaN' not in (folder / 'metrics.jsonl').read_text()
-    assert 'Anchors by size and shape' in (folder / 'report.html').read_text()
+    assert 'id="anchors"' in (folder / 'report.html').read_text()

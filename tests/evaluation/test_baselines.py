@@ -1,22 +1,33 @@
 """Fake networks and the oracle: where their boxes lie, how they are spread, what they repeat."""
 
+import json
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import LEVEL_SIZE, level_anchors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rpn_jax.data.records import Record
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation import baselines, metrics
 from rpn_jax.ops import boxes, matching
 from rpn_jax.ops.anchors import base_anchors, grid
 
 SIZE = (120, 200)  # height, width: not square, so that swapped axes show
+match = jax.jit(matching.match)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 ANCHORS = grid(base_anchors((32, 64), (0.5, 1, 2)), (8, 13), 16)
 FITTED = baselines.Gaussian(
     mean=np.array([0.5, 0.6, np.log(0.3), np.log(0.4)]),
     covariance=np.diag([0.02, 0.01, 0.3, 0.2]),
 )
+
+
+def record(boxes, size):
+    return Record('', size, np.reshape(boxes, (-1, 4)), np.ones(len(boxes), int))
 
 
 def draw(name, seed=0, image_index=0, count=40, size=SIZE):
@@ -108,22 +119,24 @@ def test_gaussian_boxes_repeat_the_distribution_they_were_fitted_on():
     relative = np.concatenate([centre - half, centre + half], axis=1)
     sizes = [(100, 300)] * 100 + [(500, 250)] * 100  # of images: what counts is relative to them
     train = [
-        part * (width, height, width, height)
+        record(part * (width, height, width, height), (height, width))
         for part, (height, width) in zip(np.split(relative, 200), sizes, strict=True)
     ]
-    fitted = baselines.fit_gaussian(train, sizes)
+    fitted = baselines.fit_gaussian(train)
     np.testing.assert_allclose(fitted.mean, mean, atol=0.01)
     np.testing.assert_allclose(fitted.covariance, factor @ factor.T, atol=0.003)
 
     drawn = baselines.gaussian_boxes(np.random.default_rng(1), 20000, SIZE, fitted)
-    again = baselines.fit_gaussian([drawn], [SIZE])
+    again = baselines.fit_gaussian([record(drawn, SIZE)])
     np.testing.assert_allclose(again.mean, fitted.mean, atol=0.01)
     np.testing.assert_allclose(again.covariance, fitted.covariance, atol=0.003)
 
 
 def test_boxes_without_an_area_are_not_fitted():
     good = [[10, 20, 60, 100]]
-    fitted = baselines.fit_gaussian([good, [[5, 5, 5, 9]], []], [(200, 100), (10, 10), (10, 10)])
+    difficult = record([[0, 0, 9, 9]], (10, 10))._replace(kind=np.array([2]))
+    flat, empty = record([[5, 5, 5, 9]], (10, 10)), record(np.zeros((0, 4)), (10, 10))
+    fitted = baselines.fit_gaussian([record(good, (200, 100)), flat, empty, difficult])
     np.testing.assert_allclose(fitted.mean, [0.35, 0.3, np.log(0.5), np.log(0.4)])
     np.testing.assert_array_equal(fitted.covariance, np.zeros((4, 4)))
     drawn = baselines.gaussian_boxes(np.random.default_rng(0), 3, (200, 100), fitted)
@@ -131,8 +144,19 @@ def test_boxes_without_an_area_are_not_fitted():
 
 
 def test_nothing_to_fit_is_the_users_error():
-    with pytest.raises(InputError, match='no train image has an object'):
-        baselines.fit_gaussian([np.zeros((0, 4))], [SIZE])
+    with pytest.raises(InputError, match='no training image has an object'):
+        baselines.fit_gaussian([record(np.zeros((0, 4)), SIZE)])
+
+
+def test_a_gaussian_survives_json_to_the_last_bit():
+    content = json.loads(json.dumps(baselines.gaussian_to_json(FITTED)))
+    for before, after in zip(FITTED, baselines.gaussian_from_json(content), strict=True):
+        assert before.tobytes() == after.tobytes() and before.shape == after.shape
+    for damaged in ([], {}, content | {'mean': [0, 0, 0]}, content | {'mean': [0, 0, 0, 'a']}):
+        with pytest.raises(ValueError, match='not a mean'):
+            baselines.gaussian_from_json(damaged)
+    with pytest.raises(ValueError, match='finite'):
+        baselines.gaussian_from_json(content | {'mean': [0, 0, 0, float('nan')]})
 
 
 def test_quadrants_take_turns():
@@ -162,9 +186,7 @@ def test_the_oracle_moves_exactly_the_positive_anchors():
         [[20, 20, 90, 80], [120, 30, 190, 100], [130, 10, 160, 30], [0, 60, 60, 120]], [1, 1, 2, 3]
     )
     moved = baselines.oracle(ANCHORS, objects, kind, SIZE, positive_iou=0.5)
-    labels, matched = matching.match(
-        ANCHORS, jnp.asarray(objects), jnp.asarray(kind), positive_iou=0.5
-    )
+    labels, matched = match(ANCHORS, jnp.asarray(objects), jnp.asarray(kind), positive_iou=0.5)
     expected = objects[np.asarray(matched)[np.asarray(labels) == 1]]
     assert len(expected) > 4 and moved.dtype == np.float64
     np.testing.assert_allclose(moved, expected, atol=1e-3)
@@ -201,12 +223,26 @@ def test_the_oracle_takes_the_whole_section_of_targets():
     }
     moved = baselines.oracle(ANCHORS, objects, kind, SIZE, **section)
     rules = {name: section[name] for name in list(section)[:4]}
-    labels, _ = matching.match(ANCHORS, jnp.asarray(objects), jnp.asarray(kind), size=SIZE, **rules)
+    labels, _ = match(ANCHORS, jnp.asarray(objects), jnp.asarray(kind), size=SIZE, **rules)
     assert len(moved) == int((labels == 1).sum()) > 0
     section['border'] = -1
     assert len(moved) < len(baselines.oracle(ANCHORS, objects, kind, SIZE, **section))
     with pytest.raises(TypeError, match='positive_uoi'):
         baselines.oracle(ANCHORS, objects, kind, SIZE, positive_uoi=0.6)
+
+
+@pytest.mark.parametrize('levels', [2, 5])
+def test_baselines_of_several_levels_are_of_all_their_anchors(levels):
+    anchors = level_anchors(levels)
+    everything = baselines.random_anchors(np.random.default_rng(0), 10**6, anchors, LEVEL_SIZE)
+    clipped = np.clip(np.float64(anchors.boxes), 0, [96, 64, 96, 64])
+    assert sorted(map(tuple, everything)) == sorted(map(tuple, clipped))
+    objects, kind = padded([[20, 20, 36, 36], [10, 5, 42, 37]], [1, 1])
+    moved = baselines.oracle(anchors, objects, kind, LEVEL_SIZE, positive_iou=0.5)
+    overlaps = metrics.iou(anchors.boxes, objects[:2])
+    positive = np.any((overlaps >= 0.5) | (overlaps == overlaps.max(axis=0)), axis=1)
+    assert len(set(anchors.level[positive])) == 2
+    np.testing.assert_allclose(moved, objects[overlaps.argmax(axis=1)[positive]], atol=1e-3)
 
 
 @pytest.mark.parametrize('rows', [0, 6])

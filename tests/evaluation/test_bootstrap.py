@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from helpers import FakePredict, run_evaluation, tiny_config
 from hypothesis import given, settings
 from report_data import area_of, arrays, small_split
 
-from rpn_jax.evaluation import evaluate, metrics, protocols
+from rpn_jax.evaluation import metrics
 from rpn_jax.evaluation.bootstrap import Tally, differences, intervals
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -50,30 +49,6 @@ def test_intervals_hold_what_they_promise():
 def test_runs_on_other_numbers_of_images_are_refused():
     with pytest.raises(ValueError, match=r'runs on \[100, 200\] images'):
         differences({'a': Tally(FOUND, COUNTS)}, {'a': Tally(FOUND[:100], COUNTS[:100])})
-
-
-def test_an_evaluations_intervals_are_those_of_the_stored_proposals(monkeypatch):
-    """On the same resamples as every protocol's, here where both have the same pixels."""
-    monkeypatch.setattr(evaluate, 'make_predict', FakePredict(100).make)
-    evaluation = run_evaluation(tiny_config(proposals__post_nms=100))
-    found, summary = evaluation.summary['intervals'], evaluation.summary
-    assert found.keys() == {'proposals', 'baselines', 'parts'}
-    assert found['proposals'].keys() == summary['proposals'].keys()
-    for group in ('baselines', 'parts'):
-        assert found[group].keys() == summary[group].keys()
-        assert all(found[group][n].keys() == summary[group][n].keys() for n in found[group])
-    expected = protocols.table(evaluation.results, ('rpn_jax',))['rpn_jax']
-    for figure, bounds in found['proposals'].items():
-        if bounds is None:
-            assert expected[figure].low is None
-        else:
-            own = expected[figure].low, expected[figure].high
-            assert bounds == pytest.approx(own, abs=1e-6), figure
-    low, high = found['baselines']['oracle']['AR@10']
-    assert low <= summary['baselines']['oracle']['AR@10'] <= high and low < high
-    assert found['baselines']['oracle']['top10_max_iou'] is None
-    low, high = found['parts']['random_order']['ABO@100']
-    assert low < summary['parts']['random_order']['ABO@100'] < high
 
 
 def test_no_figures_have_no_intervals():

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from helpers import FakePredict, large_images, run_evaluation, tiny_config
+from helpers import FakePredict, large_images, run_evaluation
 
 from rpn_jax.data.records import Record, Source
-from rpn_jax.evaluation import evaluate, gallery
+from rpn_jax.evaluation import gallery
 from rpn_jax.evaluation.misses import Lost, Miss, Remover
 from rpn_jax.ops.proposals import Proposals
 
@@ -20,7 +20,7 @@ class Split(NamedTuple):
 
     source: Source
     sizes: list
-    objects: list
+    gt_boxes: list
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_few_of_each_reason_are_pictures(split):
 
 def test_the_best_and_the_worst_images_come_with_their_proposals(split):
     kept = []
-    for i, boxes in enumerate(split.objects):
+    for i, boxes in enumerate(split.gt_boxes):
         places = np.zeros((12, 4), np.float32)
         places[: len(boxes)] = boxes - i * np.float32([1, 0, 1, 0])  # worse from image to image
         scores, valid = np.linspace(1, 0, 12), np.arange(12) < len(boxes)
@@ -86,20 +86,19 @@ def test_the_best_and_the_worst_images_come_with_their_proposals(split):
 class First(FakePredict):
     """Proposes the first object of each image and nothing else."""
 
-    def _rows(self, position, boxes):
+    def propose(self, position, boxes):
         valid = np.arange(self._post_nms) < 1
         rows = np.float32(boxes[:1] * valid[:, None])
-        return rows, valid.astype(np.float32), valid, np.zeros(len(valid), int)
+        return Proposals(rows, valid.astype(np.float32), valid, np.zeros(len(valid), int))
 
 
-def test_what_is_stored_and_shown_is_in_pixels_of_the_original_image(monkeypatch):
-    monkeypatch.setattr(evaluate, 'make_predict', First(100).make)
-    records = large_images(monkeypatch)
-    evaluation = run_evaluation(tiny_config(proposals__post_nms=100))
+def test_results_and_pictures_are_in_pixels_of_the_original_image():
+    source = large_images()
+    evaluation = run_evaluation(First(), source, proposals__post_nms=100)
     assert evaluation.summary['proposals']['recall@0.5/10'] == pytest.approx(1 / 3)
     assert evaluation.results.post_nms == 100
-    for record, boxes in zip(records, evaluation.results.proposals, strict=True):
+    for record, boxes in zip(source.records, evaluation.results.proposals, strict=True):
         np.testing.assert_allclose(boxes, record.boxes[:1], atol=1e-3)
     for picture in evaluation.gallery:
-        record = records[int(picture['image_id'])]
+        record = source.records[int(picture['image_id'])]
         np.testing.assert_allclose(picture['proposals'], record.boxes[:1], atol=1e-3)
