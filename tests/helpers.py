@@ -282,7 +282,7 @@ def loop_propose(prediction, *, pre_nms, post_nms, nms_iou, min_size=1e-3):
 def variables_of(depth=26, last_stage=4, norm='frozen', width=8):
     """Returns random variables of a network; they need no forward pass."""
     backbone = resnet.ResNet(depth, last_stage, norm=norm, width=width)
-    model = rpn.RPN(backbone, rpn.RPNHead(3), (32,), (0.5, 1, 2))
+    model = rpn.RPN(backbone, rpn.RPNHead(3), (2**last_stage,))
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Weight files: bytes -> named arrays. What a file is, its first bytes say, not its name.
+"""Weight files: bytes -> named arrays. The first bytes of a file say its format, not its name.
 
 Read are safetensors, NumPy's .npz, torch's .pth (zip, and the format before it) and pickles of
 arrays (.pkl). Nothing in a file is executed; a file cannot make the reader use more memory than a
@@ -7,7 +7,6 @@ fixed bound.
 
 import io
 import lzma
-import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from rpn_jax.weights import pickles
 
 LIMIT = 4 * 2**30  # bytes of a file, and of its tensors
-SWELLING = 100  # a zip file may grow to so many times its size; weights hardly shrink
-SMALL = 64 * 2**20  # bytes up to which it may grow anyhow
+EXPANSION = 100  # a zip file may expand to so many times its size; weights hardly shrink
+SMALL = 64 * 2**20  # bytes to which any zip file may expand
 PICKLES = (b'\x80', b'(', b'}', b'c')  # how those of protocol 2 and later begin, and earlier ones
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a .pth file before the zip format
 BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
@@ -80,9 +79,9 @@ def _read_zip(file, size):
     try:
         with zipfile.ZipFile(file) as archive:
             members = {info.filename: info for info in archive.infolist()}
-            grown = sum(info.file_size for info in archive.infolist())
-            if grown > min(max(SMALL, SWELLING * size), LIMIT):
-                raise ValueError(f'a zip file that would swell from {size} to {grown} bytes')
+            expanded = sum(info.file_size for info in archive.infolist())
+            if expanded > min(max(SMALL, EXPANSION * size), LIMIT):
+                raise ValueError(f'a zip file of {size} bytes that would expand to {expanded}')
             pickled = [name for name in members if name.endswith('/data.pkl')]
             if pickled:
                 return _read_torch_zip(archive, pickled[0], members)
@@ -93,20 +92,34 @@ def _read_zip(file, size):
     raise ValueError('a zip file that is neither .npz nor .pth')
 
 
+def _npy(data, name):
+    """Reads the bytes of a .npy file, which must be those of one array of numbers."""
+    file = io.BytesIO(data)
+    try:
+        array = np.load(file, allow_pickle=False)
+    except Exception as error:  # of a damaged header NumPy lets out any error of Python's parser
+        raise ValueError(
+            f'{name} is no whole .npy file of numbers; nothing was unpickled'
+        ) from error
+    if not isinstance(array, np.ndarray) or file.read(1):
+        raise ValueError(f'{name} is more than one .npy file')
+    if array.dtype == 'V2':
+        array = array.view(ml_dtypes.bfloat16)  # NumPy does not write its name
+    elif array.dtype.kind not in 'fiub':
+        raise ValueError(f'{name} holds {array.dtype}, which are no numbers')
+    return array
+
+
 def _read_torch_zip(archive, name, members):
     folder = name.removesuffix('data.pkl')
     if f'{folder}byteorder' in members and archive.read(f'{folder}byteorder') != b'little':
         raise ValueError('a .pth file of a big-endian machine')
     state = pickles.read(io.BytesIO(archive.read(name)))
-
-    def stored(key):
-        return archive.read(f'{folder}data/{key}')
-
-    return _tensors(state, stored)
+    return _tensors(state, lambda key: archive.read(f'{folder}data/{key}'))
 
 
 def _read_pickle(file):
-    """Reads a pickle of arrays, or the four pickles and the numbers of torch's former format."""
+    """Reads a pickle of arrays, or the five pickles and the numbers of torch's former format."""
     state = pickles.read(file)
     if state != TORCH_MAGIC:
         return _tensors(state, {}.__getitem__)
@@ -115,15 +128,14 @@ def _read_pickle(file):
         raise ValueError('a .pth file of a big-endian machine')
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise ValueError('a damaged .pth file')
-    widths = {s.key: s.dtype.itemsize for s in _storages(state)}
-    stored = {}
+    widths = {storage.key: storage.dtype.itemsize for storage in _storages(state)}
+    numbers = {}
     for key in keys:
         count = int.from_bytes(file.read(8), 'little')
         if key not in widths or count * widths[key] > LIMIT:
             raise ValueError('a damaged .pth file')
-        stored[key] = file.read(count * widths[key])
-
-    return _tensors(state, stored.__getitem__)
+        numbers[key] = file.read(count * widths[key])
+    return _tensors(state, numbers.__getitem__)
 
 
 def _storages(state):
@@ -138,58 +150,37 @@ def _storages(state):
             rest.extend(item.values() if isinstance(item, dict) else item)
 
 
-def _tensors(state, stored):
+def _tensors(state, read_storage):
     """Returns the arrays of a state_dict, or of the checkpoint around one.
 
-    stored(key) returns the bytes of a storage of torch's; KeyError says that there are none.
+    read_storage(key) returns the bytes of a storage of torch's, or raises KeyError.
     """
     for key in STATES:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ValueError('a pickle of something else than named tensors')
-    cached, arrays = {}, {}  # the bytes by key; tensors may share them
+    storages, encoded, arrays = {}, {}, {}  # bytes that tensors may share, by key and by text
     for name, value in state.items():
         if isinstance(value, pickles.Array):
-            arrays[name] = value.value
+            arrays[name] = value.array(encoded)
         elif isinstance(value, pickles.Tensor):
-            arrays[name] = _torch_array(name, value, stored, cached)
-    if not arrays or any(array is None for array in arrays.values()):
+            arrays[name] = _torch_array(name, value, read_storage, storages)
+    if not arrays:
         raise ValueError('a pickle without named tensors')
     return arrays
 
 
-def _torch_array(name, tensor, stored, cached):
+def _torch_array(name, tensor, read_storage, storages):
     storage = tensor.storage
     try:
-        if storage.key not in cached:
-            cached[storage.key] = stored(storage.key)
+        if storage.key not in storages:
+            storages[storage.key] = read_storage(storage.key)
         # Fails where fewer bytes are there than the storage says.
-        flat = np.frombuffer(cached[storage.key], storage.dtype, storage.count)
+        flat = np.frombuffer(storages[storage.key], storage.dtype, storage.count)
     except (KeyError, ValueError) as error:
         raise ValueError(f'the numbers of {name} are not in the file, or not all') from error
     try:
         return tensor.array(flat)
     except ValueError as error:
         raise ValueError(f'{name} is {error}') from error
-
-
-def _npy(data, name):
-    """Reads a .npy file's bytes, whose header must not promise more than they hold."""
-    file = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(file)
-        header = getattr(np.lib.format, f'read_array_header_{version[0]}_{version[1]}')
-        shape, fortran, dtype = header(file)
-    except Exception as error:  # NumPy's parser lets out what Python's makes of the header
-        raise ValueError(f'{name} is no whole .npy file') from error
-    if dtype.kind == 'V' and dtype.itemsize == 2 and dtype.names is None:
-        dtype = np.dtype(ml_dtypes.bfloat16)  # as NumPy writes it
-    if not all(type(side) is int and side >= 0 for side in shape):
-        raise ValueError(f'{name} has a shape that is none')
-    if dtype.hasobject or dtype.kind not in 'fiubV':
-        raise ValueError(f'{name} holds {dtype}, which are no numbers; nothing was unpickled')
-    if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-        raise ValueError(f'{name} was cut off')
-    flat = np.frombuffer(data, dtype, math.prod(shape), file.tell())
-    return flat.reshape(shape, order='F' if fortran else 'C')

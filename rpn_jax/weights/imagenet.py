@@ -28,8 +28,8 @@ def fetch(name, depth):
     """
     if depth not in FILES[name]:
         raise InputError(
-            f'config key model.pretrained: {name!r} has ResNets of depth '
-            f'{", ".join(map(str, FILES[name]))}, not {depth}; model.depth is one of these'
+            f'{name!r} has weights of ResNets of depth {", ".join(map(str, FILES[name]))}, '
+            f'not {depth}'
         )
     file = FILES[name][depth]
     path = files.cache_folder() / file

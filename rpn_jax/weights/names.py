@@ -22,8 +22,11 @@ NORM = {  # Caffe2's, detectron2's suffixes
     'running_var': 'running_var',
 }
 PART = f'({"|".join(NORM)})'
-# Passed over: other parts of a detector, what is computed anyhow, the former optimizer's state, and
-# the bias that Caffe2's ResNet-50 keeps before a norm that has one (some 1e-9; unused there too).
+BOTTOM_UP = r'(?:backbone\.)?(?:bottom_up\.)?'  # how detectron2's names begin
+RPN_HEAD = r'proposal_generator\.rpn_head\.'
+UNUSED = re.compile(r'(^|\.)(fc\.(weight|bias)|num_batches_tracked)$')  # classifier, counters
+# Dropped: other parts of a detector, what is computed anyhow, the former optimizer's state, and the
+# bias that Caffe2's ResNet-50 keeps before a norm that has one (some 1e-9; unused there too).
 DROPPED = re.compile(
     r'(.*_momentum|conv1_b|lr|weight_order|pixel_(mean|std)|(proposal_generator|rpn)\.'
     r'anchor_generator\..*|roi_heads\..*|(cls_score|bbox_pred)_[wb])$'
@@ -51,13 +54,10 @@ def to_torchvision(tensors, aspect_ratios):
         renamed |= _statistics(renamed)
     if any(name.startswith('proposal_generator.rpn_head.') for name in tensors):
         cells = [t for name, t in tensors.items() if '.cell_anchors.' in name]
-        told = _ratios_of(cells[0]) if len(cells) == 1 else aspect_ratios or 3
-        if aspect_ratios and told != aspect_ratios:
-            raise ValueError(
-                f'its anchors have {told} aspect ratios, config key anchors.aspect_ratios has '
-                f'{aspect_ratios}; these must be those of the head'
-            )
-        _reorder(renamed, told)
+        count = _ratios_of(cells[0]) if len(cells) == 1 else aspect_ratios or 3
+        if aspect_ratios and count != aspect_ratios:
+            raise ValueError(f"its head's anchors have {count} aspect ratios, not {aspect_ratios}")
+        _reorder(renamed, count)
     return renamed
 
 
@@ -91,21 +91,12 @@ RULES = [
         (r'rpn_(cls_logits|bbox_pred)_(w|b)', lambda m, p: f'rpn.head.{m}.{NORM[p]}'),
         (r'(?:fc1000|pred)_(w|b)', lambda p: f'fc.{NORM[p]}'),
         # detectron2
-        (r'(?:backbone\.)?(?:bottom_up\.)?stem\.conv1\.(weight)', lambda p: f'conv1.{p}'),
-        (r'(?:backbone\.)?(?:bottom_up\.)?stem\.conv1\.norm\.(\w+)', lambda p: f'bn1.{p}'),
-        (
-            r'(?:backbone\.)?(?:bottom_up\.)?res(\d)\.(\d+)\.(conv\d|shortcut)(\.norm)?\.(\w+)',
-            _block,
-        ),
-        (r'proposal_generator\.rpn_head\.conv\.(\w+)', lambda p: f'rpn.head.conv.0.0.{p}'),
-        (
-            r'proposal_generator\.rpn_head\.objectness_logits\.(\w+)',
-            lambda p: f'rpn.head.cls_logits.{p}',
-        ),
-        (
-            r'proposal_generator\.rpn_head\.anchor_deltas\.(\w+)',
-            lambda p: f'rpn.head.bbox_pred.{p}',
-        ),
+        (rf'{BOTTOM_UP}stem\.conv1\.(weight)', lambda p: f'conv1.{p}'),
+        (rf'{BOTTOM_UP}stem\.conv1\.norm\.(\w+)', lambda p: f'bn1.{p}'),
+        (rf'{BOTTOM_UP}res(\d)\.(\d+)\.(conv\d|shortcut)(\.norm)?\.(\w+)', _block),
+        (rf'{RPN_HEAD}conv(?:\.conv(\d))?\.(\w+)', lambda i, p: f'rpn.head.conv.{i or 0}.0.{p}'),
+        (rf'{RPN_HEAD}objectness_logits\.(\w+)', lambda p: f'rpn.head.cls_logits.{p}'),
+        (rf'{RPN_HEAD}anchor_deltas\.(\w+)', lambda p: f'rpn.head.bbox_pred.{p}'),
         (r'(?:stem|backbone)\.(fc\.\w+)', lambda rest: rest),
         # torchvision's detectors, and its head before 0.14
         (r'backbone\.(?:body\.)?((?:conv1|bn1|layer\d)\..+)', lambda rest: rest),
@@ -116,18 +107,18 @@ RULES = [
 
 def _statistics(tensors):
     """Returns the statistics of norms that were folded: with these a norm is its scale and bias."""
-    found = {}
+    statistics = {}
     for name, scale in tensors.items():
         norm, _, parameter = name.rpartition('.')
         is_norm = re.fullmatch(r'(layer\d\.\d+\.)?(bn\d|downsample\.1)', norm)
         if is_norm and parameter == 'weight' and f'{norm}.running_var' not in tensors:
-            found[f'{norm}.running_mean'] = np.zeros(scale.shape, np.float32)
-            found[f'{norm}.running_var'] = np.full(scale.shape, 1 - EPSILON, np.float32)
-    return found
+            statistics[f'{norm}.running_mean'] = np.zeros(scale.shape, np.float32)
+            statistics[f'{norm}.running_var'] = np.full(scale.shape, 1 - EPSILON, np.float32)
+    return statistics
 
 
 def _ratios_of(cell):
-    """Tells the number of aspect ratios from base anchors [K, 4]: one size has one area."""
+    """Returns the number of aspect ratios of base anchors [K, 4]: one size has one area."""
     cell = np.asarray(cell, np.float64)
     if cell.ndim != 2 or cell.shape[1] != 4 or not len(cell) or not np.all(np.isfinite(cell)):
         raise ValueError('cell_anchors that are no boxes')
@@ -152,7 +143,7 @@ def _reorder(tensors, aspect_ratios):
             if tensor.ndim == 0 or len(tensor) % (values * aspect_ratios):
                 raise ValueError(
                     f'{key} {tensor.shape} of a detectron2 head is not of {aspect_ratios} aspect '
-                    'ratios; config key anchors.aspect_ratios must be those of the head'
+                    'ratios; aspect_ratios must be those of the head'
                 )
             split = tensor.reshape(-1, aspect_ratios, values, *tensor.shape[1:])
             tensors[key] = split.swapaxes(0, 1).reshape(tensor.shape)

@@ -17,18 +17,16 @@ from rpn_jax.errors import InputError
 from rpn_jax.weights import formats
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
-
-
 KINDS = ['safetensors', 'npz', 'npz_deflated', 'pth', 'pkl']
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_file_is_what_its_first_bytes_say(tmp_path, kind):
-    found = weights.load(write_weights(tmp_path / 'weights', kind))
-    assert found.keys() == TENSORS.keys()
+def test_the_first_bytes_of_a_file_say_what_it_is(tmp_path, kind):
+    tensors = weights.load(write_weights(tmp_path / 'weights', kind))
+    assert tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
-        np.testing.assert_array_equal(found[name], tensor)
-        assert found[name].dtype == np.float32
+        np.testing.assert_array_equal(tensors[name], tensor)
+        assert tensors[name].dtype == np.float32
 
 
 @pytest.mark.parametrize('length', [0x80, 0x180, 0x4B50])
@@ -44,33 +42,25 @@ def test_a_length_that_looks_like_another_format_is_a_length(tmp_path, length):
     assert weights.load(tmp_path / 'weights').keys() == TENSORS.keys()
 
 
-@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickle_of_any_protocol_is_a_weights_file(tmp_path, protocol):
-    (tmp_path / 'weights').write_bytes(pickle.dumps(TENSORS, protocol))
-    assert weights.load(tmp_path / 'weights').keys() == TENSORS.keys()
-
-
 @pytest.mark.parametrize('name', ['torch', 'torch_legacy', 'torch_checkpoint'])
 def test_what_torch_saved_is_read(name):
     """Written by torch.save: views, half floats, a parameter, a counter; a checkpoint around it."""
-    found, expected = formats.read(GOLDEN / f'{name}.pth'), np.load(GOLDEN / 'torch.npz')
-    assert found.keys() == set(expected.files)
-    for key, tensor in found.items():
+    tensors, expected = formats.read(GOLDEN / f'{name}.pth'), np.load(GOLDEN / 'torch.npz')
+    assert tensors.keys() == set(expected.files)
+    for key, tensor in tensors.items():
         np.testing.assert_array_equal(tensor.astype(np.float64), expected[key])
         assert tensor.shape == expected[key].shape
-    assert found['half'].dtype == np.float16 and found['brain'].dtype == ml_dtypes.bfloat16
+    assert tensors['half'].dtype == np.float16 and tensors['brain'].dtype == ml_dtypes.bfloat16
 
 
 @pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16, np.float64, '>f4'])
 @pytest.mark.parametrize('kind', ['npz', 'npz_deflated'])
 def test_npz_holds_any_float(tmp_path, kind, dtype):
     tensors = {name: tensor.astype(dtype) for name, tensor in TENSORS.items()}
-    found = formats.read(write_weights(tmp_path / 'weights', kind, tensors))
+    loaded = formats.read(write_weights(tmp_path / 'weights', kind, tensors))
     for name, tensor in tensors.items():
-        np.testing.assert_array_equal(found[name], tensor)
-
-
-# What is refused
+        np.testing.assert_array_equal(loaded[name], tensor)
+        assert loaded[name].dtype == tensor.dtype
 
 
 def refusal(path):
@@ -97,21 +87,24 @@ def test_what_torch_saved_is_refused_cut_off(tmp_path, name):
         refusal(path)
 
 
-def test_changed_bytes_are_refused_or_change_numbers_alone(tmp_path):
-    """The names and shapes of a file that is taken are the whole file's, whatever byte changed."""
-    for kind in KINDS:
-        path = write_weights(tmp_path / kind, kind)
-        whole = path.read_bytes()
-        for place in range(0, len(whole), 3):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
-            try:
-                weights.load(path)
-            except InputError:
-                pass
+@pytest.mark.parametrize('kind', KINDS)
+def test_changed_bytes_are_refused_or_change_numbers_only(tmp_path, kind):
+    """Of a zip file not even these: its members have checksums."""
+    path = write_weights(tmp_path / kind, kind)
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 3):
+        changed = bytes([whole[position] ^ 0x41])
+        path.write_bytes(whole[:position] + changed + whole[position + 1 :])
+        try:
+            tensors = weights.load(path)
+        except InputError:
+            continue
+        for name in tensors.keys() & TENSORS.keys() if 'npz' in kind else ():
+            np.testing.assert_array_equal(tensors[name], TENSORS[name])
 
 
 def npy(text, data=b''):
-    """Returns the bytes of a .npy file with a header of one's own."""
+    """Returns the bytes of a .npy file with this header and data."""
     header = text.encode().ljust(117) + b'\n'
     return b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header + data
 
@@ -122,8 +115,9 @@ class Canary:
 
 
 LEGACY = [formats.TORCH_MAGIC, 1001, {'little_endian': True}, {}, 5]
-HUGE = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}"
-OBJECTS = "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"
+HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}"
+HUGE = HEADER.replace('1,', '1000000000000,')
+OBJECTS = HEADER.replace('<f4', '|O')
 
 
 @pytest.mark.parametrize(
@@ -133,13 +127,22 @@ OBJECTS = "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"
         (b'\x89PNG\r\n\x1a\n' + bytes(100), 'not a .safetensors, .npz, .pth or .pkl file'),
         (b'\x7fELF' + bytes(100), 'not a .safetensors'),
         (b'PK\x03\x04' + bytes(500), 'not a whole zip file'),
-        (archive({'bomb/data.pkl': bytes(2**27)}), 'zip file that would swell from .* 134217728'),
-        (archive({'a.npy': bytes(2**27)}), 'would swell'),
+        (archive({'bomb/data.pkl': bytes(2**27)}), 'would expand to 134217728'),
+        (archive({'a.npy': bytes(2**27)}), 'would expand to 134217728'),
         (archive({'readme.txt': b'hello'}), 'neither .npz nor .pth'),
         (archive({}), 'neither .npz nor .pth'),
-        (archive({'a.npy': npy(HUGE, bytes(8))}), 'a.npy was cut off'),
+        (archive({'a.npy': npy(HUGE, bytes(8))}), 'a.npy is no whole .npy file'),
+        (archive({'a.npy': npy(HEADER.replace('1,', '40000000000,'))}), 'a.npy is no whole'),
+        (archive({'a.npy': npy(HEADER.replace('1,', 'True'))}), 'a.npy is no whole'),
+        (archive({'a.npy': npy(HEADER.replace('1,', '-1,'), bytes(8))}), 'a.npy is '),
+        (archive({'a.npy': npy(HEADER, bytes(8))}), 'a.npy is more than one .npy file'),
         (archive({'a.npy': npy('{"shape": ', bytes(8))}), 'a.npy is no whole .npy file'),
+        (archive({'a.npy': npy('(' * 5000)}), 'a.npy is no whole .npy file'),
+        (archive({'a.npy': archive({'b.npy': npy(HEADER, bytes(4))})}), 'a.npy is more than one'),
+        (archive({'a.npy': npy(HEADER.replace('<f4', '<c8'), bytes(8))}), 'are no numbers'),
+        (archive({'a.npy': npy(HEADER.replace('<f4', '|V4'), bytes(4))}), 'are no numbers'),
         (archive({'a.npy': npy(OBJECTS, pickle.dumps(Canary()))}), 'nothing was unpickled'),
+        (archive({'a.npy': pickle.dumps(Canary())}), 'nothing was unpickled'),
         (archive({'x/data.pkl': pickle.dumps(Canary())}), 'asks for (posix|nt).system'),
         (archive({'x/data.pkl': pickle.dumps({}), 'x/byteorder': b'big'}), 'big-endian'),
         (pickle.dumps(Canary()), 'asks for (posix|nt).system'),
@@ -152,10 +155,6 @@ OBJECTS = "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"
         (pickle.dumps({'a': np.ones(2), 'b': np.array([1, np.nan])}), 'NaN or infinity in b'),
         (pickle.dumps({'a\n\x1b[31m': np.array([np.nan])}), r'infinity in a\\n\\x1b\[31m$'),
         (archive({'a\nb.npy': b''}), r'a\\nb.npy is no whole'),
-        (
-            archive({'a.npy': npy(HUGE.replace('1000000000000', 'True'))}),
-            'shape that is none|whole',
-        ),
         (pickle.dumps(formats.TORCH_MAGIC), 'STOP'),
         (b''.join(pickle.dumps(part) for part in LEGACY), 'a damaged .pth file'),
         (b''.join(pickle.dumps(part) for part in [*LEGACY[:4], [[1]]]), 'a damaged .pth file'),
@@ -183,7 +182,7 @@ def test_the_numbers_of_a_pth_file_must_be_in_it(tmp_path):
 
 def test_what_is_neither_file_nor_folder_is_refused(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
-    assert 'no file; config key' in refusal(tmp_path / 'pipe')
+    assert 'no file' in refusal(tmp_path / 'pipe')
     assert 'File name too long' in refusal(tmp_path / ('x' * 300))
 
 

@@ -1,0 +1,71 @@
+"""Load a file of weights, check its numbers, and guess the pixels that they were trained with."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from rpn_jax.errors import InputError
+from rpn_jax.weights import formats, names
+
+# The stem's variance is in the thousands for pixels in 0..255, below ten for torchvision's.
+CAFFE_VARIANCE = 50
+LARGEST = np.finfo(np.float32).max
+SHOWN = 20  # tensors that an error lists
+
+
+def load(path, aspect_ratios=None):
+    """Reads a file of weights into a dict of NumPy arrays by torchvision name.
+
+    The file is a .safetensors, .npz, torch's .pth, or a .pkl of Caffe2 or detectron2. aspect_ratios
+    is how many a cell of the network's anchors has: a detectron2 head numbers its anchors size by
+    size. Raises InputError for what is missing, not whole, hostile or no weights, and for tensors
+    that hold NaN or infinity.
+    """
+    where = f'weights {path}'
+    try:
+        if str(path) in ('', '.') or not Path(path).exists():
+            raise InputError(f'{where}: no such file')
+        if Path(path).is_dir():
+            raise InputError(f'{where}: a folder without checkpoints')
+        if not Path(path).is_file():
+            raise InputError(f'{where}: no file')
+        tensors = names.to_torchvision(formats.read(path), aspect_ratios)
+    except InputError:
+        raise
+    except (ValueError, OSError, MemoryError) as error:
+        raise InputError(f'{where}: {error}') from error
+    return checked(tensors, where)
+
+
+def checked(tensors, where):
+    """Returns tensors; raises InputError, which begins with where, if any is not finite numbers."""
+    used = {name: tensor for name, tensor in tensors.items() if not names.UNUSED.search(name)}
+    floating = {name: tensor for name, tensor in used.items() if _is_floating(tensor)}
+    for problem, bad in {
+        'no floating point numbers': sorted(used.keys() - floating.keys()),
+        'NaN or infinity': [name for name, t in floating.items() if not _is_finite(t)],
+    }.items():
+        if bad:
+            more = f' and {len(bad) - SHOWN} more' if len(bad) > SHOWN else ''
+            raise InputError(f'{where}: {problem} in {", ".join(bad[:SHOWN])}{more}')
+    return tensors
+
+
+def _is_floating(tensor):
+    return np.issubdtype(tensor.dtype, np.floating) or tensor.dtype == ml_dtypes.bfloat16
+
+
+def _is_finite(tensor):
+    return np.all(np.abs(tensor) <= LARGEST)
+
+
+def pixels(tensors):
+    """Returns which pixels the weights expect, by the stem's norm: 'caffe' or 'torchvision'."""
+    stem = (tensors.get(f'bn1.{name}') for name in ('running_var', 'running_mean', 'weight'))
+    variance, mean, scale = (np.asarray(0 if t is None else t, np.float64) for t in stem)
+    if 'bn1.running_var' not in tensors or not variance.size:
+        return 'torchvision'
+    # Caffe2's files, and what was trained from them, keep a norm as only a scale and a bias.
+    folded = np.unique(scale).size > 1 and np.allclose(variance, 1, atol=1e-2) and not mean.any()
+    return 'caffe' if folded or np.median(variance) > CAFFE_VARIANCE else 'torchvision'
