@@ -12,7 +12,7 @@ help:  ## show these targets
 demo: .venv/.installed  ## train, measure and report on drawn shapes
 	$(RUN) main.py --config=configs/quickstart.py
 
-test: .venv/.installed  ## run every test that is not slow
+test: .venv/.installed  ## run the quick tests
 	$(RUN) -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/.installed  ## run the slow tests, and those of what XLA makes of programs
