@@ -1,13 +1,13 @@
 """Compares the network with torchvision's: every block, the head, the proposals.
 
 Needs torch and torchvision beside this project. Both get the same weights (random, or a file that
-weights.load reads) and the same image; each cell is the largest difference of any number over the
-largest number. Exit code 1 where one is beyond the tolerance.
+weights.load reads) and the same image; of each layer it prints the largest difference of any number
+over the largest number. Exit code 1 where one is beyond the tolerance.
 
     python -m experiments.compare_torchvision [--depths 50 101] [--size 256] [--weights FILE]
 """
 
-import re
+import itertools
 import sys
 
 import jax
@@ -26,9 +26,7 @@ from rpn_jax import weights
 from rpn_jax.models import rpn
 from rpn_jax.ops.proposals import propose
 
-STAGES = {'c4': 'C4', 'dc5': 'dilated conv5'}
 TOLERANCE = 1e-4  # of the largest number of a layer
-LAST = ('logits', 'deltas', 'proposals')  # below the blocks
 PIXELS = 1e-2  # of a proposal's side
 
 
@@ -40,35 +38,16 @@ def main(argv):
     arguments = parser.parse_args(argv)
     if arguments.size % 16:
         parser.error(f'--size {arguments.size} is not a multiple of 16')
-    tensors = weights.load(arguments.weights) if arguments.weights else None
-    columns = {
-        f'ResNet-{depth} {name}': compare(depth, stage, arguments.size, tensors)
-        for depth in arguments.depths
-        for stage, name in STAGES.items()
-        if tensors is None or stage == 'c4' or 'layer4.0.conv1.weight' in tensors
-    }
-    print(table(columns))
-    worst = [
-        f'{column}: {layer}'
-        for column, layers in columns.items()
-        for layer, value in layers.items()
-        if not value <= (PIXELS if layer == 'proposals' else TOLERANCE)  # so NaN is beyond it
-    ]
-    print('\n'.join(f'beyond tolerance: {line}' for line in worst) or 'all within tolerance')
-    return 1 if worst else 0
-
-
-def table(columns):
-    """Returns the table: a row per layer, from the stem to the proposals, which are in pixels."""
-    blocks = {layer for layers in columns.values() for layer in layers} - set(LAST)
-    order = sorted(blocks, key=lambda name: [int(n) for n in re.findall(r'\d+', name)])
-    lines = [f'{"largest difference":20}' + ''.join(f'{name:>26}' for name in columns)]
-    for layer in (*order, *LAST):
-        values = [layers.get(layer) for layers in columns.values()]
-        shown = ('-' if value is None else f'{value:.1e}' for value in values)
-        unit = ' (px)' if layer == 'proposals' else ''
-        lines.append(f'{layer + unit:20}' + ''.join(f'{cell:>26}' for cell in shown))
-    return '\n'.join(lines)
+    tensors, beyond = weights.load(arguments.weights) if arguments.weights else None, 0
+    for depth, stage in itertools.product(arguments.depths, ('c4', 'dc5')):
+        if tensors is None or stage == 'c4' or 'layer4.0.conv1.weight' in tensors:
+            for layer, value in compare(depth, stage, arguments.size, tensors).items():
+                unit, most = (' px', PIXELS) if layer == 'proposals' else ('', TOLERANCE)
+                verdict = '' if value <= most else f'  beyond {most:.0e}'  # NaN is beyond it
+                beyond += bool(verdict)
+                print(f'ResNet-{depth} {stage:4} {layer:14} {value:.1e}{unit}{verdict}')
+    print(f'{beyond} beyond tolerance' if beyond else 'all within tolerance')
+    return int(beyond > 0)
 
 
 def compare(depth, stage, size, tensors=None):
@@ -84,21 +63,21 @@ def compare(depth, stage, size, tensors=None):
     take(peer, weights.from_variables(variables))
 
     image = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
-    theirs, *outputs, boxes = outputs_of(peer, torch.from_numpy(image))
+    theirs, *peer_maps, boxes = outputs_of(peer, torch.from_numpy(image))
     apply = jax.jit(lambda v, x: model.apply(v, x, capture_intermediates=True))
-    (logits, deltas), seen = apply(variables, image.transpose(0, 2, 3, 1))
+    maps, seen = apply(variables, image.transpose(0, 2, 3, 1))
     differences = {}
     for name, value in theirs.items():
         block = output(seen['intermediates']['backbone'], name)
         differences[name] = relative(block, value.permute(0, 2, 3, 1))
-    outputs = [maps.permute(0, 2, 3, 1).reshape(-1).numpy() for maps in outputs]
-    for row, mine, other in zip(LAST, (logits, deltas), outputs, strict=False):
-        differences[row] = relative(np.ravel(mine), other)
+    logits, deltas = (maps.permute(0, 2, 3, 1).numpy() for maps in peer_maps)
+    differences['logits'] = relative(maps[0].ravel(), logits.ravel())
+    differences['deltas'] = relative(maps[1].ravel(), deltas.ravel())
 
     # The peer's own logits: two that differ by rounding may change places.
     kept = jax.jit(propose, static_argnames=('pre_nms', 'post_nms'))(
-        outputs[0],
-        outputs[1].reshape(-1, 4),
+        logits.ravel(),
+        deltas.reshape(-1, 4),
         rpn.anchors_of(model, (size, size)),
         np.float32([size, size]),
         **config.proposals,

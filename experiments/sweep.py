@@ -28,7 +28,6 @@ from rpn_jax.files import write_atomically
 from rpn_jax.ops import matching, nms
 
 FAULT = 1.15  # an exponent from here on is one
-COLOURS = {'time': '#0072B2', 'cost': '#E69F00'}
 LEAST = 0.05  # seconds of one measurement: what is shorter is called several times
 
 
@@ -111,9 +110,7 @@ def measure(sweep, repeats):
     runs, work = [], []
     for amount, case in sweep.cases.items():
         program = sweep.program(case)
-        ours.timed(program.call)
-        calls = max(1, math.ceil(LEAST / ours.timed(program.call)))
-        runs.append(functools.partial(ours.timed, program.call, calls))
+        runs.append(ours.warmed(functools.partial(ours.timed, program.call), LEAST))
         work.append(sweep.work(case, program))
         print(f'  {sweep.axis} {amount:,}: ready', file=sys.stderr, flush=True)
     seconds = np.median(ours.alternate(runs, repeats), axis=1).tolist()
@@ -143,8 +140,8 @@ def draw(measured, path):
     for axes, (name, points) in zip(panels, measured.items(), strict=True):
         amount, work, seconds = np.array(points).T
         scale = math.exp(np.mean(np.log(seconds / work)))
-        axes.loglog(amount, work * scale, color=COLOURS['cost'], label='expected')
-        axes.loglog(amount, seconds, 'o', color=COLOURS['time'], label='seconds')
+        axes.loglog(amount, work * scale, color='#E69F00', label='expected')
+        axes.loglog(amount, seconds, 'o', color='#0072B2', label='seconds')
         what, _, x = name.partition(': ')
         axes.set_title(f'{what}, exponent {exponent(points):.2f}', fontsize=9)
         axes.set_xlabel(x)
@@ -152,7 +149,6 @@ def draw(measured, path):
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter('{x:g}')
         axes.minorticks_off()
-        axes.spines[['top', 'right']].set_visible(False)
     panels[0].legend(frameon=False, fontsize=9)
     content, form = io.BytesIO(), path.suffix[1:]
     figure.savefig(content, format=form, metadata={'Date': None} if form == 'svg' else None)

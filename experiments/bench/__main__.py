@@ -2,7 +2,7 @@
 
 Both do the same work on the same shapes in the same run, in turns, so that a slow moment of the
 machine strikes both alike; what counts are the ratios. torchvision runs in another Python, which
---peer names; without it this project is measured alone. `input` has two other loaders beside it.
+--peer names; without it this project is measured alone. `input` has a loader of PIL beside it.
 FLOPs, bytes and memory are XLA's; the floor is the time that FLOPs and bytes take at the rates of a
 matrix product and of a copy, measured here. --compile adds a torchvision with torch.compile.
 
@@ -11,13 +11,12 @@ matrix product and of a copy, measured here. --compile adds a torchvision with t
 """
 
 import contextlib
+import functools
 import itertools
 import json
-import math
 import os
 import statistics
 import sys
-from functools import partial
 
 import jax
 
@@ -25,7 +24,7 @@ from experiments.bench import ours
 from experiments.bench.costs import costs
 from experiments.bench.peer import Peer, Refused
 from experiments.bench.pipeline import reading
-from experiments.bench.table import Row, machine, rates, table
+from experiments.bench.table import Row, rates, table
 from experiments.program import Parser, at_least, run, some_of
 from rpn_jax.errors import InputError
 
@@ -55,7 +54,7 @@ def parse(argv):
     parser = Parser('experiments.bench', __doc__)
     several = dict(type=at_least(1), nargs='+', default=())
     frozen = dict(type=int, nargs='+', default=(), choices=range(6))
-    kinds = dict(type=some_of(KINDS), default=list(KINDS))
+    kinds = dict(type=some_of(KINDS), default=','.join(KINDS))
     parser.add_argument('--only', **kinds, help=f'of {",".join(KINDS)}')
     parser.add_argument('--repeats', type=at_least(1), default=7, help='pairs of measurements')
     parser.add_argument('--size', type=at_least(32), nargs='+', default=[608], help='height, width')
@@ -67,7 +66,7 @@ def parse(argv):
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
     parser.add_argument('--device', default='cpu', choices=('cpu', 'gpu'))
     parser.add_argument('--image', default='', help='whose boxes NMS sees; default: a drawn scene')
-    parser.add_argument('--photographs', default='', help='a folder, of input; default: scenes')
+    parser.add_argument('--photographs', default='', help='a folder: adds the case input')
     parser.add_argument('--peer', default='', help='a Python with torchvision, or one and a script')
     parser.add_argument('--channels-last', action='store_true', help='of torch')
     parser.add_argument('--compile', action='store_true', help='also beside torch.compile')
@@ -76,6 +75,10 @@ def parse(argv):
     arguments = parser.parse_args(argv)
     if arguments.json and (len(arguments.only) > 1 or arguments.peer):
         parser.error('--json is for one case of ours alone, as in --only train, without --peer')
+    if not arguments.photographs and 'input' in arguments.only:
+        arguments.only.remove('input')
+    if not arguments.only:
+        parser.error('--only input needs --photographs, a folder of them')
     if arguments.compile and not arguments.peer:
         parser.error('--compile is of torch; name a --peer')
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # a GPU is shared with torch
@@ -107,7 +110,7 @@ def cases(arguments):
         'backbone': stage | batch,
         'match': {'size': MATCHED[:1], 'boxes': MATCHED[1:]},
         'nms': {'boxes': boxes, 'limit': (1000, max(boxes))},
-        'input': {'stage': ('square', 'short_side'), 'batch': arguments.batch or (8,)},
+        'input': {'batch': arguments.batch or (8,)},
     }
     size, made = tuple((arguments.size * 2)[:2]), []
     for kind in arguments.only:
@@ -142,7 +145,11 @@ def side_by_side(arguments):
             peer = Peer(arguments.peer, arguments, compiled)
             peers.append(stack.enter_context(contextlib.closing(peer)))
         speed = rates(arguments.dtype)
-        print(machine(speed, arguments.dtype, peers))
+        print(
+            f'{jax.local_devices()[0].device_kind}, {os.cpu_count()} cores; {arguments.dtype} '
+            f'products {speed[0] / 1e9:.4g} GFLOP/s, copies {speed[1] / 1e9:.3g} GB/s; '
+            + '; '.join([f'jax {jax.__version__}', *(peer.ready for peer in peers[:1])])
+        )
         stack.callback(lambda: rows and print(table(rows, speed, arguments.markdown)))
         for number, case in enumerate(todo, start=1):
             say(f'[{number}/{len(todo)}] {case.name}')
@@ -158,7 +165,7 @@ def measure(case, arguments, peers=()):
     path = {'nms': arguments.image, 'input': arguments.photographs}.get(case.kind, '')
     program = KINDS[case.kind](case, path)
     calls = {None: program.call} | program.beside
-    runs = {note: partial(ours.timed, call) for note, call in calls.items()}
+    runs = {note: functools.partial(ours.timed, call) for note, call in calls.items()}
     cost, reports = program.lower and costs(program.lower), {}
     for peer in peers:
         try:
@@ -167,26 +174,18 @@ def measure(case, arguments, peers=()):
                 runs[peer.note], reports[peer.note] = peer.run, peer.report
         except Refused as error:
             say(f'  torchvision{peer.note}: {error}')
-    warm = {note: [run(1) for _ in range(3)][-1] for note, run in runs.items()}
-    runs = [partial(run, calls_of(warm[note])) for note, run in runs.items()]
-    times = dict(zip(warm, ours.alternate(runs, arguments.repeats), strict=True))
+    least = LEAST[arguments.device]
+    times = ours.alternate([ours.warmed(run, least) for run in runs.values()], arguments.repeats)
+    times = dict(zip(runs, times, strict=True))
     own, rows = times.pop(None), []
     for note, theirs in times.items():
         report = reports[note]() if note in reports else {}
         if answer := report.get('answer'):
-            pairs = list(itertools.zip_longest(program.answer(program.call()), answer))
-            if unequal := [pair for pair in pairs if pair[0] != pair[1]]:
-                say(
-                    f'  warning: the answers differ: {len(unequal)} of {len(pairs)}, first '
-                    f'{unequal[0][0]} and {unequal[0][1]}'
-                )
+            pairs = itertools.zip_longest(program.answer(program.call()), answer)
+            if unequal := sum(mine != other for mine, other in pairs):
+                say(f'  warning: {unequal} of {len(answer)} answers differ')
         rows.append(Row(case, own, cost, note, theirs, report.get('memory')))
     return rows or [Row(case, own, cost)]
-
-
-def calls_of(seconds):
-    """Returns how many calls make a measurement."""
-    return max(1, math.ceil(LEAST[jax.local_devices()[0].platform] / max(seconds, 1e-6)))
 
 
 def say(line):

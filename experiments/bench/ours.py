@@ -2,7 +2,6 @@
 
 import functools
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -37,7 +36,7 @@ class Case(NamedTuple):
 
     kind: str  # train, predict, ..
     depth: int
-    stage: str  # c4, dc5; of input square, short_side
+    stage: str  # c4, dc5
     frozen_stages: int
     batch: int
     size: tuple[int, int]  # height, width of the canvas
@@ -53,7 +52,7 @@ class Case(NamedTuple):
             'match': f'match {self.boxes} objects',
             'nms': f'nms {self.boxes} -> {self.limit}',
             'metrics': 'metrics {} x {} x {}'.format(*COUNTED),
-            'input': f'input {self.stage} batch {self.batch}',
+            'input': f'input batch {self.batch}',
         }.get(self.kind, f'{self.kind} R{self.depth} {self.stage}{learning} batch {self.batch}')
 
 
@@ -63,7 +62,7 @@ class Program(NamedTuple):
     call: Callable  # () -> results, perhaps still to be computed by the device
     lower: Callable | None = None  # () -> jax.stages.Lowered; None for NumPy
     arrays: dict = {}  # what torchvision is given, by name
-    answer: Callable = lambda results: None  # what must be equal on both sides, as JSON
+    answer: Callable | None = None  # results -> what must be equal on both sides, as JSON
     beside: dict = {}  # other ways to do the same here: {note: call}
 
 
@@ -147,10 +146,12 @@ def matching(case, path=''):
     """Returns match of one image; it answers how many anchors are foreground and background."""
     arrays = {'anchors': anchors_of(case), 'objects': objects(case.boxes, case.size)}
     kind = np.ones(case.boxes, np.int32)
+
+    def counts(results):
+        return [int((results[0] == n).sum()) for n in (1, 0)]
+
     program = jitted(jax.jit(match), *jax.device_put((*arrays.values(), kind)))
-    return program._replace(
-        arrays=arrays, answer=lambda results: [int((results[0] == n).sum()) for n in (1, 0)]
-    )
+    return program._replace(arrays=arrays, answer=counts)
 
 
 def suppression(case, path=''):
@@ -194,10 +195,10 @@ def timed(call, calls=1):
     return (time.perf_counter() - began) / calls
 
 
-def spread(ours, theirs):
-    """Returns the median, least and most of the ratios of two lists of seconds."""
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return statistics.median(ratios), min(ratios), max(ratios)
+def warmed(run, least):
+    """Returns run, a function of a number of calls, with as many as take at least so long."""
+    seconds = [run(1) for _ in range(3)][-1]
+    return functools.partial(run, max(1, math.ceil(least / max(seconds, 1e-6))))
 
 
 def jitted(function, *arguments):
@@ -226,14 +227,10 @@ def objects(count, canvas, seed=0):
 @functools.lru_cache(maxsize=1)
 def ranked(case, path):
     """Returns the boxes [A, 4] that a network makes of its anchors, and their logits, ranked."""
-    config, devices = config_of(case), jax.local_devices()[:1]
-    model = loop.build(config)[0]
-    batch = {'image': picture(case, path), 'size': np.float32([case.size])}
-    apply = make_predict(model, proposals=config.proposals, devices=devices)
-    _, logits, deltas = apply(place(variables_of(model), devices), batch, dense=True)
-    boxes = box.clip(box.decode(deltas[0], anchors_of(case)), batch['size'][0])
-    order = np.argsort(-logits[0], kind='stable')
-    return np.asarray(boxes)[order], logits[0][order]
+    _, logits, deltas = jax.device_get(predict(case, path).call())
+    boxes = box.clip(box.decode(deltas[0, 0], anchors_of(case)), np.float32(case.size))
+    order = np.argsort(-logits[0, 0], kind='stable')
+    return np.asarray(boxes)[order], logits[0, 0][order]
 
 
 def anchors_of(case):

@@ -1,6 +1,5 @@
 """The table of the benchmark, and the rates of this machine that it compares with."""
 
-import os
 import statistics
 from typing import NamedTuple
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench.costs import Costs
-from experiments.bench.ours import Case, spread, timed
+from experiments.bench.ours import Case, timed
 
 LOOPS = 'nms', 'match'  # XLA counts a loop once: no floor
 MATRIX, COPY = {'cpu': 2048, 'gpu': 8192}, 2**26  # rows of a square matrix; numbers copied
@@ -26,16 +25,6 @@ class Row(NamedTuple):
     note: str = ''  # on the other side
     theirs: list[float] = []
     memory: int | None = None  # bytes of the other side
-
-
-def machine(speed, dtype, peers):
-    """Returns the line on what measures what."""
-    device = jax.local_devices()[0]
-    return (
-        f'{device.device_kind}, {os.cpu_count()} cores; {dtype} products {speed[0] / 1e9:.4g} '
-        f'GFLOP/s, copies {speed[1] / 1e9:.3g} GB/s; jax {jax.__version__}'
-        + ''.join(f'; {peer.ready}' for peer in peers[:1])
-    )
 
 
 def rates(dtype):
@@ -62,11 +51,6 @@ def rates(dtype):
     return 2 * rows**3 / multiplied, 2 * 4 * COPY / fastest(copy)  # it reads and writes
 
 
-def floor(costs, rates):
-    """Returns the seconds that a program takes at least at these rates (flops/s, bytes/s)."""
-    return max(costs.flops / rates[0], costs.bytes / rates[1])
-
-
 def table(rows, speed, markdown=False):
     """Returns the table, aligned or as Markdown; '-' stands for what there is not."""
     lines = [HEAD, *(cells(row, speed) for row in rows)]
@@ -86,9 +70,11 @@ def cells(row, speed):
     made = [row.case.name + row.note, f'{ours:.4g}'] + ['-'] * (len(HEAD) - 2)
     if row.theirs:
         made[2] = f'{statistics.median(row.theirs):.4g}'
-        made[3] = '{:.3f} ({:.3f} to {:.3f})'.format(*spread(row.ours, row.theirs))
+        ratios = [a / b for a, b in zip(row.ours, row.theirs, strict=True)]
+        made[3] = f'{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})'
     if costs and row.case.kind not in LOOPS:
-        made[4] = f'{ours / floor(costs, speed):.2f}'
+        floor = max(costs.flops / speed[0], costs.bytes / speed[1])  # seconds
+        made[4] = f'{ours / floor:.2f}'
         made[5:7] = f'{costs.flops / 1e9:.4g}', f'{costs.bytes / 1e9:.3g}'
     if costs:
         made[7], made[9] = f'{costs.planned / 2**20:.0f}', f'{costs.compilation:.1f}'

@@ -25,7 +25,6 @@ import torchvision
 from torchvision.models.detection import _utils, image_list, rpn
 
 SIZES, RATIOS = ((32, 64, 128, 256, 512),), ((0.5, 1.0, 2.0),)
-TRAINING = 2000, 2000  # torchvision's pre_nms and post_nms of a training step
 
 
 class Network(torch.nn.Module):
@@ -50,12 +49,13 @@ class Network(torch.nn.Module):
         frozen = 3 + case['frozen_stages'] if case['frozen_stages'] else 0  # the stem is four
         for _, child in parts[:frozen]:
             child.requires_grad_(False)
-        limits = zip(TRAINING, case['proposals'], strict=True)
+        before, after = case['proposals']  # NMS
         self.rpn = rpn.RegionProposalNetwork(
             rpn.AnchorGenerator(SIZES, RATIOS),
             rpn.RPNHead(1024 if case['stage'] == 'c4' else 2048, 15),
             *(0.7, 0.3, 256, 0.5),
-            *({'training': training, 'testing': testing} for training, testing in limits),
+            {'training': 2000, 'testing': before},  # of training as torchvision's own
+            {'training': 2000, 'testing': after},
             0.7,
         )
 
@@ -140,61 +140,58 @@ def nms(case, arrays, device):
     return call
 
 
-def prepare(case, device):
-    """Returns the function of a case; it may return another one, which returns the answer."""
-    gc.collect()
-    torch.manual_seed(0)
-    with np.load(case['arrays']) as file:
-        arrays = {name: torch.from_numpy(file[name]).to(device) for name in file.files}
-    kinds = {'train': train, 'predict': predict, 'backbone': backbone, 'match': match, 'nms': nms}
-    return kinds[case['kind']](case, arrays, device)
+KINDS = {'train': train, 'predict': predict, 'backbone': backbone, 'match': match, 'nms': nms}
 
 
-def timed(call, calls, device):
-    """Returns the seconds of a call, the mean of so many."""
-    if device == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(calls):
-        call()
-    if device == 'cuda':
-        torch.cuda.synchronize()
-    return (time.perf_counter() - began) / calls
+class Worker:
+    """One case at a time, on 'cpu' or 'cuda'; its methods are the orders."""
 
+    def __init__(self, device):
+        self.device = device
 
-def report(call, device):
-    """Returns the most memory of the calls, in bytes, None on CPUs, and the answer or None."""
-    memory = torch.cuda.max_memory_allocated() if device == 'cuda' else None
-    answer = call()
-    return {'memory': memory, 'answer': answer() if callable(answer) else None}
+    def prepare(self, case):
+        self.call = None  # its memory goes first
+        gc.collect()
+        torch.manual_seed(0)
+        with np.load(case['arrays']) as file:
+            arrays = {name: torch.from_numpy(file[name]).to(self.device) for name in file.files}
+        self.call = KINDS[case['kind']](case, arrays, self.device)
+        self.call()  # what it cannot do it refuses now
+        return {}
+
+    def run(self, calls):
+        if self.device == 'cuda':
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(calls):
+            self.call()
+        if self.device == 'cuda':
+            torch.cuda.synchronize()
+        return {'seconds': (time.perf_counter() - began) / calls}
+
+    def report(self, _):
+        memory = torch.cuda.max_memory_allocated() if self.device == 'cuda' else None
+        answer = self.call()
+        return {'memory': memory, 'answer': answer() if callable(answer) else None}
 
 
 def main():
     out = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever else prints shall not speak to the benchmark
-    device = 'cuda' if sys.argv[1:] == ['gpu'] else 'cpu'
+    worker = Worker('cuda' if sys.argv[1:] == ['gpu'] else 'cpu')
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.backends.cudnn.benchmark = True
-    where = (
-        torch.cuda.get_device_name() if device == 'cuda' else f'{torch.get_num_threads()} threads'
-    )
+    where = f'{torch.get_num_threads()} threads'
+    where = torch.cuda.get_device_name() if worker.device == 'cuda' else where
     reply = {'ready': f'torch {torch.__version__}, torchvision {torchvision.__version__}, {where}'}
     print(json.dumps(reply), file=out, flush=True)
     for line in sys.stdin:
         ((order, value),) = json.loads(line).items()
         try:
-            if order == 'prepare':
-                call = None  # its memory goes first
-                call, reply = prepare(value, device), {}
-                call()  # what it cannot do it refuses now
-            elif order == 'run':
-                reply = {'seconds': timed(call, value, device)}
-            else:
-                reply = report(call, device)
+            reply = getattr(worker, order)(value)
         except Exception as error:  # the benchmark tells the user, and goes on with other cases
-            lines = str(error).strip().splitlines() or ['']
-            reply = {'error': f'{type(error).__name__}: {lines[0]}'}
+            reply = {'error': f'{type(error).__name__}: {error}'.splitlines()[0]}
         print(json.dumps(reply), file=out, flush=True)
 
 

@@ -42,7 +42,7 @@ def test_an_exported_file_loads_strictly_and_gives_the_same_numbers(exported):
     """compare() loads the tensors into torchvision's modules with strict=True."""
     tensors = weights.load(exported)
     rows = compare.compare(50, 'c4', 64, tensors)
-    assert len(rows) == 1 + 3 + 4 + 6 + len(compare.LAST)  # stem, blocks, head
+    assert len(rows) == 1 + 3 + 4 + 6 + 3  # stem, blocks, logits, deltas, proposals
     for row, value in rows.items():
         assert value <= (compare.PIXELS if row == 'proposals' else 1e-5), row
     one = tensors['layer3.5.conv2.weight'].copy()
@@ -62,11 +62,12 @@ def test_the_comparison_names_what_is_beyond_tolerance(monkeypatch, capsys):
     words = ['--depths', '50', '--size', '64']
     assert program.run(compare.main, words) == 0
     out = capsys.readouterr().out
-    assert 'ResNet-50 C4' in out and 'ResNet-50 dilated conv5' in out
+    assert 'ResNet-50 c4' in out and 'ResNet-50 dc5' in out
     assert out.endswith('all within tolerance\n')
     monkeypatch.setattr(compare, 'TOLERANCE', 1e-9)
     assert program.run(compare.main, words) == 1
-    assert 'beyond tolerance: ResNet-50 C4: conv4_block5' in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert any('c4   conv4_block5' in line and 'beyond 1e-09' in line for line in lines)
 
 
 @pytest.mark.parametrize('zipped', [True, False])
