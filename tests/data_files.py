@@ -8,6 +8,7 @@ import pickle
 import struct
 import tarfile
 import zipfile
+import zlib
 
 import cv2
 import numpy as np
@@ -25,6 +26,25 @@ def jpeg_with(jpeg, segment):
 def encoded(picture, extension='.jpg'):
     """Returns the bytes of an image file of a BGR or grey picture."""
     return cv2.imencode(extension, picture)[1].tobytes()
+
+
+def turned_jpeg(picture, value):
+    """Returns a JPEG with an orientation tag."""
+    tag = b'II*\0\x08\0\0\0\x01\0' + struct.pack('<HHIHH', 0x112, 3, 1, value, 0) + bytes(4)
+    return jpeg_with(encoded(picture), b'Exif\0\0' + tag)
+
+
+def png_of(width, height, body=b'', kind=(8, 2, 0, 0, 0)):
+    """Returns a PNG that says that it has this size; kind is the rest of its head."""
+    chunks = (
+        (b'IHDR', struct.pack('>IIBBBBB', width, height, *kind)),
+        (b'IDAT', zlib.compress(body)),
+        (b'IEND', b''),
+    )
+    return b'\x89PNG\r\n\x1a\n' + b''.join(
+        struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+        for name, data in chunks
+    )
 
 
 def damaged():

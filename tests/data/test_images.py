@@ -1,19 +1,15 @@
 """Pixels come out of files as they are; what is damaged or too large is refused by its file."""
 
 import struct
-import zlib
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from data_files import damaged, encoded, jpeg_with
+from data_files import damaged, encoded, jpeg_with, png_of, turned_jpeg
 
 from rpn_jax.data import images
 from rpn_jax.data.images import load
 from rpn_jax.errors import InputError
-
-ROOT = Path(__file__).parents[2]
 
 
 def decode(path, size=()):
@@ -33,8 +29,7 @@ def test_a_red_image_stays_red(tmp_path, extension):
 def test_the_orientation_tag_is_ignored(tmp_path):
     picture = np.zeros((60, 80, 3), np.uint8)
     picture[:20] = 255
-    turned = b'II*\0\x08\0\0\0\x01\0' + struct.pack('<HHIHH', 0x112, 3, 1, 6, 0) + bytes(4)
-    data = jpeg_with(encoded(picture), b'Exif\0\0' + turned)
+    data = turned_jpeg(picture, 6)
     obedient = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert obedient.shape == (80, 60, 3)
     (tmp_path / 'turned.jpg').write_bytes(data)
@@ -78,14 +73,8 @@ def test_a_whole_picture_with_a_thumbnail_is_read(tmp_path):
 
 
 def huge():
-    """Yields small files that say that they are of 30,000 x 15,000 pixels."""
-    head = struct.pack('>IIBBBBB', 30_000, 15_000, 8, 2, 0, 0, 0)
-    chunks = (b'IHDR', head), (b'IDAT', zlib.compress(bytes(9))), (b'IEND', b'')
-    chunks = [
-        struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-        for kind, data in chunks
-    ]
-    yield pytest.param(b'\x89PNG\r\n\x1a\n' + b''.join(chunks), id='png')
+    """Yields small files that say that they are of 30,000 x 15,000 pixels or more."""
+    yield pytest.param(png_of(30_000, 15_000), id='png')
     for extension, sides, form in (('.jpg', (60, 80), '>HH'), ('.bmp', (80, 60), '<II')):
         data = encoded(np.zeros((60, 80, 3), np.uint8), extension)
         sides, larger = struct.pack(form, *sides), struct.pack(form, *(s * 375 for s in sides))

@@ -108,12 +108,12 @@ def test_other_directories_store_half_open_boxes(tmp_path):
 
 def test_a_wrong_box_is_a_problem_of_its_image(tmp_path):
     """VOC's x0 = 0 is a pixel outside, which is clipped; two pixels outside is refused."""
-    place = stock(tmp_path, 'voc', [(over(0, 6, 40, 50), {})])
-    (record,) = opened('train', place, '').records
+    directory = stock(tmp_path, 'voc', [(over(0, 6, 40, 50), {})])
+    (record,) = opened('train', directory, '').records
     assert record.remarks == (CLIPPED,) and record.boxes.tolist() == [[0, 5, 40, 50]]
-    text = (place / 'features.json').read_text().replace('"bboxFormat": "REL_YXYX",', '')
-    (place / 'features.json').write_text(text)  # without a format anything could be meant
-    assert len(opened('train', place, '').records) == 1
+    text = (directory / 'features.json').read_text().replace('"bboxFormat": "REL_YXYX",', '')
+    (directory / 'features.json').write_text(text)  # without a format anything could be meant
+    assert len(opened('train', directory, '').records) == 1
     source = opened('train', inverted(tmp_path), '')
     (problem,) = source.problems
     assert problem.position == 0 and problem.kind == 'box inverted'
@@ -134,23 +134,23 @@ def inverted(tmp_path):
 
 
 def test_a_directory_without_boxes_is_refused(tmp_path):
-    place = stock(tmp_path, 'x', [(over(1, 2, 3, 4), {})])
-    text = (place / 'features.json').read_text()
+    directory = stock(tmp_path, 'x', [(over(1, 2, 3, 4), {})])
+    text = (directory / 'features.json').read_text()
     for old, new, complaint in [
         ('"objects"', '"things"', None),  # other names will do
         ('bounding_boxes.BBoxFeature', 'tensor_feature.Tensor', None),
         ('REL_YXYX', 'XYXY', 'are XYXY, not'),
     ]:
         assert old in text
-        (place / 'features.json').write_text(text.replace(old, new))
+        (directory / 'features.json').write_text(text.replace(old, new))
         if complaint:
             with pytest.raises(InputError, match=complaint):
-                opened('train', place, '')
+                opened('train', directory, '')
     content = json.loads(text)
     for key in ('objects', 'image'):
         features = dict(content['featuresDict']['features'])
         del features[key]
         less = content | {'featuresDict': {'features': features}}
-        (place / 'features.json').write_text(json.dumps(less))
+        (directory / 'features.json').write_text(json.dumps(less))
         with pytest.raises(InputError, match='no feature image, or no objects/bbox; it has'):
-            opened('train', place, '')
+            opened('train', directory, '')
