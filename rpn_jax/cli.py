@@ -61,12 +61,7 @@ def _run(words, process):
         if arguments.mode != 'compare':
             options |= _config(arguments, changes)
         if not arguments.print_config:
-            from rpn_jax import commands  # after the words are right: it imports for seconds
-            from rpn_jax.training.workdir import keep_compilations
-
-            if process:
-                keep_compilations()
-            getattr(commands, f'{arguments.mode}_mode')(**options)
+            getattr(_commands(process), f'{arguments.mode}_mode')(**options)
     except (InputError, OSError) as error:
         if '--debug' in words or isinstance(error, BrokenPipeError):
             raise
@@ -81,6 +76,20 @@ def _run(words, process):
         print('interrupted', file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
+
+
+def _commands(process):
+    """Returns the module of the modes; its imports, which take seconds, wait for right words."""
+    try:
+        from rpn_jax import commands
+        from rpn_jax.training.workdir import keep_compilations
+    except ModuleNotFoundError as error:
+        if error.name.partition('.')[0] == 'rpn_jax':
+            raise
+        raise InputError(f"{error}; it comes with pip install 'rpn_jax[train]'") from error
+    if process:
+        keep_compilations()
+    return commands
 
 
 def _config(arguments, changes):

@@ -31,6 +31,7 @@ pytest.register_assert_rewrite('data_files', 'helpers', 'report_data')
 from data_files import Server  # noqa: E402
 from helpers import scratch  # noqa: E402
 
+from rpn_jax.cli import main  # noqa: E402
 from rpn_jax.data.prepare import official  # noqa: E402
 
 
@@ -78,3 +79,18 @@ def server(monkeypatch):
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def refuse(capfd):
+    """Returns the function that runs main, which must fail by one line, and returns the line."""
+
+    def run(words):
+        capfd.readouterr()
+        assert main(list(map(str, words))) == 1
+        out, error = capfd.readouterr()
+        assert error.startswith('error: ') and error.count('\n') == 1, error
+        assert 'Traceback' not in out
+        return error[len('error: ') : -1]
+
+    return run

@@ -32,33 +32,13 @@ def copied(tmp_path):
     return tmp_path / 'tiny'
 
 
-@pytest.fixture
-def refuse(capsys):
-    """Returns the function that runs main, which must fail by one line, and returns the line."""
-
-    def run(words):
-        assert main.main(words) == 1
-        line = capsys.readouterr().err
-        assert line.startswith('error: ') and line.count('\n') == 1
-        return line
-
-    return run
-
-
 def test_training_writes_the_files_of_a_workdir():
     folder = finished_run().folder
     names = {path.name for path in folder.iterdir()}
     events = {name for name in names if name.startswith('events')}
     assert len(events) == 1
-    files = {
-        'config.json',
-        'metrics.jsonl',
-        'evaluation.json',
-        'report.html',
-        'proposals.npz',
-        'gaussian.json',
-    }
-    assert names - events == files | {'checkpoints'}
+    files = 'config.json metrics.jsonl evaluation.json report.html proposals.npz gaussian.json'
+    assert names - events == {*files.split(), 'checkpoints'}
     expected = tiny_config().to_dict()
     assert json.loads((folder / 'config.json').read_text()) == json.loads(json.dumps(expected))
     line = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])
@@ -71,8 +51,16 @@ def test_training_writes_the_files_of_a_workdir():
     assert report.lstrip().startswith('<!DOCTYPE html>') and 'shapes/val/' in report
 
 
-def test_evaluation_needs_the_workdir_alone_and_measures_the_same(copied, tmp_path, capsys):
-    out = tmp_path / 'new' / 'results.json'
+def test_evaluation_needs_the_workdir_alone_and_measures_the_same(
+    copied, tmp_path, capsys, monkeypatch
+):
+    out, open_split = tmp_path / 'new' / 'results.json', data.open_split
+
+    def opened(options, split, **keywords):
+        assert split == 'val'
+        return open_split(options, split, **keywords)
+
+    monkeypatch.setattr(data, 'open_split', opened)
     assert main.main(['evaluate', f'--workdir={copied}', f'--output={out}']) == 0
     written = (copied / 'evaluation.json').read_bytes()
     assert written == (finished_run().folder / 'evaluation.json').read_bytes()
@@ -93,7 +81,8 @@ def test_evaluation_needs_the_workdir_alone_and_measures_the_same(copied, tmp_pa
             np.testing.assert_allclose(a, b, atol=1e-9)
 
 
-def test_evaluation_works_with_a_batch_that_devices_cannot_share(copied):
+def test_evaluation_works_without_the_gaussian_and_with_a_batch_that_devices_cannot_share(copied):
+    (copied / 'gaussian.json').unlink()  # as in older workdirs
     flags = [f'--workdir={copied}', '--mode=evaluate', '--config.data.batch_size=3']
     assert main.main(flags) == 0
     summary, before = (
@@ -101,11 +90,17 @@ def test_evaluation_works_with_a_batch_that_devices_cannot_share(copied):
         for folder in (copied, finished_run().folder)
     )
     assert summary['proposals'] == pytest.approx(before['proposals'], abs=1e-5)
+    assert summary['baselines'] == before['baselines']
+    gaussians = [folder / 'gaussian.json' for folder in (copied, finished_run().folder)]
+    assert gaussians[0].read_text() == gaussians[1].read_text()
 
 
-def test_evaluation_of_another_split_and_step_names_them(copied):
+def test_evaluation_of_other_data_and_of_another_step(copied):
     flags = [f'--workdir={copied}', '--mode=evaluate', '--config.data.eval_split=other']
-    assert main.main([*flags, '--config.evaluation.images=4', '--step=6']) == 0
+    flags += ['--config.data.train_split=another', '--config.evaluation.images=4', '--step=6']
+    before = (copied / 'gaussian.json').read_bytes()
+    assert main.main(flags) == 0
+    assert (copied / 'gaussian.json').read_bytes() == before  # that of the data of the training
     summary = json.loads((copied / 'evaluation.json').read_text())
     assert (summary['dataset'], summary['images'], summary['step']) == ('shapes/other', 4, 6)
 

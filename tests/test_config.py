@@ -4,7 +4,6 @@ import json
 import math
 
 import pytest
-from ml_collections import ConfigDict
 
 from configs import default, quickstart
 from rpn_jax import config as configs
@@ -230,10 +229,6 @@ def test_comments_are_those_of_the_lines_of_the_default_config():
     assert comments['steps'] == 'length of the run'
     assert comments['checkpoint.every'] == 'steps between two checkpoints'
     assert comments['evaluation.images'] == 'of eval_split; 0 all'
-
-
-def test_a_section_is_nested_and_its_keys_are_dotted():
-    assert configs.items(ConfigDict({'a': {'b': {'c': 1}}, 'd': ()})) == {'a.b.c': 1, 'd': ()}
 
 
 @pytest.mark.parametrize(
