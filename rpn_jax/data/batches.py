@@ -3,7 +3,6 @@
 import collections
 import functools
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -231,14 +230,3 @@ def check_boxes(source, max_boxes):
                 f'image {record.image_id}: {len(record.boxes)} boxes, but max_boxes is '
                 f'{max_boxes}; raise it'
             )
-
-
-def counted(stream, total, what, print):
-    """Passes on what a stream yields; every ten seconds prints how much of the total is done."""
-    began = shown = time.monotonic()
-    for done, item in enumerate(stream, start=1):
-        yield item
-        if (now := time.monotonic()) - shown > 10 and done < total:
-            rate, shown = done / (now - began), now
-            left = (total - done) / rate
-            print(f'{what} {done}/{total} images  {rate:.1f} images/s  {left:.0f} s left')

@@ -19,7 +19,7 @@ class Kind:
     PADDING, OBJECT, DIFFICULT, CROWD = range(4)  # difficult as in VOC, crowd as in COCO
 
 
-OBJECT, DIFFICULT, CROWD = Kind.OBJECT, Kind.DIFFICULT, Kind.CROWD
+OBJECT, DIFFICULT, CROWD = Kind.OBJECT, Kind.DIFFICULT, Kind.CROWD  # the same, in short
 
 
 class Record(NamedTuple):

@@ -19,20 +19,12 @@ def pictures(split='', *, path, images=''):
     if not folder.is_dir():
         raise InputError(f'path: no folder {folder}; it needs one of images')
     files = [
-        file for file in image_files(folder) if not images or file.relative_to(folder).match(images)
+        file for file in listing(folder)[0] if not images or file.relative_to(folder).match(images)
     ]
     if not files:
         raise InputError(f'{folder}: no images match images={images!r}')
     records = [without_boxes(file.relative_to(folder).as_posix()) for file in files]
     return from_paths(f'images {folder.name}', records, files)
-
-
-def image_files(folder):
-    """Returns the paths of all images below a folder, sorted, without hidden files.
-
-    Raises InputError where there is none.
-    """
-    return listing(folder)[0]
 
 
 def listing(folder, without=''):

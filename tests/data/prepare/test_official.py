@@ -3,7 +3,6 @@
 import logging
 import time
 
-import numpy as np
 import pytest
 from data_files import TRAINVAL, coco_archives, make_official, voc_archive, write_coco, write_voc
 
@@ -12,20 +11,15 @@ from rpn_jax.data.prepare.official import DATASETS
 from rpn_jax.errors import InputError
 
 
-def test_the_archives_are_those_of_the_makers():
+def test_archives_and_splits_are_those_of_the_makers():
     assert len(official.ARCHIVES) == 9
     for name, (url, size, sha256) in official.ARCHIVES.items():
         assert url.endswith(f'/{name}') and size > 2e8
         assert len(sha256) == 64 and int(sha256, 16)
     for dataset in DATASETS.values():
-        assert {name for names in dataset.splits.values() for name in names} == set(
-            dataset.prepared
-        )
-        for parts in dataset.prepared.values():
-            assert {name for part in parts for name in part.archives} <= set(official.ARCHIVES)
-
-
-def test_a_data_set_has_the_splits_of_its_makers():
+        assert set().union(*dataset.splits.values()) == set(dataset.prepared)
+        for releases in dataset.prepared.values():
+            assert set().union(*(each.archives for each in releases)) <= set(official.ARCHIVES)
     splits = {name: sorted(dataset.splits) for name, dataset in DATASETS.items()}
     assert splits == {
         'voc/2007': ['test', 'train', 'trainval', 'val'],
@@ -35,49 +29,49 @@ def test_a_data_set_has_the_splits_of_its_makers():
         'coco/2017': ['train', 'train2017', 'val', 'val2017'],
     }
     both = DATASETS['voc/2007+2012'].prepared
-    assert [part.folder for part in both['train']] == ['VOC2007', 'VOC2012']
-    assert [part.folder for part in both['test']] == ['VOC2007']
+    assert [each.folder for each in both['train']] == ['VOC2007', 'VOC2012']
+    assert [each.folder for each in both['test']] == ['VOC2007']
 
 
-@pytest.mark.parametrize('place', ['', 'downloads', 'downloads/manual'])
-def test_an_archive_is_found_and_unpacked(tmp_path, monkeypatch, caplog, place):
+@pytest.mark.parametrize('folder', ['', 'downloads', 'downloads/manual'])
+def test_an_archive_is_found_and_unpacked(tmp_path, monkeypatch, caplog, folder):
     caplog.set_level(logging.INFO)
-    path = tmp_path / 'data' / place / TRAINVAL
+    path = tmp_path / 'data' / folder / TRAINVAL
     path.parent.mkdir(parents=True)
     make_official(monkeypatch, voc_archive(tmp_path).rename(path))
-    places = official.archives([TRAINVAL], tmp_path / 'data')
-    assert places == {TRAINVAL: path} and caplog.messages[0] == f'checking {path}'
-    (part,) = DATASETS['voc/2007'].prepared['train']
-    found = official.unpack(part, places, tmp_path / 'work')
-    source = official.open_release(part, found)
+    paths = official.archives([TRAINVAL], tmp_path / 'data')
+    assert paths == {TRAINVAL: path} and caplog.messages[0] == f'checking {path}'
+    (release,) = DATASETS['voc/2007'].prepared['train']
+    keywords = official.unpack(release, paths, tmp_path / 'work')
+    source = official.open_release(release, keywords)
     assert [record.image_id for record in source.records] == [f'{i:06}' for i in range(4)]
     assert source.read(3).shape == (70, 90, 3)
-    names = {path.name for path in found['path'].iterdir()}
+    names = {path.name for path in keywords['path'].iterdir()}
     assert names == {'JPEGImages', 'Annotations', 'ImageSets'}
     known = len(caplog.messages)
-    official.unpack(part, places, tmp_path / 'work')
+    official.unpack(release, paths, tmp_path / 'work')
     assert len(caplog.messages) == known
 
 
 def test_two_archives_make_a_split_of_coco(tmp_path, monkeypatch):
-    places = {path.name: make_official(monkeypatch, path) for path in coco_archives(tmp_path)}
-    (part,) = DATASETS['coco/2017'].prepared['val']
-    assert official.archives(part.archives, tmp_path) == places
-    found = official.unpack(part, places, tmp_path / 'work')
-    source = official.open_release(part, found)
+    paths = {path.name: make_official(monkeypatch, path) for path in coco_archives(tmp_path)}
+    (release,) = DATASETS['coco/2017'].prepared['val']
+    assert official.archives(release.archives, tmp_path) == paths
+    keywords = official.unpack(release, paths, tmp_path / 'work')
+    source = official.open_release(release, keywords)
     assert len(source.records) == 3 and source.read(2).shape == (64, 64, 3)
     assert source.name == 'coco coco val2017'
 
 
 def test_what_is_not_there_is_downloaded(server, tmp_path, monkeypatch, caplog):
-    caplog.set_level(logging.INFO)  # noqa: F811
+    caplog.set_level(logging.INFO)
     path = voc_archive(tmp_path)
     server.content = path.read_bytes()
     server.length = len(server.content)
     make_official(monkeypatch, path, server.url.rpartition('/')[0])
-    places = official.archives([TRAINVAL], tmp_path / 'data')
-    place = tmp_path / 'data/downloads' / TRAINVAL
-    assert places == {TRAINVAL: place} and place.read_bytes() == server.content
+    paths = official.archives([TRAINVAL], tmp_path / 'data')
+    path = tmp_path / 'data/downloads' / TRAINVAL
+    assert paths == {TRAINVAL: path} and path.read_bytes() == server.content
     assert server.asked == 1 and caplog.messages[0].startswith(f'fetching {server.url[:-5]}')
 
 
@@ -90,19 +84,19 @@ def test_another_archive_is_refused(tmp_path, monkeypatch):
             official.archives([TRAINVAL], tmp_path)
 
 
-def test_without_a_network_a_line_tells_what_to_fetch(tmp_path, offline):
+def test_without_a_network_a_line_says_what_to_fetch(tmp_path, offline):
     names = DATASETS['coco/2017'].prepared['train'][0].archives
     began = time.monotonic()
     with pytest.raises(InputError) as error:
         official.archives(names, tmp_path)
     assert time.monotonic() - began < 5
-    message, place = str(error.value), tmp_path / 'downloads'
+    message, folder = str(error.value), tmp_path / 'downloads'
     assert '\n' not in message and 'http://127.0.0.1:9/train2017.zip' in message
-    assert f'put it at {place}/train2017.zip' in message
-    assert message.endswith(f'{place} needs besides: annotations_trainval2017.zip')
+    assert f'put it at {folder}/train2017.zip' in message
+    assert message.endswith(f'{folder} needs besides: annotations_trainval2017.zip')
 
 
-def test_unpacked_folders_are_known_by_their_parts(tmp_path):
+def test_unpacked_folders_are_known_by_what_they_hold(tmp_path):
     (train,) = DATASETS['voc/2007'].prepared['train']
     (test,) = DATASETS['voc/2007'].prepared['test']
     assert official.unpacked(train, tmp_path) is None
@@ -113,6 +107,4 @@ def test_unpacked_folders_are_known_by_their_parts(tmp_path):
     for folder in (tmp_path / 'coco', tmp_path):
         write_coco(folder)
         assert official.unpacked(train, tmp_path) == {'path': folder}
-    np.testing.assert_equal(
-        official.unpacked(DATASETS['coco/2017'].prepared['val'][0], tmp_path), None
-    )
+    assert official.unpacked(DATASETS['coco/2017'].prepared['val'][0], tmp_path) is None
