@@ -224,13 +224,15 @@ class _Messages(logging.Handler):
 
     def __enter__(self):
         self._logger = logging.getLogger('rpn_jax')
-        self._level = self._logger.level
+        self._level, self._propagate = self._logger.level, self._logger.propagate
+        self._logger.propagate = False  # libraries may have given the root logger a handler
         self._logger.addHandler(self)
         self._logger.setLevel(logging.INFO)
 
     def __exit__(self, *_):
         self._logger.removeHandler(self)
         self._logger.setLevel(self._level)
+        self._logger.propagate = self._propagate
 
     def emit(self, record):
         start = 'warning: ' if record.levelno >= logging.WARNING else ''
