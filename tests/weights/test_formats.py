@@ -30,7 +30,7 @@ def test_the_first_bytes_of_a_file_say_what_it_is(tmp_path, kind):
 
 
 @pytest.mark.parametrize('length', [0x80, 0x180, 0x4B50])
-def test_a_length_that_looks_like_another_format_is_a_length(tmp_path, length):
+def test_a_length_that_begins_like_another_format_is_a_length(tmp_path, length):
     """0x80 begins a pickle, and 0x4b50 is PK, as a zip file begins."""
     empty = int.from_bytes(save(TENSORS, {'a': ''})[:8], 'little')
     padded = max(0x180, length) if length == 0x80 else length
@@ -114,6 +114,7 @@ class Canary:
         return os.system, ('touch canary',)
 
 
+FLOAT8 = b'{"a": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}'
 LEGACY = [formats.TORCH_MAGIC, 1001, {'little_endian': True}, {}, 5]
 HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}"
 HUGE = HEADER.replace('1,', '1000000000000,')
@@ -158,6 +159,8 @@ OBJECTS = HEADER.replace('<f4', '|O')
         (pickle.dumps(formats.TORCH_MAGIC), 'STOP'),
         (b''.join(pickle.dumps(part) for part in LEGACY), 'a damaged .pth file'),
         (b''.join(pickle.dumps(part) for part in [*LEGACY[:4], [[1]]]), 'a damaged .pth file'),
+        (save(TENSORS) + b'?', 'not a whole .safetensors file'),
+        (len(FLOAT8).to_bytes(8, 'little') + FLOAT8 + b'1', 'not a whole .safetensors file'),
         ((2**62).to_bytes(8, 'little') + b'{' + bytes(50), 'not a whole .safetensors file'),
     ],
     ids=lambda part: '' if isinstance(part, bytes) else part[:30],
