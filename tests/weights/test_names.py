@@ -47,9 +47,9 @@ def load(path, tensors, **keywords):
 
 
 @functools.cache
-def backbone(depth=26, last_stage=5):
-    """Returns (variables, their tensors without a head) of a narrow network."""
-    variables = variables_of(depth, last_stage)
+def backbone():
+    """Returns (variables, their tensors without a head) of a small network."""
+    variables = variables_of(26, 5)
     tensors = weights.from_variables(variables)
     return variables, {k: v for k, v in tensors.items() if not k.startswith('rpn.')}
 
@@ -60,9 +60,9 @@ def fill(path, file):
 
 
 def test_caffe2_files_with_folded_norms_fill_the_network(tmp_path):
-    variables, tensors = backbone(50)
+    variables, tensors = backbone()
     file = {caffe2(name): tensor for name, tensor in tensors.items() if '.running_' not in name}
-    assert 'res2_0_branch1_bn_s' in file and 'res5_2_branch2c_w' in file
+    assert 'res2_0_branch1_bn_s' in file and 'res5_1_branch2c_w' in file
     extra = {'fc1000_w': np.ones((10, 4)), 'fc1000_b': np.ones(10), 'conv1_b': np.ones(8)}
     extra |= {'conv1_w_momentum': np.ones(3)}
     loaded = load(tmp_path / 'R.pkl', {'blobs': file | extra})
@@ -166,7 +166,9 @@ def test_heads_of_torchvision_and_caffe2_keep_their_order(tmp_path):
         assert_head(loaded, order)
 
 
-def test_a_detectron2_head_may_have_several_convolutions(tmp_path):
+def test_blocks_and_head_convolutions_have_numbers(tmp_path):
+    for name in ('res4_22_branch2c_w', 'backbone.bottom_up.res4.22.conv3.weight'):
+        assert list(load(tmp_path / 'R.pkl', {name: np.ones(3)})) == ['layer3.22.conv3.weight']
     names = [f'proposal_generator.rpn_head.conv.conv{i}.bias' for i in range(2)]
     loaded = load(tmp_path / 'R.pkl', {name: np.ones(3) for name in names})
     assert loaded.keys() == {'rpn.head.conv.0.0.bias', 'rpn.head.conv.1.0.bias'}

@@ -206,7 +206,7 @@ TEXT = struct.pack('<I', 2**20) + b'a' * 2**20
         (b'c_codecs\nencode\n(I5\ntR.', 'damaged'),
         (b'ctorch._utils\n_rebuild_tensor_v2\n(I1\nI0\n(t(ttR.', 'without a storage'),
         (b'ctorch._utils\n_rebuild_parameter\n(I1\nI0\nNtR.', 'damaged'),
-        (b'\x80\x02}N' + b'\x85' * 400_000 + b'K\1s.', 'keys that are no names'),  # deep
+        (b'\x80\x02}N' + b'\x85' * 150_000 + b'K\1s.', 'keys that are no names'),  # deep
         (b'\x80\x02}' + BOMB + b'K\1s.', 'keys that are no names'),  # its hash takes for ever
         (b'\x80\x02}(' + BOMB + b'K\1u.', 'keys that are no names'),
         (b'\x80\x02(' + BOMB + b'K\1d.', 'keys that are no names'),

@@ -35,7 +35,7 @@ def tensors(variables):
 
 
 @pytest.mark.parametrize(
-    ('depth', 'last_stage', 'norm'), [(26, 3, 'group'), (50, 5, 'batch'), (101, 4, 'frozen')]
+    ('depth', 'last_stage', 'norm'), [(26, 3, 'group'), (50, 5, 'batch'), (26, 4, 'frozen')]
 )
 def test_there_and_back_is_the_same(depth, last_stage, norm):
     variables = variables_of(depth, last_stage, norm)
@@ -103,6 +103,8 @@ def test_a_nested_backbone_a_pyramid_and_a_deep_head_have_names(variables, tenso
     taken = weights.to_variables(backbone, zeros(network))['params']
     assert_equal(taken['backbone'], network['params']['backbone'])
     assert not any(leaf.any() for leaf in jax.tree.leaves((taken['fpn'], taken['head'])))
+    late = {'backbone': {'conv4_block22': {'norm3': {'scale': np.ones(1)}}}}
+    assert list(weights.from_variables({'params': late})) == ['layer3.22.bn3.weight']
     twice = {'backbone': {'a': {'stem_conv': 1}, 'b': {'stem_conv': 2}}}
     twice = jax.tree.map(lambda i: {'kernel': np.float32(i)}, twice)
     with pytest.raises(ValueError, match='several variables .* conv1.weight'):
