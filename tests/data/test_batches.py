@@ -235,26 +235,26 @@ def test_a_thread_works_ahead_of_its_reader():
             raise InputError('four')
         return 2 * item
 
-    found = prefetch(double, range(9), count=2)
-    assert next(found) == 0
+    results = prefetch(double, range(9), count=2)
+    assert next(results) == 0
     for _ in range(100):
         if asked == [0, 1, 2]:
             break
         time.sleep(0.01)
     assert asked == [0, 1, 2]
-    assert [next(found) for _ in range(3)] == [2, 4, 6]
+    assert [next(results) for _ in range(3)] == [2, 4, 6]
     with pytest.raises(InputError, match='four'):
-        next(found)
+        next(results)
     assert len(threads) == 1 and threading.current_thread() not in threads
 
     def items():
         yield from range(3)
         raise InputError('three')
 
-    found = prefetch(str, items(), count=2)
-    assert [next(found) for _ in range(3)] == ['0', '1', '2']
+    results = prefetch(str, items(), count=2)
+    assert [next(results) for _ in range(3)] == ['0', '1', '2']
     with pytest.raises(InputError, match='three'):
-        next(found)
+        next(results)
     assert list(prefetch(double, [1, 2, 3])) == [2, 4, 6] and list(prefetch(double, [])) == []
 
 

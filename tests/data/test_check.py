@@ -40,13 +40,6 @@ def folder(tmp_path):
     return write_voc(tmp_path / 'VOC')
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """Returns the empty cache folder of a test."""
-    monkeypatch.setenv('RPN_JAX_CACHE', str(tmp_path / 'cache'))
-    return tmp_path / 'cache'
-
-
 def saved(tmp_path, mode, extension='.jpg'):
     """Returns the bytes of the picture as Pillow writes it in a mode."""
     path = tmp_path / f'x{extension}'
@@ -165,9 +158,9 @@ def test_what_is_odd_and_harmless_is_a_note(folder, tmp_path, caplog, index):
     assert caplog.messages == [] and source.read(0).shape == (60, 80, 3)
 
 
-def test_whole_data_have_nothing_to_say(folder, tmp_path):
+def test_whole_data_have_few_notes(folder, tmp_path):
     (note,) = lint(voc('', path=folder)).notes
-    assert note == 'voc VOC : image without objects: 1 (000001)'.replace('VOC :', 'VOC all:')
+    assert note == 'voc VOC all: image without objects: 1 (000001)'
     assert lint(shapes('train', count=4, size=48)).notes == ()
     notes = lint(coco('train2017', path=write_coco(tmp_path / 'coco'))).notes
     assert any(
@@ -185,9 +178,9 @@ def test_many_problems_are_counted_and_the_first_twenty_shown(folder, caplog):
         (folder / f'JPEGImages/{image_id}.jpg').write_bytes(JPEG)
     with pytest.raises(InputError) as error:
         lint(voc('many', path=folder))
-    said = caplog.messages
-    assert len(said) == 21 and all(line.startswith('bad: ') for line in said)
-    assert ids[19] in said[19] and said[20] == 'bad: .. and 10 more'
+    lines = caplog.messages
+    assert len(lines) == 21 and all(line.startswith('bad: ') for line in lines)
+    assert ids[19] in lines[19] and lines[20] == 'bad: .. and 10 more'
     assert '30 such problems (box inverted: 20, box outside its image: 10)' in str(error.value)
     source = lint(voc('many', path=folder), 'skip')
     assert [record.image_id for record in source.records] == ['000000']
@@ -196,12 +189,9 @@ def test_many_problems_are_counted_and_the_first_twenty_shown(folder, caplog):
         lint(voc('many', path=folder), 'skip')
 
 
-def test_a_file_is_looked_at_again_only_when_it_changed(folder, cache, monkeypatch):
-    seen = []
-    examine = images.examine
-    monkeypatch.setattr(
-        images, 'examine', lambda data, where: (seen.append(where), examine(data, where))[1]
-    )
+def test_a_file_is_examined_again_only_when_it_changed(folder, cache, monkeypatch):
+    seen, examine = [], images.examine
+    monkeypatch.setattr(images, 'examine', lambda *both: seen.append(both) or examine(*both))
     for split, expected in (('train', 4), ('train', 4), ('val', 6), ('', 6)):
         lint(voc(split, path=folder))
         assert len(seen) == expected
@@ -214,8 +204,8 @@ def test_a_file_is_looked_at_again_only_when_it_changed(folder, cache, monkeypat
     write(folder / JPG, encoded(PICTURE))
     assert len(lint(voc('train', path=folder)).records) == 4 and len(seen) == 8
     for content in ('', '{', '[]', '{"version": 0, "files": {}}', '{"version": 1}'):
-        (place,) = (cache / 'lint').iterdir()
-        place.write_text(content)
+        (path,) = (cache / 'lint').iterdir()
+        path.write_text(content)
         before = len(seen)
         lint(voc('val', path=folder))
         assert len(seen) == before + 2
@@ -238,7 +228,7 @@ def test_a_folder_of_pictures_is_checked_too(tmp_path):
 
 
 @pytest.mark.parametrize('file', [JPG, XML])
-def test_a_pipe_is_not_waited_for(folder, file):
+def test_a_pipe_is_refused(folder, file):
     (folder / file).unlink()
     os.mkfifo(folder / file)
     with pytest.raises(InputError, match='not a file'):

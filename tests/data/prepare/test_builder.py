@@ -26,12 +26,6 @@ VOC, COCO = DATASETS['voc/2007'], DATASETS['coco/2017']
 FINAL = 'detection/voc_2007/1.0.0'
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv('RPN_JAX_CACHE', str(tmp_path / 'cache'))
-    return tmp_path / 'cache'
-
-
 @pytest.fixture
 def root(tmp_path):
     """Returns a folder that VOCdevkit/VOC2007 lies in, with lists train and val."""
@@ -68,19 +62,15 @@ def left(root):
     return [path.name for path in (root / 'detection').glob('.*') if path.is_dir()]
 
 
-def test_a_folder_is_prepared_once_with_all_its_splits(root, writes, capfd, run):
-    place, lines = run(root)
-    assert place == root / FINAL and lines == [f'preparing {place}: train, val']
-    assert builder.prepared_splits(place) == ['train', 'val'] and left(root) == []
+def test_a_folder_is_prepared_once_with_all_its_splits_as_others_read_it(root, writes, capfd, run):
+    directory, lines = run(root)
+    assert directory == root / FINAL and lines == [f'preparing {directory}: train, val']
+    assert builder.prepared_splits(directory) == ['train', 'val'] and left(root) == []
     again = run(root, ('val', 'train'))
-    assert again == (place, []) and writes == [['train', 'val']]
+    assert again == (directory, []) and writes == [['train', 'val']]
     assert capfd.readouterr() == ('', '')  # TFDS has nothing to say
-
-
-def test_it_is_a_directory_as_others_read_it(root, run):
-    place, _ = run(root)
     tfds = builder.library()
-    made = tfds.builder_from_directory(place)
+    made = tfds.builder_from_directory(directory)
     assert made.info.name == 'detection' and made.info.full_name.endswith('voc_2007/1.0.0')
     assert 'half open' in made.info.metadata['boxes']
     assert 'half open' in made.info.features['objects'].feature['bbox'].doc.desc
@@ -100,8 +90,8 @@ def test_the_classes_of_coco_are_kept(tmp_path, run):
     content = json.loads(file.read_text()) | {'categories': [{'id': 5, 'name': 'owl'}]}
     content['annotations'][2]['category_id'] = 5
     file.write_text(json.dumps(content))
-    place, _ = run(tmp_path, dataset=COCO)
-    example = builder.library().builder_from_directory(place).as_data_source(split='train')[0]
+    directory, _ = run(tmp_path, dataset=COCO)
+    example = builder.library().builder_from_directory(directory).as_data_source(split='train')[0]
     assert example['objects']['label'] == [b'', b'owl', b'']
     assert list(map(bool, example['objects']['is_crowd'])) == [False, True, False]
 
@@ -114,38 +104,45 @@ def test_classes_that_are_damaged_stop_nothing(tmp_path, run):
     content['images'].append(entry)
     content['annotations'] += boxes
     file.write_text(json.dumps(content))
-    place, _ = run(tmp_path, dataset=COCO, on_bad='skip')
-    info = builder.library().builder_from_directory(place).info
+    directory, _ = run(tmp_path, dataset=COCO, on_bad='skip')
+    info = builder.library().builder_from_directory(directory).info
     assert info.splits['train'].num_examples == 4
 
 
-def test_a_split_that_comes_later_is_added(root, writes, run):
-    place, _ = run(root)
-    before = {file.name: file.stat().st_mtime_ns for file in place.glob('*train*')}
+def test_a_split_that_comes_later_is_added_once_the_list_says_so(root, writes, monkeypatch, run):
+    """Files of a split that INFO does not list do not count, and are written again."""
+    directory, _ = run(root)
+    before = {file.name: file.stat().st_mtime_ns for file in directory.glob('*train*')}
     lists = root / 'VOCdevkit/VOC2007/ImageSets/Main'
     shutil.copy(lists / 'val.txt', lists / 'test.txt')
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(builder, 'write_atomically', stop)
+        run(root, ('test',))
+    assert list(directory.glob('*test*')) and builder.prepared_splits(directory) == ['train', 'val']
     _, lines = run(root, ('test',))
-    assert lines == [f'preparing {place}: test'] and writes == [['train', 'val'], ['test']]
-    assert builder.prepared_splits(place) == ['train', 'val', 'test']
-    assert {file.name: file.stat().st_mtime_ns for file in place.glob('*train*')} == before
-    made = builder.library().builder_from_directory(place)
+    assert lines == [f'preparing {directory}: test']
+    assert writes == [['train', 'val'], ['test'], ['test']]
+    assert builder.prepared_splits(directory) == ['train', 'val', 'test']
+    assert {file.name: file.stat().st_mtime_ns for file in directory.glob('*train*')} == before
+    made = builder.library().builder_from_directory(directory)
     assert [len(made.as_data_source(split=s)) for s in ('train', 'val', 'test')] == [4, 2, 2]
 
 
 def test_archives_are_unpacked_to_a_folder_that_goes(tmp_path, monkeypatch, cache, run):
     make_official(monkeypatch, voc_archive(tmp_path))
-    place, lines = run(tmp_path, ('val',))
-    assert builder.prepared_splits(place) == ['train', 'val']  # both are in that archive
-    assert [line.split()[0] for line in lines] == [
-        'checking',
-        'unpacking',
-        'preparing',
-    ]
+    directory, lines = run(tmp_path, ('val',))
+    assert builder.prepared_splits(directory) == ['train', 'val']  # both are in that archive
+    assert [line.split()[0] for line in lines] == ['checking', 'unpacking', 'preparing']
     assert left(tmp_path) == [] and not list(cache.rglob('*.json'))
     for path in coco_archives(tmp_path):
         make_official(monkeypatch, path)
-    place, _ = run(tmp_path, ('val',), COCO)
-    assert builder.prepared_splits(place) == ['val'] and left(tmp_path) == []
+    directory, _ = run(tmp_path, ('val',), COCO)
+    assert builder.prepared_splits(directory) == ['val'] and left(tmp_path) == []
+    assert builder.library().builder_from_directory(directory).info.splits['val'].num_examples == 3
 
 
 def test_bad_images_are_refused_or_left_out(root, run):
@@ -156,17 +153,14 @@ def test_bad_images_are_refused_or_left_out(root, run):
     with pytest.raises(InputError, match='000000.xml: .*inverted.*2 such problems'):
         run(root)
     assert not (root / FINAL).exists() and left(root) == []
-    place, lines = run(root, on_bad='skip')
+    directory, lines = run(root, on_bad='skip')
     note = 'VOC2007: 2 of 4 images left out when it was prepared'
     assert f'voc_2007 train: {note}' in lines
-    info = builder.library().builder_from_directory(place).info
+    info = builder.library().builder_from_directory(directory).info
     assert info.splits['train'].num_examples == 2
     assert info.metadata['left_out'] == {'train': [note]}
-
-
-def test_trainval_must_be_train_and_val(root, run):
-    lists = root / 'VOCdevkit/VOC2007/ImageSets/Main'
-    (lists / 'trainval.txt').write_text('000000\n000004\n')
+    shutil.rmtree(directory)
+    (folder / 'ImageSets/Main/trainval.txt').write_text('000000\n000004\n')
     with pytest.raises(InputError, match=r"trainval\.txt: not the images of train and val .*'voc'"):
         run(root)
 
@@ -190,24 +184,8 @@ builder.prepare(official.DATASETS['voc/2007'], ['train'], {str(root)!r})
     done = subprocess.run([sys.executable, '-c', script], cwd=folder, capture_output=True)
     assert done.returncode == -9, done.stderr
     assert len(left(root)) == 1 and not (root / FINAL).exists()
-    place, _ = run(root)
-    assert builder.prepared_splits(place) == ['train', 'val'] and left(root) == []
-
-
-def test_a_stop_before_the_list_is_no_split(root, monkeypatch, run):
-    """Files of a split that INFO does not list do not count, and are written again."""
-    place, _ = run(root)
-    lists = root / 'VOCdevkit/VOC2007/ImageSets/Main'
-    shutil.copy(lists / 'val.txt', lists / 'test.txt')
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(builder, 'write_atomically', stop)
-        run(root, ('test',))
-    assert list(place.glob('*test*')) and builder.prepared_splits(place) == ['train', 'val']
-    assert run(root, ('test',))[1] and 'test' in builder.prepared_splits(place)
+    directory, _ = run(root)
+    assert builder.prepared_splits(directory) == ['train', 'val'] and left(root) == []
 
 
 def test_two_at_once_prepare_it_once(root, writes, run, caplog):
@@ -218,11 +196,14 @@ def test_two_at_once_prepare_it_once(root, writes, run, caplog):
         thread.start()
     for thread in threads:
         thread.join()
-    assert writes == [['train', 'val']] and [place for place, _ in outcomes] == [root / FINAL] * 2
+    assert (
+        writes == [['train', 'val']]
+        and [directory for directory, _ in outcomes] == [root / FINAL] * 2
+    )
     assert {line.split()[0] for line in caplog.messages} <= {'preparing', 'waiting'}
 
 
-def test_damage_and_places_that_cannot_be_written_are_told(root, tmp_path, run):
+def test_damage_and_folders_that_cannot_be_written_are_refused(root, tmp_path, run):
     (root / 'detection').write_text('a file')
     with pytest.raises(InputError, match='voc_2007/1.0.0: cannot be prepared'):
         run(root)

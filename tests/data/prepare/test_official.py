@@ -4,7 +4,7 @@ import logging
 import time
 
 import pytest
-from data_files import TRAINVAL, coco_archives, make_official, voc_archive, write_coco, write_voc
+from data_files import TRAINVAL, make_official, voc_archive, write_coco, write_voc
 
 from rpn_jax.data.prepare import official
 from rpn_jax.data.prepare.official import DATASETS
@@ -51,16 +51,6 @@ def test_an_archive_is_found_and_unpacked(tmp_path, monkeypatch, caplog, folder)
     known = len(caplog.messages)
     official.unpack(release, paths, tmp_path / 'work')
     assert len(caplog.messages) == known
-
-
-def test_two_archives_make_a_split_of_coco(tmp_path, monkeypatch):
-    paths = {path.name: make_official(monkeypatch, path) for path in coco_archives(tmp_path)}
-    (release,) = DATASETS['coco/2017'].prepared['val']
-    assert official.archives(release.archives, tmp_path) == paths
-    keywords = official.unpack(release, paths, tmp_path / 'work')
-    source = official.open_release(release, keywords)
-    assert len(source.records) == 3 and source.read(2).shape == (64, 64, 3)
-    assert source.name == 'coco coco val2017'
 
 
 def test_what_is_not_there_is_downloaded(server, tmp_path, monkeypatch, caplog):

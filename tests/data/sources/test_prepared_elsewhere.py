@@ -13,11 +13,6 @@ from rpn_jax.data.sources.tfds import tfds
 from rpn_jax.errors import InputError
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv('RPN_JAX_CACHE', str(tmp_path / 'cache'))
-
-
 def opened(split, root, name='voc/2007'):
     return tfds(split, path=root, name=name)
 

@@ -18,12 +18,6 @@ from rpn_jax.errors import InputError
 FINAL, INFO, FEATURES = 'detection/voc_2007/1.0.0', 'dataset_info.json', 'features.json'
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv('RPN_JAX_CACHE', str(tmp_path / 'cache'))
-    return tmp_path / 'cache'
-
-
 @pytest.fixture
 def root(tmp_path):
     write_voc(tmp_path / 'data/VOCdevkit/VOC2007')
