@@ -21,22 +21,22 @@ SIDE, SAMPLES = 64, 8
 MARGIN, CAPTION, COLUMNS = 10, 22, 4  # of a contact sheet; pixels around and below a picture
 
 
-def examples(config, pixels, steps, split='train'):
-    """Returns the model, the batches of the steps, and the Examples of each."""
+def examples(config, steps, **changes):
+    """Returns the model, with changes, the batches of the steps, and the Examples of each."""
     options = data.check(data.Options(**config.data))
-    source = data.open_split(options, split, seed=config.seed)
-    model = rpn.build(config.model, config.anchors)
-    keywords = {'targets': config.targets, 'seed': config.seed, 'pixels': pixel_family(pixels)}
+    source = data.open_split(options, 'train', seed=config.seed)
+    model = rpn.build(config.model, config.anchors).clone(**changes)
+    keywords = {'targets': config.targets, 'seed': config.seed, 'pixels': pixel_family('caffe')}
     found = list(inspect.examples(model, source, options, steps=steps, **keywords))
     make = data.train_batch(source, options, seed=config.seed)
     return model, [make(step) for step in steps], found
 
 
-@pytest.fixture(scope='module', params=['torchvision', 'caffe'])
-def drawn(request, quick_compilation):
+@pytest.fixture(scope='module')
+def drawn(quick_compilation):
     """Returns the config, the model, the batches and the Examples of two steps."""
     config = tiny_config(data__image_size=SIDE, data__batch_size=6, targets__samples=SAMPLES)
-    return config, *examples(config, request.param, STEPS)
+    return config, *examples(config, STEPS)
 
 
 def cells(sheet, count):
@@ -98,7 +98,7 @@ def test_a_canvas_of_each_shape_has_its_own_anchors(tmp_path):
     settings |= dict(data__path=str(write_voc(tmp_path / 'VOC2007')), data__batch_size=1)
     config = tiny_config(**settings, data__canvases=2)
     shapes = set()
-    for (example,) in examples(config, 'caffe', range(4))[2]:
+    for (example,) in examples(config, range(4))[2]:
         height, width = example.seen.shape[:2]
         shapes.add((height, width))
         centres = (example.background[:, :2] + example.background[:, 2:]) / 2
@@ -109,12 +109,7 @@ def test_a_canvas_of_each_shape_has_its_own_anchors(tmp_path):
 
 def test_anchors_of_several_levels_know_their_level():
     config = tiny_config(data__image_size=SIDE)
-    model = rpn.build(config.model, config.anchors)
-    two = model.clone(strides=(8, 16), sizes=((16,), (32,)))
-    options = data.check(data.Options(**config.data))
-    source = data.open_split(options, 'train', seed=0)
-    keywords = {'targets': config.targets, 'seed': 0, 'pixels': pixel_family('torchvision')}
-    (batch,) = inspect.examples(two, source, options, steps=range(1), **keywords)
+    _, _, (batch,) = examples(config, range(1), strides=(8, 16), sizes=((16,), (32,)))
     assert {example.levels for example in batch} == {2}
     for example in batch:
         roots = np.sqrt(np.prod(example.positive[:, 2:] - example.positive[:, :2], 1))

@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pytest
 from data_files import encoded, write_voc
 
 import main
@@ -13,17 +12,9 @@ from rpn_jax.data.sources.voc import voc
 from rpn_jax.diagnosis import statistics
 
 
-@pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    return voc('', path=write_voc(tmp_path_factory.mktemp('voc')))
-
-
-@pytest.fixture(scope='module')
-def found(source):
-    return statistics.statistics(source)
-
-
-def test_pixels_are_those_of_numpy(source, found):
+def test_pixels_are_those_of_numpy(tmp_path):
+    source = voc('', path=write_voc(tmp_path))
+    found = statistics.statistics(source)
     images = [source.read(i).reshape(-1, 3) for i in range(len(source.records))]
     pixels = np.concatenate(images).astype(np.float64)
     np.testing.assert_allclose(found['mean'], pixels.mean(axis=0), rtol=1e-12)
@@ -32,16 +23,13 @@ def test_pixels_are_those_of_numpy(source, found):
     assert [sum(channel) for channel in found['levels']] == [len(pixels)] * 3
 
 
-def test_channels_are_red_green_blue():
+def test_channels_are_red_green_blue_and_nothing_is_rounded():
     image = np.zeros((4, 5, 3), np.uint8) + np.uint8([200, 100, 7])
     record = Record('x', (4, 5), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
     found = statistics.statistics(Source('one', [record], lambda _: image))
     assert found['mean'] == [200, 100, 7] and found['std'] == [0, 0, 0]
     assert found['boxes'] is None and len(statistics.lines(found)) == 5
     json.dumps(found, allow_nan=False)
-
-
-def test_nothing_is_rounded_on_the_way():
     levels = np.zeros(256, np.int64)
     levels[[100, 101]] = 2**50, 2**50  # more pixels than float64 could add up one by one
     assert statistics.moments(levels) == (100.5, 0.5)

@@ -1,11 +1,10 @@
 """The table, the sentences and the plots of anchor types have the numbers of the evaluation."""
 
 import json
-import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from report_data import anchor_section
+from report_data import anchor_section, texts_of
 
 from rpn_jax.evaluation.anchor_coverage import BINS
 from rpn_jax.report import anchor_tables
@@ -22,27 +21,22 @@ def history():
 
 def columns(figure):
     """Returns the numbers of a plot of a page, and checks that the plot is an SVG."""
-    assert ElementTree.fromstring(figure['svg']).tag.endswith('svg')
+    assert texts_of(figure['svg'])
     return json.loads(figure['json'])['columns']
 
 
-def test_rows_go_from_small_to_large_in_the_ratios_order():
-    rows = anchor_tables.rows(anchor_section())
-    assert [(row['name'], row['ratio']) for row in rows] == [
-        (f'{size} px', ratio) for size in (16, 64) for ratio in (0.5, 1, 2)
-    ]
+def test_rows_are_the_types_from_small_to_large_with_or_without_a_list_of_types():
+    old = anchor_section()
+    rows = anchor_tables.rows(old)
+    names = [(f'{size} px', ratio) for size in (16, 64) for ratio in (0.5, 1, 2)]
+    assert [(row['name'], row['ratio']) for row in rows] == names
     assert [row['positives'] for row in rows] == [10, 20, 4, 40, 50, 5]
     assert (rows[0]['width'], rows[0]['height'], rows[0]['bar']) == (22, 12, 0.2)
-    nothing = anchor_tables.rows(anchor_section(positives=[0] * 6))
-    assert {row['bar'] for row in nothing} == {0}
-
-
-def test_without_types_there_is_one_level_ratio_major():
-    old = anchor_section()
-    types = [[0, size, ratio] for ratio in (0.5, 1.0, 2.0) for size in (64, 16)]
-    assert anchor_tables.types_of(old) == [tuple(each) for each in types]
-    new = old | {'types': types}
-    assert anchor_tables.rows(new) == anchor_tables.rows(old)
+    assert {row['bar'] for row in anchor_tables.rows(anchor_section(positives=[0] * 6))} == {0}
+    types = [(0, size, ratio) for ratio in (0.5, 1.0, 2.0) for size in (64, 16)]  # ratio-major
+    assert anchor_tables.types_of(old) == types
+    new = old | {'types': [list(each) for each in types]}
+    assert anchor_tables.rows(new) == rows
     assert anchor_tables.sentence(new) == anchor_tables.sentence(old)
 
 
@@ -75,10 +69,7 @@ def test_the_sentence_is_of_the_smallest_anchors_in_the_largest_objects():
         ({}, '1 of the 6 anchor types (16 px at 0.5) recall none of the 63'),
         ({'recalled': [30, 1, 20, 10, 1, 2]}, None),
         ({'recalled': [3, 0, 2, 1, 1, 2]}, None),  # too few to judge
-        (
-            {'positives': [400, 0, 50, 0, 5, 0]},
-            '3 of the 6 anchor types (16 px at 0.5, 16 px at 1,',
-        ),
+        ({'positives': [400, 0, 50, 0, 5, 0]}, '3 of the 6 anchor types (16 px at 0.5, 16 px at'),
     ],
 )
 def test_types_that_match_or_recall_nothing_are_a_finding(changes, words):
@@ -86,21 +77,19 @@ def test_types_that_match_or_recall_nothing_are_a_finding(changes, words):
     assert text is None if words is None else text.startswith(words)
 
 
-def test_the_stretch_plot_weighs_sizes_by_their_anchors():
-    (figure,) = anchor_tables.figures([{'step': 1}], anchor_section())
+def test_plots_weigh_sizes_by_their_anchors_and_show_training_by_size():
+    figure, training = anchor_tables.figures(history(), anchor_section())
     numbers = columns(figure)
     row = numbers['object / anchor'].index('1 to 1.41')
-    assert '1/32' in figure['svg'].decode() and numbers['all anchors: positive'][row] == 0.2
+    assert '1/32' in texts_of(figure['svg']) and numbers['all anchors: positive'][row] == 0.2
     assert numbers['16 px anchors: IoU after'][row] is None
     assert [x for x in numbers['16 px anchors: IoU after'] if x] == [0.02, 0.06]
-    nothing = {name: np.full((2, BINS), None).tolist() for name in ('iou_before', 'iou_after')}
-    nothing |= {name: np.zeros((2, BINS)).tolist() for name in ('anchors', 'positives')}
-    empty = anchor_section(stretch=anchor_section()['stretch'] | nothing)
-    assert anchor_tables.figures([], empty) == [] and anchor_tables.sentence(empty) is None
-
-
-def test_training_is_shown_by_size():
-    numbers = columns(anchor_tables.figures(history(), anchor_section())[1])
+    numbers = columns(training)
     assert numbers['step'] == [10, 20]
     assert numbers['positives: 64 px'] == [4, 4] and numbers['iou_after: 64 px'] == [0.625, 0.625]
     np.testing.assert_allclose(numbers['loss_objectness: 16 px'], 0.7)
+    nothing = {name: np.full((2, BINS), None).tolist() for name in ('iou_before', 'iou_after')}
+    nothing |= {name: np.zeros((2, BINS)).tolist() for name in ('anchors', 'positives')}
+    empty = anchor_section(stretch=anchor_section()['stretch'] | nothing)
+    assert anchor_tables.figures([{'step': 1}], empty) == []
+    assert anchor_tables.sentence(empty) is None

@@ -23,7 +23,8 @@ def read(run, **evaluation):
     return run_files.read(run, results.load(run / 'proposals.npz'))
 
 
-def test_a_whole_run_is_read(run):
+def test_a_whole_run_is_read_and_proposals_alone_are_enough(run):
+    assert read(run) == ({}, [], None, '')
     (run / 'config.json').write_text('{"seed": 1, "data": {"name": "x", "mean": [1, 2]}}')
     (run / 'metrics.jsonl').write_text('{"step": 20, "loss": 0.5, "anchors": {"shift": [1]}}\n')
     found = read(run, step=7)
@@ -32,25 +33,16 @@ def test_a_whole_run_is_read(run):
     assert (found.missed, found.stale) == ({'clipped': 3}, '')
 
 
-def test_proposals_alone_are_enough(run):
-    assert read(run) == ({}, [], None, '')
-
-
-@pytest.mark.parametrize('change', [{'step': 8}, {'dataset': 'other'}, {'step': [7]}])
-def test_misses_of_other_proposals_are_stale(run, change):
-    found = read(run, **change)
-    assert found.missed is None
-    assert found.stale == 'of step {step} on {dataset}'.format(**{**KNOWN, **change})
-    note = run_files.note(run, found, results.load(run / 'proposals.npz'))
-    assert found.stale in note and 'of step 7 on drawn' in note and '\n' not in note
-
-
-@pytest.mark.parametrize(
-    'missed', [[1, 2], {'suppressed': 'many'}, {'suppressed': True}, {'suppressed': [3]}, 'x', {}]
-)
-def test_misses_that_are_no_counts_are_left_out(run, missed):
-    found = read(run, missed=missed)
-    assert found.missed is None and found.stale == ''
+def test_misses_of_other_proposals_are_stale_and_what_is_no_count_is_left_out(run):
+    for change in ({'step': 8}, {'dataset': 'other'}, {'step': [7]}):
+        found = read(run, **change)
+        assert found.missed is None
+        assert found.stale == 'of step {step} on {dataset}'.format(**{**KNOWN, **change})
+        note = run_files.note(run, found, results.load(run / 'proposals.npz'))
+        assert found.stale in note and 'of step 7 on drawn' in note and '\n' not in note
+    for missed in ([1, 2], *({'suppressed': each} for each in ('many', True, [3])), 'x', {}):
+        found = read(run, missed=missed)
+        assert found.missed is None and found.stale == ''
 
 
 def test_entries_of_a_history_that_are_no_numbers_are_left_out(run):
