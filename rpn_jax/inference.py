@@ -15,7 +15,6 @@ from rpn_jax.errors import InputError
 from rpn_jax.evaluation.predict import make_predict
 from rpn_jax.models import rpn
 from rpn_jax.training import checkpoint
-from rpn_jax.training.step import SMALLEST
 from rpn_jax.weights import formats
 
 
@@ -45,7 +44,9 @@ def _from_file(path, step):
         ) from error
     if step not in (None, saved):
         raise InputError(f'{path}: holds step {saved}, not {step}')
-    template = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(SMALLEST, 'f4'))
+    template = jax.eval_shape(
+        model.init, jax.random.key(0), jax.ShapeDtypeStruct(rpn.SMALLEST, 'f4')
+    )
     return Detector(config, saved, weights.to_variables(tensors, template))
 
 

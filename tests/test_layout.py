@@ -1,7 +1,10 @@
 """The rules of the house that a program can check."""
 
 import ast
+import re
 import subprocess
+import sys
+import tomllib
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -43,6 +46,7 @@ SOURCES = {
     )
     for path in sorted(ROOT.glob(part))
 }
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 PACKAGE = {file: ast.parse(text) for file, text in SOURCES.items() if file.startswith('rpn_jax/')}
 
 
@@ -237,3 +241,29 @@ def test_no_test_file_imports_another():
         for name in imports(tree, 'tests')
         if name.startswith('test_')
     ] == []
+
+
+def test_the_wheel_holds_every_folder():
+    packages = set(PROJECT['tool']['setuptools']['packages'])
+    folders = {file.rpartition('/')[0].replace('/', '.') for file in PACKAGE}
+    assert packages == folders | {'rpn_jax.configs'}
+
+
+def test_what_is_installed_without_extras_is_enough_to_use_a_network():
+    """The public names, inference among them, do not import what only training needs."""
+    distributions = {
+        re.match(r'[\w-]+', requirement)[0].lower().replace('-', '_')
+        for requirement in PROJECT['project']['optional-dependencies']['train']
+    }
+    modules = (distributions - {'rich'}) | {'tensorboardX'}  # Flax brings rich
+    program = f"""
+import sys
+sys.modules.update(dict.fromkeys({modules!r}))  # importing them is an error
+import rpn_jax
+assert not {{'jax', 'flax', 'numpy'}} & set(sys.modules)
+rpn_jax.Anchors, rpn_jax.assign, rpn_jax.rpn_losses, rpn_jax.propose
+assert not {{'flax', 'cv2', 'orbax', 'ml_collections'}} & set(sys.modules)
+for name in rpn_jax.__all__:
+    getattr(rpn_jax, name)
+"""
+    subprocess.run([sys.executable, '-c', program], cwd=ROOT, check=True)

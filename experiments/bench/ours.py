@@ -23,7 +23,7 @@ from rpn_jax.ops.matching import match
 from rpn_jax.ops.nms import nms
 from rpn_jax.training import loop
 from rpn_jax.training.parallel import place, place_batch
-from rpn_jax.training.step import SMALLEST, TrainState
+from rpn_jax.training.step import TrainState
 
 REST = 0.2  # seconds between two turns, in which the other side's threads fall asleep
 OBJECTS = 8  # of an image that is trained on; the other rows of boxes are padding
@@ -89,7 +89,7 @@ def variables_of(model):
         scale = (1 + 0.1 * n) * np.float32(TAME if module == 'norm3' else 1)
         return {'scale': scale, 'var': np.exp(0.2 * n)}.get(name, 0.1 * n)
 
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(SMALLEST))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(rpn.SMALLEST))
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 

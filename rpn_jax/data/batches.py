@@ -6,7 +6,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
-import grain
 import numpy as np
 
 from rpn_jax.errors import InputError
@@ -195,6 +194,8 @@ def scale(record, size):
 
 def threaded(batches, steps):
     """Iterates over batches(step) for the range `steps`, made ahead by background threads."""
+    import grain  # here: inference needs no Grain, and does not install it
+
     cv2.setNumThreads(1)  # in the whole process: cv2's threads would get in the way of these
     stream = grain.MapDataset.range(steps.start, steps.stop).map(batches)
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)

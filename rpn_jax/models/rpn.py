@@ -13,6 +13,8 @@ from rpn_jax.models import resnet
 from rpn_jax.models.convolution import convolve
 from rpn_jax.ops.anchors import Anchors, per_level
 
+SMALLEST = (1, 64, 64, 3)  # images of any size give the same parameters
+
 
 class RPN(nn.Module):
     """Maps normalised images [B, H, W, 3] to logits [B, A] and deltas [B, A, 4], float32.

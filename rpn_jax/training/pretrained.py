@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from rpn_jax import weights
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.errors import InputError
+from rpn_jax.models.rpn import SMALLEST
 from rpn_jax.training import checkpoint, workdir
-from rpn_jax.training.step import SMALLEST
 from rpn_jax.weights import formats, imagenet
 
 

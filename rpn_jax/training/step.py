@@ -16,7 +16,6 @@ from rpn_jax.ops import anchor_statistics, matching
 from rpn_jax.ops.losses import rpn_losses
 from rpn_jax.training.parallel import parallel
 
-SMALLEST = (1, 64, 64, 3)  # images of any size give the same parameters
 LOSS = {'objectness_weight': 1.0, 'box_weight': 1.0, 'beta': 1 / 9}  # as in configs/default.py
 
 
@@ -37,7 +36,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 def init_state(model, optimizer, seed, tensors=None):
     """Returns the state before the first step; tensors are weights by torchvision name."""
-    variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros(SMALLEST))
+    variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros(rpn.SMALLEST))
     if tensors is not None:
         variables = weights.to_variables(tensors, variables)
     params = variables['params']
