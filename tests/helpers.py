@@ -220,11 +220,15 @@ def evaluator(config, devices=4, records=TRAINED_ON, source=None):
     )
 
 
-def run_evaluation(fake=None, source=None, devices=4, **changes):
-    """Returns the Evaluation of the tiny config, with a FakePredict in the network's place."""
+def run_evaluation(fake=None, source=None, brief=False, devices=4, **changes):
+    """Returns the Evaluation of the tiny config, with a FakePredict in the network's place.
+
+    It keeps up to 1000 proposals; whatever is not brief compiles once for all tests.
+    """
+    many = {'proposals__post_nms': 1000, 'proposals__pre_nms': 1000}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, 'make_predict', (fake or FakePredict()).make)
-        return evaluator(tiny_config(**changes), devices, source=source)({}, 3)
+        return evaluator(tiny_config(**many | changes), devices, source=source)({}, 3, brief=brief)
 
 
 def large_images():

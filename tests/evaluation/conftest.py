@@ -7,4 +7,4 @@ from helpers import run_evaluation
 @pytest.fixture(scope='session')
 def evaluation():
     """Returns the Evaluation of the tiny config with up to 1000 proposals of a FakePredict."""
-    return run_evaluation(proposals__post_nms=1000, proposals__pre_nms=1000)
+    return run_evaluation()

@@ -31,29 +31,23 @@ from rpn_jax.training import checkpoint
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
-def brief(fake, monkeypatch, devices=4, **changes):
-    """Returns the brief Evaluation of a FakePredict."""
-    monkeypatch.setattr(evaluate, 'make_predict', fake.make)
-    return evaluator(tiny_config(**changes), devices)({}, 3, brief=True)
-
-
 def sets_of(summary):
     """Returns the figures of all sets of boxes."""
     return [summary['proposals'], *summary['parts'].values(), *summary['baselines'].values()]
 
 
 @pytest.mark.parametrize(('batch_size', 'devices'), [(4, 4), (4, 1), (5, 4), (9, 2), (1, 4)])
-def test_every_image_is_seen_exactly_once(monkeypatch, batch_size, devices):
+def test_every_image_is_seen_exactly_once(batch_size, devices):
     fake = FakePredict()
-    evaluation = brief(fake, monkeypatch, devices, data__batch_size=batch_size)
+    evaluation = run_evaluation(fake, None, True, devices, data__batch_size=batch_size)
     assert sorted(i for i in fake.seen if i >= 0) == list(range(6))
     assert evaluation.summary['images'] == 6
     assert len(set(fake.calls)) == 1  # one shape compiles once
 
 
-def test_only_the_first_images_are_seen_on_demand(monkeypatch):
+def test_only_the_first_images_are_seen_on_demand():
     fake = FakePredict()
-    evaluation = brief(fake, monkeypatch, evaluation__images=5)
+    evaluation = run_evaluation(fake, brief=True, evaluation__images=5)
     assert [i for i in fake.seen if i >= 0] == list(range(5))
     records = evaluator(tiny_config()).source.records[:5]
     assert evaluation.summary['objects'] == sum((r.kind == 1).sum() for r in records)
@@ -109,7 +103,7 @@ def test_large_and_small_are_of_pixels_of_the_original_image():
     boxes = np.float32([[100, 100, 140, 140]])  # 1600 square pixels, 25 on the canvas
     record = Record('big', (512, 512), boxes, np.int32([1]))
     source = Source('one', [record], lambda position: np.zeros((512, 512, 3), np.uint8))
-    summary = run_evaluation(source=source, proposals__post_nms=100).summary
+    summary = run_evaluation(source=source).summary
     figures = summary['baselines']['oracle']
     assert figures['AR@100/medium'] is not None and figures['AR@100/small'] is None
 
@@ -118,7 +112,7 @@ def test_what_no_image_defines_is_null():
     nothing = Record('empty', (64, 64), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
     difficult = Record('hard', (64, 64), OBJECT, np.int32([2]))
     source = Source('none', [nothing, difficult], lambda i: np.zeros((64, 64, 3), np.uint8))
-    evaluation = run_evaluation(source=source, proposals__post_nms=100)
+    evaluation = run_evaluation(source=source)
     summary = evaluation.summary
     assert summary['objects'] == 0 and evaluation.gallery == []
     assert all(set(figures.values()) == {None} for figures in sets_of(summary))
@@ -135,7 +129,7 @@ def test_a_baseline_draws_as_many_boxes_as_the_network_kept(monkeypatch):
         return boxes
 
     monkeypatch.setattr(evaluate.baselines, 'draw', draw)
-    brief(FakePredict(lambda position: 7 * position), monkeypatch, seed=0)
+    run_evaluation(FakePredict(lambda position: 7 * position), brief=True)
     assert sorted(drawn) == sorted((name, 0, i, 7 * i) for name in BLIND for i in range(6))
 
 
@@ -199,9 +193,8 @@ def test_the_results_give_the_same_figures(evaluation):
         assert figures[key] == pytest.approx(own[key], abs=0.02)  # boxes are in other pixels
 
 
-def test_a_brief_evaluation_leaves_out_what_takes_long(evaluation, monkeypatch):
-    settings = {'proposals__post_nms': 1000, 'proposals__pre_nms': 1000}
-    short = brief(FakePredict(), monkeypatch, **settings)
+def test_a_brief_evaluation_leaves_out_what_takes_long(evaluation):
+    short = run_evaluation(brief=True)
     assert evaluation.summary.items() >= short.summary.items()
     assert not {'missed', 'parts', 'anchors'} & short.summary.keys() and short.misses == []
     assert short.curves.keys() == BLIND | {'proposals'}
@@ -210,6 +203,6 @@ def test_a_brief_evaluation_leaves_out_what_takes_long(evaluation, monkeypatch):
 def test_the_random_order_is_another_one_in_each_image(monkeypatch):
     """The maps of a FakePredict are zero, so that its boxes are the same anchors in every image."""
     monkeypatch.setattr(evaluate, '_evaluation', lambda split, images, *rest: images)
-    images = run_evaluation(source=large_images(), proposals__nms_iou=1.0)
+    images = run_evaluation(source=large_images())
     drawn = [each.ablations['random_order'] for each in images]
     assert len({boxes.tobytes() for boxes in drawn}) == len({b[0].tobytes() for b in drawn}) == 4

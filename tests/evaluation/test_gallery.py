@@ -47,22 +47,19 @@ def test_a_missed_object_is_shown_with_what_was_lost_and_what_removed_it(split):
     assert first['removed_by'] == 'another_object' and first['size'].tolist() == [80, 80]
     assert second['picture']['boxes'].tolist() == BOXES[[3]].tolist()
     assert second['picture']['remover'] is second['remover'] is second['removed_by'] is None
-
-
-@pytest.mark.parametrize('row', [1, -1])
-def test_a_remover_on_no_other_object_adds_none(split, row):
-    remover = Remover(0, np.float32([5, 5, 10, 10]), row)
-    (found,) = gallery.missed_objects(split, [miss(2, 1, 'suppressed', remover)])
-    assert found['picture']['boxes'].tolist() == BOXES[[1]].tolist()
-    assert found['removed_by'] == ('same_object' if row == 1 else 'background')
+    for row, on in ((1, 'same_object'), (-1, 'background')):  # no other object to be shown
+        remover = Remover(0, np.float32([5, 5, 10, 10]), row)
+        (shown,) = gallery.missed_objects(split, [miss(2, 1, 'suppressed', remover)])
+        assert shown['picture']['boxes'].tolist() == BOXES[[1]].tolist()
+        assert shown['removed_by'] == on
 
 
 def test_a_few_of_each_reason_are_pictures(split):
     missed = [miss(0, 0, reason) for reason in ('clipped', 'no_anchor') for _ in range(6)]
-    found = gallery.missed_objects(split, missed)
-    pictures = [each['reason'] for each in found if each['picture'] is not None]
+    shown = gallery.missed_objects(split, missed)
+    pictures = [each['reason'] for each in shown if each['picture'] is not None]
     assert pictures == ['clipped'] * gallery.EXAMPLES + ['no_anchor'] * gallery.EXAMPLES
-    assert len(found) == 12
+    assert len(shown) == 12
 
 
 def test_the_best_and_the_worst_images_come_with_their_proposals(split):
@@ -94,9 +91,9 @@ class First(FakePredict):
 
 def test_results_and_pictures_are_in_pixels_of_the_original_image():
     source = large_images()
-    evaluation = run_evaluation(First(), source, proposals__post_nms=100)
+    evaluation = run_evaluation(First(), source)
     assert evaluation.summary['proposals']['recall@0.5/10'] == pytest.approx(1 / 3)
-    assert evaluation.results.post_nms == 100
+    assert evaluation.results.post_nms == 1000
     for record, boxes in zip(source.records, evaluation.results.proposals, strict=True):
         np.testing.assert_allclose(boxes, record.boxes[:1], atol=1e-3)
     for picture in evaluation.gallery:

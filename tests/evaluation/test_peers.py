@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
+from helpers import loop_iou
 from hypothesis import given, settings
 from report_data import (
     LIMITS,
-    PEERS,
     as_results,
     assert_like,
     coarse_split,
@@ -20,7 +20,7 @@ from report_data import (
 from rpn_jax.evaluation import metrics, protocols, results
 
 SIZES = {'': (0, 1e10), '/small': (0, 1024), '/medium': (1024, 9216), '/large': (9216, 1e10)}
-FINE = {
+SIDES = {
     '/96-128': (96, 128),
     '/128-256': (128, 256),
     '/256-512': (256, 512),
@@ -28,21 +28,15 @@ FINE = {
 }
 
 
-def loop_iou(a, b, pixel=0):
-    width = min(a[2], b[2]) - max(a[0], b[0]) + pixel
-    height = min(a[3], b[3]) - max(a[1], b[1]) + pixel
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(c[2] - c[0] + pixel) * (c[3] - c[1] + pixel) for c in (a, b)]
-    return width * height / (sum(areas) - width * height)
+def pixel_iou(a, b):
+    """Returns the IoU of two boxes that include their last pixel."""
+    return loop_iou(*([x0, y0, x1 + 1, y1 + 1] for x0, y0, x1, y1 in (a, b)))
 
 
-def inclusive(box, least=None):
-    """Names the last pixel that a half-open box covers; an annotation has one in any case."""
-    width, height = box[2] - box[0] - 1, box[3] - box[1] - 1
-    if least is not None:
-        width, height = max(width, least), max(height, least)
-    return [box[0], box[1], box[0] + width, box[1] + height]
+def inclusive(box, least=-1):
+    """Returns a half-open box by the last pixel that it covers; an annotation has one, least 0."""
+    x0, y0, x1, y1 = box
+    return [x0, y0, x0 + max(x1 - x0 - 1, least), y0 + max(y1 - y0 - 1, least)]
 
 
 def counted(split, image, bounds):
@@ -73,7 +67,7 @@ def loop_average_recall(split, limit, bounds, *, skip_empty=False, overlap=loop_
     return sum(hits) / 10 if found else None
 
 
-def loop_voc(split, limit, pixel=1):
+def loop_voc(split, limit):
     """Gives each detection to its best object, which counts once, or not where it is difficult."""
     found, total = 0, 0
     for i, boxes in enumerate(split.proposals):
@@ -84,7 +78,7 @@ def loop_voc(split, limit, pixel=1):
         for candidate in boxes[:limit]:
             best, chosen = -np.inf, None
             for g, (o, _) in enumerate(objects):
-                if (overlap := loop_iou(inclusive(candidate), o, pixel)) > best:
+                if (overlap := pixel_iou(inclusive(candidate), o)) > best:
                     best, chosen = overlap, g
             if best >= 0.5 and objects[chosen][1] == 1 and chosen not in detected:
                 detected.add(chosen)
@@ -122,7 +116,7 @@ def assert_is_cocoeval(split):
     assert_like(values_of(protocols.coco(split, LIMITS)), expected, 1e-9)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(coarse_split)
 def test_coco_is_pycocotools_on_ties_crowds_and_empty_images(images):
     assert_is_cocoeval(as_results(images))
@@ -173,51 +167,41 @@ def test_coco_is_pycocotools_on_files_of_others():
     assert_like(found, pycocotools_recall(instances, entries, LIMITS), 1e-9)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(coarse_split)
-def test_one_to_one_dialects_are_their_rules_in_loops(images):
+def test_protocols_are_the_rules_of_their_programs_in_loops(images):
     some = as_results(images)
-    found = {name: values_of(protocols.PROTOCOLS[name](some, LIMITS)) for name in PEERS}
-    whole = values_of(protocols.detectron2(some, LIMITS, skip_empty=False))
-    raw = values_of(protocols.detectron(some, LIMITS, converted=False))
+    own = {name: values_of(rule(some, LIMITS)) for name, rule in protocols.PROTOCOLS.items()}
+    own['whole'] = values_of(protocols.detectron2(some, LIMITS, skip_empty=False))
+    own['raw'] = values_of(protocols.detectron(some, LIMITS, converted=False))
 
     def pixels(o, b):
-        return loop_iou(inclusive(o, 0), inclusive(b), 1)
+        return pixel_iou(inclusive(o, 0), inclusive(b))
 
-    fine = {name: (low**2, high**2) for name, (low, high) in FINE.items()}
+    fine = {name: (low**2, high**2) for name, (low, high) in SIDES.items()}
     for n in LIMITS[:3]:
         for size, bounds in (SIZES | fine).items():
-            name = f'AR@{n}{size}'
-            like = loop_average_recall(some, n, bounds, overlap=pixels)
-            assert_like(found['detectron'], {name: like})
-            like = loop_average_recall(some, n, bounds, overlap=lambda o, b: loop_iou(o, b, 1))
-            assert_like(raw, {name: like})
+            rules = {'detectron': {'overlap': pixels}}
+            rules['raw'] = {'overlap': pixel_iou}
             if size in SIZES:
-                plain = loop_average_recall(some, n, bounds)
-                assert_like(whole, {name: plain})
-                skipping = loop_average_recall(some, n, bounds, skip_empty=True)
-                assert_like(found['detectron2'], {name: skipping})
-        assert_like(found['mmdetection'], {f'AR@{n}': loop_average_recall(some, n, SIZES[''])})
-    assert all('/' not in name for name in found['mmdetection'] if name.startswith('AR'))
-
-
-@settings(max_examples=40)
-@given(coarse_split)
-def test_voc_is_the_devkits_rule_in_loops(images):
-    some = as_results(images)
-    found = values_of(protocols.voc(some, LIMITS))
-    assert list(found) == [f'recall@0.5/{n}' for n in LIMITS]
-    assert_like(found, {f'recall@0.5/{n}': loop_voc(some, n) for n in LIMITS})
+                rules |= {'whole': {}, 'detectron2': {'skip_empty': True}}
+            if size == '':
+                rules['mmdetection'] = {}
+            for name, rule in rules.items():
+                expected = loop_average_recall(some, n, bounds, **rule)
+                assert_like(own[name], {f'AR@{n}{size}': expected})
+    assert all('/' not in name for name in own['mmdetection'] if name.startswith('AR'))
+    assert list(own['voc']) == [f'recall@0.5/{n}' for n in LIMITS]
+    assert_like(own['voc'], {f'recall@0.5/{n}': loop_voc(some, n) for n in LIMITS})
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_random_boxes_in_every_dialect(seed):
+def test_protocols_are_those_rules_on_random_boxes(seed):
     some = random_results(seed)
-    found = {
-        name: values_of(protocol(some, LIMITS)) for name, protocol in protocols.PROTOCOLS.items()
-    }
+    detectron2 = values_of(protocols.detectron2(some, LIMITS))
     for n in LIMITS:
         for size, bounds in SIZES.items():
-            like = loop_average_recall(some, n, bounds, skip_empty=True)
-            assert_like(found['detectron2'], {f'AR@{n}{size}': like})
-        assert_like(found['voc'], {f'recall@0.5/{n}': loop_voc(some, n)})
+            expected = loop_average_recall(some, n, bounds, skip_empty=True)
+            assert_like(detectron2, {f'AR@{n}{size}': expected})
+    voc = values_of(protocols.voc(some, LIMITS))
+    assert_like(voc, {f'recall@0.5/{n}': loop_voc(some, n) for n in LIMITS})

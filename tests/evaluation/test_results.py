@@ -1,4 +1,4 @@
-"""Stored proposals come back as they were, from npz and from COCO's json; hostile files do not."""
+"""Results come back as they were, from npz and from COCO's json; hostile files are refused."""
 
 import io
 import json
@@ -10,8 +10,10 @@ import pytest
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation import results
 
+ARRAYS = ('proposals', 'scores', 'gt_boxes', 'gt_kinds', 'gt_areas')
 
-def a_split(seed=0, images=5, dtype=np.float32):
+
+def a_split(seed=0, images=5, dtype=np.float32, areas=False):
     """Makes Results of images with none to six proposals, none to four objects of all kinds."""
     rng = np.random.default_rng(seed)
 
@@ -29,37 +31,32 @@ def a_split(seed=0, images=5, dtype=np.float32):
         scores=[-np.sort(-rng.random(len(p))).astype(dtype) for p in proposals],
         gt_boxes=objects,
         gt_kinds=[rng.integers(1, 4, len(o)) for o in objects],
+        gt_areas=[np.arange(len(o)) + 0.5 for o in objects] if areas else None,
     )
 
 
 def assert_equal(a, b):
     assert (a.dataset, a.step, list(a.image_ids)) == (b.dataset, b.step, list(b.image_ids))
-    assert a.post_nms == b.post_nms
-    assert np.array_equal(a.sizes, b.sizes)
-    for name in ('proposals', 'scores', 'gt_boxes', 'gt_kinds', 'gt_areas'):
+    assert a.post_nms == b.post_nms and np.array_equal(a.sizes, b.sizes)
+    for name in ARRAYS:
         one, other = getattr(a, name), getattr(b, name)
         assert (one is None) == (other is None), name
         for x, y in zip(one or (), other or (), strict=True):
             assert np.shape(x) == np.shape(y) and np.array_equal(x, y), name
 
 
-def with_areas(split):
-    return split._replace(gt_areas=[np.arange(len(k)) + 0.5 for k in split.gt_kinds])
+SPLITS = {
+    'boxes': a_split(),
+    'areas': a_split(1, areas=True),
+    'float64': a_split(2, dtype=np.float64),
+    'no images': a_split(3, images=0),
+    'no proposals': a_split(4, images=1),
+    'no names': a_split()._replace(dataset='', image_ids=[''] * 5),
+    'post_nms': a_split()._replace(post_nms=6),
+}
 
 
-@pytest.mark.parametrize(
-    'split',
-    [
-        a_split(),
-        with_areas(a_split(1)),
-        a_split(2, dtype=np.float64),
-        a_split(3, images=0),
-        a_split(4, images=1),
-        a_split()._replace(dataset='', image_ids=[''] * 5),
-        a_split()._replace(post_nms=6),
-    ],
-    ids=['boxes', 'areas', 'float64', 'no images', 'no proposals', 'no names', 'post_nms'],
-)
+@pytest.mark.parametrize('split', SPLITS.values(), ids=SPLITS)
 def test_npz_round_trip(tmp_path, split):
     path = tmp_path / 'proposals.npz'
     results.save(path, split)
@@ -68,8 +65,11 @@ def test_npz_round_trip(tmp_path, split):
     for before, after in zip(split.proposals, loaded.proposals, strict=True):
         assert after.dtype == before.dtype
     assert [file.name for file in tmp_path.iterdir()] == ['proposals.npz']
-    with np.load(path) as file:  # NumPy's own reader finds the same
-        assert len(file['proposals']) == sum(map(len, split.proposals))
+    with np.load(path) as file:
+        assert set(file) == results.MEMBERS.keys() - {
+            *(() if split.gt_areas else ('areas',)),
+            *(() if split.post_nms else ('post_nms',)),
+        }
 
 
 def test_half_floats_are_read_without_a_warning(tmp_path):
@@ -81,29 +81,15 @@ def test_half_floats_are_read_without_a_warning(tmp_path):
     np.testing.assert_allclose(loaded.proposals[1], split.proposals[1], atol=0.6)
 
 
-def test_a_file_without_post_nms_loads(tmp_path):
-    """As files were before they said it."""
-    path = tmp_path / 'proposals.npz'
-    results.save(path, a_split()._replace(post_nms=6))
-    with np.load(path) as file:
-        older = {name: file[name] for name in file if name != 'post_nms'}
-    assert len(older) == 10
-    np.savez(path, **older)
-    assert_equal(results.load(path), a_split())
-
-
-def test_areas_are_those_of_boxes_where_none_are_stored():
-    split = a_split()._replace(
-        gt_boxes=[np.array([[1, 2, 4, 8.0]])] * 5, gt_kinds=[np.array([1])] * 5
-    )
-    assert [areas.tolist() for areas in results.areas_of(split)] == [[18.0]] * 5
-    given = split._replace(gt_areas=[[7]] * 5)
-    assert [areas.tolist() for areas in results.areas_of(given)] == [[7.0]] * 5
+def test_areas_are_those_of_boxes_where_none_are_given():
+    split = a_split(images=1)._replace(gt_boxes=[[[1, 2, 4, 8.0]]], gt_kinds=[[1]])
+    assert [areas.tolist() for areas in results.areas_of(split)] == [[18]]
+    assert [areas.tolist() for areas in results.areas_of(split._replace(gt_areas=[[7]]))] == [[7]]
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
 def test_coco_round_trip(tmp_path, dtype):
-    split = with_areas(a_split(dtype=dtype))
+    split = a_split(dtype=dtype, areas=True)
     for name, content in zip(('instances', 'results'), results.to_coco(split), strict=True):
         (tmp_path / f'{name}.json').write_text(json.dumps(content, allow_nan=False))
     paths = tmp_path / 'instances.json', tmp_path / 'results.json'
@@ -116,17 +102,13 @@ def test_coco_round_trip(tmp_path, dtype):
 
 
 def test_coco_json_by_hand():
+    boxes = np.array([[0, 0, 10, 20.0], [1, 1, 2, 2], [3, 3, 9, 5]])
     split = results.Results(
-        'a',
-        1,
-        ['12', '7'],
-        np.array([[30, 40], [50, 60]]),
-        [np.array([[1, 2, 4, 8.0]]), np.zeros((0, 4))],
-        [np.array([0.5]), np.zeros(0)],
-        [np.array([[0, 0, 10, 20.0], [1, 1, 2, 2], [3, 3, 9, 5]]), np.zeros((0, 4))],
-        [np.array([1, 2, 3]), np.zeros(0, int)],
+        *('a', 1, ['12', '7'], np.array([[30, 40], [50, 60]])),
+        *([np.array([[1, 2, 4, 8.0]]), np.zeros((0, 4))], [np.array([0.5]), np.zeros(0)]),
+        *([boxes, np.zeros((0, 4))], [np.array([1, 2, 3]), np.zeros(0, int)]),
     )
-    instances, found = results.to_coco(split)
+    instances, entries = results.to_coco(split)
     assert instances['images'] == [
         {'id': 12, 'file_name': '12', 'height': 30, 'width': 40},
         {'id': 7, 'file_name': '7', 'height': 50, 'width': 60},
@@ -137,11 +119,10 @@ def test_coco_json_by_hand():
         {'id': 2, 'image_id': 12, 'bbox': [1, 1, 1, 1], 'area': 1, 'iscrowd': 1, 'difficult': 1},
         {'id': 3, 'image_id': 12, 'bbox': [3, 3, 6, 2], 'area': 12, 'iscrowd': 1},
     ]
-    assert found == [{'image_id': 12, 'category_id': 1, 'bbox': [1, 2, 3, 6], 'score': 0.5}]
-    named = split._replace(image_ids=['b.jpg', 'a.jpg'])
-    assert [image['id'] for image in results.to_coco(named)[0]['images']] == [1, 2]
-    same = split._replace(image_ids=['7', '07'])
-    assert [image['id'] for image in results.to_coco(same)[0]['images']] == [1, 2]
+    assert entries == [{'image_id': 12, 'category_id': 1, 'bbox': [1, 2, 3, 6], 'score': 0.5}]
+    for names in (['b.jpg', 'a.jpg'], ['7', '07']):
+        images = results.to_coco(split._replace(image_ids=names))[0]['images']
+        assert [image['id'] for image in images] == [1, 2]
 
 
 def test_results_rank_by_score_then_category_then_the_files_order():
@@ -161,40 +142,34 @@ def test_results_rank_by_score_then_category_then_the_files_order():
     assert [a.tolist() for a in split.gt_areas] == [[], [6]]
 
 
-INSTANCES = {
-    'images': [{'id': 1, 'height': 9, 'width': 9}],
-    'annotations': [{'image_id': 1, 'bbox': [0, 0, 2, 3], 'area': 6}],
-}
-RESULTS = [{'image_id': 1, 'bbox': [0, 0, 1, 1], 'score': 0.5}]
+IMAGE = {'id': 1, 'height': 9, 'width': 9}
+ANNOTATION = {'image_id': 1, 'bbox': [0, 0, 2, 3], 'area': 6}
+RESULT = {'image_id': 1, 'bbox': [0, 0, 1, 1], 'score': 0.5}
 
 
 @pytest.mark.parametrize(
-    ('instances', 'entries', 'message'),
+    ('change', 'entries', 'message'),
     [
-        ([], RESULTS, 'instances: no list of images'),
-        (INSTANCES, {}, 'results: no list of results'),
-        (INSTANCES | {'annotations': None}, RESULTS, 'no list of annotations'),
-        (INSTANCES | {'images': [{'id': 1}]}, RESULTS, "image number 0 .*KeyError: 'height'"),
-        (INSTANCES | {'images': INSTANCES['images'] * 2}, RESULTS, 'two images of one id'),
-        (INSTANCES | {'images': [{'id': [], 'height': 1, 'width': 1}]}, [], 'image number 0'),
-        (INSTANCES | {'images': [{'id': 1, 'height': 1e300, 'width': 1}]}, [], 'image number 0'),
-        (INSTANCES | {'annotations': [3]}, RESULTS, 'annotation number 0 cannot'),
-        (INSTANCES, [*RESULTS, {'image_id': 8} | RESULTS[0] | {'image_id': 8}], 'result number 1'),
-        (INSTANCES, [RESULTS[0] | {'bbox': [1, 2, 3]}], 'result number 0 cannot'),
-        (INSTANCES, [RESULTS[0] | {'bbox': [0, 0, float('nan'), 1]}], 'image 1: proposals are not'),
-        (INSTANCES, [RESULTS[0] | {'bbox': [0, 0, 1e300, 1]}], 'beyond 1e'),
-        (INSTANCES, [RESULTS[0] | {'score': float('nan')}], 'scores are not finite'),
-        (INSTANCES, [RESULTS[0] | {'score': None}], 'TypeError'),
-        (
-            INSTANCES | {'annotations': [INSTANCES['annotations'][0] | {'area': float('inf')}]},
-            RESULTS,
-            'areas are not',
-        ),
+        ({'images': None}, [RESULT], 'instances: no list of images'),
+        ({}, {}, 'results: no list of results'),
+        ({'annotations': None}, [RESULT], 'no list of annotations'),
+        ({'images': [{'id': 1}]}, [RESULT], "image number 0 .*KeyError: 'height'"),
+        ({'images': [IMAGE] * 2}, [RESULT], 'two images of one id'),
+        ({'images': [IMAGE | {'id': []}]}, [], 'image number 0'),
+        ({'images': [IMAGE | {'height': 1e300}]}, [], 'image number 0'),
+        ({'annotations': [3]}, [RESULT], 'annotation number 0 cannot'),
+        ({'annotations': [ANNOTATION | {'area': float('inf')}]}, [RESULT], 'areas are not'),
+        ({}, [RESULT, RESULT | {'image_id': 8}], 'result number 1'),
+        ({}, [RESULT | {'bbox': [1, 2, 3]}], 'result number 0 cannot'),
+        ({}, [RESULT | {'bbox': [0, 0, float('nan'), 1]}], 'image 1: proposals are not'),
+        ({}, [RESULT | {'bbox': [0, 0, 1e300, 1]}], 'beyond 1e'),
+        ({}, [RESULT | {'score': float('nan')}], 'scores are not finite'),
+        ({}, [RESULT | {'score': None}], 'TypeError'),
     ],
 )
-def test_json_that_cannot_be_used_ends_in_a_line(instances, entries, message):
+def test_json_that_cannot_be_used_ends_in_a_line(change, entries, message):
     with pytest.raises(InputError, match=message) as caught:
-        results.from_coco(instances, entries)
+        results.from_coco({'images': [IMAGE], 'annotations': [ANNOTATION]} | change, entries)
     assert '\n' not in str(caught.value)
 
 
@@ -203,7 +178,6 @@ def test_what_is_no_json_file_ends_in_a_line(tmp_path):
     for path in (tmp_path / 'a.json', tmp_path / 'none.json', tmp_path):
         with pytest.raises(InputError, match='not a json file'):
             results.from_coco(path, [])
-    assert results.from_coco(INSTANCES, []).proposals[0].shape == (0, 4)
 
 
 @pytest.mark.parametrize(
@@ -211,21 +185,12 @@ def test_what_is_no_json_file_ends_in_a_line(tmp_path):
     [
         ({'scores': [np.zeros(9)] * 5}, 'image folder/000 ü.jpg: proposals of shape'),
         ({'scores': []}, 'images, not all 5'),
-        (
-            {'gt_boxes': [np.full((2, 4), np.inf)] * 5, 'gt_kinds': [np.array([1, 1])] * 5},
-            'not finite',
-        ),
-        ({'gt_boxes': [np.zeros((1, 4))] * 5, 'gt_kinds': [np.array([0])] * 5}, 'kinds are'),
+        ({'gt_boxes': [np.full((2, 4), np.inf)] * 5, 'gt_kinds': [[1, 1]] * 5}, 'not finite'),
+        ({'gt_boxes': [np.zeros((1, 4))] * 5, 'gt_kinds': [[0]] * 5}, 'kinds are'),
         ({'proposals': [np.zeros((2, 4))] * 5, 'scores': [np.array([0, 1.0])] * 5}, 'rise'),
         ({'gt_areas': [np.zeros(9)] * 5}, 'areas are not one'),
-        (
-            {'proposals': [np.array([[5, 0, 4, 9.0]])] * 5, 'scores': [np.ones(1)] * 5},
-            'image folder/000 ü.jpg: proposals are inverted',
-        ),
-        (
-            {'gt_boxes': [np.array([[0, 9, 4, 8.0]])] * 5, 'gt_kinds': [np.array([3])] * 5},
-            'objects are inverted',
-        ),
+        ({'proposals': [[[5, 0, 4, 9.0]]] * 5, 'scores': [[1.0]] * 5}, 'proposals are inverted'),
+        ({'gt_boxes': [[[0, 9, 4, 8.0]]] * 5, 'gt_kinds': [[3]] * 5}, 'objects are inverted'),
         ({'post_nms': 1}, 'an image has more proposals than post_nms=1'),
     ],
 )
@@ -233,24 +198,22 @@ def test_what_does_not_fit_together_is_not_written(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         results.save(tmp_path / 'a.npz', a_split()._replace(**change))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_is_not_there_ends_in_a_line(tmp_path):
     with pytest.raises(InputError, match='cannot be written'):
         results.save(tmp_path / 'none' / 'a.npz', a_split())
 
 
 def members(tmp_path):
-    path = tmp_path / 'whole.npz'
-    results.save(path, with_areas(a_split()))
-    with np.load(path) as file:
+    """Returns the arrays of a whole file."""
+    results.save(tmp_path / 'whole.npz', a_split(areas=True))
+    with np.load(tmp_path / 'whole.npz') as file:
         return dict(file)
 
 
-def header(text):
-    """Makes a .npy of version 1.0 with this header and no data."""
-    text = text.encode().ljust(117) + b'\n'
-    return b'\x93NUMPY\x01\x00' + len(text).to_bytes(2, 'little') + text
+def refused(path, message=''):
+    """Checks that a file is refused in one line that names it."""
+    with pytest.raises(InputError, match=f'{path.name}: .*{message}') as caught:
+        results.load(path)
+    assert '\n' not in str(caught.value)
 
 
 HOSTILE = {
@@ -276,58 +239,45 @@ HOSTILE = {
 
 @pytest.mark.parametrize('name', HOSTILE)
 def test_hostile_members_end_in_a_line(tmp_path, name):
-    path = tmp_path / 'hostile.npz'
-    np.savez(path, **members(tmp_path) | HOSTILE[name])
-    with pytest.raises(InputError, match='hostile.npz: ') as caught:
-        results.load(path)
-    assert '\n' not in str(caught.value)
+    np.savez(tmp_path / 'hostile.npz', **members(tmp_path) | HOSTILE[name])
+    refused(tmp_path / 'hostile.npz')
 
 
-@pytest.mark.parametrize(
-    'content',
-    [
-        b'',
-        b'\x93NUMPY\x01\x00',
-        header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4), }"),
-        header("{'descr': '<f4', 'fortran_order': False, 'shape': (-3, 4), }"),
-        header("{'descr': '<U0', 'fortran_order': False, 'shape': (4,), }"),
-        header("{'descr': '|O', 'fortran_order': False, 'shape': (0, 4), }"),
-        header("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 4)"),
-        header('{' * 90),
-        header('import os'),
-        header("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 4), }")[:-1] + b'\nextra',
-    ],
-)
+HEADERS = [
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (-3, 4), }",
+    "{'descr': '<U0', 'fortran_order': False, 'shape': (4,), }",
+    "{'descr': '|O', 'fortran_order': False, 'shape': (0, 4), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 4)",
+    *('{' * 90, 'import os'),
+]
+
+
+@pytest.mark.parametrize('content', ['', 'no array', *HEADERS])
 def test_hostile_headers_end_in_a_line(tmp_path, content):
+    if content in HEADERS:
+        text = content.encode().ljust(117) + b'\n'
+        content = (b'\x93NUMPY\x01\x00' + len(text).to_bytes(2, 'little') + text).decode('latin-1')
     path = tmp_path / 'hostile.npz'
     with zipfile.ZipFile(path, 'w') as archive:
         for name, array in members(tmp_path).items():
             file = io.BytesIO()
             np.save(file, array)
-            archive.writestr(f'{name}.npy', content if name == 'proposals' else file.getvalue())
-    with pytest.raises(InputError, match='not a whole file of proposal results') as caught:
-        results.load(path)
-    assert '\n' not in str(caught.value)
+            own = content.encode('latin-1') if name == 'proposals' else file.getvalue()
+            archive.writestr(f'{name}.npy', own)
+    refused(path, 'not a whole file of proposal results')
 
 
 def test_damaged_files_end_in_a_line(tmp_path):
-    members(tmp_path)
+    arrays, path = members(tmp_path), tmp_path / 'damaged.npz'
     whole = (tmp_path / 'whole.npz').read_bytes()
-    path = tmp_path / 'damaged.npz'
     middle = whole.index(b'proposals.npy') + 160
     damaged = [whole[:n] for n in (0, 3, 100, len(whole) // 2, len(whole) - 1)]
     damaged += [b'PK' + bytes(100), whole[:middle] + b'\xff\xfe' + whole[middle + 2 :]]
     for content in damaged:
         path.write_bytes(content)
-        with pytest.raises(InputError, match='damaged.npz: not a whole file'):
-            results.load(path)
-    for path in (tmp_path, tmp_path / 'none.npz'):
-        with pytest.raises(InputError, match='not a whole file'):
-            results.load(path)
-
-
-def test_a_file_that_would_swell_is_not_read(tmp_path):
-    parts = members(tmp_path)
-    np.savez_compressed(tmp_path / 'bomb.npz', **parts | {'scores': np.zeros(10**6)})
-    with pytest.raises(InputError, match='members are compressed'):
-        results.load(tmp_path / 'bomb.npz')
+        refused(path, 'not a whole file')
+    for other in (tmp_path, tmp_path / 'none.npz'):
+        refused(other, 'not a whole file')
+    np.savez_compressed(path, **arrays | {'scores': np.zeros(10**6)})  # would swell
+    refused(path, 'members are compressed')
