@@ -186,9 +186,9 @@ def test_hosts_share_a_batch_and_take_the_same_canvas(hosts):
         make(source, canvases=MIXED, batch_size=4, host=host, hosts=hosts) for host in range(hosts)
     ]
     for step in range(6):
-        parts = [share(step) for share in shares]
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        assert {len(part['index']) for part in parts} == {4 // hosts}
+        rows = [share(step) for share in shares]
+        joined = {key: np.concatenate([part[key] for part in rows]) for key in rows[0]}
+        assert {len(part['index']) for part in rows} == {4 // hosts}
         assert_equal(joined, whole(step))
 
 

@@ -128,8 +128,8 @@ def test_an_archive_that_is_cut_off_is_refused_wherever(write):
 def test_a_damaged_member_is_refused(write):
     path = write()
     content = bytearray(path.read_bytes())
-    place = content.index(b'a/c/2.xml') + (100 if path.suffix == '.tar' else 9)
-    content[place : place + 4] = b'\xff\xff\xff\xff'
+    start = content.index(b'a/c/2.xml') + (100 if path.suffix == '.tar' else 9)
+    content[start : start + 4] = b'\xff\xff\xff\xff'
     path.write_bytes(content)
     refused(path, 'a/.*cut off or damaged')
 

@@ -1,4 +1,4 @@
-"""Official archives: the right ones are found or fetched, and all that is missing is told."""
+"""Official archives: the right ones are found or fetched, and a line says what is missing."""
 
 import logging
 import time

@@ -64,7 +64,7 @@ def test_the_years_come_one_after_the_other(root):
     shutil.copytree(root / 'VOCdevkit/VOC2007', root / 'VOCdevkit/VOC2012')
     source = opened('trainval', root, 'voc/2007+2012')
     assert [record.image_id for record in source.records] == [f'{i:06}' for i in range(6)] * 2
-    assert len(set(source.files.names)) == 12  # ids that come twice are told apart
+    assert len(set(source.files.names)) == 12  # ids that come twice are numbered
     train = opened('train', root, 'voc/2007+2012')
     assert [record.image_id for record in train.records] == [f'{i:06}' for i in range(4)] * 2
 
@@ -205,6 +205,6 @@ def test_damaged_records_are_problems_or_refused(root, cache):
 
 def test_a_relative_path_is_as_good(root, monkeypatch):
     monkeypatch.chdir(root.parent)
-    for _ in range(2):  # prepared, and found again
+    for _ in range(2):  # prepared, and opened again
         source = opened('train', root.name)
         assert len(source.records) == 4 and source.read(0).shape[:2] == source.records[0].size
