@@ -1,6 +1,7 @@
 """From the command line to a trained network and back."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -25,8 +26,7 @@ from helpers import (
 
 import main
 import rpn_jax
-from rpn_jax import data
-from rpn_jax.evaluation.evaluate import make_evaluate
+from rpn_jax import commands, data
 from rpn_jax.training import checkpoint, loop
 from rpn_jax.training.progress import Progress
 
@@ -129,8 +129,9 @@ def test_the_notebook_is_stored_clean():
     assert code and not any(cell['outputs'] or cell['execution_count'] for cell in code)
 
 
-def test_a_run_that_keeps_shapes_compiles_once_for_each_canvas(tmp_path):
-    folder, said = write_voc(tmp_path / 'VOC'), []
+def test_a_run_that_keeps_shapes_compiles_once_for_each_canvas(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    folder, run = write_voc(tmp_path / 'VOC'), tmp_path / 'run'
     changes = {'resize': 'short_side', 'image_size': 48, 'max_size': 96, 'canvases': 3}
     changes |= {'source': 'voc', 'path': str(folder), 'batch_size': 1}
     config = tiny_config(
@@ -143,15 +144,15 @@ def test_a_run_that_keeps_shapes_compiles_once_for_each_canvas(tmp_path):
     source = data.open_split(options, '')
     canvases = data.train_plan(source, options)
     with compilations() as compiled:
-        settings = dict(devices=jax.devices()[:1], print=said.append)
-        _, evaluation = loop.train(config, tmp_path / 'run', make_evaluate, **settings)
-    (line,) = (line for line in said if line.startswith('canvases: '))
+        make_evaluate = commands.evaluator(config, run)
+        _, evaluation = loop.train(config, run, make_evaluate, devices=jax.devices()[:1])
+    (line,) = (line for line in caplog.messages if line.startswith('canvases: '))
     assert len(canvases.shapes) == 2
     assert all(f'{height} x {width}' in line for height, width in canvases.shapes)
     assert 'compilations of the update: 2,' in line and f'{canvases.padding:.1%}' in line
     assert compiled.count('jit(_fun)') == 4  # what pmap calls them: two updates, two predictions
     assert evaluation.summary['images'] == 2
-    rpn = rpn_jax.restore(tmp_path / 'run')
+    rpn = rpn_jax.restore(run)
     image = source.read(0)
     proposals = rpn.propose(image)
     height, width = image.shape[:2]
