@@ -37,8 +37,8 @@ def explain(prediction, settings, goal=GOAL, negative_iou=0.3):
 
 def settings_of(seed=0, **changes):
     """Returns the keywords of propose; of every other seed they lose boxes to size and pre_nms."""
-    settings = {'pre_nms': 60, 'post_nms': 20, 'nms_iou': 0.5, 'min_size': 1e-3}
-    return settings | ({'min_size': 16.0, 'pre_nms': 25} if seed % 2 else {}) | changes
+    settings = {'pre_nms': 40, 'post_nms': 20, 'nms_iou': 0.5, 'min_size': 1e-3}
+    return settings | ({'min_size': 16.0} if seed % 2 else {}) | changes
 
 
 @functools.cache
@@ -115,7 +115,7 @@ def test_every_reason_occurs_in_these_scenes():
         assert {*seen} == {*misses.REASONS} and seen.total() > 40
 
 
-@pytest.mark.parametrize('levels', LEVELS)
+@pytest.mark.parametrize('levels', [1, 5])
 def test_these_proposals_are_those_of_propose(levels):
     settings, prediction = scene(0, 0.2, levels)
     maps = prediction.logits, prediction.deltas, prediction.anchors, prediction.size
