@@ -1,47 +1,51 @@
 """Results, workdirs and pages that tests look at."""
 
 import base64
+import functools
 import html.parser
+import io
 import json
-import os
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from helpers import noise, scratch
 from hypothesis import strategies as st
+from PIL import Image
 
 from configs import default
+from rpn_jax.data.normalization import denormalise, normalise, pixel_family
+from rpn_jax.data.records import Record
+from rpn_jax.diagnosis import evidence
+from rpn_jax.diagnosis.inspect import Example
 from rpn_jax.evaluation import compare, metrics, misses, results
 from rpn_jax.evaluation.anchor_coverage import BINS, EDGES
 from rpn_jax.evaluation.results import Results
 from rpn_jax.report import compare_page, report, run_files
 
+EVIL = '<script>alert(1)</script>"\'><img src=http://x>'
 LIMITS = (1, 3, 10, 100, 1000)
 PEERS = ('coco', 'detectron2', 'detectron', 'mmdetection')
 
 
+def boxes_on(coordinate):
+    """Draws boxes whose corners have such coordinates."""
+    corners = st.tuples(coordinate, coordinate, coordinate, coordinate)
+    return corners.map(lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[::2]), max(c[1::2])))
+
+
 # Few coordinates, so that equal IoUs, equal boxes, objects that share a box, IoUs of just a
 # threshold and areas of just a bound, 32^2 and 96^2, are common.
-coarse_coordinate = st.integers(0, 4).map(lambda value: 32 * value)
-
-
-coarse_box = st.tuples(
-    coarse_coordinate, coarse_coordinate, coarse_coordinate, coarse_coordinate
-).map(lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3])))
-
-
+coarse_box = boxes_on(st.integers(0, 4).map(lambda value: 32 * value))
+small_box = boxes_on(st.integers(0, 12))
 scored_box = st.tuples(coarse_box, st.sampled_from([0.1, 0.5, 0.5, 0.9]))
-
-
 labelled_box = st.tuples(
     coarse_box, st.sampled_from([1, 1, 1, 2, 3]), st.sampled_from([0, 1024, 5000, 9216])
 )
-
-
 coarse_image = st.tuples(st.lists(scored_box, max_size=9), st.lists(labelled_box, max_size=4))
-
-
 coarse_split = st.lists(coarse_image, min_size=1, max_size=4)
+small_image = st.tuples(st.lists(small_box, max_size=14), st.lists(small_box, max_size=4))
+small_split = st.lists(small_image, min_size=1, max_size=4)
 
 
 def as_results(images, areas=True):
@@ -63,13 +67,14 @@ def as_results(images, areas=True):
     )
 
 
+def random_boxes(rng, count, extent):
+    return np.sort(rng.uniform(0, extent, (count, 2, 2)), axis=1).reshape(count, 4)
+
+
 def random_results(seed, images=8, most=60, extent=300):
     """Makes Results whose proposals lie around objects, often where another one already does."""
     rng = np.random.default_rng(seed)
-
-    def boxes(count):
-        return np.sort(rng.uniform(0, extent, (count, 2, 2)), axis=1).reshape(count, 4)
-
+    boxes = functools.partial(random_boxes, rng, extent=extent)
     proposals, objects = [], []
     for i in range(images):
         objects.append(boxes(rng.integers(1, 7) if i else 0).astype(np.float32))
@@ -101,20 +106,6 @@ def assert_like(found, expected, tolerance=1e-12):
         )
 
 
-small_coordinate = st.integers(0, 12)
-
-
-small_box = st.tuples(small_coordinate, small_coordinate, small_coordinate, small_coordinate).map(
-    lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3]))
-)
-
-
-small_image = st.tuples(st.lists(small_box, max_size=14), st.lists(small_box, max_size=4))
-
-
-small_split = st.lists(small_image, min_size=1, max_size=4)
-
-
 def arrays(images):
     """Makes (proposals, objects) of a split: two lists of [., 4]."""
     return [[np.array(part[i], float).reshape(-1, 4) for part in images] for i in (0, 1)]
@@ -122,13 +113,8 @@ def arrays(images):
 
 def random_split(seed, images=5, most=40):
     rng = np.random.default_rng(seed)
-
-    def boxes(count):
-        return np.sort(rng.uniform(0, 200, (count, 2, 2)), axis=1).reshape(count, 4)
-
-    proposals = [boxes(rng.integers(0, most)) for _ in range(images)]
-    objects = [boxes(rng.integers(0, 5)) for _ in range(images)]
-    return proposals, objects
+    proposals = [random_boxes(rng, rng.integers(0, most), 200) for _ in range(images)]
+    return proposals, [random_boxes(rng, rng.integers(0, 5), 200) for _ in range(images)]
 
 
 def area_of(objects):
@@ -270,31 +256,33 @@ class Page(html.parser.HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def write_page(tmp_path, **changes):
-    path = tmp_path / 'report.html'
-    report.write_page(path, **report_arguments() | changes)
-    assert os.listdir(tmp_path) == ['report.html']
+def parsed(path):
+    """Returns the Page of a file, its text without line breaks."""
     page = Page(path.read_text('utf-8'))
     page.text = ' '.join(page.text.split())
     return page
 
 
+def write_page(folder, **changes):
+    """Writes a report, the only file in the folder, and returns its Page."""
+    report.write_page(folder / 'report.html', **report_arguments() | changes)
+    assert [path.name for path in folder.iterdir()] == ['report.html']
+    return parsed(folder / 'report.html')
+
+
 def missed_objects():
     found = []
-    for reason, size in (('suppressed', (20, 20)), ('beyond_limit', (40, 200))):
-        for i in range(6):
-            removed = reason == 'suppressed'
-            picture = {
-                'image': np.full((90, 120, 3), 200, np.uint8),
-                'image_id': f'{reason}-{i}',
-                'group': reason,
-                'boxes': np.array([[10.0, 20, 60, 70], [5, 5, 15, 15]])[: 1 + removed],
-                'lost': np.array([12.0, 20, 62, 70]),
-                'remover': np.array([30.0, 20, 90, 70]) if removed else None,
-            }
-            miss = {'reason': reason, 'size': np.array(size), 'overlap': 0.75, 'rank': 240 + i}
-            by = {'remover': 2, 'removed_by': 'another_object'} if removed else NOTHING
-            found.append(miss | by | {'picture': picture})
+    for i in range(12):
+        removed = i < 6
+        reason, size = ('suppressed', (20, 20)) if removed else ('beyond_limit', (40, 200))
+        picture = gallery_picture(f'{reason}-{i % 6}', reason) | {
+            'boxes': np.array([[10.0, 20, 60, 70], [5, 5, 15, 15]])[: 1 + removed],
+            'lost': np.array([12.0, 20, 62, 70]),
+            'remover': np.array([30.0, 20, 90, 70]) if removed else None,
+        }
+        miss = {'reason': reason, 'size': np.array(size), 'overlap': 0.75, 'rank': 240 + i % 6}
+        by = {'remover': 2, 'removed_by': 'another_object'} if removed else NOTHING
+        found.append(miss | by | {'picture': picture})
     return found
 
 
@@ -327,6 +315,42 @@ def files_of(page):
     return dict(zip(names, map(json.loads, data), strict=True))
 
 
+@functools.cache
+def whole_report():
+    """Writes a report in which every section is there, once for all tests; returns its path."""
+    values, folder = report_arguments(), scratch()
+    values['evaluation'] |= {
+        'parts': {'oracle_scores': all_metrics(0.6)},
+        'anchors': anchor_section(),
+        'intervals': {
+            'proposals': dict.fromkeys(all_metrics(0), [0.411, 0.452]),
+            'baselines': {'random_boxes': {'AR@10': [0.101, 0.14], 'AR@100': None}},
+            'parts': {},
+        },
+    }
+    values['evaluation']['baselines']['random_boxes']['ABO@100'] = 0.5
+    values['curves']['oracle_scores'] = all_curves(0.6)
+    types = {'positives': [1] * 6, 'iou_after': [0.5] * 6, 'loss_objectness': [0.1] * 6}
+    values['history'][0]['anchors'] = types
+    write_page(folder, **values, misses=missed_objects())
+    return folder / 'report.html'
+
+
+@functools.cache
+def compared_runs():
+    """Writes two complete runs, the second better, and a third that has only proposals."""
+    folder, names = scratch(), {'a': 12, 'lower': 4, '<i>proposals_alone & long': 9}
+    made = [write_run(folder / name, noise, images=40) for name, noise in names.items()]
+    finish_run(made[1], optim__learning_rate=0.5, data__path='x' * 200)
+    return [finish_run(made[0]), *made[1:]]
+
+
+@functools.cache
+def whole_comparison():
+    """Writes the page of compared_runs once for all tests; returns its path."""
+    return write_comparison(compared_runs())
+
+
 def write_comparison(paths):
     """Writes the page that compares runs beside the first one, and returns its path."""
     loaded = compare.load(paths)
@@ -356,3 +380,26 @@ def finish_run(folder, **changes):
     known = {'step': 7, 'dataset': 'drawn', 'missed': missed}
     (folder / 'evaluation.json').write_text(json.dumps(known))
     return folder
+
+
+def training_input(number=0, flipped=False, image_id='', file=None, family='caffe'):
+    """Returns an Example as inspect makes it, on a canvas that its picture does not fill."""
+    size, stored = (40 + 10 * number, 60), io.BytesIO()
+    Image.fromarray(noise(size)).save(stored, 'JPEG', quality=99)
+    original = evidence.decode(stored.getvalue())
+    boxes, kind = np.float32([[10, 10, 50, 40], [5, 5, 20, 30]]), np.int32([1, 2])
+    record = Record(image_id or f'{number}.jpg', size, boxes, kind)
+    image = np.zeros((80, 96, 3), np.uint8)
+    image[: size[0], : size[1]] = original[:, ::-1] if flipped else original
+    moved = np.stack([60 - boxes[:, 2], boxes[:, 1], 60 - boxes[:, 0], boxes[:, 3]], 1)
+    row = {'size': np.float32(size), 'kind': kind, 'image': image}
+    row |= {'boxes': moved if flipped else boxes}
+    pixels = pixel_family(family)
+    network = np.asarray(normalise(image[None], row['size'][None], pixels))
+    seen = denormalise(network, pixels)[0]
+    found = evidence.compare(record, original, network[0], seen, row, size, pixels)
+    anchors = np.float32([[10, 12, 48, 40], [0, 0, 16, 16], [8, 8, 40, 40], [0, 0, 20, 8]])
+    sampled = {'positive': anchors[:3], 'background': anchors[3:], 'level': np.zeros(3, int)}
+    made = {'record': record, 'file': stored.getvalue() if file is None else file, 'seen': seen}
+    made |= {'original': original, 'size': size, 'boxes': row['boxes'], 'kind': kind}
+    return Example(step=0, levels=1, evidence=found, **made, **sampled)

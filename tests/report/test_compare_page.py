@@ -5,7 +5,16 @@ import json
 
 import numpy as np
 import pytest
-from report_data import Page, files_of, finish_run, texts_of, write_comparison, write_run
+from report_data import (
+    compared_runs,
+    files_of,
+    finish_run,
+    parsed,
+    texts_of,
+    whole_comparison,
+    write_comparison,
+    write_run,
+)
 
 import main
 from configs import default
@@ -16,32 +25,17 @@ NAMES = ['A · a', 'B · lower', 'C · <i>propo… & long']
 MISSES = 'Objects missed at IoU 0.5 by the first 100 proposals, by reason'
 
 
-def page_of(paths):
+def page_of(path):
     """Returns the page of runs, parsed, with the numbers of its plots by title."""
-    page = Page(write_comparison(paths).read_text())
-    page.text = ' '.join(page.text.split())
+    page = parsed(path)
     page.data = {each['title']: each['columns'] for each in files_of(page).values()}
     assert len(page.data) == len(page.all('img'))
     return page
 
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory):
-    """Returns two complete runs, the second better, and a third that has only proposals."""
-    folder = tmp_path_factory.mktemp('runs')
-    names = {'a': 12, 'lower': 4, '<i>proposals_alone & long': 9}
-    made = [write_run(folder / name, noise, images=40) for name, noise in names.items()]
-    return [finish_run(made[0]), finish_run(made[1], optim__learning_rate=0.5), made[2]]
-
-
-@pytest.fixture(scope='module')
-def page(runs):
-    return page_of(runs)
-
-
-@pytest.fixture(scope='module')
-def compared(runs):
-    return compare.compare(compare.tally(compare.load(runs)))
+def page():
+    return page_of(whole_comparison())
 
 
 def assert_line(page, title, run, expected):
@@ -51,31 +45,22 @@ def assert_line(page, title, run, expected):
     assert {x: y for x, y in pairs if y is not None} == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-def test_the_page_names_the_run_ahead_and_what_differs(page):
-    learning_rate = default.get_config().optim.learning_rate
+def test_the_page_names_the_run_ahead_what_differs_and_what_a_run_lacks(page):
     for text in (
-        *(
-            'AR@10: B · lower is ahead with 0.',
-            'beyond noise',
-            '▲ +',
-            'Left out, because a run has',
-        ),
-        f'The configs differ in one key: optim.learning_rate ({learning_rate}, 0.5).',
+        *('AR@10: B · lower is ahead with 0.', 'beyond noise', '▲ +', 'Left out, because a run'),
+        'The configs differ in 2 keys: data.path, optim.learning_rate. The difference cannot',
         '76% of the objects that B · lower misses have the same reason: NMS suppresses',
         *('40 images', '120 objects', 'step 7', '1234', 'suppressed', 'differences: where nothing'),
+        *(f'no readable {n}: C · ' for n in ('evaluation.json', 'metrics.jsonl', 'config.json')),
     ):
         assert text in page.text
     assert 'AR@100' in page.text.split('Left out')[1] and '-0.000' not in page.text
     assert page.inside['h1'] == ', '.join(NAMES)
-
-
-def test_what_a_run_lacks_is_left_out_and_named(page):
     assert page.text.count(NAMES[2]) >= 5  # its name is shortened, and escaped
-    for name in ('evaluation.json', 'metrics.jsonl', 'config.json'):
-        assert f'there is no readable {name}: C · ' in page.text
 
 
-def test_differences_are_those_of_the_comparison(page, compared):
+def test_differences_are_those_of_the_comparison(page):
+    compared = compare.compare(compare.tally(compare.load(compared_runs())))
     title = 'Difference from A · a with 95 % intervals, filled where beyond noise'
     for name, row in list(zip(NAMES, compared.values(), strict=True))[1:]:
         text = '{value:.3f}▲ {difference:+.3f} [{low:+.3f}, {high:+.3f}]'
@@ -87,13 +72,13 @@ def test_differences_are_those_of_the_comparison(page, compared):
             assert_line(page, title, f'{name} {key}', expected)
 
 
-def test_curves_are_those_of_each_run(runs, page):
+def test_curves_losses_and_misses_are_those_of_each_run(page):
     titles = {
         'AR/count': 'Average recall over number of proposals',
         'recall@0.5/count': 'Recall at IoU 0.5 over number of proposals',
         'recall@100/iou': 'Recall over IoU, first 15 proposals',
     }
-    for folder, name in zip(runs, NAMES, strict=True):
+    for folder, name in zip(compared_runs(), NAMES, strict=True):
         run = results.load(folder / 'proposals.npz')
         areas = [metrics.area(boxes) for boxes in run.gt_boxes]
         overlaps = metrics.measure(run.proposals, run.gt_boxes, areas)
@@ -101,9 +86,6 @@ def test_curves_are_those_of_each_run(runs, page):
         for key, title in titles.items():
             xs = curves[key.split('/')[1]]
             assert_line(page, title, name, dict(zip(xs, curves[key], strict=True)))
-
-
-def test_losses_and_misses_are_those_of_each_run(page):
     rates = default.get_config().optim.learning_rate, 0.5
     for name, rate, clipped in zip(NAMES, rates, (1, 5), strict=False):
         for title, start in (
@@ -121,65 +103,50 @@ def test_losses_and_misses_are_those_of_each_run(page):
     assert '1, A · a' in texts and '5, B · lower' in texts
 
 
-def test_the_misses_of_another_evaluation_are_left_out_and_named(tmp_path):
-    both = [finish_run(write_run(tmp_path / name, 12, images=9)) for name in 'ab']
-    evaluation = json.loads((both[1] / 'evaluation.json').read_text())
-    (both[1] / 'evaluation.json').write_text(json.dumps(evaluation | {'step': 5}))
-    page = page_of(both)
-    assert 'Without B · b: its evaluation.json is of step 5 on drawn' in page.text
-    assert page.data[MISSES].keys() == {'reason', 'A · a'}
-
-
-def compared_by_command(runs, output, capsys):
-    words = f'--runs={runs[0]},{runs[1]}', f'--output={output}'
-    code = main.main(['--mode=compare', *words])
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
-
-
-def test_the_command_writes_the_page_beside_the_runs_or_to_the_output(tmp_path, capsys):
+def test_the_command_writes_the_page_and_names_misses_of_another_evaluation(tmp_path, capsys):
     runs = [finish_run(write_run(tmp_path / name, 12, images=9)) for name in 'ab']
     evaluation = json.loads((runs[1] / 'evaluation.json').read_text())
     (runs[1] / 'evaluation.json').write_text(json.dumps(evaluation | {'step': 5}))
-    for output, page in (('x.html', 'x.html'), ('x.json', 'compare.html')):
-        code, out, _ = compared_by_command(runs, tmp_path / output, capsys)
-        assert code == 0 and f'{tmp_path / page} ' in out.splitlines()[-1]
-        assert (tmp_path / page).stat().st_size > 500
-        assert f'{runs[1]}: its evaluation.json is of step 5 on drawn' in out
+
+    def compared(output):
+        code = main.main(['--mode=compare', f'--runs={runs[0]},{runs[1]}', f'--output={output}'])
+        return code, *capsys.readouterr()
+
+    code, out, _ = compared(tmp_path / 'x.json')
+    assert code == 0 and f'{tmp_path}/compare.html ' in out.splitlines()[-1]
+    assert f'{runs[1]}: its evaluation.json is of step 5 on drawn' in out
     assert json.loads((tmp_path / 'x.json').read_text()).keys() == set(map(str, runs))
+    page = page_of(tmp_path / 'compare.html')
+    assert 'Without B · b: its evaluation.json is of step 5 on drawn' in page.text
+    assert page.data[MISSES].keys() == {'reason', 'A · a'}
+    code, out, _ = compared(tmp_path / 'x.html')
+    assert code == 0 and f'{tmp_path}/x.html ' in out.splitlines()[-1]
+    assert (tmp_path / 'x.html').read_text() == (tmp_path / 'compare.html').read_text()
+    for output in ('x.txt', 'none/x.html'):
+        code, _, err = compared(tmp_path / output)
+        assert code == 1 and output in err and err.count('\n') == 1
 
 
-@pytest.mark.parametrize('output', ['x.txt', 'none/x.html'])
-def test_an_output_that_cannot_be_is_one_line(runs, tmp_path, capsys, output):
-    code, _, err = compared_by_command(runs, tmp_path / output, capsys)
-    assert code == 1 and output in err and err.count('\n') == 1
-
-
-def test_runs_of_proposals_alone_make_a_page(tmp_path):
+def test_runs_of_proposals_alone_and_runs_without_objects_make_a_page(tmp_path):
     many = [write_run(tmp_path / f'run{i}', 12, images=9) for i in range(9)]
     (many[1] / 'metrics.jsonl').write_text('[]\n3\n')
     (many[1] / 'evaluation.json').write_text('{')
-    page = page_of(many)
+    page = page_of(write_comparison(many))
     assert page.inside['h1'] == '9 runs' and 'Scroll the table' in page.text
     assert len(page.all('img')) == 1 + 3 and 'Note.' in page.text
     assert 'AR@10: A · run0 and B · run1 have the same 0.' in page.text
     assert 'Evaluate more images (evaluation.images) and train with other seeds.' in page.text
     assert 'no readable metrics.jsonl: A · run0, B · run1,' in page.text
-
-
-def test_runs_without_objects_or_proposals_make_a_page(tmp_path):
-    page = page_of([write_run(tmp_path / name, 1, images=0) for name in 'ab'])
+    empty = [write_run(tmp_path / name, 1, images=0) for name in 'ab']
+    page = page_of(write_comparison(empty))
     assert 'Too few proposals were kept' in page.text and page.all('img') == []
 
 
-def test_equal_names_are_told_apart():
+def test_equal_names_are_told_apart_and_config_changes_name_every_key():
     assert list(compare_page.labels(['x/a', 'y/a']).values()) == ['A · a', 'B · a']
     assert len(compare_page.labels(['a' * 99])['a' * 99]) <= compare_page.LONGEST + 4
     many = compare_page.labels([f'{i}/a' for i in range(30)])
     assert len(set(many.values())) == 30
-
-
-def test_config_changes_name_every_key():
     found = compare_page.config_changes([{'a': 1, 'b': 2}, {'a': 1, 'b': 3, 'c': 0}])
     assert found == {'b': [2, 3], 'c': [None, 0]}
 
@@ -203,14 +170,17 @@ def test_lead_is_against_every_other_run():
     assert compare.is_beyond(others['a'])
 
 
-def test_findings_speak_of_noise_seeds_and_steps():
-    sentences = compare_page.findings(
-        tallies(0.3, 0.27),
-        {'a': 'A · a', 'b': 'B · b'},
-        {'seed': [0, 1]},
-        {'a': None, 'b': None},
-        {1000, 20},
-    )
-    (noise, good), (seed, _), (steps, _), (more, _) = sentences
-    assert 'but within noise' in noise and not good
-    assert 'seed alone' in seed and '20 and 1,000' in steps and 'instead of 40' in more
+@pytest.mark.parametrize(
+    ('changed', 'words'),
+    [
+        ({'seed': [0, 1]}, 'seed alone'),
+        ({'optim.x': ['a', None]}, "differ in one key: optim.x ('a', none)."),
+    ],
+)
+def test_findings_speak_of_noise_configs_and_steps(changed, words):
+    names = {'a': 'A · a', 'b': 'B · b'}
+    missed, steps = dict.fromkeys('ab'), {1000, 20}
+    found = compare_page.findings(tallies(0.3, 0.27), names, changed, missed, steps)
+    (noise, good), (config, _), (steps, _), (more, _) = found
+    assert 'but within noise' in noise and not good and words in config
+    assert '20 and 1,000' in steps and 'instead of 40' in more

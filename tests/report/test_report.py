@@ -5,55 +5,33 @@ import json
 import numpy as np
 import pytest
 from report_data import (
+    EVIL,
     IOUS,
-    all_curves,
     all_metrics,
-    anchor_section,
     files_of,
     gallery_picture,
     missed_objects,
+    parsed,
     report_arguments,
+    whole_report,
     write_page,
 )
 
 from rpn_jax.evaluation import metrics
 
-EVIL = '<script>alert(1)</script>"\'><img src=http://x>'
-EVALUATION = {
-    'parts': {'oracle_scores': all_metrics(0.6)},
-    'anchors': anchor_section(),
-    'intervals': {
-        'proposals': dict.fromkeys(all_metrics(0), [0.411, 0.452]),
-        'baselines': {'random_boxes': {'AR@10': [0.101, 0.14], 'AR@100': None}},
-        'parts': {},
-    },
-}
-
-
-def arguments(**evaluation):
-    values = report_arguments()
-    values['evaluation'] |= evaluation
-    return values
-
 
 @pytest.fixture(scope='module')
-def page(tmp_path_factory):
-    """Returns a report in which every section is there."""
-    changes = arguments(**EVALUATION)
-    changes['evaluation']['baselines']['random_boxes']['ABO@100'] = 0.5
-    changes['curves']['oracle_scores'] = all_curves(0.6)
-    types = {'positives': [1] * 6, 'iou_after': [0.5] * 6, 'loss_objectness': [0.1] * 6}
-    changes['history'][0]['anchors'] = types
-    folder = tmp_path_factory.mktemp('report')
-    return write_page(folder, **changes, misses=missed_objects())
+def page():
+    return parsed(whole_report())
 
 
-def test_numbers_and_facts_appear(page):
+def test_numbers_facts_and_anchors_appear(page):
     for text in (
         *('A <small> run & more', 'drawn shapes', '1,234 images', '5,678 objects', 'step 500'),
         *('0.432', '0.123', '0.200', '0.810', '0.987', 'AR@1000', 'top10_max_iou'),
         *('best-0', 'worst-5', '1 of 1 recalled', 'top-10 IoU 0.75', 'proposal 1, score 0.975'),
         *('model.dilations(1, 1, 2)', 'Over blind baselines2.2×', '95 % intervals'),
+        *('16 px, 0.5 22 × 12', '47.6%', 'oracle_scores'),
     ):
         assert text in page.text
     photos = [image for image in page.all('img') if 'jpeg' in image['src'][:20]]
@@ -72,62 +50,54 @@ def test_the_best_blind_baseline_of_a_column_is_marked(page):
     assert titles == ['95 %: 0.411 to 0.452'] * len(shown) + ['95 %: 0.101 to 0.140']
 
 
-def test_boxes_lie_over_the_photo_in_its_own_pixels(page):
-    boxes = [box for box in page.all('rect') if box['class'] == 'object object']
-    assert len(boxes) == 12
-    assert [float(boxes[0][key]) for key in ('x', 'y', 'width', 'height')] == [10, 20, 50, 50]
-    assert sum(box['class'] == 'object difficult' for box in page.all('rect')) == 12
-    assert sum(box['class'] == 'proposal' for box in page.all('rect')) == 120
+def test_boxes_lie_over_the_photo_and_missed_objects_have_captions(page):
+    kinds = [box['class'] for box in page.all('rect')]
+    counts = {'object object': 12, 'object difficult': 12, 'proposal': 120}
+    counts |= {'object': 12, 'object other': 6}  # of the missed
+    assert {kind: kinds.count(kind) for kind in counts} == counts
+    first = next(box for box in page.all('rect') if box['class'] == 'object object')
+    assert [float(first[key]) for key in ('x', 'y', 'width', 'height')] == [10, 20, 50, 50]
     assert {'0 0 120 90'} == {svg['viewbox'] for svg in page.all('svg')}
-
-
-def test_missed_objects_have_a_table_and_pictures(page):
     assert page.text.count('suppressed by proposal 3, which covers another object') == 6
     assert 'box 241 by score: IoU 0.75,' in page.text and 'proposal 241: IoU 0.75' in page.text
     assert 'Missed: beyond_limit' in page.text and 'no_anchor' not in page.text
     boxes = [b for b in page.all('rect') if b['class'] in ('lost', 'remover')]
     assert [b['class'] for b in boxes] == ['lost', 'remover'] * 6 + ['lost'] * 6
     assert boxes[0]['x'] == '12.0' and boxes[1]['x'] == '30.0'
-    assert sum(box['class'] == 'object' for box in page.all('rect')) == 12
-    assert sum(box['class'] == 'object other' for box in page.all('rect')) == 6
-
-
-def test_anchors_have_a_table_and_plots(page):
-    assert '16 px, 0.5 22 × 12' in page.text and '47.6%' in page.text
-    lines = json.loads(page.inside['script'])['history']
-    assert len(lines) == 50 and not any('anchors' in line for line in lines)
-    file = files_of(page)['what_anchors_of_each_size_learn_over_steps.json']
-    assert file['columns']['step'] == [10] and file['columns']['iou_after: 64 px'] == [0.5]
 
 
 def test_each_plot_is_a_file_with_all_of_its_points(page):
-    values = report_arguments()
-    files = files_of(page)
+    values, files = report_arguments(), files_of(page)
     assert len(files) == sum(table.get('class') == 'numbers' for table in page.all('table')) == 12
-    losses = files['loss_over_steps_as_logged_thin_and_smoothed.json']['columns']
+    columns = {name: file['columns'] for name, file in files.items()}
+    losses = columns['loss_over_steps_as_logged_thin_and_smoothed.json']
     assert losses['step'] == [line['step'] for line in values['history']]
     assert losses['loss'][2] == float(f'{1 / 30:.6g}') and '50 points as JSON' in page.text
-    sizes = files['sizes_of_all_objects_and_of_the_ten_best_proposals_of_each_image.json']
-    widths = sizes['columns']['objects: width']
-    assert len(widths) == 300 and len(sizes['columns']['proposals: height']) == 900
+    sizes = columns['sizes_of_all_objects_and_of_the_ten_best_proposals_of_each_image.json']
+    widths = sizes['objects: width']
+    assert len(widths) == 300 and len(sizes['proposals: height']) == 900
     np.testing.assert_allclose(widths, values['sizes']['objects'][:, 0], rtol=1e-5)
-    over_iou = files['recall_over_iou_first_100_proposals.json']['columns']
+    over_iou = columns['recall_over_iou_first_100_proposals.json']
     assert over_iou['IoU'] == list(IOUS) and over_iou['proposals'] == [0.4] * 10
     assert 'oracle_scores' not in over_iou
+    learnt = columns['what_anchors_of_each_size_learn_over_steps.json']
+    assert learnt['step'] == [10] and learnt['iou_after: 64 px'] == [0.5]
     data = json.loads(page.inside['script'])
     assert data['evaluation']['proposals']['AR@100'] == 0.4321
     assert data['history'][-1]['step'] == 500 and data['curves']['quadrants'] is None
+    assert len(data['history']) == 50 and not any('anchors' in line for line in data['history'])
 
 
 def test_names_from_outside_are_escaped(tmp_path):
-    values = arguments(dataset=EVIL)
+    values = report_arguments() | {'title': EVIL, 'history': [], 'sizes': {}}
+    values['evaluation']['dataset'] = EVIL
     values['evaluation']['baselines'][EVIL] = all_metrics(0.01)
     values['config'] = {EVIL: EVIL, 'deep': {EVIL: {'x': EVIL}}}
-    values['curves'][EVIL] = all_curves(0.02)
+    values['curves'] = {EVIL: {'count': [1, 10], 'AR/count': [0.1, 0.2]}}
     values['gallery'] = [gallery_picture(EVIL, 'best')]
     misses = missed_objects()[:1]
     misses[0]['picture']['image_id'] = EVIL
-    page = write_page(tmp_path, **values | {'title': EVIL, 'misses': misses})
+    page = write_page(tmp_path, **values, misses=misses)
     assert len(page.all('script')) == 1
     assert all(image['src'].startswith('data:') for image in page.all('img'))
     assert page.text.count('<script>alert(1)</script>') >= 8
@@ -136,15 +106,9 @@ def test_names_from_outside_are_escaped(tmp_path):
 
 def test_an_empty_run_still_makes_a_page(tmp_path):
     evaluation = {'step': 0, 'dataset': 'none', 'images': 0, 'objects': 0}
-    page = write_page(
-        tmp_path,
-        config={},
-        history=[],
-        evaluation=evaluation | {'proposals': {'AR@10': None}, 'baselines': {'random_boxes': {}}},
-        curves={'proposals': None},
-        sizes={},
-        gallery=[],
-    )
+    evaluation |= {'proposals': {'AR@10': None}, 'baselines': {'random_boxes': {}}}
+    nothing = {'config': {}, 'history': [], 'sizes': {}, 'gallery': []}
+    page = write_page(tmp_path, **nothing, evaluation=evaluation, curves={'proposals': None})
     assert page.all('img') == []
     assert not {'missed', 'ablations', 'anchors'} & {each.get('id') for _, each in page.tags}
     assert 'nan' not in page.text.lower().split() and 'None' not in page.text
@@ -152,23 +116,16 @@ def test_an_empty_run_still_makes_a_page(tmp_path):
         assert text in page.text
 
 
-def test_missing_keys_and_none_are_dashes_not_errors(tmp_path):
-    values = arguments()
-    values['evaluation']['proposals'] |= {'AR@10': None, 'top10_max_iou': None}
-    del values['evaluation']['baselines']['random_boxes']['ABO@100']
+def test_missing_keys_are_dashes_and_figures_are_of_the_proposals_there_can_be(tmp_path):
+    values, boxes = report_arguments(), np.array([[10.0, 10, 50, 50], [20, 20, 90, 90]])
+    overlaps = metrics.measure(boxes, boxes, [1600, 4900])
+    own = metrics.summarise(overlaps, post_nms=50) | {'top10_max_iou': None}
+    values['evaluation'] |= {'proposals': own, 'baselines': {'random_boxes': {'AR@10': None}}}
     values['history'] = [{'step': 1}, {'step': 2, 'loss': float('nan')}, {'loss': 3.0}, {}]
-    short = {'recall@1000/iou': None, 'AR/count': [None, 0.1, 0.2, None]}
-    values['curves']['proposals'] |= short
+    curves = metrics.curves(overlaps, [1, 10], 50)
+    values['curves'] = {'proposals': curves | {'recall@0.5/count': [None, 0.1]}}
     values['gallery'][0] |= {'top_iou': None, 'proposals': np.zeros((0, 4)), 'scores': []}
     page = write_page(tmp_path, **values)
     assert 'NaN' not in page.inside['script'] and '–' in page.text
-
-
-def test_figures_are_of_no_more_proposals_than_there_can_be(tmp_path):
-    boxes = np.array([[10.0, 10, 50, 50], [20, 20, 90, 90]])
-    overlaps = metrics.measure(boxes, boxes, [1600, 4900])
-    values = arguments(proposals=metrics.summarise(overlaps, post_nms=50), baselines={})
-    values['curves'] = {'proposals': metrics.curves(overlaps, [1, 10], 50)}
-    page = write_page(tmp_path, **values)
     assert 'BoxesAR@10top10_max_iou' in page.text and 'first 50 proposals' in page.text
     assert 'The first 10 proposals of an image reach an average recall of 1.000' in page.text
