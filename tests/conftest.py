@@ -23,7 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # A first call compiles, which no deadline allows for.
-hypothesis.settings.register_profile('rpn_jax', deadline=None, derandomize=True)
+hypothesis.settings.register_profile('rpn_jax', deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile('rpn_jax')
 
 pytest.register_assert_rewrite('data_files', 'helpers', 'report_data')

@@ -293,6 +293,19 @@ def variables_of(depth=26, last_stage=4, norm='frozen', width=8):
     return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
 
 
+# Compiler options of jax.jit, where a test is not about what a compiler does: half the time.
+QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+RATIOS = (0.5, 1, 2)
+PYRAMIDS = {  # shapes, strides, sizes and aspect ratios of feature maps, some of odd sides
+    'one level': (((3, 5),), (16,), ((32, 64),), RATIOS),
+    'two levels': (((5, 3), (1, 1)), (8, 32), ((16, 24), (64,)), ((1, 2), RATIOS)),
+    'five levels': (
+        ((9, 7), (5, 4), (3, 2), (2, 1), (1, 1)),
+        (4, 8, 16, 32, 64),
+        tuple((size,) for size in (8, 16, 32, 64, 128)),
+        RATIOS,
+    ),
+}
 CANVAS = (1, 41, 55, 3)  # odd, and odd again after every stride
 KEY = jax.random.key(0)
 SMALL_RESNET = functools.partial(resnet.ResNet, depth=26, last_stage=5, width=8)

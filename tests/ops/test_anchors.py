@@ -1,16 +1,17 @@
-"""Anchors: their sides, their order and where they lie on the canvas."""
+"""Anchors: their sides, their order, where they lie, and their level, cell and type."""
 
 import functools
 
 import jax
 import numpy as np
 import pytest
+from helpers import PYRAMIDS, RATIOS
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rpn_jax.ops.anchors import Anchors, base_anchors, grid, per_level
+from rpn_jax.ops.anchors import Anchors, base_anchors, boxes_of, grid, per_level
 
-SIZES, RATIOS = (32, 64, 128, 256, 512), (0.5, 1, 2)
+SIZES = (32, 64, 128, 256, 512)
 
 
 def test_the_first_anchors_are_those_of_torchvision():
@@ -59,29 +60,63 @@ def test_float32_arithmetic_gives_the_same_corners(ratios):
     np.testing.assert_array_equal(base, np.round(np.concatenate([-half, half], axis=1)))
 
 
-def loop_grid(base, shape, stride):
-    anchors = []
-    for row in range(shape[0]):
-        for column in range(shape[1]):
-            for x0, y0, x1, y1 in np.asarray(base).tolist():
-                x, y = column * stride, row * stride
-                anchors.append([x0 + x, y0 + y, x1 + x, y1 + y])
-    return anchors
+def loop_anchors(shapes, strides, sizes, ratios):
+    """Returns (box, level, cell, type) of each anchor and (size, ratio) of each type."""
+    rows, types = [], []
+    for level, (height, width) in enumerate(shapes):
+        own = ratios[level] if isinstance(ratios[0], tuple) else ratios
+        own = [(size, ratio) for ratio in own for size in sizes[level]]
+        for row in range(height):
+            for column in range(width):
+                for k, (size, ratio) in enumerate(own):
+                    half = round(size / ratio**0.5 / 2), round(size * ratio**0.5 / 2)
+                    x, y = column * strides[level], row * strides[level]
+                    box = [x - half[0], y - half[1], x + half[0], y + half[1]]
+                    rows.append((box, level, row * width + column, len(types) + k))
+        types += own
+    return rows, tuple(types)
 
 
-@pytest.mark.parametrize('transform', [lambda f: f, jax.jit])
-@pytest.mark.parametrize(('shape', 'stride'), [((3, 5), 16), ((5, 2), 8), ((1, 1), 32)])
-def test_the_grid_goes_cell_by_cell_and_row_by_row(transform, shape, stride):
-    base = base_anchors((32, 64), RATIOS)
-    anchors = transform(functools.partial(grid, shape=shape, stride=stride))(base)
-    assert anchors.dtype == np.float32
-    np.testing.assert_array_equal(anchors, loop_grid(base, shape, stride))
+@pytest.mark.parametrize('levels', PYRAMIDS.values(), ids=PYRAMIDS)
+def test_anchors_are_those_of_a_loop(levels):
+    anchors = jax.jit(functools.partial(Anchors.of, *levels))()
+    rows, types = loop_anchors(*levels)
+    columns = anchors.boxes, anchors.level, anchors.cell, anchors.type
+    for ours, theirs in zip(columns, zip(*rows, strict=True), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert [column.dtype for column in columns] == [np.float32, *[np.int32] * 3]
+    assert anchors.types == types
+    assert anchors.levels == tuple(np.bincount([level for _, level, _, _ in rows]))
+    assert boxes_of(anchors) is anchors.boxes and boxes_of(anchors.boxes) is anchors.boxes
+
+
+def test_anchors_of_one_level_are_its_grid():
+    anchors = Anchors.of(((4, 3),), (8,), SIZES, RATIOS)  # sizes of one level may be flat
+    np.testing.assert_array_equal(anchors.boxes, grid(base_anchors(SIZES, RATIOS), (4, 3), 8))
+    assert anchors.levels == (180,) and len(anchors.types) == 15
+
+
+def test_values_are_a_tuple_for_each_level():
+    assert per_level([32, 64], 1, 'sizes') == per_level([[32, 64]], 1, 'sizes') == ((32, 64),)
+    assert per_level(([1], (2, 3)), 2, 'sizes') == ((1,), (2, 3))
+    for values, levels in [((32, 64), 2), (((32,), 64), 2), (((32,),), 2), (((1,), (2,)), 1)]:
+        with pytest.raises(ValueError, match='^sizes .* of [12] levels$'):
+            per_level(values, levels, 'sizes')
+
+
+@pytest.mark.parametrize(
+    'changes', [{'strides': (8,)}, {'aspect_ratios': ((1,),)}, {'sizes': (32, 64)}], ids=str
+)
+def test_numbers_of_levels_that_differ_are_an_error(changes):
+    two = dict(shapes=((2, 2), (1, 1)), strides=(8, 16), sizes=((8,), (16,)), aspect_ratios=(1,))
+    with pytest.raises(ValueError, match='levels'):
+        Anchors.of(**two | changes)
 
 
 def test_vmap_maps_over_sets_of_anchors():
     bases = np.stack([base_anchors((32, 64), RATIOS), base_anchors((8, 16), RATIOS)])
     mapped = jax.jit(jax.vmap(functools.partial(grid, shape=(2, 3), stride=4)))(bases)
-    np.testing.assert_array_equal(mapped, [loop_grid(base, (2, 3), 4) for base in bases])
+    np.testing.assert_array_equal(mapped, [grid(base, (2, 3), 4) for base in bases])
 
 
 @pytest.mark.parametrize('side', [1, 15, 16, 17, 600, 601, 607, 608, 1000])
@@ -90,52 +125,3 @@ def test_odd_canvases_are_covered_at_the_nominal_stride(side):
     centres = np.asarray(grid(base_anchors((32,), (1,)), (1, cells), 16))[:, [0, 2]].mean(1)
     np.testing.assert_array_equal(centres, 16 * np.arange(cells))
     assert 0 <= centres[-1] < side <= centres[-1] + 16
-
-
-LEVELS = {  # shapes, strides, sizes, aspect ratios
-    'one': (((3, 5),), (16,), ((32, 64),), RATIOS),
-    'two': (((3, 5), (2, 3)), (16, 32), ((32, 64), (100, 128)), RATIOS),
-    'five': (
-        ((7, 9), (4, 5), (2, 3), (1, 2), (1, 1)),
-        (4, 8, 16, 32, 64),
-        ((32,), (64,), (128,), (256,), (512,)),
-        RATIOS,
-    ),
-}
-
-
-@pytest.mark.parametrize('levels', LEVELS)
-def test_anchors_know_their_level_cell_and_type(levels):
-    shapes, strides, sizes, ratios = LEVELS[levels]
-    rows, types, counts = [], [], []
-    for level, (h, w) in enumerate(shapes):
-        own = [(size, ratio) for ratio in ratios for size in sizes[level]]
-        base = base_anchors(sizes[level], ratios)
-        boxes = loop_grid(base, (h, w), strides[level])
-        cells = [cell for cell in range(h * w) for _ in own]
-        kinds = [len(types) + k for _ in range(h * w) for k in range(len(own))]
-        rows += list(zip(boxes, [level] * len(boxes), cells, kinds, strict=True))
-        types += own
-        counts.append(len(boxes))
-    for make in (Anchors.of, jax.jit(Anchors.of, static_argnums=(0, 1, 2, 3))):
-        anchors = make(shapes, strides, sizes, ratios)
-        columns = anchors.boxes, anchors.level, anchors.cell, anchors.type
-        for i, column in enumerate(columns):
-            np.testing.assert_array_equal(column, [row[i] for row in rows])
-        assert (anchors.types, anchors.levels) == (tuple(types), tuple(counts))
-        assert [str(column.dtype) for column in columns] == ['float32', *['int32'] * 3]
-
-
-def test_each_level_may_have_aspect_ratios_of_its_own():
-    own = Anchors.of(((1, 2), (1, 1)), (8, 16), ((32,), (64,)), ((1.0, 2.0), (0.5,)))
-    assert own.types == ((32, 1.0), (32, 2.0), (64, 0.5)) and own.levels == (4, 1)
-    assert own.type.tolist() == [0, 1, 0, 1, 2]
-
-
-def test_one_level_takes_plain_sizes_and_several_do_not():
-    assert per_level((32, 64), 1, 'sizes') == per_level(((32, 64),), 1, 'sizes') == ((32, 64),)
-    for sizes in ((32, 64), ((32,),), ((32,), 64), ((32,), (64,), (128,))):
-        with pytest.raises(ValueError, match='sizes .* each of 2 levels'):
-            Anchors.of(((2, 2), (1, 1)), (8, 16), sizes, RATIOS)
-    with pytest.raises(ValueError, match='1 strides'):
-        Anchors.of(((2, 2), (1, 1)), (8,), ((32,), (64,)), RATIOS)

@@ -1,4 +1,4 @@
-"""Proposals against the pipeline in plain loops; order, levels and padded rows."""
+"""Proposals against the pipeline in plain loops, and the promises about order, levels and gaps."""
 
 import functools
 
@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import loop_decode, loop_iou
-from hypothesis import given, settings
+from helpers import PYRAMIDS, loop_decode, loop_iou
+from hypothesis import given
 from hypothesis import strategies as st
 
-from rpn_jax.ops.anchors import Anchors
+from rpn_jax.ops.anchors import Anchors, boxes_of
 from rpn_jax.ops.proposals import Proposals, propose
 
 TRACES = []
@@ -19,27 +19,18 @@ LEVELS = (36, 18, 6)  # the last is smaller than pre_nms
 SIZE = np.float32([60, 90])  # height, width: not square, so that swapped axes show
 
 
-@functools.partial(jax.jit, static_argnames=('pre_nms', 'post_nms', 'levels'))
-def run(
-    logits,
-    deltas,
-    anchors,
-    size=SIZE,
-    nms_iou=0.5,
-    min_size=1e-3,
-    pre_nms=PRE_NMS,
-    post_nms=POST_NMS,
-    levels=None,
-):
+@functools.partial(jax.jit, static_argnums=(6, 7, 8))
+def compiled(logits, deltas, anchors, size, nms_iou, min_size, pre_nms, post_nms, levels):
     TRACES.append(levels)
-    return propose(
-        *(logits, deltas, anchors, size),
-        pre_nms=pre_nms,
-        post_nms=post_nms,
-        nms_iou=nms_iou,
-        min_size=min_size,
-        levels=levels,
-    )
+    counts = dict(pre_nms=pre_nms, post_nms=post_nms, levels=levels)
+    return propose(logits, deltas, anchors, size, nms_iou=nms_iou, min_size=min_size, **counts)
+
+
+def run(
+    *case, size=SIZE, nms_iou=0.5, min_size=1e-3, pre_nms=PRE_NMS, post_nms=POST_NMS, levels=None
+):
+    """Calls what is compiled once for all sizes and thresholds."""
+    return compiled(*case, size, nms_iou, min_size, pre_nms, post_nms, levels)
 
 
 def loop_propose(logits, deltas, anchors, size, nms_iou, min_size, levels):
@@ -68,12 +59,14 @@ def loop_propose(logits, deltas, anchors, size, nms_iou, min_size, levels):
     return [boxes[i] for i in kept[:POST_NMS]], kept[:POST_NMS]
 
 
-def random_case(seed, spread=2.0):
+def random_case(seed, anchors=None):
     rng = np.random.default_rng(seed)
-    logits = (spread * rng.standard_normal(A)).astype(np.float32)
-    deltas = rng.normal(0, 0.4, (A, 4)).astype(np.float32)
-    centre, half = rng.uniform(-20, 110, (A, 2)), rng.uniform(4, 30, (A, 2))
-    return logits, deltas, np.concatenate([centre - half, centre + half], 1).astype(np.float32)
+    count = A if anchors is None else len(anchors.boxes)
+    logits, deltas = rng.normal(0, 2, count), rng.normal(0, 0.4, (count, 4))
+    if anchors is None:
+        centre, half = rng.uniform(-20, 110, (A, 2)), rng.uniform(4, 30, (A, 2))
+        anchors = np.float32(np.concatenate([centre - half, centre + half], 1))
+    return np.float32(logits), np.float32(deltas), anchors
 
 
 def apart(count=A):
@@ -87,7 +80,7 @@ STILL = np.zeros((A, 4), np.float32)
 
 
 def check_form(proposals):
-    """Returns the valid proposals, after a look at the rows that hold none."""
+    """Returns the valid proposals, after a check of the rows that hold none."""
     proposals = Proposals(*map(np.asarray, proposals))
     count = proposals.valid.sum()
     assert [part.dtype for part in proposals] == [np.float32, np.float32, bool, np.int32]
@@ -98,19 +91,23 @@ def check_form(proposals):
     return Proposals(*(part[:count] for part in proposals))
 
 
-@pytest.mark.parametrize('levels', [None, LEVELS])
-def test_propose_agrees_with_loops_and_compiles_once(levels):
+@pytest.mark.parametrize('case', ['array', 'array of levels', *PYRAMIDS])
+def test_propose_agrees_with_loops_and_compiles_once(case):
+    """The loops do what torchvision does level by level."""
     TRACES.clear()
-    counts = set()
-    for seed in range(40):
-        case = random_case(seed)
-        size = SIZE - seed
-        nms_iou, min_size = [0.0, 0.2, 0.5, 0.9][seed % 4], [1e-3, 4.0, 12.0][seed % 3]
-        kept = check_form(run(*case, size, nms_iou, min_size, levels=levels))
-        boxes, index = loop_propose(*case, size, nms_iou, min_size, levels or (A,))
+    counts, anchors = set(), Anchors.of(*PYRAMIDS[case]) if case in PYRAMIDS else None
+    levels = LEVELS if case == 'array of levels' else None
+    of_loops = levels or (anchors.levels if anchors else (A,))
+    for seed in range(40 if anchors is None else 12):
+        rows = random_case(seed, anchors)
+        thresholds = [0.0, 0.2, 0.5, 0.9][seed % 4], [1e-3, 4.0, 12.0][seed % 3]
+        rules = dict(zip(('size', 'nms_iou', 'min_size'), (SIZE - seed, *thresholds), strict=True))
+        kept = check_form(run(*rows, **rules, levels=levels))
+        rows = *rows[:2], np.asarray(boxes_of(rows[2]))
+        boxes, index = loop_propose(*rows, **rules, levels=of_loops)
         assert kept.index.tolist() == index, seed
         np.testing.assert_allclose(kept.boxes, boxes, atol=1e-3)
-        np.testing.assert_allclose(kept.scores, 1 / (1 + np.exp(-case[0][index])), rtol=1e-5)
+        np.testing.assert_allclose(kept.scores, 1 / (1 + np.exp(-rows[0][index])), rtol=1e-5)
         counts.add(len(index))
     assert min(counts) < POST_NMS == max(counts)  # with rows to spare and without
     assert len(TRACES) <= 1  # thresholds and sizes are values, not shapes
@@ -119,11 +116,10 @@ def test_propose_agrees_with_loops_and_compiles_once(levels):
 def test_vmap_maps_over_images_of_different_size():
     cases = [random_case(seed) for seed in range(3)]
     sizes = np.stack([SIZE, SIZE / 2, 0 * SIZE])
-    many = jax.jit(jax.vmap(lambda *case: run(*case, levels=LEVELS)))
-    logits, deltas, anchors = (np.stack(parts) for parts in zip(*cases, strict=True))
-    mapped = many(logits, deltas, anchors, sizes)
+    many = jax.vmap(lambda *case: run(*case[:3], size=case[3], levels=LEVELS))
+    mapped = many(*map(np.stack, zip(*cases, strict=True)), sizes)
     for i in range(3):
-        one = check_form(run(*cases[i], sizes[i], levels=LEVELS))
+        one = check_form(run(*cases[i], size=sizes[i], levels=LEVELS))
         kept = check_form(Proposals(*(part[i] for part in mapped)))
         assert kept.index.tolist() == one.index.tolist()
         np.testing.assert_allclose(kept.boxes, one.boxes, atol=1e-4)
@@ -135,10 +131,9 @@ def test_small_boxes_go_after_clipping_and_before_nms():
     anchors[0] = [80, 10, 100, 20]  # half outside
     anchors[1] = [82, 10, 90, 20]  # suppressed by the first, unless that is too small
     logits = -np.arange(A, dtype=np.float32)
-    assert check_form(run(logits, STILL, anchors, min_size=8.0)).index[:3].tolist() == [0, 2, 3]
-    anchors[0] = [82.5, 10, 100, 20]
-    rest = check_form(run(logits, STILL, anchors, min_size=8.0)).index[:3].tolist()
-    assert rest == [1, 2, 3]
+    for left, first in [(80, [0, 2, 3]), (82.5, [1, 2, 3])]:
+        anchors[0, 0] = left
+        assert check_form(run(logits, STILL, anchors, min_size=8.0)).index[:3].tolist() == first
     outside = anchors + np.float32([90, 0, 90, 0])
     assert not run(logits, STILL, outside).valid.any()
 
@@ -162,24 +157,17 @@ def test_equal_logits_rank_by_index(levels):
     assert run(late, STILL, apart(), levels=levels).index[:4].tolist() == [2, 50, 58, 0]
 
 
-@settings(max_examples=25)
-@given(st.integers(0, 2**32))
-def test_the_index_names_the_anchor(seed):
-    logits, deltas, anchors = random_case(seed)
-    kept = check_form(run(logits, STILL, anchors))
-    clipped = np.clip(anchors, 0, SIZE[[1, 0, 1, 0]])
-    np.testing.assert_allclose(kept.boxes, clipped[kept.index], atol=1e-4)
-    assert len({*kept.index.tolist()}) == len(kept.index)
-    assert np.all(np.diff(logits[kept.index]) <= 0) and np.all(np.diff(kept.scores) <= 0)
-
-
-@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.sampled_from([None, LEVELS]))
-def test_proposals_lie_inside_the_image(seed, levels):
+def test_proposals_lie_inside_the_image_and_name_their_anchors(seed, levels):
     logits, deltas, anchors = random_case(seed)
     kept = check_form(run(logits, 9 * deltas, anchors, levels=levels))
     assert np.all((kept.boxes >= 0) & (kept.boxes <= SIZE[[1, 0, 1, 0]]))
     assert np.all(kept.boxes[:, 2:] - kept.boxes[:, :2] >= 1e-3)
+    kept = check_form(run(logits, STILL, anchors, levels=levels))
+    clipped = np.clip(anchors, 0, SIZE[[1, 0, 1, 0]])
+    np.testing.assert_allclose(kept.boxes, clipped[kept.index], atol=1e-4)
+    assert len({*kept.index.tolist()}) == len(kept.index)
+    assert np.all(np.diff(logits[kept.index]) <= 0) and np.all(np.diff(kept.scores) <= 0)
 
 
 @pytest.mark.parametrize('levels', [None, LEVELS])
@@ -206,48 +194,35 @@ def test_broken_deltas_break_only_their_own_proposal(broken):
         assert kept.index.tolist() == [*first]
 
 
-def test_only_the_best_pre_nms_are_looked_at():
+def test_only_the_best_pre_nms_compete():
     anchors = np.tile(np.float32([[10, 10, 30, 30]]), (A, 1))
-    anchors[PRE_NMS] = [50, 10, 70, 30]  # just too late: all the places go to copies of one box
+    anchors[PRE_NMS] = [50, 10, 70, 30]  # just too late: all before it are copies of one box
     logits = -np.arange(A, dtype=np.float32)
     assert check_form(run(logits, STILL, anchors)).index.tolist() == [0]
     logits[PRE_NMS] = -PRE_NMS + 1.5
     assert check_form(run(logits, STILL, anchors)).index.tolist() == [0, PRE_NMS]
 
 
-def test_levels_are_ranked_together_but_thinned_out_apart():
+def test_pre_and_post_nms_may_exceed_the_anchors():
+    case = random_case(0)
+    all_of_them, more = (run(*case, pre_nms=count, post_nms=A + 20) for count in (A, A + 5))
+    for a, b in zip(all_of_them, more, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(check_form(more).index) < A + 20 == len(more.valid)
+
+
+def test_levels_are_ranked_together_but_suppressed_apart():
     logits, anchors = -np.arange(A, dtype=np.float32), apart()
     anchors[[36, 54]] = anchors[0]  # the same box in every level
     kept = check_form(run(logits, STILL, anchors, post_nms=A, levels=LEVELS)).index.tolist()
-    # The best 25 of 36, then all of the smaller levels: a weak level keeps its places.
+    # The best 25 of 36, then all of the smaller levels: a weak level keeps its candidates.
     assert kept == [*range(PRE_NMS), *range(36, 60)]
     backwards = check_form(run(-logits, STILL, anchors, post_nms=A, levels=LEVELS))
     assert backwards.index.tolist() == sorted([*range(11, 36), *range(36, 60)], reverse=True)
-    alone = check_form(run(logits, STILL, anchors, post_nms=A + 20, pre_nms=A)).index.tolist()
-    assert alone == [i for i in range(A) if i not in (36, 54)]
-
-
-def test_anchors_bring_their_levels():
-    """NMS and pre_nms per level as torchvision, of five levels with one of a single cell."""
-    shapes, strides = ((5, 7), (3, 4), (2, 2), (1, 2), (1, 1)), (8, 16, 32, 64, 128)
-    sizes = tuple((2.0 * stride,) for stride in strides)
-    anchors = Anchors.of(shapes, strides, sizes, (0.5, 1.0, 2.0))
-    rng = np.random.default_rng(1)
-    count = len(anchors.boxes)
-    logits = rng.standard_normal(count).astype(np.float32)
-    deltas = rng.normal(0, 0.4, (count, 4)).astype(np.float32)
-    rules = SIZE, 0.3, 1e-3
-    kept = check_form(run(logits, deltas, anchors, *rules))
-    boxes, index = loop_propose(logits, deltas, np.asarray(anchors.boxes), *rules, anchors.levels)
-    assert kept.index.tolist() == index
-    np.testing.assert_allclose(kept.boxes, boxes, atol=1e-3)
-    together = check_form(run(logits, deltas, anchors.boxes, *rules))
-    assert together.index.tolist() != index
-
-
-def test_levels_have_to_add_up():
+    of_one = check_form(run(logits, STILL, anchors, post_nms=A + 20, pre_nms=A)).index.tolist()
+    assert of_one == [i for i in range(A) if i not in (36, 54)]
     with pytest.raises(AssertionError, match='levels'):
-        run(*random_case(0), levels=(36, 18))
+        run(*random_case(0), levels=(36, 18))  # they do not add up
 
 
 def test_half_precision_goes_in_and_single_comes_out():
@@ -259,22 +234,14 @@ def test_half_precision_goes_in_and_single_comes_out():
         np.testing.assert_array_equal(a, b)
 
 
-def test_no_anchors_give_no_proposals():
-    """Of an image, and of one feature level among others."""
-    keywords = dict(pre_nms=10, post_nms=3, nms_iou=0.7)
-    for levels in (None, (0, 0)):
-        proposals = propose(
-            jnp.zeros(0),
-            jnp.zeros((0, 4)),
-            jnp.zeros((0, 4)),
-            jnp.ones(2),
-            levels=levels,
-            **keywords,
-        )
-        assert proposals.boxes.shape == (3, 4)
-        assert not proposals.valid.any() and not proposals.boxes.any()
-    anchors = jnp.array([[0.0, 0, 4, 4], [5, 5, 9, 9]])
-    proposals = propose(
-        jnp.zeros(2), jnp.zeros((2, 4)), anchors, jnp.full(2, 9.0), levels=(0, 2, 0), **keywords
-    )
-    np.testing.assert_array_equal(proposals.boxes[:2], anchors)
+@pytest.mark.parametrize('levels', [None, (0, 0)])
+def test_no_anchors_give_no_proposals(levels):
+    nothing = np.zeros((0, 4), np.float32)
+    proposals = check_form(run(nothing[:, 0], nothing, nothing, levels=levels))
+    assert len(proposals.index) == 0
+
+
+def test_a_level_may_be_empty():
+    anchors = apart(2)
+    proposals = run(STILL[:2, 0], STILL[:2], anchors, levels=(0, 2, 0))
+    np.testing.assert_array_equal(check_form(proposals).boxes, anchors)
