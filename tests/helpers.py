@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -311,8 +312,27 @@ KEY = jax.random.key(0)
 SMALL_RESNET = functools.partial(resnet.ResNet, depth=26, last_stage=5, width=8)
 
 
-def random_image(seed=0, shape=CANVAS):
+def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+class Strided(nn.Module):
+    """A backbone as a reader would write it: one or two feature maps, of strides 8 and 16."""
+
+    form: str = 'map'
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        fine = nn.relu(nn.Conv(16, (8, 8), strides=8)(images))
+        coarse = nn.relu(nn.Conv(16, (3, 3), strides=2)(fine))
+        both = {'fine': fine, 'coarse': coarse}
+        return {'map': fine, 'tuple': (fine, coarse), 'list': [fine, coarse], 'dict': both}[
+            self.form
+        ]
+
+
+def random_image(seed=0, shape=CANVAS):
+    return normal(*shape, seed=seed)
 
 
 def shapes_of(model):

@@ -30,7 +30,6 @@ WITHOUT_TEST_FILE = {
     'errors',
     'files',
     'pretrained',
-    'winograd',
     'step',
     'schedules',
 }
