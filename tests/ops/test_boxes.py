@@ -1,4 +1,4 @@
-"""Boxes against plain loops, and the laws of overlap, coding, clipping and mirroring."""
+"""Boxes against plain loops, and the laws of overlap, coding and clipping."""
 
 import math
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rpn_jax.ops import boxes as box
 
 iou, encode, decode = jax.jit(box.iou), jax.jit(box.encode), jax.jit(box.decode)
-clip, flip = jax.jit(box.clip), jax.jit(box.flip)
+clip = jax.jit(box.clip)
 N = 6  # boxes in every example: one shape, one compilation
 
 pixel = st.integers(0, 12)
@@ -113,7 +113,6 @@ def test_leading_axes_are_kept():
         (box.encode, (a, b)),
         (box.decode, (a / 99, b)),
         (lambda x: box.clip(x, (50, 70)), (a,)),
-        (lambda x: box.flip(x, 70), (a,)),
     ]:
         single = function(*(x[1, 2] for x in batch))
         np.testing.assert_allclose(function(*batch)[1, 2], single, rtol=1e-5)
@@ -152,19 +151,8 @@ def test_clip_moves_every_corner_into_the_image(boxes, size):
     np.testing.assert_array_equal(once, loops)
     np.testing.assert_array_equal(clip(boxes, np.float32(size)), loops)
     np.testing.assert_array_equal(clip(once, size), once)
-    mirrored = clip(flip(boxes, size[1]), size)
-    np.testing.assert_array_equal(mirrored, flip(once, size[1]))
-
-
-@given(quarters, st.integers(1, 90))
-def test_flip_mirrors_left_to_right(boxes, width):
-    loops = [[width - x1, y0, width - x0, y1] for x0, y0, x1, y1 in boxes]
-    np.testing.assert_array_equal(flip(boxes, width), loops)
-    np.testing.assert_array_equal(flip(flip(boxes, width), width), boxes)
 
 
 @given(any_boxes, any_boxes)
-def test_a_mirror_and_a_move_keep_overlaps(a, b):
-    overlaps = iou(a, b)
-    np.testing.assert_array_equal(iou(flip(a, 12), flip(b, 12)), overlaps)
-    np.testing.assert_array_equal(iou(a + 7, b + 7), overlaps)
+def test_a_move_keeps_overlaps(a, b):
+    np.testing.assert_array_equal(iou(a + 7, b + 7), iou(a, b))
