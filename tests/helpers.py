@@ -98,6 +98,30 @@ def finished_run():
     return Run(folder, compiled)
 
 
+class messages(logging.Handler):
+    """Collects what the package logs inside the context; watch is called with each line."""
+
+    def __init__(self, watch=None):
+        super().__init__()
+        self._watch, self._lines = watch, []
+
+    def __enter__(self):
+        logger = logging.getLogger('rpn_jax')
+        self._level = logger.level
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self)
+        return self._lines
+
+    def __exit__(self, *error):
+        logging.getLogger('rpn_jax').removeHandler(self)
+        logging.getLogger('rpn_jax').setLevel(self._level)
+
+    def emit(self, record):
+        self._lines.append(record.getMessage())
+        if self._watch:
+            self._watch(record.getMessage())
+
+
 class compilations(logging.Handler):
     """Collects the names of the functions that XLA compiles inside the context, in any thread."""
 

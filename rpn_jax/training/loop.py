@@ -62,7 +62,7 @@ def train(config, folder, make_evaluate=None, *, devices=None):
         _describe(config, model, state, source, evaluate and evaluate.source, options)
         maps = None
         if config.features.keep and start < config.steps:
-            maps = _feature_cache(config, model, state, source, devices)
+            maps = feature_cache_of(config, model, state, source, devices)
         made = _batches(config, source, options, start, maps, devices)
         with workdir.History(folder, start) as history, Signals() as signals, made as batches:
             progress = Progress(
@@ -127,7 +127,7 @@ def _evaluate_between(evaluate, state, step):
     return figures
 
 
-def _feature_cache(config, model, state, source, devices):
+def feature_cache_of(config, model, state, source, devices):
     """Returns the cache of the feature maps of the frozen backbone."""
     identity = feature_cache.identity(
         source, model=config.model, data=config.data, seed=config.seed

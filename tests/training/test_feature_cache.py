@@ -7,13 +7,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from helpers import assert_same, compilations, last_state, tiny_config, tiny_flags
+from helpers import assert_same, compilations, last_state, messages, tiny_config, tiny_flags
 
 import main
 from experiments.bench import ours as bench
-from rpn_jax import data
+from rpn_jax import commands, data
 from rpn_jax.errors import InputError
-from rpn_jax.evaluation.evaluate import make_evaluate
 from rpn_jax.files import cache_folder
 from rpn_jax.training import loop
 from rpn_jax.training.feature_cache import PLACES, DiskMaps, Features
@@ -49,31 +48,31 @@ def first_state():
     return jax.device_get(init_state(*loop.build(config)[:2], config.seed))
 
 
-def maps_of(config, devices, said):
+def maps_of(config, devices):
     """Returns the Features of a config, and the source and options of its batches."""
     options = data.Options(**config.data)
     source, model = data.open_split(options, 'train', seed=config.seed), loop.build(config)[0]
-    variables = loop.variables_of(first_state())
-    arguments = config, model, variables, source, devices, said.append
-    return Features(*arguments, **config.features), source, options
+    return loop.feature_cache_of(config, model, first_state(), source, devices), source, options
 
 
 def follow(keep, devices=1, steps=12, **changes):
     """Takes steps of the tiny config."""
-    config, devices, said = config_of(keep, **changes), jax.devices()[:devices], []
-    maps, source, options = maps_of(config, devices, said)
-    if not keep:
-        maps = None
+    config, devices = config_of(keep or 'device', **changes), jax.devices()[:devices]
+    with messages() as lines:
+        maps, source, options = maps_of(config, devices)
+        maps = maps if keep else None
     read, update = [], loop.update_of(config, *loop.build(config)[:2], devices)
     counted = source._replace(read=lambda i: read.append(i) or source.read(i))
     known = maps and maps.known
     batch_of = data.train_batch(counted, options, seed=config.seed, known=known)
     losses, state = [], place(first_state(), devices)
-    for step in range(steps):
-        batch = batch_of(step)
-        state, metrics = update(state, maps(batch) if maps else batch)
-        losses.append(jax.device_get([metrics[key] for key in ('loss_objectness', 'loss_box')]))
-    return Followed(losses, read, maps, said)
+    with messages() as later:
+        for step in range(steps):
+            batch = batch_of(step)
+            state, metrics = update(state, maps(batch) if maps else batch)
+            each = [metrics[key] for key in ('loss_objectness', 'loss_box')]
+            losses.append(jax.device_get(each))
+    return Followed(losses, read, maps, lines + later)
 
 
 @functools.cache
@@ -125,7 +124,7 @@ def test_another_run_finds_what_is_on_disk(cache):
 
 def folder_of(**changes):
     """Returns the folder in which a config's maps are kept."""
-    return maps_of(config_of('disk', **changes), jax.devices()[:1], [])[0]._maps.folder
+    return maps_of(config_of('disk', **changes), jax.devices()[:1])[0]._maps.folder
 
 
 def test_a_folder_is_of_what_decides_the_numbers(cache, monkeypatch):
@@ -136,7 +135,7 @@ def test_a_folder_is_of_what_decides_the_numbers(cache, monkeypatch):
     weights = first_state()
     changed = jax.tree.map(np.copy, weights)
     changed.params['backbone']['stem_conv']['kernel'][0, 0, 0, 0] += 1
-    monkeypatch.setattr('test_features.first_state', lambda: changed)
+    monkeypatch.setitem(globals(), 'first_state', lambda: changed)
     assert folder_of() not in folders
 
 
@@ -195,7 +194,8 @@ def test_a_damaged_map_is_mended_where_the_limit_is_reached(cache):
     first = follow('disk', features__gigabytes=limit)
     (folder,) = cache.iterdir()
     content = bytearray((folder / 'maps').read_bytes())
-    content[-100] ^= 1
+    kept = np.flatnonzero(np.fromfile(folder / 'checksums', np.uint32))[0]
+    content[8 * 8 * 64 * 4 * kept + 100] ^= 1
     (folder / 'maps').write_bytes(content)
     again = follow('disk', features__gigabytes=limit)
     assert len(follow('disk', features__gigabytes=limit).read) < len(again.read) < len(first.read)
@@ -215,7 +215,9 @@ def test_a_full_disk_ends_the_keeping_not_the_run(cache, monkeypatch):
 def test_a_folder_that_cannot_be_used_is_named(cache):
     cache.parent.mkdir()
     cache.write_text('a file')
-    with pytest.raises(InputError, match=r'features\.keep: .*features.* cannot be used .*RPN_JAX'):
+    with pytest.raises(
+        InputError, match=r'features.*: feature maps cannot be kept there .*RPN_JAX'
+    ):
         folder_of()
 
 
@@ -231,7 +233,7 @@ def test_a_folder_that_cannot_be_used_is_named(cache):
 def test_what_cannot_be_kept_is_refused(changes, message, tmp_path, capsys):
     assert main.main(tiny_flags(tmp_path / 'run', **(FROZEN | changes))) == 1
     said = capsys.readouterr().err
-    assert said.startswith('error: config key ') and said.count('\n') == 1 and message in said
+    assert said.startswith('error: ') and said.count('\n') == 1 and message in said
     assert not (tmp_path / 'run').exists()
 
 
@@ -245,16 +247,23 @@ def test_a_run_that_died_ends_bit_for_bit_like_one_that_did_not(tmp_path, cache)
             raise Killed
 
     config = tiny_config(features__keep='host', evaluation__every=0, **FROZEN)
+
+    def train(folder, watch=None):
+        with messages(watch) as lines:
+            loop.train(config, folder, commands.evaluator(config, folder))
+        return lines
+
     with compilations() as compiled:
-        loop.train(config, tmp_path / 'whole', make_evaluate, print=[].append)
+        train(tmp_path / 'whole')
     assert compiled.count('jit(compute)') == 4  # one for each device, of one program
     assert compiled.count('jit(_fun)') == 2  # the update, the prediction
     with pytest.raises(Killed):
-        loop.train(config, tmp_path / 'died', make_evaluate, print=die)
-    said = []
-    loop.train(config, tmp_path / 'died', make_evaluate, print=said.append)
-    assert 'steps 4 to 8' in said[0]
-    assert any(line.startswith("feature maps: 20 of 20 kept in the host's memory") for line in said)
+        train(tmp_path / 'died', die)
+    lines = train(tmp_path / 'died')
+    assert 'steps 4 to 8' in lines[0]
+    assert any(
+        line.startswith("feature maps: 20 of 20 kept in the host's memory") for line in lines
+    )
     states = [last_state(config, tmp_path / name) for name in ('whole', 'died')]
     assert_same(*states)
     losses = [[x.get('loss') for x in read_history(tmp_path / name)] for name in ('whole', 'died')]

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
-from helpers import compilations, finished_run, tiny_config
+from helpers import compilations, finished_run, messages, tiny_config
 
-from rpn_jax import data
+from rpn_jax import commands, data
 from rpn_jax.data.normalization import normalise, pixel_family
 from rpn_jax.errors import InputError
-from rpn_jax.evaluation.evaluate import make_evaluate
 from rpn_jax.models import rpn
 from rpn_jax.training import checkpoint, loop
 from rpn_jax.training.parallel import place
@@ -31,6 +30,13 @@ class Trajectory(NamedTuple):
     state: Any
     metrics: list
     compiled: list  # what was compiled for each step
+
+
+def run_of(config, folder, devices=None, watch=None):
+    """Trains a config in a folder; returns the state, the Evaluation and the lines logged."""
+    with messages(watch) as lines:
+        make_evaluate = commands.evaluator(config, folder)
+        return *loop.train(config, folder, make_evaluate, devices=devices), lines
 
 
 def uneven_config(norm):
@@ -256,9 +262,7 @@ def test_a_run_stops_where_the_loss_is_not_finite(
     ids = spoil(monkeypatch, position)
     config = uneven_config('frozen')
     with pytest.raises(InputError) as caught:
-        loop.train(
-            config, tmp_path, make_evaluate, devices=jax.devices()[:1], print=lambda line: None
-        )
+        run_of(config, tmp_path, jax.devices()[:1])
     message = str(caught.value)
     assert f'not finite at step {position + 1}, images {ids[0]}; {saved}; ' in message
     assert 'optim.learning_rate' in message and '\n' not in message
@@ -269,11 +273,11 @@ def test_images_that_devices_cannot_share_are_refused(tmp_path):
     config = tiny_config()
     model, optimizer, _ = loop.build(config)
     update = loop.update_of(config, model, optimizer, jax.devices()[:3])
-    with pytest.raises(InputError, match='data.batch_size: 4 images .* 3 devices'):
+    with pytest.raises(InputError, match='batch_size: 4 images .* 3 devices'):
         update(None, uneven_batch())
     config.data.batch_size = 6
-    with pytest.raises(InputError, match='data.batch_size: 6 images .* 4 devices'):
-        loop.train(config, tmp_path / 'run', make_evaluate)
+    with pytest.raises(InputError, match='batch_size: 6 images .* 4 devices'):
+        run_of(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
@@ -287,16 +291,15 @@ def test_a_run_that_died_ends_bit_for_bit_like_one_that_did_not(tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        loop.train(tiny_config(), tmp_path, make_evaluate, print=die)
+        run_of(tiny_config(), tmp_path, watch=die)
     assert checkpoint.steps(tmp_path) == [2, 4]
     assert [line['step'] for line in read_history(tmp_path)][-1] == 6
     with (tmp_path / 'metrics.jsonl').open('a') as file:
         file.write('{"step": 7, "lo')
-    said = []
-    state, evaluation = loop.train(tiny_config(), tmp_path, make_evaluate, print=said.append)
+    state, evaluation, lines = run_of(tiny_config(), tmp_path)
 
-    assert said[0].endswith('steps 4 to 8')
-    assert [line for line in said if line.startswith('step ')][0].startswith('step 5/8')
+    assert lines[0].endswith('steps 4 to 8')
+    assert [line for line in lines if line.startswith('step ')][0].startswith('step 5/8')
     other = finished_run().folder
     with checkpoint.Checkpoints(other, every=2, keep=3) as checkpoints:
         assert_same(state, checkpoints.load(state))
@@ -333,11 +336,8 @@ def test_a_checkpoint_is_of_its_step_although_training_goes_on(tmp_path):
 
 def test_a_run_that_is_done_only_evaluates_again(tmp_path):
     shutil.copytree(finished_run().folder, tmp_path / 'tiny')
-    said = []
-    state, evaluation = loop.train(
-        tiny_config(), tmp_path / 'tiny', make_evaluate, print=said.append
-    )
-    assert state.step == 8 and said[0].endswith('steps 8 to 8')
+    state, evaluation, lines = run_of(tiny_config(), tmp_path / 'tiny')
+    assert state.step == 8 and lines[0].endswith('steps 8 to 8')
     expected = json.loads((finished_run().folder / 'evaluation.json').read_text())
     assert evaluation.summary == expected
     assert read_history(tmp_path / 'tiny') == read_history(finished_run().folder)
@@ -346,5 +346,5 @@ def test_a_run_that_is_done_only_evaluates_again(tmp_path):
 def test_a_run_of_several_processes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     with pytest.raises(InputError, match='JAX has 2 processes.*: train in one process'):
-        loop.train(tiny_config(), tmp_path / 'run', make_evaluate)
+        run_of(tiny_config(), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
