@@ -40,14 +40,6 @@ class Sweep(NamedTuple):
     cases: dict  # number -> Case
 
 
-class Point(NamedTuple):
-    """One case of a sweep."""
-
-    amount: float  # on the axis
-    work: float
-    seconds: float  # of a call, the median
-
-
 def main(argv):
     """Measures, prints and draws; returns 1 where something grows faster than expected."""
     parser, known = Parser('experiments.sweep', __doc__), sweeps(50)
@@ -106,7 +98,7 @@ def overlaps(case, program):
 
 
 def measure(sweep, repeats):
-    """Returns the Points of a sweep; its cases take turns."""
+    """Returns (amount, work, seconds) of each case of a sweep; they take turns."""
     runs, work = [], []
     for amount, case in sweep.cases.items():
         program = sweep.program(case)
@@ -114,7 +106,7 @@ def measure(sweep, repeats):
         work.append(sweep.work(case, program))
         print(f'  {sweep.axis} {amount:,}: ready', file=sys.stderr, flush=True)
     seconds = np.median(ours.alternate(runs, repeats), axis=1).tolist()
-    return [Point(*point) for point in zip(sweep.cases, work, seconds, strict=True)]
+    return list(zip(sweep.cases, work, seconds, strict=True))
 
 
 def exponent(points):
@@ -125,12 +117,12 @@ def exponent(points):
 
 def lines(axis, points):
     """Yields a table of a sweep: growth of time and of cost over the first point."""
-    first, verdict = points[0], 'a fault' if exponent(points) > FAULT else 'as expected'
+    verdict = 'a fault' if exponent(points) > FAULT else 'as expected'
     yield f'{axis}: exponent {exponent(points):.2f}, {verdict}'
     yield f'  {"":>10}  {"seconds":>9}  {"time":>7}  {"cost":>7}'
-    for p in points:
-        growth = p.seconds / first.seconds, p.work / first.work
-        yield f'  {p.amount:>10,}  {p.seconds:>9.4g}  {growth[0]:>6.2f}x  {growth[1]:>6.2f}x'
+    for amount, work, seconds in points:
+        time, cost = seconds / points[0][2], work / points[0][1]
+        yield f'  {amount:>10,}  {seconds:>9.4g}  {time:>6.2f}x  {cost:>6.2f}x'
 
 
 def draw(measured, path):

@@ -47,10 +47,7 @@ def main(argv):
 
 
 def parse(argv):
-    """Returns the arguments; sets up JAX's device. What is not given is () and means all there is.
-
-    Raises InputError.
-    """
+    """Returns the arguments and sets up JAX's device. Raises InputError."""
     parser = Parser('experiments.bench', __doc__)
     several = dict(type=at_least(1), nargs='+', default=())
     frozen = dict(type=int, nargs='+', default=(), choices=range(6))
@@ -127,11 +124,13 @@ def cases(arguments):
 
 def ours_alone(arguments):
     """Prints one line of JSON: the first case, ours alone."""
-    case = cases(arguments)[0]
-    row = measure(case, arguments)[0]
+    row = measure(cases(arguments)[0], arguments)[0]
     line = {'seconds': statistics.median(row.ours), 'least': min(row.ours), 'most': max(row.ours)}
     line |= {'repeats': arguments.repeats, 'device': jax.local_devices()[0].device_kind}
-    line |= case._asdict() | {'jax': jax.__version__, 'costs': row.costs and row.costs._asdict()}
+    line |= row.case._asdict() | {
+        'jax': jax.__version__,
+        'costs': row.costs and row.costs._asdict(),
+    }
     print(json.dumps(line))
     return 0
 
@@ -140,10 +139,8 @@ def side_by_side(arguments):
     """Prints the table; where something stops it, of the cases that were measured until then."""
     todo, rows = cases(arguments), []
     with contextlib.ExitStack() as stack:
-        peers = []
-        for compiled in (False, True)[: bool(arguments.peer) * (1 + arguments.compile)]:
-            peer = Peer(arguments.peer, arguments, compiled)
-            peers.append(stack.enter_context(contextlib.closing(peer)))
+        sides = (False, True)[: 1 + arguments.compile] if arguments.peer else ()
+        peers = [Peer(arguments.peer, arguments, compiled, stack) for compiled in sides]
         speed = rates(arguments.dtype)
         print(
             f'{jax.local_devices()[0].device_kind}, {os.cpu_count()} cores; {arguments.dtype} '
@@ -180,10 +177,8 @@ def measure(case, arguments, peers=()):
     own, rows = times.pop(None), []
     for note, theirs in times.items():
         report = reports[note]() if note in reports else {}
-        if answer := report.get('answer'):
-            pairs = itertools.zip_longest(program.answer(program.call()), answer)
-            if unequal := sum(mine != other for mine, other in pairs):
-                say(f'  warning: {unequal} of {len(answer)} answers differ')
+        if program.answer and program.answer(program.call()) != report.get('answer'):
+            say('  warning: the answers differ')
         rows.append(Row(case, own, cost, note, theirs, report.get('memory')))
     return rows or [Row(case, own, cost)]
 

@@ -181,8 +181,8 @@ def alternate(runs, repeats):
         for i in order:
             time.sleep(REST)
             times[i].append(runs[i]())
-        shown = ' and '.join(f'{seconds[-1]:.4g} s' for seconds in times)
-        print(f'  {number + 1}/{repeats}: {shown}', file=sys.stderr, flush=True)
+        last = [f'{seconds[-1]:.4g} s' for seconds in times]
+        print(f'  {number + 1}/{repeats}:', *last, file=sys.stderr, flush=True)
     return times
 
 

@@ -23,24 +23,22 @@ class Peer:
     """Runs torchvision_worker.py by a command; one order at a time, and silence in between.
 
     command is a Python, or one and a script that runs the script it is given; with compiled the
-    backbone is under torch.compile. Raises InputError where it cannot be started, or dies.
+    backbone is under torch.compile; files is an ExitStack, which ends it. Raises InputError where
+    it cannot be started, or dies.
     """
 
-    def __init__(self, command, arguments, compiled=False):
+    def __init__(self, command, arguments, compiled, files):
         self._command, self.note = command, ', torch.compile' if compiled else ''
         self._settings = {'channels_last': arguments.channels_last, 'compile': compiled}
-        self._files = contextlib.ExitStack()
-        self._folder = self._files.enter_context(tempfile.TemporaryDirectory())
-        self._errors = self._files.enter_context(open(f'{self._folder}/errors', 'w+'))
+        self._folder = files.enter_context(tempfile.TemporaryDirectory())
+        self._errors = files.enter_context(open(f'{self._folder}/errors', 'w+'))
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True)
         words = [*shlex.split(command), str(WORKER), arguments.device]
         try:
-            self._process = self._files.enter_context(subprocess.Popen(words, **pipes))
-            self.ready = self._answer()['ready']
-        except (OSError, InputError) as error:
-            self._files.close()
+            self._process = files.enter_context(subprocess.Popen(words, **pipes))
+        except OSError as error:
             raise InputError(f'--peer {command}: cannot be started ({error})') from error
-        self.close = self._files.close  # its input ends, and so does it
+        self.ready = self._answer()['ready']
 
     def takes(self, case):
         """Returns whether it has a case of its own: a compiled backbone needs one."""

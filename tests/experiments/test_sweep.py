@@ -18,7 +18,7 @@ def small(monkeypatch):
 
 
 def points(*seconds):
-    return [sweep.Point(2**n, 2.0**n, s) for n, s in enumerate(seconds)]
+    return [(2**n, 2.0**n, s) for n, s in enumerate(seconds)]
 
 
 def test_the_exponent_is_that_of_time_over_cost():
