@@ -421,3 +421,39 @@ def noise(size=PICTURE_SIZE):
     """Returns a picture of soft random colours."""
     small = np.random.default_rng(3).integers(0, 256, (5, 7, 3), np.uint8)
     return cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def python_rate(
+    step,
+    schedule,
+    horizon,
+    *,
+    learning_rate=0.1,
+    warmup_steps=0,
+    warmup_factor=0.001,
+    decay_at=(0.75,),
+    decay_factor=0.1,
+    final_factor=0.0,
+    cycles=2.0,
+    low_factor=0.1,
+):
+    """Computes the learning rate of a step with nothing but Python's floats and branches."""
+    rate, done = learning_rate, min(step / horizon, 1)
+    if step < warmup_steps:
+        rate *= warmup_factor + (1 - warmup_factor) * step / warmup_steps
+    if schedule == 'step':
+        for fraction in decay_at:
+            rate *= decay_factor if step >= fraction * horizon else 1
+    elif schedule == 'cosine':
+        rate *= final_factor + (1 - final_factor) * (1 + math.cos(math.pi * done)) / 2
+    elif schedule == 'cyclical':
+        phase = (done * cycles) % 1  # of one triangle
+        height = 2 * phase if phase <= 0.5 else 2 - 2 * phase
+        rate *= low_factor + (1 - low_factor) * height
+    elif schedule == 'one_cycle':
+        if done < 0.3:
+            rate *= low_factor + (1 - low_factor) * done / 0.3
+        else:
+            fall = (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
+            rate *= final_factor + (1 - final_factor) * fall
+    return rate

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_same
 
 from rpn_jax.errors import InputError
 from rpn_jax.training import checkpoint
@@ -30,13 +31,6 @@ def write(folder, steps, keep=3, devices=None, **changes):
     with Checkpoints(folder, every=1, keep=keep) as checkpoints:
         for step in steps:
             checkpoints.save(step, place(state_of(step, **changes), devices or jax.devices()))
-
-
-def assert_same(a, b):
-    """Checks that two trees are equal bit for bit."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
 def test_a_workdir_without_checkpoints_gives_the_state_back(tmp_path):
@@ -66,6 +60,21 @@ def test_a_state_comes_back_bit_for_bit_on_other_devices(tmp_path, saved_on, loa
 def test_the_newest_are_kept(tmp_path, keep):
     write(tmp_path, range(1, 6), keep=keep)
     assert checkpoint.steps(tmp_path) == list(range(6 - keep, 6))
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    """Steps without a figure are never the best."""
+    figures = {1: 0.3, 2: 0.8, 3: None, 5: 0.7, 6: 0.1}
+    for steps in (range(1, 5), range(5, 8)):  # the second run resumes
+        with Checkpoints(tmp_path, every=1, keep=2, best='AR@100') as checkpoints:
+            for step in steps:
+                own = {'AR@100': figures[step], 'AR@10': 1 - step} if step in figures else {}
+                assert checkpoints.is_best(own) == (step in (1, 2)), step
+                checkpoints.save(step, place(state_of(step), jax.devices()), own)
+    assert checkpoint.steps(tmp_path) == [2, 6, 7]
+    assert checkpoint.restore(tmp_path)[1] == 7  # the newest is still what is restored
+    with Checkpoints(tmp_path, every=1, keep=2) as checkpoints:
+        assert not checkpoints.is_best({'AR@100': 1.0})  # none is asked for
 
 
 def test_a_step_that_exists_is_left_alone(tmp_path):

@@ -1,238 +1,43 @@
-"""The update on one, two and four devices, the state it returns, and the loop around it."""
+"""The loop: a run resumes bit for bit, stops where it must, and keeps its best checkpoint."""
 
 import functools
 import json
+import logging
 import shutil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from helpers import compilations, finished_run, messages, tiny_config
+from helpers import assert_same, finished_run, last_state, tiny_config
 
-from rpn_jax import commands, data
-from rpn_jax.data.normalization import normalise, pixel_family
+from rpn_jax import data
+from rpn_jax.commands import evaluator
 from rpn_jax.errors import InputError
-from rpn_jax.models import rpn
 from rpn_jax.training import checkpoint, loop
-from rpn_jax.training.parallel import place
-from rpn_jax.training.step import assign_images, init_state, step_key
 from rpn_jax.training.workdir import read_history
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
-STEPS, LOSSES = 10, ['loss', 'loss_objectness', 'loss_box']
 
 
-class Trajectory(NamedTuple):
-    """What some steps of the update on some devices gave."""
+class Evaluation(NamedTuple):
+    """As much of an evaluation as the loop reads."""
 
-    before: Any  # NumPy
-    state: Any
-    metrics: list
-    compiled: list  # what was compiled for each step
+    summary: dict
 
 
-def run_of(config, folder, devices=None, watch=None):
-    """Trains a config in a folder; returns the state, the Evaluation and the lines logged."""
-    with messages(watch) as lines:
-        make_evaluate = commands.evaluator(config, folder)
-        return *loop.train(config, folder, make_evaluate, devices=devices), lines
+def evaluate_as(figure, calls):
+    """Returns a make_evaluate whose AR@100 is figure(step); it notes its calls."""
 
+    def make(model, source, devices):
+        def evaluate(variables, step, brief=False):
+            calls.append((step, brief))
+            return Evaluation({'proposals': {'AR@100': figure(step), 'AR@100/small': None}})
 
-def uneven_config(norm):
-    """Returns a config with parts that never learn; anchors at the border are left out."""
-    config = tiny_config(model__norm=norm, targets__border=0)
-    config.model.frozen_stages = 1 if norm == 'batch' else 2
-    return config
+        evaluate.source = source
+        return evaluate
 
-
-def uneven_batch():
-    """Returns four images of which unequally many anchors are sampled."""
-    kind, boxes = np.zeros((4, 16), np.int32), np.zeros((4, 16, 4), np.float32)
-    # The first has no objects. In the second hardly anything is background.
-    kind[1, :3], boxes[1, :2] = (1, 3, 2), [[4, 4, 20, 24], [0, 0, 64, 52]]
-    boxes[1, 2] = [30, 40, 62, 64]
-    kind[2, :5] = 1
-    boxes[2, :5] = [[x, y, x + 20, y + 14] for x, y in [(0, 0), (30, 2), (8, 20), (40, 22), (5, 1)]]
-    kind[3, 0], boxes[3, 0] = 1, [2, 3, 20, 22]  # only a few anchors are inside this image
-    return {
-        'image': np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8),
-        'boxes': boxes,
-        'kind': kind,
-        'size': np.float32([[64, 64], [64, 64], [40, 64], [24, 30]]),
-        'index': np.int32([7, 3, 12, 0]),
-    }
-
-
-@functools.cache
-def labels_of_steps():
-    """Returns the sampled labels [STEPS, 4, S] of the uneven batch."""
-    config = uneven_config('batch')
-    anchors, batch = rpn.anchors_of(loop.build(config)[0], (64, 64)), uneven_batch()
-    assign = jax.jit(lambda key: assign_images(key, anchors, batch, config.targets)[1])
-    return np.array([assign(step_key(config.seed, step)) for step in range(STEPS)])
-
-
-def start(config, devices):
-    """Returns an update and the state, placed, that it starts from."""
-    model, optimizer, _ = loop.build(config)
-    state = init_state(model, optimizer, config.seed)
-    return loop.update_of(config, model, optimizer, devices), place(state, devices)
-
-
-def follow(config, devices):
-    """Takes STEPS steps with the uneven batch."""
-    update, state = start(config, devices)
-    before, metrics, compiled = jax.device_get(state), [], []
-    for _ in range(STEPS):
-        with compilations() as names:
-            state, figures = update(state, uneven_batch())
-        metrics.append(jax.device_get(figures))
-        compiled.append(names)
-    return Trajectory(before, state, metrics, compiled)
-
-
-@pytest.fixture(scope='module', params=['batch', 'frozen'])
-def norm(request, quick_compilation):
-    """Both norms that the update treats differently."""
-    return request.param
-
-
-@pytest.fixture(scope='module')
-def trajectories(norm):
-    """Returns the same steps on 1, 2 and 4 devices: {number: Trajectory}."""
-    config = uneven_config(norm)
-    return {n: follow(config, jax.devices()[:n]) for n in (1, 2, 4)}
-
-
-@pytest.fixture(scope='module')
-def floating(quick_compilation):
-    """Returns an update on one device in which images share no statistics, and a NumPy state."""
-    update, state = start(uneven_config('frozen'), jax.devices()[:1])
-    return update, jax.device_get(state)
-
-
-def paths(tree):
-    """Returns {path: NumPy array} of the leaves."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def assert_same(a, b):
-    """Checks that two trees are equal bit for bit."""
-    a, b = paths(a), paths(b)
-    assert a.keys() == b.keys()
-    assert [name for name in a if a[name].tobytes() != b[name].tobytes()] == []
-
-
-def test_devices_sample_unequally():
-    for count in (labels_of_steps() >= 0).sum(axis=2):
-        assert len(set(count)) >= 3 and count.max() == 48 and count.min() < 10
-        assert count[:2].sum() != count[2:].sum()  # on two devices as well
-
-
-def test_losses_do_not_depend_on_the_number_of_devices(trajectories):
-    one, two, four = (paths(trajectories[n].metrics) for n in (1, 2, 4))
-    assert len(one) == STEPS * (6 + 5)  # five of them by anchor type
-    for name, other in [(name, other) for name in one for other in (two, four)]:
-        np.testing.assert_allclose(other[name], one[name], rtol=1e-5, err_msg=name)
-    losses = [m['loss'] for m in trajectories[1].metrics]
-    assert abs(losses[-1] - losses[0]) > 0.01  # or else nothing was compared
-
-
-def test_states_do_not_depend_on_the_number_of_devices(trajectories):
-    one = paths(trajectories[1].state)
-    before = paths(trajectories[1].before)
-    for n in (2, 4):
-        for name, leaf in paths(trajectories[n].state).items():
-            moved, rounding = np.abs(one[name] - before[name]).max(), 1e-6 * np.abs(leaf).max()
-            assert np.abs(leaf - one[name]).max() <= 1e-3 * moved + rounding, name
-
-
-def test_replicas_stay_equal_bit_for_bit(trajectories):
-    for n, trajectory in trajectories.items():
-        for leaf in jax.tree.leaves(trajectory.state):
-            replicas = [np.asarray(shard.data) for shard in leaf.addressable_shards]
-            assert len(replicas) == n and replicas[0].shape == leaf.shape
-            assert all(replica.tobytes() == replicas[0].tobytes() for replica in replicas)
-
-
-def test_the_update_compiles_at_its_first_step_alone(trajectories):
-    for trajectory in trajectories.values():
-        assert trajectory.compiled[0]
-        assert trajectory.compiled[1:] == [[]] * (STEPS - 1)
-
-
-def test_metrics_are_sums_over_the_sampled_anchors_of_all_devices(trajectories):
-    for metrics in (t.metrics for t in trajectories.values()):
-        for figures, labels in zip(metrics, labels_of_steps(), strict=True):
-            assert figures.keys() == {*LOSSES, 'positives', 'anchors', 'finite', 'image_loss'}
-            assert figures['image_loss'].shape == (4,) and figures['finite']
-            assert figures['positives'] == (labels == 1).sum() / 4
-            mean = figures['image_loss'].sum() / (labels >= 0).sum()
-            np.testing.assert_allclose(figures['loss'], mean, rtol=1e-5)
-            total = figures['loss_objectness'] + 2 * figures['loss_box']
-            np.testing.assert_allclose(figures['loss'], total, rtol=1e-5)
-            assert figures['loss_box'] > 0
-            for name in ('positives', *LOSSES[1:]):
-                np.testing.assert_allclose(sum(figures['anchors'][name]), figures[name], 1e-5)
-
-
-def test_the_state_counts_its_steps(trajectories):
-    for trajectory in trajectories.values():
-        assert trajectory.before.step == 0 and trajectory.state.step == STEPS
-
-
-def test_frozen_parameters_stay_and_have_no_optimizer_state(norm, trajectories):
-    config = uneven_config(norm)
-    fixed = paths(rpn.frozen(loop.build(config)[0], trajectories[1].before.params))
-    assert 0 < sum(map(bool, fixed.values())) < len(fixed)
-    before, after = (paths(s.params) for s in trajectories[4][:2])
-    for name in before:
-        moved = before[name].tobytes() != after[name].tobytes()
-        assert moved != fixed[name], name
-    momentum = [
-        x.size for x in paths(trajectories[1].state.opt_state).values() if x.dtype == np.float32
-    ]
-    assert sum(momentum) == sum(before[name].size for name in before if not fixed[name])
-
-
-def test_statistics_of_frozen_stages_stay(norm, trajectories):
-    before, after = (paths(s.batch_stats) for s in trajectories[4][:2])
-    assert before
-    for name in before:
-        stays = norm == 'frozen' or name.startswith("['backbone']['stem")
-        assert (before[name].tobytes() == after[name].tobytes()) == stays, name
-
-
-def test_floating_point_images_pass_as_normalised(floating):
-    update, before = floating
-    batch = uneven_batch()
-    image = normalise(batch['image'], batch['size'], pixel_family('torchvision'))
-    normalised = batch | {'image': np.asarray(image)}
-    assert normalised['image'].dtype == np.float32
-    _, metrics = update(place(before, jax.devices()[:1]), batch)
-    _, figures = update(place(before, jax.devices()[:1]), normalised)
-    for name in LOSSES:
-        np.testing.assert_allclose(figures[name], metrics[name], rtol=1e-5)
-
-
-@pytest.mark.parametrize('wrong', [np.nan, np.inf])
-def test_a_step_that_is_not_finite_changes_nothing(floating, wrong):
-    update, before = floating
-    batch = uneven_batch()
-    batch['image'] = batch['image'] / np.float32(255)
-    state, good = update(place(before, jax.devices()[:1]), batch)
-    untouched = jax.device_get(state)
-    assert good['finite'] and untouched.step == 1
-    spoiled = batch | {'image': batch['image'].copy()}
-    spoiled['image'][2, 5, 5] = wrong
-    state, metrics = update(state, spoiled)
-    assert not metrics['finite']
-    np.testing.assert_array_equal(np.isfinite(metrics['image_loss']), [True, True, False, True])
-    assert_same(state, untouched)
-    state, metrics = update(state, batch)
-    assert metrics['finite'] and state.step == 2
+    return make
 
 
 def spoil(monkeypatch, position):
@@ -260,54 +65,57 @@ def test_a_run_stops_where_the_loss_is_not_finite(
     monkeypatch, tmp_path, position, saved, checkpoints
 ):
     ids = spoil(monkeypatch, position)
-    config = uneven_config('frozen')
+    config = tiny_config(model__norm='frozen', model__frozen_stages=2)
     with pytest.raises(InputError) as caught:
-        run_of(config, tmp_path, jax.devices()[:1])
+        loop.train(config, tmp_path, devices=jax.devices()[:1])
     message = str(caught.value)
     assert f'not finite at step {position + 1}, images {ids[0]}; {saved}; ' in message
     assert 'optim.learning_rate' in message and '\n' not in message
     assert checkpoint.steps(tmp_path) == checkpoints
 
 
-def test_images_that_devices_cannot_share_are_refused(tmp_path):
-    config = tiny_config()
-    model, optimizer, _ = loop.build(config)
-    update = loop.update_of(config, model, optimizer, jax.devices()[:3])
-    with pytest.raises(InputError, match='batch_size: 4 images .* 3 devices'):
-        update(None, uneven_batch())
-    config.data.batch_size = 6
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    config = tiny_config(data__batch_size=6)
     with pytest.raises(InputError, match='batch_size: 6 images .* 4 devices'):
-        run_of(config, tmp_path / 'run')
+        loop.train(config, tmp_path / 'run')
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    with pytest.raises(InputError, match='JAX has 2 processes.*: train in one process'):
+        loop.train(tiny_config(), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
 class Killed(Exception):
-    """Ends a run at an unforeseen place."""
+    """Ends a run at an unforeseen moment."""
 
 
-def test_a_run_that_died_ends_bit_for_bit_like_one_that_did_not(tmp_path):
+def test_a_run_that_died_ends_bit_for_bit_like_one_that_did_not(tmp_path, monkeypatch, caplog):
     def die(line):
         if line.startswith('step 6/8'):
             raise Killed
 
-    with pytest.raises(Killed):
-        run_of(tiny_config(), tmp_path, watch=die)
+    caplog.set_level(logging.INFO, logger='rpn_jax')
+    other = finished_run().folder
+    train = functools.partial(
+        loop.train, tiny_config(), tmp_path, evaluator(tiny_config(), tmp_path)
+    )
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr('rpn_jax.training.progress.logger.info', die)
+        train()
     assert checkpoint.steps(tmp_path) == [2, 4]
     assert [line['step'] for line in read_history(tmp_path)][-1] == 6
     with (tmp_path / 'metrics.jsonl').open('a') as file:
         file.write('{"step": 7, "lo')
-    state, evaluation, lines = run_of(tiny_config(), tmp_path)
+    caplog.clear()
+    state, evaluation = train()
 
-    assert lines[0].endswith('steps 4 to 8')
-    assert [line for line in lines if line.startswith('step ')][0].startswith('step 5/8')
-    other = finished_run().folder
-    with checkpoint.Checkpoints(other, every=2, keep=3) as checkpoints:
-        assert_same(state, checkpoints.load(state))
+    assert caplog.messages[0].endswith('steps 4 to 8')
+    assert next(x for x in caplog.messages if x.startswith('step ')).startswith('step 5/8')
+    assert_same(jax.device_get(state), last_state(tiny_config(), other))
     middle, _ = checkpoint.restore(tmp_path, 4)
-    moved = paths(state.params)
-    assert all(moved[name].tobytes() != x.tobytes() for name, x in paths(middle['params']).items())
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), middle['params'], state.params)
+    assert all(jax.tree.leaves(moved))
     clock = 'images_per_second'
-    mine, theirs = ([{**x, clock: 0} for x in read_history(place)] for place in (tmp_path, other))
+    mine, theirs = ([{**x, clock: 0} for x in read_history(run)] for run in (tmp_path, other))
     assert mine == theirs
     assert [line['step'] for line in mine if 'loss' in line] == list(range(1, 9))
     assert evaluation.summary == json.loads((other / 'evaluation.json').read_text())
@@ -321,30 +129,27 @@ def test_a_run_compiles_its_update_and_its_prediction_once():
     assert run.compiled.count('jit(init)') == 1
 
 
-def test_a_checkpoint_is_of_its_step_although_training_goes_on(tmp_path):
-    update, state = start(uneven_config('batch'), jax.devices())
-    seen = {}
-    with checkpoint.Checkpoints(tmp_path, every=1, keep=3) as checkpoints:
-        for step in range(1, 4):
-            state, _ = update(state, uneven_batch())
-            seen[step] = jax.device_get(state.params)
-            checkpoints.save(step, state)
-    for step in seen:
-        restored, _ = checkpoint.restore(tmp_path, step)
-        assert_same(restored['params'], seen[step])
-
-
-def test_a_run_that_is_done_only_evaluates_again(tmp_path):
+def test_a_run_that_is_done_only_evaluates_again(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger='rpn_jax')
     shutil.copytree(finished_run().folder, tmp_path / 'tiny')
-    state, evaluation, lines = run_of(tiny_config(), tmp_path / 'tiny')
-    assert state.step == 8 and lines[0].endswith('steps 8 to 8')
-    expected = json.loads((finished_run().folder / 'evaluation.json').read_text())
-    assert evaluation.summary == expected
+    calls = []
+    make = evaluate_as(lambda step: 0.5, calls)
+    state, evaluation = loop.train(tiny_config(), tmp_path / 'tiny', make)
+    assert state.step == 8 and caplog.messages[0].endswith('steps 8 to 8')
+    assert calls == [(8, False)] and evaluation.summary['proposals']['AR@100'] == 0.5
     assert read_history(tmp_path / 'tiny') == read_history(finished_run().folder)
 
 
-def test_a_run_of_several_processes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    with pytest.raises(InputError, match='JAX has 2 processes.*: train in one process'):
-        run_of(tiny_config(), tmp_path / 'run')
-    assert not (tmp_path / 'run').exists()
+def test_the_checkpoint_of_the_best_evaluation_survives(tmp_path, caplog):
+    """It is saved although no checkpoint was due, and its figure once."""
+    caplog.set_level(logging.INFO, logger='rpn_jax')
+    figures, calls = {1: 0.2, 3: 0.9, 5: 0.5, 7: 0.6}, []
+    make = evaluate_as(lambda step: figures.get(step, 0.1), calls)
+    changes = {'evaluation__every': 1, 'checkpoint__keep': 1, 'checkpoint__every': 6}
+    config = tiny_config(checkpoint__best='AR@100', **changes)
+    loop.train(config, tmp_path, make)
+    assert checkpoint.steps(tmp_path) == [3, 8]
+    assert calls == [*((step, True) for step in range(1, 9)), (8, False)]
+    assert 'step 3:  AR@100 0.900' in caplog.messages
+    lines = [x for x in read_history(tmp_path) if 'AR@100' in x]
+    assert [x['step'] for x in lines] == list(range(1, 8))

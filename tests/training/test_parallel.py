@@ -40,5 +40,5 @@ def test_a_placed_batch_lies_in_parts_on_its_devices():
 
 
 def test_images_that_cannot_be_divided_are_an_error():
-    with pytest.raises(InputError, match='data.batch_size: 4 images .* 3 devices'):
+    with pytest.raises(InputError, match='^batch_size: 4 images .* 3 devices'):
         parallel.place_batch(BATCH, jax.devices()[:3])

@@ -1,14 +1,13 @@
 """What a run says while it goes, when it stops, and how it listens to signals."""
 
 import json
+import logging
 import os
-import re
 import signal
 import threading
 
 import numpy as np
 import pytest
-from helpers import tiny_config
 
 from rpn_jax.data.records import Record
 from rpn_jax.errors import InputError, Interrupted
@@ -42,16 +41,15 @@ def metrics(loss, **changes):
     return figures | changes
 
 
-def make(log_every=2, steps=5):
-    """Returns a Progress, its log and the lines that it prints."""
-    config = tiny_config(log_every=log_every, steps=steps, optim__schedule='constant')
-    config.optim.update(learning_rate=0.5, warmup_steps=0)
-    log, lines = Log(), []
-    return Progress(config, RECORDS, log, lines.append), log, lines
+def make(log_every=2, steps=5, schedule=lambda step: 0.5):
+    """Returns a Progress and its log."""
+    log, lengths = Log(), dict(steps=steps, log_every=log_every, batch_size=4)
+    return Progress(log, RECORDS, schedule=schedule, **lengths), log
 
 
-def test_a_line_is_the_mean_of_its_steps_and_the_last_step_has_one():
-    progress, log, lines = make()
+def test_a_line_is_the_mean_of_its_steps_and_the_last_step_has_one(caplog):
+    caplog.set_level(logging.INFO)
+    progress, log = make()
     for step in range(1, 6):
         progress.read(step, metrics(float(step)), np.arange(4), None)
     progress.flush()
@@ -61,8 +59,9 @@ def test_a_line_is_the_mean_of_its_steps_and_the_last_step_has_one():
     for _, scalars in log:
         assert scalars['positives'] == 2 and scalars['learning_rate'] == 0.5
         assert scalars['images_per_second'] > 0 and 'image_loss' not in scalars
-    assert re.match(r'step 2/5  loss 1\.5000 = objectness 0\.3750 \+ box 1\.1250 ', lines[0])
-    assert len(lines) == 3 and lines[-1].endswith(' 0:00 left')
+    first, _, last = caplog.messages
+    assert first.startswith('step 2/5  loss 1.5000 = objectness 0.3750 + box 1.1250 ')
+    assert last.endswith(' 0:00 left')
 
 
 def test_anchor_types_have_means_over_their_positives_in_the_window():
@@ -75,7 +74,7 @@ def test_anchor_types_have_means_over_their_positives_in_the_window():
     line = anchors_line(steps)
     assert line['positives'] == [4, 0, 0.5] and line['loss_box'] == [1.5, 0, 0.416667]
     assert line['iou_after'] == line['iou_before'] == [0.8, None, 0.7]
-    progress, log, _ = make(log_every=1)
+    progress, log = make(log_every=1)
     progress.read(1, metrics(2.0), np.arange(4), None)
     progress.flush()
     assert log[0][1]['anchors']['iou_after'] == [2, None]
@@ -83,10 +82,7 @@ def test_anchor_types_have_means_over_their_positives_in_the_window():
 
 
 def test_the_logged_learning_rate_is_the_one_the_step_was_taken_with():
-    config = tiny_config(log_every=1, steps=4)
-    config.optim.update(schedule='constant', learning_rate=1.0, warmup_steps=4, warmup_factor=0.0)
-    log = Log()
-    progress = Progress(config, RECORDS, log, lambda line: None)
+    progress, log = make(log_every=1, steps=4, schedule=lambda step: step / 4)
     for step in (1, 2, 3):
         progress.read(step, metrics(1), np.arange(4), None)
     progress.flush()
@@ -94,7 +90,7 @@ def test_the_logged_learning_rate_is_the_one_the_step_was_taken_with():
 
 
 def test_metrics_are_read_a_step_late():
-    progress, log, _ = make(log_every=1)
+    progress, log = make(log_every=1)
     progress.read(1, metrics(1), np.arange(4), None)
     assert log == []
     progress.read(2, metrics(1, positives=Unread()), np.arange(4), None)
@@ -105,7 +101,7 @@ def test_metrics_are_read_a_step_late():
 
 
 def test_the_images_whose_loss_is_not_finite_are_named():
-    progress, log, _ = make(log_every=1)
+    progress, log = make(log_every=1)
     image_loss = np.array([1, np.nan, 2, np.inf], np.float32)
     bad = metrics(np.nan, finite=np.bool_(False), image_loss=image_loss)
     progress.read(3, bad, np.array([5, 2, 1, 4]), 2)
@@ -117,7 +113,7 @@ def test_the_images_whose_loss_is_not_finite_are_named():
 
 
 def test_all_images_are_named_where_only_the_gradient_is_not_finite():
-    progress, _, _ = make()
+    progress, _ = make()
     progress.read(1, metrics(1, finite=np.bool_(False)), np.array([5, 2, 1, 4]), None)
     with pytest.raises(InputError, match='image 5, image 2, image 1, image 4; there is no check'):
         progress.flush()
