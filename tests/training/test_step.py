@@ -126,8 +126,9 @@ def test_losses_and_states_do_not_depend_on_the_number_of_devices(trajectories):
         for name, values in paths(other.metrics).items():
             np.testing.assert_allclose(values, figures[name], rtol=1e-5, err_msg=name)
         for name, leaf in paths(other.state).items():
-            moved, rounding = np.abs(state[name] - before[name]).max(), 1e-6 * np.abs(leaf).max()
-            assert np.abs(leaf - state[name]).max() <= 2e-3 * moved + rounding, name
+            moved = np.abs(state[name] - before[name]).max()
+            rounding = 1e-6 * max(np.abs(leaf).max(), 1)  # biases are added to maps of about 1
+            assert np.abs(leaf - state[name]).max() <= 1e-3 * moved + rounding, name
     losses = [m['loss'] for m in one.metrics]
     assert abs(losses[-1] - losses[0]) > 0.01  # or else nothing was compared
 
