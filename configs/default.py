@@ -12,13 +12,7 @@ def get_config():
     config.model = model()
     config.anchors = ConfigDict(
         dict(
-            sizes=(
-                32,
-                64,
-                128,
-                256,
-                512,
-            ),  # pixels, square root of the area
+            sizes=(32, 64, 128, 256, 512),  # pixels, square root of the area
             aspect_ratios=(0.5, 1.0, 2.0),  # height / width
         )
     )
