@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 from helpers import finished_run, tiny_config
+from safetensors.numpy import load_file, save_file
 
 import rpn_jax
 from rpn_jax import data
+from rpn_jax.cli import main
 from rpn_jax.data.canvases import square
 from rpn_jax.data.sources.shapes import shapes
 from rpn_jax.errors import InputError
@@ -57,6 +59,28 @@ def test_restore_says_what_is_missing(tmp_path):
     (tmp_path / 'config.json').write_text((finished_run().folder / 'config.json').read_text())
     with pytest.raises(InputError, match='no checkpoint; train first'):
         rpn_jax.restore(tmp_path)
+
+
+def test_an_exported_file_proposes_what_its_workdir_does(trained, scene, tmp_path):
+    file = tmp_path / 'x.safetensors'
+    main(['export', f'--workdir={finished_run().folder}', f'--output={file}', '--step=6'])
+    exported, other = rpn_jax.restore(file), rpn_jax.restore(finished_run().folder, step=6)
+    assert exported.step == other.step == 6
+    for ours, theirs in zip(exported.propose(scene), other.propose(scene), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(exported.scores(scene), other.scores(scene))
+    with pytest.raises(InputError, match='holds step 6, not 4'):
+        rpn_jax.restore(file, step=4)
+    save_file(load_file(file), file)  # without what export says of the network
+    with pytest.raises(InputError, match='does not say which network it holds'):
+        rpn_jax.restore(file)
+
+
+def test_a_list_of_images_gives_a_list(trained, scene):
+    several = trained.propose([scene, scene[:50]])
+    assert len(several) == 2
+    for proposals, image in zip(several, (scene, scene[:50]), strict=True):
+        np.testing.assert_array_equal(proposals.boxes, trained.propose(image).boxes)
 
 
 @pytest.mark.parametrize('shape', [(100, 100), (37, 211), (64, 64), (1, 1)])
