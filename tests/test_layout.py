@@ -30,8 +30,6 @@ WITHOUT_TEST_FILE = {
     'errors',
     'files',
     'pretrained',
-    'step',
-    'schedules',
 }
 
 SOURCES = {

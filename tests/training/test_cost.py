@@ -1,108 +1,118 @@
-"""What the training step costs, by XLA's own count: a guard that no busy machine can shake."""
+"""What XLA makes of a training step: each lever of the code saves what it is there to save."""
 
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import compilations
+from helpers import config_of, shape_of
 
-from experiments.bench import ours as bench
-from rpn_jax.models import resnet
+from rpn_jax.models import resnet, winograd
+from rpn_jax.ops import anchor_statistics
+from rpn_jax.training import loop
+from rpn_jax.training.step import init_state
 
-PINNED = '0.10.2'  # the jax whose compiler gave these figures
-CASE = bench.Case('train', 50, 'c4', 3, 1, (288, 288), 'float32')  # more cells than samples
-FLOPS, BYTES = 30_931_634_176, 1_809_919_744
-OTHERS = [  # shallow: they compile fast
-    (CASE._replace(depth=26, frozen_stages=0), 29_703_501_824, 1_721_326_080),
-    (CASE._replace(depth=26, stage='dc5'), 83_077_931_008, 3_564_259_072),
-    (CASE._replace(depth=26, kind='predict'), 8_242_823_168, 618_482_880),
-]
+pytestmark = [pytest.mark.xla, pytest.mark.usefixtures('shallow')]
+IMAGES, SIDE = 2, 192
 
 
-@pytest.fixture(scope='module')
-def step():
-    """Returns update, state and batch, the compiled step, and the names of what was compiled."""
-    update, state, batch = bench.start(CASE)
-    with compilations() as names:
-        compiled = update.mapped.lower(state, batch).compile()
-    return update, state, batch, compiled, names
+@pytest.fixture
+def shallow(monkeypatch):
+    """Lets there be a network of as many blocks as these questions need."""
+    monkeypatch.setitem(resnet.BLOCKS, 14, (1, 1, 1, 1))
+    monkeypatch.setitem(resnet.BLOCKS, 20, (1, 1, 4, 1))
 
 
-@pytest.mark.skipif(jax.__version__ != PINNED, reason=f'the figures are those of jax {PINNED}')
-def test_a_step_costs_what_it_did(step):
-    costs = step[3].cost_analysis()
-    assert costs['flops'] == pytest.approx(FLOPS, rel=0.02)
-    assert costs['bytes accessed'] == pytest.approx(BYTES, rel=0.1)
+def lowered(features=None, side=SIDE, **model):
+    """Returns the update of a config, lowered for one device."""
+    config = config_of(**{'depth': 14, 'width': 64} | model)
+    config.targets.samples = 64
+    net, optimizer, _ = loop.build(config)
+    state = jax.eval_shape(functools.partial(init_state, net, optimizer, 0))
+    rows = {'boxes': shape_of(1, IMAGES, 8, 4), 'kind': shape_of(1, IMAGES, 8, dtype=np.int32)}
+    rows |= {'size': shape_of(1, IMAGES, 2), 'index': shape_of(1, IMAGES, dtype=np.int32)}
+    image = {'image': shape_of(1, IMAGES, side, side, 3, dtype=np.uint8)}
+    update = loop.update_of(config, net, optimizer, jax.local_devices()[:1])
+    return update.mapped.lower(state, rows | (features or image))
 
 
-@pytest.mark.skipif(jax.__version__ != PINNED, reason=f'the figures are those of jax {PINNED}')
-@pytest.mark.slow
-@pytest.mark.parametrize(('case', 'flops', 'accessed'), OTHERS, ids=['all', 'dc5', 'predict'])
-def test_other_programs_cost_what_they_did(case, flops, accessed):
-    program = getattr(bench, case.kind)(case)
-    costs = program.lower().compile().cost_analysis()
-    assert costs['flops'] == pytest.approx(flops, rel=0.02)
-    assert costs['bytes accessed'] == pytest.approx(accessed, rel=0.1)
+@functools.cache
+def compiled(**model):
+    return lowered(**model).compile()
 
 
-def test_it_compiles_once_and_asks_the_host_for_nothing(step):
-    update, state, batch, _, first = step
-    place = batch['image'].sharding
-    pixels = np.asarray(batch['image'])
-    images = [jax.device_put(np.roll(pixels, 8 * n, axis=2), place) for n in range(3)]
-    losses = []
-    with compilations() as names, jax.transfer_guard('disallow'):
-        for image in images:
-            state, metrics = update(state, batch | {'image': image})
-            losses.append(metrics['loss'])
-    assert first == ['jit(_fun)'] and names == []  # what pmap calls it: once for all batches
-    assert len(set(map(float, losses))) == 3  # it did look at each
-    assert asked(step[3]) == []
+def cost(program):
+    return program.cost_analysis()['flops']
 
 
-def test_a_question_to_the_host_is_seen():
-    def ask(x):
-        return jax.pure_callback(np.sin, x, x)
-
-    assert asked(jax.jit(ask).lower(jnp.float32(1)).compile())
-
-
-def asked(compiled):
-    """Returns what a program says to the host or hears from it while it runs."""
-    names = r' (infeed|outfeed|send|recv)\(|custom_call_target="([^"]*callback[^"]*)"'
-    return re.findall(names, compiled.as_text())
+def test_filtering_saves_products(monkeypatch):
+    usual = cost(compiled())
+    monkeypatch.setattr(winograd, 'pays', lambda *_: False)
+    jax.clear_caches()
+    assert cost(lowered().compile()) > 1.005 * usual
 
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='a fault of XLA on CPUs')
-def test_no_block_adds_up_those_before_it_again(step):
-    fusions = re.findall(r'= f32\[.+ fusion\(([^)]*)\), kind=kLoop', step[3].as_text())
-    operands = [len(re.findall(r'%[\w.-]+', listed)) for listed in fusions]
-    assert len(operands) > 100 and max(operands) <= 10  # the stream of ten blocks: over 60
+def test_no_block_adds_up_those_before_it_again(monkeypatch):
+    def most_operands(program):
+        fusions = re.findall(r'= f32\[.+ fusion\(([^)]*)\), kind=kLoop', program.as_text())
+        assert len(fusions) > 50
+        return max(len(re.findall(r'%[\w.-]+', operands)) for operands in fusions)
+
+    usual = most_operands(compiled(depth=20))
+    monkeypatch.setattr(resnet, 'unfused', lambda function, *arrays: function(*arrays))
+    jax.clear_caches()
+    assert usual <= 10 < most_operands(lowered(depth=20).compile())
 
 
-def test_the_residual_is_a_rectified_sum():
-    x, y = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
-    y[0, 0] = -x[0, 0]  # where the slope is that of jax.nn.relu, 0
-    out, pull = jax.vjp(resnet.residual, x, y)
-    expected, pull_expected = jax.vjp(lambda x, y: jax.nn.relu(x + y), x, y)
-    np.testing.assert_array_equal(out, expected)
-    for ours, theirs in zip(pull(jnp.ones_like(x)), pull_expected(jnp.ones_like(x)), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+def test_frozen_parameters_cost_no_backward_pass():
+    """A frozen first half saves what its gradients cost: of inputs and of weights."""
+    costs = [cost(compiled(frozen_stages=stages)) for stages in (0, 3)]
+    backbone = resnet.ResNet(14, 3, frozen_stages=3)
+    images = np.zeros((IMAGES, SIDE, SIDE, 3), np.float32)
+    variables = jax.eval_shape(backbone.init, jax.random.key(0), images)
+    frozen = cost(jax.jit(backbone.apply).lower(variables, images).compile())
+    assert 1.4 * frozen < costs[0] - costs[1] < 2.3 * frozen  # less the image's own gradient
+
+
+def test_anchor_statistics_cost_hardly_anything(monkeypatch):
+    usual = cost(compiled())
+
+    def nothing(*rows, count):
+        names = 'positives', *anchor_statistics.LOSSES, *anchor_statistics.IOUS
+        return {name: np.zeros(count) for name in names}
+
+    monkeypatch.setattr(anchor_statistics, 'sums', nothing)
+    silent = cost(lowered().compile())
+    assert silent < usual < 1.02 * silent
+
+
+def test_a_step_with_kept_maps_costs_a_fifth_at_most():
+    maps = {'features': shape_of(1, IMAGES, 38, 38, 1024)}
+    kept, usual = (cost(lowered(m, 608, depth=101, frozen_stages=4)) for m in (maps, None))
+    assert 0.01 * usual < kept < 0.2 * usual
+
+
+def asked(program):
+    """Returns what a program says to the host or hears from it while it runs."""
+    names = r' (infeed|outfeed|send|recv)\(|custom_call_target="([^"]*callback[^"]*)"'
+    return re.findall(names, program.as_text())
+
+
+def test_a_step_asks_the_host_for_nothing():
+    assert asked(compiled()) == []
+    probe = jax.jit(lambda x: jax.pure_callback(np.sin, x, x))
+    assert asked(probe.lower(jnp.float32(1)).compile())  # a question would be seen
 
 
 def test_the_gradient_of_a_relu_reads_its_result_alone():
-    x = jnp.float32([-1, 0, 2])
-    out, pull = jax.vjp(resnet.relu, x)
-    np.testing.assert_array_equal(out, [0, 0, 2])
-    np.testing.assert_array_equal(pull(jnp.float32([5, 6, 7]))[0], [0, 0, 7])
-
     def step(x, gradient):
         out, pull = jax.vjp(resnet.relu, x)
         return out, pull(gradient)
 
     # XLA turns max(x, 0) > 0 into x > 0, and then keeps x as well.
-    text = jax.jit(step).lower(x, x).compile().as_text()
-    (compared,) = re.findall(r' compare\(%([a-z]+)', text)
+    x = jnp.float32([-1, 0, 2])
+    (compared,) = re.findall(r' compare\(%([a-z]+)', jax.jit(step).lower(x, x).compile().as_text())
     assert compared == 'max'

@@ -10,8 +10,7 @@ import pytest
 from helpers import assert_same, compilations, last_state, messages, tiny_config, tiny_flags
 
 import main
-from experiments.bench import ours as bench
-from rpn_jax import commands, data
+from rpn_jax import data
 from rpn_jax.errors import InputError
 from rpn_jax.files import cache_folder
 from rpn_jax.training import loop
@@ -250,13 +249,13 @@ def test_a_run_that_died_ends_bit_for_bit_like_one_that_did_not(tmp_path, cache)
 
     def train(folder, watch=None):
         with messages(watch) as lines:
-            loop.train(config, folder, commands.evaluator(config, folder))
+            loop.train(config, folder)
         return lines
 
     with compilations() as compiled:
         train(tmp_path / 'whole')
     assert compiled.count('jit(compute)') == 4  # one for each device, of one program
-    assert compiled.count('jit(_fun)') == 2  # the update, the prediction
+    assert compiled.count('jit(_fun)') == 1  # the update
     with pytest.raises(Killed):
         train(tmp_path / 'died', die)
     lines = train(tmp_path / 'died')
@@ -268,16 +267,6 @@ def test_a_run_that_died_ends_bit_for_bit_like_one_that_did_not(tmp_path, cache)
     assert_same(*states)
     losses = [[x.get('loss') for x in read_history(tmp_path / name)] for name in ('whole', 'died')]
     assert losses[0] == losses[1] and len(losses[0]) == 8
-
-
-def test_a_step_with_maps_costs_a_fifth_at_most():
-    case = bench.Case('train', 101, 'c4', 4, 1, (608, 608), 'float32')
-    update, state, batch = bench.start(case)
-    plain = update.mapped.lower(state, batch).cost_analysis()['flops']
-    rest = {k: v for k, v in batch.items() if k != 'image'}
-    shape = jax.ShapeDtypeStruct((1, 1, 38, 38, 1024), 'float32')
-    kept = update.mapped.lower(state, rest | {'features': shape}).cost_analysis()['flops']
-    assert 0.02 * plain < kept < 0.2 * plain
 
 
 def test_the_cache_folder_is_that_of_everything_else(cache):

