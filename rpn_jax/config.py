@@ -199,7 +199,7 @@ def check(config, where='', changed=()):
 
 
 def resolve(config, workdir=''):
-    """Returns the config for good, its data.pixels settled where they are 'auto'.
+    """Returns the frozen config, with the weights' pixels where data.pixels is 'auto'.
 
     They are those of the checkpoints in the workdir, if there are any, else those that the weights
     of model.pretrained want; mean and std come along. Weights that contradict the config's pixels

@@ -25,8 +25,8 @@ class Canvases(NamedTuple):
 
 def square(size, count):
     """Returns the one canvas that every image is stretched to: (size, size)."""
-    whole = np.full((count, 2), size)
-    return Canvases(((size, size),), np.zeros(count, int), whole)
+    sizes = np.full((count, 2), size)
+    return Canvases(((size, size),), np.zeros(count, int), sizes)
 
 
 def short_side(sizes, *, image_size, max_size, limit, least=1):

@@ -64,8 +64,8 @@ class Progress:
         self._history.log(step, line)
         left = duration((steps - step) / rate) if rate else '?'
         logger.info(
-            f'step {step:>{len(str(steps))}}/{steps}  loss {line["loss"]:.4f} = '
-            f'objectness {line["loss_objectness"]:.4f} + box {line["loss_box"]:.4f}  '
+            f'step {step:>{len(str(steps))}}/{steps}  loss {line["loss"]:.4f}  '
+            f'objectness {line["loss_objectness"]:.4f}  box {line["loss_box"]:.4f}  '
             f'positives {line["positives"]:5.1f}  lr {line["learning_rate"]:.2e}  '
             f'{line["images_per_second"]:.2f} images/s  {left} left'
         )

@@ -104,7 +104,7 @@ class History:
         self._events.close()
 
     def log(self, step, scalars):
-        """Writes the scalars (name -> number) of one step; what is nested is for the file alone."""
+        """Writes the scalars (name -> number) of one step; nested values go to the file only."""
         with self._path.open('a') as file:
             file.write(json.dumps({'step': step, **scalars}) + '\n')
         for name, value in scalars.items():

@@ -60,7 +60,7 @@ def test_a_line_is_the_mean_of_its_steps_and_the_last_step_has_one(caplog):
         assert scalars['positives'] == 2 and scalars['learning_rate'] == 0.5
         assert scalars['images_per_second'] > 0 and 'image_loss' not in scalars
     first, _, last = caplog.messages
-    assert first.startswith('step 2/5  loss 1.5000 = objectness 0.3750 + box 1.1250 ')
+    assert first.startswith('step 2/5  loss 1.5000  objectness 0.3750  box 1.1250 ')
     assert last.endswith(' 0:00 left')
 
 
