@@ -141,7 +141,7 @@ def test_the_voc_configs_are_faster_rcnns(name):
 @pytest.mark.parametrize(
     ('section', 'consumed'),
     [
-        ('targets', keywords(matching.assign) - {'size'}),
+        ('targets', keywords(matching.match, matching.sample) - {'size'}),
         ('proposals', keywords(proposals.propose) - {'levels'}),
         (
             'optim',
@@ -160,7 +160,10 @@ def test_a_section_has_the_keys_of_its_consumer(section, consumed):
 @pytest.mark.parametrize(
     ('section', 'function'),
     [
-        ('targets', matching.assign),
+        ('targets', matching.match),
+        ('targets', matching.sample),
+        ('targets', matching.match),
+        ('targets', matching.sample),
         ('loss', losses.rpn_losses),
         ('proposals', proposals.propose),
         ('optim', optim.make_optimizer),

@@ -89,35 +89,13 @@ def sample(key, labels, *, samples=256, positive_fraction=0.5):
     return index.astype(jnp.int32), labels.astype(jnp.int32)
 
 
-def assign(
-    key,
-    anchors,
-    boxes,
-    kind,
-    *,
-    positive_iou=0.7,
-    negative_iou=0.3,
-    crowd_overlap=0.5,
-    size=None,
-    border=-1,
-    samples=256,
-    positive_fraction=0.5,
-):
+def assign(key, anchors, boxes, kind, *, samples=256, positive_fraction=0.5, **rules):
     """Matches all anchors of one image and samples some: match, then sample.
 
-    Takes the keywords of both. Returns index [S], labels [S] and matched [S], the row of the object
-    that each sampled anchor is matched to.
+    Takes the keywords of both; rules are those of match. Returns index [S], labels [S] and matched
+    [S], the row of the object that each sampled anchor is matched to.
     """
-    labels, matched = match(
-        anchors,
-        boxes,
-        kind,
-        positive_iou=positive_iou,
-        negative_iou=negative_iou,
-        crowd_overlap=crowd_overlap,
-        size=size,
-        border=border,
-    )
+    labels, matched = match(anchors, boxes, kind, **rules)
     index, sampled = sample(key, labels, samples=samples, positive_fraction=positive_fraction)
     return index, sampled, matched[index]
 
