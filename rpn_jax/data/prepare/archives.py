@@ -27,14 +27,13 @@ DAMAGE = (  # what the two libraries raise on archives that are cut off or damag
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def extract(archive, folder, wanted=None, *, max_bytes=BYTES, max_members=MEMBERS):
+def extract(archive, folder, wanted):
     """Extracts a .tar or .zip into a new folder, which appears once it is complete.
 
-    wanted(name) says which files to extract; None means all. Raises InputError, which names the
-    archive and the member, where one is a link, a device or encrypted, or would leave the folder,
-    where there are too many or too large ones, and where the archive is cut off or damaged.
+    wanted(name) says which files to extract. Raises InputError, which names the archive and the
+    member, where one is a link, a device or encrypted, or would leave the folder, where there are
+    too many or too large ones, and where the archive is cut off or damaged.
     """
-    archive, folder = Path(archive), Path(folder)
     members = {'.tar': _tar, '.zip': _zip}.get(archive.suffix.lower())
     if members is None:
         raise InputError(f'{archive}: neither a .tar nor a .zip')
@@ -48,19 +47,20 @@ def extract(archive, folder, wanted=None, *, max_bytes=BYTES, max_members=MEMBER
         ):
             target = Path(work) / folder.name
             target.mkdir()
-            left = min(max_bytes, free)
+            left = limit = min(BYTES, free)
             for count, (name, problem, size, write) in enumerate(members(archive), start=1):
-                if count > max_members:
-                    problem = f'more than {max_members} members'
+                is_wanted, remedy = write and wanted(name), AGAIN
+                left -= size if is_wanted else 0
+                if count > MEMBERS:
+                    problem = f'more than {MEMBERS} members'
                 elif not inside_folder(name, nested=True):
                     problem = 'leads out of the folder'
+                elif left < 0:
+                    problem = f'more than {limit / MIB:.0f} MiB'
+                    remedy = 'free some space' if limit < BYTES else AGAIN
                 if problem:
-                    raise _refusal(archive, name, problem)
-                if write and (wanted is None or wanted(name)):
-                    if (left := left - size) < 0:
-                        room = f'more than {min(max_bytes, free) / MIB:.0f} MiB'
-                        remedy = 'free some space' if free < max_bytes else AGAIN
-                        raise _refusal(archive, name, room, remedy)
+                    raise InputError(f'{archive}: {name}: {problem}; {remedy}')
+                if is_wanted:
                     write(target)
                 advance(size / MIB)
             target.rename(folder)
@@ -70,11 +70,8 @@ def extract(archive, folder, wanted=None, *, max_bytes=BYTES, max_members=MEMBER
         reason = str(error) or type(error).__name__
         if getattr(error, 'errno', None) in NOT_WRITABLE:
             raise InputError(f'{archive}: cannot be extracted to {folder} ({reason})') from error
-        raise _refusal(archive, name, f'cut off or damaged ({reason})') from error
-
-
-def _refusal(archive, name, problem, remedy=AGAIN):
-    return InputError(f'{archive}: {name or "its list"}: {problem}; {remedy}')
+        where = f'{archive}: {name or "its list"}'
+        raise InputError(f'{where}: cut off or damaged ({reason}); {AGAIN}') from error
 
 
 def _tar(path):

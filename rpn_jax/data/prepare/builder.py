@@ -3,6 +3,7 @@
 It is made without TensorFlow: with a ShardBasedBuilder, in a folder beside it that is renamed.
 """
 
+import collections
 import contextlib
 import functools
 import json
@@ -12,7 +13,6 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from rpn_jax import console
 from rpn_jax.data.check import forget, lint
 from rpn_jax.data.prepare import official
 from rpn_jax.data.records import Kind
+from rpn_jax.data.sources.voc import listed
 from rpn_jax.errors import InputError
 from rpn_jax.files import locked, write_atomically
 
@@ -45,31 +46,36 @@ def library():
 
 def directory(dataset, path):
     """Returns the folder of a Dataset's prepared directory at `path`."""
-    return Path(path) / NAME / dataset.config / VERSION
+    return path / NAME / dataset.config / VERSION
 
 
 def prepared_splits(directory):
-    """Returns the names of the splits in a prepared directory; none where there is none."""
-    return list(_splits(Path(directory) / INFO))
+    """Returns what INFO says of the splits in a prepared directory, by name; {} without one."""
+    info = directory / INFO
+    try:
+        return {split['name']: split for split in json.loads(info.read_text())['splits']}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{info}: damaged ({error}); remove {directory}') from error
 
 
 def prepare(dataset, splits, path, *, on_bad='error'):
     """Prepares those of a Dataset's splits that its directory lacks; returns the directory.
 
-    The images come from unpacked folders at `path`, from the official archives, or from their
-    hosts; splits that need no more than what is there are prepared with them. Raises InputError
-    where that fails, and leaves nothing that the next start would trust.
+    The images come from unpacked folders at `path`, which is absolute, from the official archives,
+    or from their hosts; splits that need no more than what is there are prepared with them. Raises
+    InputError where that fails, and leaves nothing that the next start would trust.
     """
-    path = Path(path).absolute()  # TFDS joins relative ones twice
     final, folder = directory(dataset, path), path / NAME
-    if set(splits) <= set(prepared_splits(final)):
+    if set(splits) <= prepared_splits(final).keys():
         return final
     try:
         folder.mkdir(parents=True, exist_ok=True)
         waiting = f'waiting for the process that prepares {folder}'
         with locked(folder / f'.{dataset.config}.lock', waiting) as is_held:
-            present = prepared_splits(final)
-            if set(splits) <= set(present):
+            present = prepared_splits(final)  # by the process that was waited for
+            if set(splits) <= present.keys():
                 return final
             prefix = f'.{dataset.config}.preparing-'
             for stale in folder.glob(f'{prefix}*') if is_held else ():
@@ -86,90 +92,101 @@ def prepare(dataset, splits, path, *, on_bad='error'):
 
 
 def _prepare(dataset, splits, present, path, work, on_bad):
-    def unpacked(split):
-        return {each: official.unpacked(each, path) for each in dataset.prepared[split]}
-
     def needed(split):
-        absent = [each for each, keywords in unpacked(split).items() if not keywords]
-        return {name for each in absent for name in each.archives}
+        """Returns the archives of those releases that have no unpacked folder."""
+        releases = [r for r in dataset.prepared[split] if not official.unpacked(r, path)]
+        return {name for release in releases for name in release.archives}
 
-    names = dict.fromkeys(name for split in splits for name in sorted(needed(split)))
-    archives = official.archives(names, path) if names else {}
-    splits = [s for s in dataset.prepared if s not in present and needed(s) <= set(names)]
-    content, left_out = {}, {}
+    names = set().union(*map(needed, splits))
+    archives = official.archives(sorted(names), path)
+    splits = [s for s in dataset.prepared if s not in present and needed(s) <= names]
+    content, left_out = collections.defaultdict(list), collections.defaultdict(list)
     for split in splits:
-        content[split] = []
-        for release, keywords in unpacked(split).items():
-            is_temporary = keywords is None
-            keywords = keywords or official.unpack(release, archives, work / 'raw')
+        for release in dataset.prepared[split]:
+            folder = official.unpacked(release, path)
+            keywords = folder or official.unpack(release, archives, work / 'raw')
             _check_trainval(release, keywords)
-            source = official.open_release(release, keywords)
+            source, classes = official.open_release(release, keywords)
             checked = lint(source, on_bad)
-            if is_temporary:
+            if not folder:
                 forget(source)
+            content[split].append((release, checked, classes))
             if count := len(source.records) - len(checked.records):
                 note = f'{release.folder}: {count} of {len(source.records)} images left out'
-                left_out[split] = [*left_out.get(split, ()), f'{note} when it was prepared']
+                left_out[split].append(f'{note} when it was prepared')
                 logger.info(f'{dataset.config} {split}: {left_out[split][-1]}')
-            content[split].append((release, checked, _labels(release, keywords)))
-    logger.info(f'preparing {directory(dataset, path)}: {", ".join(splits)}')
-    made = _write(dataset.config, content, left_out, work)
-    _publish(made, directory(dataset, path))
+    final = directory(dataset, path)
+    logger.info(f'preparing {final}: {", ".join(splits)}')
+    _write(dataset.config, content, left_out, work)
+    _publish(directory(dataset, work), final)
+
+
+def _check_trainval(release, keywords):
+    """Raises InputError where trainval is not train and val together, as which it is prepared."""
+    lists = keywords['path'] / 'ImageSets/Main'
+    whole, *halves = (lists / f'{split}.txt' for split in ('trainval', 'train', 'val'))
+    is_known = release.is_voc and release.split != 'test' and whole.is_file()
+    if is_known and all(map(Path.is_file, halves)):
+        if set(listed(whole)) != set().union(*map(listed, halves)):
+            raise InputError(
+                f'{whole}: not the images of train and val together, as in VOC; set '
+                f"source='voc' and path={str(keywords['path'])!r}"
+            )
 
 
 def _write(config, content, left_out, work):
-    """Writes splits with TFDS into the folder work; returns their directory."""
-    total = sum(len(source.records) for sources in content.values() for _, source, _ in sources)
+    """Writes splits with TFDS into the folder work."""
+    tfds = library()
+    total = sum(len(source.records) for parts in content.values() for _, source, _ in parts)
     with console.counter(total, 'prepared') as advance:
-
-        def shards(release, source, labels):
-            for start in range(0, len(source.records), SHARD):
-                positions = range(len(source.records))[start : start + SHARD]
-                yield functools.partial(_examples, release, source, labels, positions, advance)
-
-        builder = _builder_class()(data_dir=work, config=config)
-        builder.shards = {
-            split: [shard for each in sources for shard in shards(*each)]
-            for split, sources in content.items()
+        shards = {
+            split: [
+                functools.partial(_examples, *part, start, advance)
+                for part in parts
+                for start in range(0, len(part[1].records), SHARD)
+            ]
+            for split, parts in content.items()
         }
+        builder = _builder_class()(data_dir=work, config=config)
+        builder.shards = shards
         builder.info.metadata.update(boxes=BOXES, left_out=left_out)
         builder.download_and_prepare(
             file_format='array_record',
-            download_config=library().download.DownloadConfig(try_download_gcs=False),
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
         )
-    return work / NAME / config / VERSION
 
 
-def _examples(release, source, labels, positions, advance):
-    """Yields (key, example) of the images at these positions, which make a shard."""
+def _examples(release, source, classes, start, advance):
+    """Yields (key, example) of a shard's images."""
     bbox = library().features.BBox
-    for position in positions:
+    for position in range(len(source.records))[start : start + SHARD]:
         record = source.records[position]
-        (height, width), names = record.size, labels(record)
+        height, width = record.size
+        file_name = Path(source.files.names[position]).name
         objects = [
             {
                 'bbox': bbox(*map(float, (y0 / height, x0 / width, y1 / height, x1 / width))),
                 'is_difficult': bool(kind == Kind.DIFFICULT),
                 'is_crowd': bool(kind == Kind.CROWD),
-                'label': name,
+                'label': label,
             }
-            for (x0, y0, x1, y1), kind, name in zip(
-                record.boxes.astype(float), record.kind, names, strict=True
+            for (x0, y0, x1, y1), kind, label in zip(
+                record.boxes.astype(float), record.kind, classes(record), strict=True
             )
         ]
-        file_name = Path(source.files.names[position]).name
-        is_voc = release.folder.startswith('VOC')
-        example = {
-            'image': source.files.load(position),
-            'image/filename': file_name if is_voc else record.image_id,
-            'image/folder': release.folder,
-            'image/id': record.image_id,
-            'height': height,
-            'width': width,
-            'objects': objects,
-            'remarks': list(record.remarks),
-        }
-        yield position, example
+        yield (
+            position,
+            {
+                'image': source.files.load(position),
+                'image/filename': file_name if release.is_voc else record.image_id,
+                'image/folder': release.folder,
+                'image/id': record.image_id,
+                'height': height,
+                'width': width,
+                'objects': objects,
+                'remarks': list(record.remarks),
+            },
+        )
         advance()
 
 
@@ -177,6 +194,23 @@ def _examples(release, source, labels, positions, advance):
 def _builder_class():
     tfds = library()
     features = tfds.features
+    text = features.Text()
+    objects = {
+        'bbox': features.BBoxFeature(doc=BOXES),
+        'is_crowd': features.Scalar(np.bool_),
+        'is_difficult': features.Scalar(np.bool_),
+        'label': text,
+    }
+    example = {
+        'image': features.Image(doc='the file as it was, not encoded again'),
+        'image/filename': text,
+        'image/folder': text,
+        'image/id': text,
+        'height': features.Scalar(np.int32),
+        'width': features.Scalar(np.int32),
+        'objects': features.Sequence(objects),
+        'remarks': features.Sequence(text),
+    }
 
     class Info(tfds.core.DatasetInfo):
         def initialize_from_bucket(self):
@@ -192,24 +226,10 @@ def _builder_class():
         ]
 
         def _info(self):
-            objects = {
-                'bbox': features.BBoxFeature(doc=BOXES),
-                'is_crowd': features.Scalar(np.bool_),
-                'is_difficult': features.Scalar(np.bool_),
-                'label': features.Text(),
-            }
-            texts = 'image/filename', 'image/folder', 'image/id'
-            everything = {
-                'image': features.Image(doc='the file as it was, not encoded again'),
-                **{key: features.Text() for key in texts},
-                **{key: features.Scalar(np.int32) for key in ('height', 'width')},
-                'objects': features.Sequence(objects),
-                'remarks': features.Sequence(features.Text()),
-            }
             return Info(
                 builder=self,
                 description=f'Objects with boxes {BOXES}.',
-                features=features.FeaturesDict(everything),
+                features=features.FeaturesDict(example),
                 metadata=tfds.core.MetadataDict(),
             )
 
@@ -239,73 +259,8 @@ def _publish(made, final):
         metadata['left_out'] = before | metadata['left_out']
         (made / METADATA).write_text(json.dumps(metadata))
     info = json.loads((made / INFO).read_text())
-    splits = _splits(final / INFO) | {split['name']: split for split in info['splits']}
+    splits = prepared_splits(final) | prepared_splits(made)
     for file in made.iterdir():
         if file.name != INFO:
             os.replace(file, final / file.name)
     write_atomically(final / INFO, json.dumps(info | {'splits': list(splits.values())}, indent=2))
-
-
-def _splits(info):
-    """Returns the splits of an INFO by name."""
-    try:
-        return {split['name']: split for split in json.loads(info.read_text())['splits']}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{info}: damaged ({error}); remove {info.parent}') from error
-
-
-def _check_trainval(release, keywords):
-    """Raises InputError where trainval is not train and val together, as which it is prepared."""
-    lists = {
-        split: keywords['path'] / 'ImageSets/Main' / f'{split}.txt'
-        for split in ('trainval', 'train', 'val')
-    }
-    if release.split not in lists or not all(map(Path.is_file, lists.values())):
-        return
-    ids = {
-        split: {
-            line.split()[0]
-            for line in path.read_text(errors='replace').splitlines()
-            if line.strip()
-        }
-        for split, path in lists.items()
-    }
-    if ids['trainval'] != ids['train'] | ids['val']:
-        raise InputError(
-            f'{lists["trainval"]}: not the images of train and val together, as in VOC; set '
-            f"source='voc' and path={str(keywords['path'])!r}"
-        )
-
-
-def _labels(release, keywords):
-    """Returns the function record -> names of its objects' classes."""
-    if release.folder.startswith('VOC'):
-        folder = keywords['path'] / 'Annotations'
-
-        def names(record):
-            root = ElementTree.parse(folder / f'{record.image_id}.xml').getroot()
-            return [(item.findtext('name') or '').strip() for item in root.findall('object')]
-
-        return names
-    folder = Path(keywords.get('annotations') or keywords['path'] / 'annotations')
-    content = json.loads((folder / f'instances_{release.split}.json').read_text('utf-8'))
-    classes = {}
-    with contextlib.suppress(KeyError, TypeError):  # nothing is trained on classes
-        classes = {entry['id']: str(entry['name']) for entry in content['categories']}
-    images = {int(entry['id']): entry['file_name'] for entry in content['images']}
-    labels = {name: [] for name in images.values()}
-    for entry in content['annotations']:
-        # A damaged annotation belongs to no image that is left.
-        wrong = KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError
-        with contextlib.suppress(*wrong):
-            name, label = images[int(entry['image_id'])], classes.get(entry.get('category_id'), '')
-            if float(entry['bbox'][2]) and float(entry['bbox'][3]):  # the reader drops the empty
-                labels[name].append(label)
-
-    def names(record):  # two images of one file have mixed theirs
-        own = labels[record.image_id]
-        return own if len(own) == len(record.boxes) else [''] * len(record.boxes)
-
-    return names

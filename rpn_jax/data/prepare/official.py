@@ -1,5 +1,6 @@
 """PASCAL VOC and COCO as their makers publish them: archives, and what a split needs of them."""
 
+import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -8,8 +9,7 @@ from typing import NamedTuple
 
 from rpn_jax import files
 from rpn_jax.data.prepare.archives import extract
-from rpn_jax.data.sources.coco import coco
-from rpn_jax.data.sources.voc import voc
+from rpn_jax.data.sources import coco, voc
 from rpn_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,10 @@ class ReleaseSplit(NamedTuple):
     split: str  # of voc() or coco()
     archives: tuple[str, ...]
 
+    @property
+    def is_voc(self):
+        return self.folder.startswith('VOC')
+
 
 class Dataset(NamedTuple):
     """A data set by its name in the config."""
@@ -90,38 +94,28 @@ class Dataset(NamedTuple):
     splits: Mapping[str, tuple[str, ...]]  # what can be opened -> splits in that folder
 
 
-VOC_ARCHIVES = {
-    ('VOC2007', 'test'): 'VOCtest_06-Nov-2007.tar',
-    ('VOC2007', 'train'): 'VOCtrainval_06-Nov-2007.tar',
-    ('VOC2007', 'val'): 'VOCtrainval_06-Nov-2007.tar',
-    ('VOC2012', 'train'): 'VOCtrainval_11-May-2012.tar',
-    ('VOC2012', 'val'): 'VOCtrainval_11-May-2012.tar',
-}
+VOC = (
+    ReleaseSplit('VOC2007', 'train', ('VOCtrainval_06-Nov-2007.tar',)),
+    ReleaseSplit('VOC2007', 'val', ('VOCtrainval_06-Nov-2007.tar',)),
+    ReleaseSplit('VOC2007', 'test', ('VOCtest_06-Nov-2007.tar',)),
+    ReleaseSplit('VOC2012', 'train', ('VOCtrainval_11-May-2012.tar',)),
+    ReleaseSplit('VOC2012', 'val', ('VOCtrainval_11-May-2012.tar',)),
+)
 
 
 def _voc(config, *folders):
     """Returns a Dataset of these folders; trainval is prepared as train and val."""
-    prepared = {
-        split: tuple(
-            ReleaseSplit(folder, split, (VOC_ARCHIVES[folder, split],))
-            for folder in folders
-            if (folder, split) in VOC_ARCHIVES
-        )
-        for split in ('train', 'val', 'test')
-    }
-    prepared = {split: releases for split, releases in prepared.items() if releases}
+    prepared = {}
+    for release in VOC:
+        if release.folder in folders:
+            prepared[release.split] = (*prepared.get(release.split, ()), release)
     return Dataset(config, prepared, {'trainval': ('train', 'val')} | {s: (s,) for s in prepared})
 
 
 def _coco(config, year):
+    labels = f'annotations_trainval{year}.zip'
     prepared = {
-        split: (
-            ReleaseSplit(
-                f'{split}{year}',
-                f'{split}{year}',
-                (f'{split}{year}.zip', f'annotations_trainval{year}.zip'),
-            ),
-        )
+        split: (ReleaseSplit(f'{split}{year}', f'{split}{year}', (f'{split}{year}.zip', labels)),)
         for split in ('train', 'val')
     }
     years = {f'{split}{year}': (split,) for split in prepared}
@@ -139,8 +133,7 @@ DATASETS = {
 
 def unpacked(release, path):
     """Returns the keywords that open a release split's unpacked folder; None without one."""
-    path = Path(path)
-    if release.folder.startswith('VOC'):
+    if release.is_voc:
         folder = path / 'VOCdevkit' / release.folder
         needed = folder / 'JPEGImages', folder / 'Annotations'
         is_listed = (folder / 'ImageSets/Main' / f'{release.split}.txt').is_file()
@@ -157,8 +150,8 @@ def archives(names, path):
 
     Raises InputError where one is not the official one, or cannot be downloaded.
     """
-    path = Path(path)
-    folders = path, path / 'downloads', path / 'downloads' / 'manual'
+    downloads = path / 'downloads'
+    folders = path, downloads, downloads / 'manual'
     paths = {n: p for n in names for f in reversed(folders) if (p := f / n).is_file()}
     absent = [name for name in names if name not in paths]
     for name, archive in paths.items():
@@ -171,12 +164,12 @@ def archives(names, path):
             )
     for name in absent:
         url, size, sha256 = ARCHIVES[name]
-        paths[name] = path / 'downloads' / name
+        paths[name] = downloads / name
         try:
             files.fetch(url, paths[name], sha256=sha256, size=size)
         except InputError as error:
-            others = [other for other in absent if other != name]
-            besides = f'; {path / "downloads"} needs besides: {", ".join(others)}' if others else ''
+            others = ', '.join(other for other in absent if other != name)
+            besides = f'; {downloads} needs besides: {others}' if others else ''
             raise InputError(f'{error}{besides}') from error
     return paths
 
@@ -186,29 +179,42 @@ def unpack(release, archives, work):
 
     Returns the keywords that open it. Raises InputError as extract() does.
     """
-    folders = [Path(work) / Path(name).stem for name in release.archives]
+    folders = [work / Path(name).stem for name in release.archives]
     for name, folder in zip(release.archives, folders, strict=True):
         if not folder.is_dir():
             logger.info(f'unpacking {archives[name]}')
             extract(archives[name], folder, _is_needed)
-    if release.folder.startswith('VOC'):
+    if release.is_voc:
         return {'path': folders[0] / 'VOCdevkit' / release.folder}
     images, labels = folders
-    elsewhere = {'images': str(images / release.split), 'annotations': str(labels / 'annotations')}
-    return {'path': Path(work) / 'coco'} | elsewhere  # of the path only the name is used
+    elsewhere = {'images': images / release.split, 'annotations': labels / 'annotations'}
+    return {'path': work / 'coco'} | elsewhere  # of the path only the name is used
 
 
 def open_release(release, keywords):
-    """Returns the Source of a release split, opened with the keywords of its reader."""
-    reader = voc if release.folder.startswith('VOC') else coco
-    return reader(release.split, **keywords)
+    """Returns the Source of a release split, and the function record -> classes of its boxes."""
+    if release.is_voc:
+        folder = keywords['path'] / 'Annotations'
+        classes = functools.partial(_voc_classes, folder)
+        return voc.voc(release.split, **keywords), classes
+    folder = keywords.get('annotations', keywords['path'] / 'annotations')
+    classes = coco.parse(folder / f'instances_{release.split}.json')[2]
+    return coco.coco(release.split, **keywords), functools.partial(_coco_classes, classes)
+
+
+def _voc_classes(folder, record):
+    return voc.parse(folder / f'{record.image_id}.xml', record.image_id)[1]
+
+
+def _coco_classes(classes, record):
+    own = classes[record.image_id]  # two images of one file have mixed theirs
+    return own if len(own) == len(record.boxes) else [''] * len(record.boxes)
 
 
 def _is_needed(name):
     """Returns whether boxes or images are in a file of an archive, by its name."""
     steps = os.path.normpath(name).split('/')
     if steps[0] == 'VOCdevkit':
-        return (
-            'JPEGImages' in steps or 'Annotations' in steps or steps[2:4] == ['ImageSets', 'Main']
-        )
+        parts = {'JPEGImages', 'Annotations'}
+        return not parts.isdisjoint(steps) or steps[2:4] == ['ImageSets', 'Main']
     return steps[0] != 'annotations' or steps[-1].startswith('instances_')

@@ -1,7 +1,10 @@
 """COCO folders: annotations/instances_SPLIT.json and the images of SPLIT/."""
 
+import collections
+import contextlib
 import json
 import math
+from collections.abc import Hashable
 from pathlib import Path
 
 from rpn_jax.data.images import BadRecord
@@ -14,9 +17,9 @@ from rpn_jax.data.records import (
     inside_folder,
     record_of,
 )
+from rpn_jax.data.sources import LONGEST, naming
 from rpn_jax.errors import InputError
 
-LONGEST = 10**6  # pixels of a side
 EMPTY = 'box without width or height, left out'
 
 
@@ -29,8 +32,8 @@ def coco(split, *, path, images='', annotations=''):
     Raises InputError, with the file, where there is no split.
     """
     folder = Path(path)
-    pictures = Path(images) if images else folder / split
-    labels = Path(annotations) if annotations else folder / 'annotations'
+    pictures = Path(images or folder / split)
+    labels = Path(annotations or folder / 'annotations')
     if labels.suffix != '.json':
         labels = labels / f'instances_{split}.json'
     if not labels.is_file():
@@ -40,13 +43,13 @@ def coco(split, *, path, images='', annotations=''):
         )
     if not pictures.is_dir():
         raise InputError(f'{pictures}: no such folder; images is the folder of the pictures')
-    records, problems = parse(labels)
+    records, problems, _ = parse(labels)
     paths = [pictures / record.image_id for record in records]
     return from_paths(f'coco {folder.name} {split}', records, paths, problems)
 
 
 def parse(path):
-    """Reads an instances json into (records, problems).
+    """Reads an instances json into (records, problems, {image_id: the classes of its boxes}).
 
     A record's image_id is its file name. Raises InputError where the file as a whole, or an image's
     name or size, cannot be used.
@@ -62,89 +65,85 @@ def parse(path):
     if not entries or doubled:
         what = 'two images of one id' if doubled else 'no images'
         raise InputError(f'{path}: {what}; the split cannot be used')
-    sizes = {key: _size(path, entry) for key, entry in entries.items()}
-    names = {key: _file_name(path, entry) for key, entry in entries.items()}
+    rows = [(*_image(path, entry), [], [], []) for entry in entries.values()]
     positions = {key: position for position, key in enumerate(entries)}
-    boxes, kind, remarks = ([[] for _ in entries] for _ in range(3))
-    problems = []
+    class_of, classes, problems = _classes(content), collections.defaultdict(list), []
     for number, annotation in enumerate(annotations):
-        position = -1
+        position, name = -1, f'number {number}'
+        if isinstance(annotation, dict):
+            name = annotation.get('id', name)
         try:
-            key = _image_id(path, number, annotation, sizes)
-            position = positions[key]
-            box, given, is_crowd = _annotation(path, number, annotation, sizes[key])
+            with naming(f'{path}: annotation {name} '):
+                position = _position(annotation, positions)
+                image_id, size, boxes, kinds, remarks = rows[position]
+                box, given, kind = _object(annotation, size)
         except BadRecord as error:
             problems.append(Problem(error.kind, str(error), position))
             continue
-        if box is None:
-            remarks[position].append(EMPTY)
-            continue
-        remarks[position] += [CLIPPED] if box != given else []
-        boxes[position].append(box)
-        kind[position].append(Kind.CROWD if is_crowd else Kind.OBJECT)
-    rows = zip(names.values(), sizes.values(), boxes, kind, remarks, strict=True)
-    return [record_of(*row) for row in rows], problems
+        if box:
+            boxes.append(box)
+            kinds.append(kind)
+            category = annotation.get('category_id')
+            is_known = isinstance(category, Hashable) and category in class_of
+            classes[image_id].append(class_of[category] if is_known else '')
+        if box != given:
+            remarks.append(CLIPPED if box else EMPTY)
+    return [record_of(*row) for row in rows], problems, classes
 
 
-def _image_id(path, number, annotation, sizes):
+def _image(path, entry):
+    """Returns the name of an image's file and its (height, width)."""
+    where = f'{path}: image {entry["id"]}'
     try:
-        key = _whole(annotation['image_id'])
+        height, width = int(entry['height']), int(entry['width'])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        what = f'{path}: annotation number {number} has no image_id that is a whole number'
+        raise InputError(f'{where} has no height and width') from error
+    if not 1 <= min(height, width) <= max(height, width) <= LONGEST:
+        raise InputError(f'{where} does not have 1 x 1 to {LONGEST} x {LONGEST} pixels')
+    name = entry.get('file_name')
+    if not isinstance(name, str) or not inside_folder(name, nested=True):
+        raise InputError(f'{where}: file_name {name!r} leads out of the folder')
+    return name, (height, width)
+
+
+def _classes(content):
+    """Returns {category id: name}, none where they are damaged: nothing is trained on them."""
+    with contextlib.suppress(KeyError, TypeError):
+        return {entry['id']: str(entry['name']) for entry in content['categories']}
+    return {}
+
+
+def _position(annotation, positions):
+    """Returns the position of an annotation's image; its id may be a string of digits."""
+    try:
+        key = int(annotation['image_id'])
+        if isinstance(annotation['image_id'], bool) or key != float(annotation['image_id']):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        what = 'has no image_id that is a whole number'
         raise BadRecord('annotation of an unlisted image', what) from error
-    if key not in sizes:
-        where = f'annotation {annotation.get("id", f"number {number}")}'
-        what = f'{path}: {where} is of image {key}, which the file does not list'
+    if key not in positions:
+        what = f'is of image {key}, which the file does not list'
         raise BadRecord('annotation of an unlisted image', what)
-    return key
+    return positions[key]
 
 
-def _whole(value):
-    """Returns a whole number, also from a string of digits; raises ValueError for other numbers."""
-    if isinstance(value, bool) or int(value) != float(value):
-        raise ValueError
-    return int(value)
-
-
-def _annotation(path, number, annotation, size):
-    """Returns (box or None where it is empty, box as given, whether it is a crowd)."""
-    where = f'annotation {annotation.get("id", f"number {number}")}'
+def _object(annotation, size):
+    """Returns a box, or None where it is empty, the same as it was given, and its Kind."""
     corners = annotation.get('bbox')
     try:
         x, y, width, height = map(float, corners if isinstance(corners, list) else ())
     except (TypeError, ValueError, OverflowError) as error:
-        what = f'{path}: {where} has no bbox of four numbers'
-        raise BadRecord('object without a box', what) from error
+        raise BadRecord('object without a box', 'has no bbox of four numbers') from error
     crowd = annotation.get('iscrowd', 0)
     if crowd not in (0, 1):
-        what = f'{path}: {where} has iscrowd = {crowd!r}, which is neither 0 nor 1'
+        what = f'has iscrowd = {crowd!r}, which is neither 0 nor 1'
         raise BadRecord('annotation with what is not a number', what)
     shown = f'[{x:g}, {y:g}, {width:g}, {height:g}]'
     if not all(map(math.isfinite, (x, y, width, height))):
-        what = f'{path}: {where} has a bbox that is not finite: {shown}'
+        what = f'has a bbox that is not finite: {shown}'
         raise BadRecord('annotation with what is not a number', what)
-    if width == 0 or height == 0:
-        return None, None, crowd == 1
     given = x, y, x + width, y + height
-    try:
-        return clip_box(given, size), given, crowd == 1
-    except BadRecord as error:
-        raise BadRecord(error.kind, f'{path}: {where} {error}: bbox {shown}') from error
-
-
-def _size(path, entry):
-    try:
-        height, width = int(entry['height']), int(entry['width'])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f'{path}: image {entry["id"]} has no height and width') from error
-    if not 1 <= min(height, width) <= max(height, width) <= LONGEST:
-        bounds = f'1 x 1 to {LONGEST} x {LONGEST}'
-        raise InputError(f'{path}: image {entry["id"]} does not have {bounds} pixels')
-    return height, width
-
-
-def _file_name(path, entry):
-    name = entry.get('file_name')
-    if not isinstance(name, str) or not inside_folder(name, nested=True):
-        raise InputError(f'{path}: image {entry["id"]}: file_name {name!r} leads out of the folder')
-    return name
+    with naming('', f': bbox {shown}'):
+        box = clip_box(given, size) if width and height else None
+    return box, given, Kind.CROWD if crowd else Kind.OBJECT

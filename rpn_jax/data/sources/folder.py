@@ -32,22 +32,16 @@ def listing(folder, without=''):
 
     Files below the folder `without` are left out. Raises InputError where there is no image.
     """
-    skipped = {os.path.realpath(without)} if without else set()
-    files = [Path(below) / name for below, names in _walk(folder, skipped) for name in names]
-    images, others = [], []
-    for file in sorted(files):
-        if not file.name.startswith('.'):
-            (images if file.suffix.lower() in EXTENSIONS else others).append(file)
-    if not images:
-        raise InputError(f'{folder}: no images ({", ".join(sorted(EXTENSIONS))})')
-    return images, others
-
-
-def _walk(folder, seen):
-    """Yields (folder, names of its files) below a folder, each once however it is linked."""
+    seen, files = {os.path.realpath(without)} if without else set(), []
     for below, inner, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(below)) in seen:
+        if (real := os.path.realpath(below)) in seen:  # links may lead to a folder again
             inner.clear()
             continue
         seen.add(real)
-        yield below, names
+        files += [Path(below) / name for name in names if not name.startswith('.')]
+    images, others = [], []
+    for file in sorted(files):
+        (images if file.suffix.lower() in EXTENSIONS else others).append(file)
+    if not images:
+        raise InputError(f'{folder}: no images ({", ".join(sorted(EXTENSIONS))})')
+    return images, others

@@ -21,6 +21,7 @@ LONGEST = 2 / 3  # of the canvas side, for the longer side of a box
 ELONGATION = 2.2  # the most an outline is drawn out, before it is turned
 HIDDEN = 0.5  # at most this share of a box lies under the boxes of later objects
 PLACEMENTS = 8  # positions that are tried, then the scene does without the object
+MOST = 8  # objects of a scene
 EMPTY = 0.03  # of scenes have nothing to find
 FAINT = 0.03  # of objects are difficult, and hardly to be seen
 # Distances of an object's mean colour to its surroundings: Euclidean, in RGB of 0 to 255.
@@ -34,36 +35,31 @@ HUES = (0.5, 0.42, 0.58), (1 / 3, 2 / 3, 0.5), (0.09, -0.09, 0.5), (0.12, 0.25, 
 class Figure(NamedTuple):
     """One object of a scene: its pixels, whatever is painted over them later."""
 
-    form: str  # a key of FORMS
     contours: tuple[np.ndarray, ...]  # [n, 2] int32 (x, y) of pixels; the first is the outer one
     box: tuple[int, int, int, int]  # (x0, y0, x1, y1), pixels, half open
     kind: int  # Kind.OBJECT or Kind.DIFFICULT
 
 
-def shapes(split, *, count, size, seed=0, max_objects=8) -> Source:
+def shapes(split, *, count, size, seed=0) -> Source:
     """Returns a split of `count` drawn scenes; read() may be called from several threads.
 
     split is any name: scenes of two names have nothing in common, and a longer split begins with
-    the scenes of a shorter one. size is the side of the square canvas in pixels. A scene has 1 to
-    max_objects objects, and now and then none. Raises InputError where a number is too small.
+    the scenes of a shorter one. size is the side of the square canvas in pixels. Raises InputError
+    where a number is too small.
     """
-    least = {'count': (count, 1), 'size': (size, 32)}
-    least |= {'max_objects': (max_objects, 1), 'seed': (seed, 0)}
-    for keyword, (value, bound) in least.items():
+    for keyword, value, bound in (('count', count, 1), ('size', size, 32), ('seed', seed, 0)):
         if value < bound:
             raise InputError(f'{keyword} {value}: drawn scenes need at least {bound}')
 
-    def figures_of(index):
-        return layout(split, index, size=size, seed=seed, max_objects=max_objects)
-
     def record(index):
-        figures = figures_of(index)
-        boxes, kind = ([figure.box for figure in figures], [figure.kind for figure in figures])
+        figures = layout(split, index, size=size, seed=seed)
+        boxes, kind = [figure.box for figure in figures], [figure.kind for figure in figures]
         return record_of(f'shapes/{split}/{index:06d}', (size, size), boxes, kind)
 
     def read(position):
         index = range(count)[position]
-        return draw(figures_of(index), size, _random(seed, split, index, stream=2))
+        figures = layout(split, index, size=size, seed=seed)
+        return draw(figures, size, _random(seed, split, index, stream=2))
 
     return Source(f'shapes/{split}', [record(index) for index in range(count)], read)
 
@@ -79,25 +75,25 @@ def _arc(points, radius=1, start=0, end=2 * math.pi):
 
 _LEFT = math.pi / 2, 3 * math.pi / 2
 _CROSS = [(3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1)]  # and the same turned by 180 degrees
-FORMS = {  # contours around the origin; two are filled even-odd
-    'ellipse': [_arc(48)],
-    'rectangle': [_arc(4, start=math.pi / 4, end=9 * math.pi / 4)],
-    'triangle': [_arc(3)],
-    'star': [_arc(10, np.tile((1, 0.45), 5))],
-    'cross': [np.concatenate([_CROSS, np.negative(_CROSS)]) / 3],
-    'ring': [_arc(48), _arc(48, 0.55)],
-    'crescent': [np.concatenate([_arc(24, 1, *_LEFT), _arc(24, 1, *_LEFT[::-1]) * (0.4, 1)])],
-}
+FORMS = (  # contours around the origin; two are filled even-odd
+    [_arc(48)],  # ellipse
+    [_arc(4, start=math.pi / 4, end=9 * math.pi / 4)],  # rectangle
+    [_arc(3)],  # triangle
+    [_arc(10, np.tile((1, 0.45), 5))],  # star
+    [np.concatenate([_CROSS, np.negative(_CROSS)]) / 3],  # cross
+    [_arc(48), _arc(48, 0.55)],  # ring
+    [np.concatenate([_arc(24, 1, *_LEFT), _arc(24, 1, *_LEFT[::-1]) * (0.4, 1)])],  # crescent
+)
 
 
-def layout(split, index, *, size, seed=0, max_objects=8) -> list[Figure]:
+def layout(split, index, *, size, seed=0) -> list[Figure]:
     """Returns the objects of a scene, without drawing; later ones cover earlier ones."""
     random = _random(seed, split, index, stream=1)
     if random.random() < EMPTY:
         return []
     figures, hidden = [], []
-    for draws in random.random((random.integers(1, max_objects + 1), 5 + 2 * PLACEMENTS)).tolist():
-        form, contours, width, height = _outline(*draws[:4], size)
+    for draws in random.random((random.integers(1, MOST + 1), 5 + 2 * PLACEMENTS)).tolist():
+        contours, width, height = _outline(*draws[:4], size)
         for across, down in zip(draws[5::2], draws[6::2], strict=True):
             x, y = int(across * (size - width + 1)), int(down * (size - height + 1))
             box = x, y, x + width, y + height
@@ -107,19 +103,18 @@ def layout(split, index, *, size, seed=0, max_objects=8) -> list[Figure]:
             if max(covered, default=0) <= HIDDEN:
                 contours = tuple(contour + np.array((x, y), np.int32) for contour in contours)
                 kind = Kind.DIFFICULT if draws[4] < FAINT else Kind.OBJECT
-                figures.append(Figure(form, contours, box, kind))
+                figures.append(Figure(contours, box, kind))
                 hidden = [*covered, 0]
                 break
     return figures
 
 
 def _outline(form, scale, stretch, turn, size):
-    """Returns (form, contours that begin at pixel (0, 0), width, height) of uniform numbers."""
-    form = list(FORMS)[int(form * len(FORMS))]
+    """Returns (contours that begin at pixel (0, 0), width, height) of uniform numbers."""
     stretch = ELONGATION ** (stretch - 0.5)
     cosine, sine = math.cos(2 * np.pi * turn), math.sin(2 * np.pi * turn)
     matrix = np.array([(stretch * cosine, stretch * sine), (-sine / stretch, cosine / stretch)])
-    contours = [contour @ matrix for contour in FORMS[form]]
+    contours = [contour @ matrix for contour in FORMS[int(form * len(FORMS))]]
     low, high = contours[0].min(axis=0), contours[0].max(axis=0)
     width, height = (high - low).tolist()
     side = size * SCALES[0] * (SCALES[1] / SCALES[0]) ** scale
@@ -127,7 +122,7 @@ def _outline(form, scale, stretch, turn, size):
     zoom *= 1 - 1 / side  # points are centres of pixels: the last one lies 1 before the box's end
     contours = [np.rint((contour - low) * zoom).astype(np.int32) for contour in contours]
     width, height = (contours[0].max(axis=0) + 1).tolist()
-    return form, contours, width, height
+    return contours, width, height
 
 
 def _covered(box, other):

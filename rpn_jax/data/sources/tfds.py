@@ -28,6 +28,7 @@ from rpn_jax.data.records import (
     record_of,
     without_boxes,
 )
+from rpn_jax.data.sources import naming
 from rpn_jax.data.sources.coco import EMPTY
 from rpn_jax.errors import InputError
 from rpn_jax.files import cache_folder, write_atomically
@@ -36,18 +37,18 @@ FILES = 'dataset_info.json', 'features.json'  # what makes a folder a prepared d
 CLASSES = 'tensorflow_datasets.core.features.'  # where the classes of features come from
 ROUNDING = 1e-2  # pixels that float32 may move a corner of a box outside
 CACHE_VERSION = 1  # a new one where the entries are others
+IDS = 'image/id', 'image/filename', 'image_id', 'filename', 'id'
+FLAGS = {'is_crowd': Kind.CROWD, 'iscrowd': Kind.CROWD, 'is_difficult': Kind.DIFFICULT}
 
 
 class Layout(NamedTuple):
-    """The names of a data set's features by what a Record needs of them; '' where there is none."""
+    """The names of a data set's features by what a Record needs of them."""
 
-    image: str
-    images: tuple[str, ...]  # of all features that are images
+    images: tuple[str, ...]  # the first is the one that counts
     objects: str
     bbox: str
-    difficult: str
-    crowd: str
-    ids: tuple[str, ...]  # in order of preference
+    flags: tuple[str, ...]  # of FLAGS; the first that is set counts
+    image_id: str  # '' where there is none
     is_voc: bool  # boxes are 1-based inclusive pixels over size
 
 
@@ -61,97 +62,78 @@ def tfds(split, *, path, name, on_bad='error'):
     prepared.
     """
     root = Path(path).absolute()  # TFDS joins relative ones twice
-    directory = _find(root)
-    if directory and name in DATASETS and directory.parent.name not in ('', DATASETS[name].config):
-        raise InputError(f"{directory}: not {name}; set name='' to take it as it is")
-    dataset = None if directory else DATASETS.get(name)
-    if dataset is None:
-        directory = directory or _find(root / name.replace(':', '/'))
-        if directory is None:
-            raise InputError(_nothing_at(root, name))
+    given, dataset = _find(root), DATASETS.get(name)
+    if given and dataset and given.parent.name not in ('', dataset.config):
+        raise InputError(f"{given}: not {name}; set name='' to take it as it is")
+    directory = given or _find(root / name.replace(':', '/'))
+    own = dataset and builder.directory(dataset, root)
+    is_prepared = bool(dataset and builder.prepared_splits(own))
+    if directory and (given or not is_prepared):
         return _open(directory, split)
-    stock, own = _find(root / name), builder.directory(dataset, root)
-    if stock and not builder.prepared_splits(own):
-        return _open(stock, split)
+    if not dataset or (not is_prepared and (root / 'JPEGImages').is_dir()):
+        raise InputError(
+            f'{root}: no prepared directory ({", ".join(FILES)}) there or at {root / name}; set '
+            f'path and name; names that can be prepared are {", ".join(DATASETS)}; a folder of VOC '
+            "needs source='voc', or path to the folder that VOCdevkit lies in"
+        )
     if split not in dataset.splits:
         known = ', '.join(dataset.splits)
         raise InputError(f'{name} has no split {split!r}; there are: {known}')
-    needed = dataset.splits[split]
-    if not set(needed) <= set(builder.prepared_splits(own)) and _is_voc_folder(root):
-        raise InputError(_nothing_at(root, name))
-    directory = builder.prepare(dataset, needed, root, on_bad=on_bad)
-    return _open(directory, split, '+'.join(needed))._replace(name=f'tfds {name} {split}')
+    parts = dataset.splits[split]
+    builder.prepare(dataset, parts, root, on_bad=on_bad)
+    return _open(own, split, parts)._replace(name=f'tfds {name} {split}')
 
 
 def _find(folder):
     """Returns the prepared directory that a folder is, or holds as its highest version, or None."""
-    if all((folder / name).is_file() for name in FILES):
-        return folder
-    versions = folder.glob('*.*.*') if folder.is_dir() else ()
-    versions = [v for v in versions if re.fullmatch(r'\d+\.\d+\.\d+', v.name)]
-    for version in sorted(versions, key=lambda v: [*map(int, v.name.split('.'))], reverse=True):
-        if all((version / name).is_file() for name in FILES):
-            return version
+    versions = [v for v in folder.glob('*.*.*') if re.fullmatch(r'\d+\.\d+\.\d+', v.name)]
+    versions.sort(key=lambda version: [*map(int, version.name.split('.'))], reverse=True)
+    for directory in (folder, *versions):
+        if all((directory / name).is_file() for name in FILES):
+            return directory
     return None
 
 
-def _is_voc_folder(root):
-    return (root / 'JPEGImages').is_dir() and (root / 'Annotations').is_dir()
-
-
-def _nothing_at(root, name):
-    if _is_voc_folder(root):
-        return (
-            f"{root}: a folder of VOC, not one of TFDS; set source='voc', or path to the folder "
-            'that VOCdevkit lies in'
-        )
-    return (
-        f'{root}: no prepared directory ({", ".join(FILES)}) there or at {root / name}; set path '
-        f'and name; names that can be prepared are {", ".join(DATASETS)}'
-    )
-
-
-def _open(directory, split, expression=''):
+def _open(directory, split, parts=()):
     """Returns the Source of a split of a prepared directory.
 
-    expression is the split's name in TFDS; where it is given, the images come in VOC's order: by
-    release, then by number.
+    Where it is made of several parts, which are splits in the directory, the images come in VOC's
+    order: by release, then by number.
     """
+    expression = '+'.join(parts) or split
     _check_classes(directory)
-    info, data = _data_source(directory, expression or split)
-    layout = _layout(directory, info)
-    stamp = _stamp(directory, info, expression or split)
-    entries = _scanned(directory, expression or split, stamp, data, layout)
-    order = list(range(len(entries)))
-    if '+' in expression:
-        order.sort(key=lambda i: (entries[i]['folder'], entries[i]['id']))
-    entries = [entries[i] for i in order]
+    info, layout, data = _data_source(directory, expression)
+    stamp = _stamp(directory, info, expression)
+    rows = list(enumerate(_scanned(directory, expression, stamp, data, layout)))
+    if not rows:
+        raise InputError(f'{directory}: the split {split} is empty')
+    if len(parts) > 1:
+        rows.sort(key=lambda row: (row[1]['folder'], row[1]['id']))
+    numbers, entries = zip(*rows, strict=True)
     names, seen = [], set()
-    for position, entry in enumerate(entries):
+    for number, entry in rows:
         name = f'{directory} {split}: {entry["id"]}'
-        names.append(f'{name} (number {order[position]})' if name in seen else name)
+        names.append(f'{name} (number {number})' if name in seen else name)
         seen.add(name)
 
     def load(position):
         try:
-            return bytes(data[order[position]][layout.image])
+            return bytes(data[numbers[position]][layout.images[0]])
         except Exception as error:  # whatever a damaged file makes the libraries raise
             what = f'{names[position]}: cannot be read ({error}); prepare the directory again'
             raise BadRecord('image unreadable', what) from error
 
     records = list(map(_record, entries))
-    problems = [
-        Problem(entry['problem'][0], f'{names[i]}: {entry["problem"][1]}', i)
-        for i, entry in enumerate(entries)
+    problems = tuple(
+        Problem(entry['problem'][0], f'{names[position]}: {entry["problem"][1]}', position)
+        for position, entry in enumerate(entries)
         if entry['problem']
-    ]
-    if not records:
-        raise InputError(f'{directory}: the split {split} is empty')
+    )
     files = Files(names, load, lambda _: stamp)
-    read = reader(records, files)
-    notes = (info.metadata or {}).get('left_out', {}) if info.name == builder.NAME else {}
-    notes = [note for each in (expression or split).split('+') for note in notes.get(each, ())]
-    return Source(f'tfds {directory} {split}', records, read, files, tuple(problems), tuple(notes))
+    left_out = (info.metadata or {}).get('left_out', {}) if info.name == builder.NAME else {}
+    notes = tuple(note for part in expression.split('+') for note in left_out.get(part, ()))
+    name, read = f'tfds {directory} {split}', reader(records, files)
+    return Source(name, records, read, files, problems, notes)
 
 
 def _check_classes(directory):
@@ -165,19 +147,21 @@ def _check_classes(directory):
             node = todo.pop()
             if isinstance(node, str):  # older ones hold json inside json
                 with contextlib.suppress(ValueError, RecursionError):
-                    node = json.loads(node)
-            todo += node if isinstance(node, list) else ()
-            if not isinstance(node, dict):
-                continue
-            todo += node.values()
-            keys = 'pythonClassName', 'python_class_name', *(['type'] if 'content' in node else ())
-            for name in (node.get(key, CLASSES) for key in keys):
-                if isinstance(name, str) and not name.startswith(CLASSES):
-                    raise InputError(f'{path}: the feature {name!r} is none of TFDS; not imported')
+                    todo.append(json.loads(node))
+            elif isinstance(node, list):
+                todo += node
+            elif isinstance(node, dict):
+                todo += node.values()
+                keys = {'pythonClassName', 'python_class_name'}
+                keys |= {'type'} if 'content' in node else set()
+                for name in (node[key] for key in keys & node.keys()):
+                    if isinstance(name, str) and not name.startswith(CLASSES):
+                        what = f'the feature {name!r} is none of TFDS; not imported'
+                        raise InputError(f'{path}: {what}')
 
 
 def _data_source(directory, split):
-    """Returns the DatasetInfo of a directory and the data source of a split."""
+    """Returns the DatasetInfo of a directory, its Layout, and the data source of a split."""
     try:
         builder = library().builder_from_directory(directory)
         info, splits = builder.info, ', '.join(builder.info.splits)
@@ -192,7 +176,7 @@ def _data_source(directory, split):
     layout = _layout(directory, info)
     decoders = dict.fromkeys(layout.images, library().decode.SkipDecoding())
     try:
-        return info, builder.as_data_source(split=split, decoders=decoders)
+        return info, layout, builder.as_data_source(split=split, decoders=decoders)
     except Exception as error:  # as above; mostly a split that is none
         raise InputError(
             f'{directory}: has no split {split!r} ({_line(error)}); there are: {splits}'
@@ -207,34 +191,32 @@ def _layout(directory, info):
     """Returns the Layout of a data set's features; raises InputError where it has no boxes."""
     kinds = library().features
     top = dict(info.features) if isinstance(info.features, kinds.FeaturesDict) else {}
-    images = tuple(key for key, feature in top.items() if isinstance(feature, kinds.Image))
-    candidates = []  # (objects, box, features of an object)
-    for key, feature in top.items():
-        inner = feature.feature if isinstance(feature, kinds.Sequence) else None
-        inner = dict(inner) if isinstance(inner, kinds.FeaturesDict) else {}
-        boxes = [name for name, f in inner.items() if isinstance(f, kinds.BBoxFeature)]
-        candidates += [(key, box, inner) for box in boxes]
-    if not images or not candidates:
+    images = [key for key, feature in top.items() if isinstance(feature, kinds.Image)]
+    boxes = {
+        (key, name): inner.bbox_format
+        for key, feature in top.items()
+        if isinstance(feature, kinds.Sequence) and isinstance(feature.feature, kinds.FeaturesDict)
+        for name, inner in feature.feature.items()
+        if isinstance(inner, kinds.BBoxFeature)
+    }
+    if not images or not boxes:
         raise InputError(
             f'{directory}: no feature image, or no objects/bbox; it has {", ".join(top) or "none"}'
         )
-    objects, bbox, inner = next(
-        (each for each in candidates if each[:2] == ('objects', 'bbox')), candidates[0]
-    )
-    shape = inner[bbox].bbox_format
-    shape = getattr(shape, 'value', shape)
-    if shape not in (None, 'REL_YXYX'):
-        raise InputError(f'{directory}: {objects}/{bbox} are {shape}, not (ymin, xmin, ymax, xmax)')
-    ids = 'image/id', 'image/filename', 'image_id', 'filename', 'id'
-    ids = [key for key in ids if key in top]
+    usual = 'objects', 'bbox'
+    objects, bbox = usual if usual in boxes else next(iter(boxes))
+    box_format = boxes[objects, bbox]
+    box_format = getattr(box_format, 'value', box_format)
+    if box_format not in (None, 'REL_YXYX'):
+        what = f'{objects}/{bbox} are {box_format}, not (ymin, xmin, ymax, xmax)'
+        raise InputError(f'{directory}: {what}')
+    ids = [key for key in IDS if key in top]
     return Layout(
-        image='image' if 'image' in images else images[0],
-        images=images,
+        images=tuple(sorted(images, key=lambda key: key != 'image')),
         objects=objects,
         bbox=bbox,
-        difficult='is_difficult' if 'is_difficult' in inner else '',
-        crowd=next((key for key in ('is_crowd', 'iscrowd') if key in inner), ''),
-        ids=tuple(sorted(ids, key=lambda key: not isinstance(top[key], kinds.Text))),
+        flags=tuple(key for key in FLAGS if key in top[objects].feature),
+        image_id=min(ids, key=lambda key: not isinstance(top[key], kinds.Text), default=''),
         is_voc=info.name == 'voc',
     )
 
@@ -279,23 +261,15 @@ def _entry(data, layout, position):
     entry['problem'] = []
     try:
         example = data[position]
-        if layout.ids:
-            image_id = example[layout.ids[0]]
+        if layout.image_id:
+            image_id = example[layout.image_id]
             text = image_id.decode() if isinstance(image_id, bytes) else str(image_id)
             entry['id'] = text.rpartition('.')[0] or text if layout.is_voc else text
         entry['folder'] = example.get('image/folder', b'').decode()
         entry['remarks'] = [text.decode() for text in example.get('remarks', ())]
-        with Image.open(io.BytesIO(example[layout.image])) as image:
+        with Image.open(io.BytesIO(example[layout.images[0]])) as image:
             entry['size'] = [image.height, image.width]
-        objects = example[layout.objects]
-        boxes = np.asarray(objects[layout.bbox], np.float64).reshape(-1, 4)
-        flags = [objects[k] if k else [0] * len(boxes) for k in (layout.difficult, layout.crowd)]
-        for number, (box, difficult, crowd) in enumerate(zip(boxes, *flags, strict=True)):
-            corners = _corners(entry, box, number, layout)
-            if corners:
-                entry['boxes'].append(corners)
-                kind = Kind.CROWD if crowd else Kind.DIFFICULT if difficult else Kind.OBJECT
-                entry['kind'].append(kind)
+        _add_objects(entry, example[layout.objects], layout)
     except BadRecord as error:
         entry['problem'] = [error.kind, str(error)]
     except Exception as error:  # whatever a damaged file makes the libraries raise
@@ -303,26 +277,28 @@ def _entry(data, layout, position):
     return entry
 
 
-def _corners(entry, box, number, layout):
-    """Returns the corners of a box in pixels, or None where it is empty."""
+def _add_objects(entry, objects, layout):
+    """Adds objects to an entry: boxes, kinds, remarks; raises BadRecord where one is wrong."""
     height, width = entry['size']
+    boxes = np.asarray(objects[layout.bbox], np.float64).reshape(-1, 4)
     # float32 over size moves corners by up to 1e-4 pixels: what was a round number is one again.
-    y0, x0, y1, x1 = np.round(box * (height, width, height, width), 3).tolist()
+    corners = np.round(boxes * (height, width, height, width), 3)[:, [1, 0, 3, 2]]
     if layout.is_voc:  # corners of VOC count from 1 and are inside
-        x0, y0 = x0 - 1, y0 - 1
-    where, shown = f'object {number}', f'({x0:g}, {y0:g}, {x1:g}, {y1:g})'
-    if not np.isfinite(box).all():
-        raise BadRecord('annotation with what is not a number', f'{where} has {shown}')
-    if x0 == x1 or y0 == y1:
-        entry['remarks'].append(EMPTY)
-        return None
-    try:
-        clipped = clip_box((x0, y0, x1, y1), (height, width))
-    except BadRecord as error:
-        raise BadRecord(error.kind, f'{where} {error}: {shown}') from error
-    if np.abs(np.subtract(clipped, (x0, y0, x1, y1))).max() > ROUNDING:
-        entry['remarks'].append(CLIPPED)
-    return clipped
+        corners -= (1, 1, 0, 0)
+    for number, given in enumerate(corners.tolist()):
+        x0, y0, x1, y1 = given
+        with naming(f'object {number} ', f': ({x0:g}, {y0:g}, {x1:g}, {y1:g})'):
+            if not np.isfinite(given).all():
+                raise BadRecord('annotation with what is not a number', 'is not finite')
+            if x0 == x1 or y0 == y1:
+                entry['remarks'].append(EMPTY)
+                continue
+            box = clip_box(given, (height, width))
+        if np.abs(np.subtract(box, given)).max() > ROUNDING:
+            entry['remarks'].append(CLIPPED)
+        entry['boxes'].append(box)
+        kind = (FLAGS[key] for key in layout.flags if objects[key][number])
+        entry['kind'].append(next(kind, Kind.OBJECT))
 
 
 def _record(entry):

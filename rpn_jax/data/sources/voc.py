@@ -15,9 +15,9 @@ from rpn_jax.data.records import (
     record_of,
     without_boxes,
 )
+from rpn_jax.data.sources import LONGEST, naming
 from rpn_jax.errors import InputError
 
-LONGEST = 10**6  # pixels of a side
 MISSPELT = ('object', 'objects')
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.JPG', '.JPEG', '.PNG')
 
@@ -30,8 +30,8 @@ def voc(split, *, path, images='', annotations=''):
     would train wrongly are the source's problems. Raises InputError where there is no split.
     """
     folder = Path(path)
-    pictures = Path(images) if images else folder / 'JPEGImages'
-    labels = Path(annotations) if annotations else folder / 'Annotations'
+    pictures = Path(images or folder / 'JPEGImages')
+    labels = Path(annotations or folder / 'Annotations')
     for keyword, needed in (
         ('path', folder),
         ('images' if images else 'path', pictures),
@@ -43,7 +43,7 @@ def voc(split, *, path, images='', annotations=''):
     records, problems = [], []
     for position, image_id in enumerate(ids):
         try:
-            records.append(parse(labels / f'{image_id}.xml', image_id))
+            records.append(parse(labels / f'{image_id}.xml', image_id)[0])
         except BadRecord as error:
             records.append(without_boxes(image_id))
             problems.append(Problem(error.kind, str(error), position))
@@ -52,53 +52,87 @@ def voc(split, *, path, images='', annotations=''):
 
 
 def parse(path, image_id):
-    """Reads one VOC annotation into a Record; raises BadRecord naming the file and the object."""
-    root = _tree(path, image_id)
-    height, width = _size(path, root)
-    if wrong := [c.tag for c in root if c.tag != 'object' and c.tag.lower() in MISSPELT]:
-        what = f'{path}: objects are in <object> of <annotation>, not in <{wrong[0]}>'
-        raise BadRecord('annotation unreadable', what)
-    boxes, kind, remarks = [], [], []
-    for number, item in enumerate(root.findall('object')):
-        box, given = _box(path, item, number, width, height)
-        boxes.append(box)
-        remarks += [CLIPPED] if box != given else []
-        difficult = (item.findtext('difficult') or '0').strip().lower() in ('1', 'true')
-        kind.append(Kind.DIFFICULT if difficult else Kind.OBJECT)
-    return record_of(image_id, (int(height), int(width)), boxes, kind, remarks)
+    """Reads one VOC annotation into (Record, classes of its boxes).
+
+    Raises BadRecord, which names the file and the object.
+    """
+    boxes, kind, remarks, classes = [], [], [], []
+    with naming(f'{path}: '):
+        root = _root(Path(path), image_id)
+        size = _size(root)
+        if wrong := [c.tag for c in root if c.tag != 'object' and c.tag.lower() in MISSPELT]:
+            what = f'objects are in <object> of <annotation>, not in <{wrong[0]}>'
+            raise BadRecord('annotation unreadable', what)
+        for number, item in enumerate(root.findall('object')):
+            classes.append((item.findtext('name') or '').strip())
+            with naming(f'object {number} ({classes[-1]}) '):
+                box, given = _box(item, size)
+            boxes.append(box)
+            remarks += [CLIPPED] if box != given else []
+            difficult = (item.findtext('difficult') or '0').strip().lower() in ('1', 'true')
+            kind.append(Kind.DIFFICULT if difficult else Kind.OBJECT)
+    return record_of(image_id, map(int, size), boxes, kind, remarks), classes
 
 
-def _tree(path, image_id):
+def listed(path):
+    """Returns the image ids in a list of ImageSets."""
+    lines = path.read_text('utf-8-sig', errors='replace').splitlines()
+    return [line.split()[0] for line in lines if line.strip()]
+
+
+def _root(path, image_id):
     """Returns the root element of an XML file; nothing that it declares is expanded."""
     try:
-        if Path(path).exists() and not Path(path).is_file():
+        if path.exists() and not path.is_file():
             raise OSError('not a file')  # reading a pipe would wait for ever
-        text = Path(path).read_bytes()
-        if b'<!DOCTYPE' in text or b'<!ENTITY' in text:
-            what = f'{path}: declares a DOCTYPE or entities, which no VOC annotation needs'
-            raise BadRecord('annotation unreadable', what)
-        return ElementTree.fromstring(text)
-    except BadRecord:
-        raise
+        text = path.read_bytes()
+        if b'<!DOCTYPE' not in text and b'<!ENTITY' not in text:
+            return ElementTree.fromstring(text)
     except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
-        what = f'{path}: not a readable XML file ({error}); mend it or take {image_id} off the list'
+        what = f'not a readable XML file ({error}); mend it or take {image_id} off the list'
         raise BadRecord('annotation unreadable', what) from error
+    what = 'declares a DOCTYPE or entities, which no VOC annotation needs'
+    raise BadRecord('annotation unreadable', what)
 
 
-def _size(path, root):
+def _size(root):
     """Returns the (height, width) that an annotation gives its image, as floats."""
     size = root.find('size')
     if size is None:
-        what = f'{path}: no <size>; add the width and height of the image'
-        if any(child.tag.lower().rpartition('}')[2] == 'size' for child in root):
-            what = f'{path}: no <size>; names are in lower case, and without a namespace'
-        raise BadRecord('annotation without a size', what)
-    height, width = (_number(path, size, side, '<size>') for side in ('height', 'width'))
+        remedy = 'add it with width and height, in lower case and without a namespace'
+        raise BadRecord('annotation without a size', f'no <size>; {remedy}')
+    with naming('<size> '):
+        height, width = _numbers(size, 'height', 'width')
     if not 1 <= min(height, width) <= max(height, width) <= LONGEST:
         bounds = f'at least 1 x 1 and at most {LONGEST} x {LONGEST} pixels'
-        what = f'{path}: <size> is {width:g} x {height:g}; an image has {bounds}'
+        what = f'<size> is {width:g} x {height:g}; an image has {bounds}'
         raise BadRecord('annotation without a size', what)
     return height, width
+
+
+def _box(item, size):
+    """Returns an object's box, half open and clipped, and the same as it was given."""
+    corners = item.find('bndbox')
+    if corners is None:
+        raise BadRecord('object without a box', 'has no <bndbox>')
+    x0, y0, x1, y1 = _numbers(corners, 'xmin', 'ymin', 'xmax', 'ymax')
+    given = x0 - 1, y0 - 1, x1, y1
+    with naming('', f': ({x0:g}, {y0:g}, {x1:g}, {y1:g})'):
+        return clip_box(given, size), given
+
+
+def _numbers(parent, *names):
+    """Yields the numbers in the elements of these names inside another."""
+    for name in names:
+        text = parent.findtext(name)
+        try:
+            value = float(text)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            what = f'has {name} = {text!r}, which is not a number'
+            raise BadRecord('annotation with what is not a number', what)
+        yield value
 
 
 def _image_ids(folder, labels, split):
@@ -113,8 +147,7 @@ def _image_ids(folder, labels, split):
                 f"{where}: no such list of a split; there are: {lists or 'none'}; the split '' "
                 'takes every annotation'
             )
-        text = where.read_text('utf-8-sig', errors='replace')
-        ids = [line.split()[0] for line in text.splitlines() if line.strip()]
+        ids = listed(where)
     if not ids:
         raise InputError(f'{where}: the split is empty')
     for image_id in ids:
@@ -125,35 +158,6 @@ def _image_ids(folder, labels, split):
 
 
 def _image_file(pictures, image_id):
-    for extension in EXTENSIONS:
-        if (path := pictures / f'{image_id}{extension}').is_file():
-            return path
-    return pictures / f'{image_id}.jpg'
-
-
-def _number(path, parent, name, where):
-    text = parent.findtext(name)
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        what = f'{path}: {where} has {name} = {text!r}, which is not a number'
-        raise BadRecord('annotation with what is not a number', what)
-    return value
-
-
-def _box(path, item, number, width, height):
-    """Returns an object's box, half open and clipped, and the same as it was given."""
-    name = (item.findtext('name') or '').strip()
-    where = f'object {number} ({name})'
-    corners = item.find('bndbox')
-    if corners is None:
-        raise BadRecord('object without a box', f'{path}: {where} has no <bndbox>')
-    x0, y0, x1, y1 = (_number(path, corners, k, where) for k in ('xmin', 'ymin', 'xmax', 'ymax'))
-    given = x0 - 1, y0 - 1, x1, y1
-    try:
-        return clip_box(given, (height, width)), given
-    except BadRecord as error:
-        shown = f'({x0:g}, {y0:g}, {x1:g}, {y1:g})'
-        raise BadRecord(error.kind, f'{path}: {where} {error}: {shown}') from error
+    """Returns the path of an image, where it is missing that of its .jpg."""
+    paths = [pictures / f'{image_id}{extension}' for extension in EXTENSIONS]
+    return next(filter(Path.is_file, paths), paths[0])

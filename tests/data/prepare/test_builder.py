@@ -65,7 +65,7 @@ def left(root):
 def test_a_folder_is_prepared_once_with_all_its_splits_as_others_read_it(root, writes, capfd, run):
     directory, lines = run(root)
     assert directory == root / FINAL and lines == [f'preparing {directory}: train, val']
-    assert builder.prepared_splits(directory) == ['train', 'val'] and left(root) == []
+    assert list(builder.prepared_splits(directory)) == ['train', 'val'] and left(root) == []
     again = run(root, ('val', 'train'))
     assert again == (directory, []) and writes == [['train', 'val']]
     assert capfd.readouterr() == ('', '')  # TFDS has nothing to say
@@ -122,11 +122,14 @@ def test_a_split_that_comes_later_is_added_once_the_list_says_so(root, writes, m
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(builder, 'write_atomically', stop)
         run(root, ('test',))
-    assert list(directory.glob('*test*')) and builder.prepared_splits(directory) == ['train', 'val']
+    assert list(directory.glob('*test*')) and list(builder.prepared_splits(directory)) == [
+        'train',
+        'val',
+    ]
     _, lines = run(root, ('test',))
     assert lines == [f'preparing {directory}: test']
     assert writes == [['train', 'val'], ['test'], ['test']]
-    assert builder.prepared_splits(directory) == ['train', 'val', 'test']
+    assert list(builder.prepared_splits(directory)) == ['train', 'val', 'test']
     assert {file.name: file.stat().st_mtime_ns for file in directory.glob('*train*')} == before
     made = builder.library().builder_from_directory(directory)
     assert [len(made.as_data_source(split=s)) for s in ('train', 'val', 'test')] == [4, 2, 2]
@@ -135,13 +138,13 @@ def test_a_split_that_comes_later_is_added_once_the_list_says_so(root, writes, m
 def test_archives_are_unpacked_to_a_folder_that_goes(tmp_path, monkeypatch, cache, run):
     make_official(monkeypatch, voc_archive(tmp_path))
     directory, lines = run(tmp_path, ('val',))
-    assert builder.prepared_splits(directory) == ['train', 'val']  # both are in that archive
+    assert list(builder.prepared_splits(directory)) == ['train', 'val']  # both are in that archive
     assert [line.split()[0] for line in lines] == ['checking', 'unpacking', 'preparing']
     assert left(tmp_path) == [] and not list(cache.rglob('*.json'))
     for path in coco_archives(tmp_path):
         make_official(monkeypatch, path)
     directory, _ = run(tmp_path, ('val',), COCO)
-    assert builder.prepared_splits(directory) == ['val'] and left(tmp_path) == []
+    assert list(builder.prepared_splits(directory)) == ['val'] and left(tmp_path) == []
     assert builder.library().builder_from_directory(directory).info.splits['val'].num_examples == 3
 
 
@@ -169,6 +172,7 @@ def test_a_killed_preparation_leaves_nothing_that_is_trusted(root, run):
     """The process dies as by kill -9 at its third image, after the checks."""
     script = f"""
 import os
+from pathlib import Path
 from rpn_jax.data.prepare import builder, official
 examples = builder._examples
 def dying(part, source, *rest):
@@ -178,14 +182,14 @@ def dying(part, source, *rest):
         return source.files.load(position)
     return examples(part, source._replace(files=source.files._replace(load=load)), *rest)
 builder._examples = dying
-builder.prepare(official.DATASETS['voc/2007'], ['train'], {str(root)!r})
+builder.prepare(official.DATASETS['voc/2007'], ['train'], Path({str(root)!r}))
 """
     folder = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, '-c', script], cwd=folder, capture_output=True)
     assert done.returncode == -9, done.stderr
     assert len(left(root)) == 1 and not (root / FINAL).exists()
     directory, _ = run(root)
-    assert builder.prepared_splits(directory) == ['train', 'val'] and left(root) == []
+    assert list(builder.prepared_splits(directory)) == ['train', 'val'] and left(root) == []
 
 
 def test_two_at_once_prepare_it_once(root, writes, run, caplog):

@@ -11,10 +11,19 @@ from rpn_jax.data.records import CLIPPED
 from rpn_jax.data.sources.coco import EMPTY, coco, parse
 from rpn_jax.errors import InputError
 
+BOXLESS, OUTSIDE = 'object without a box', 'box outside its image'
+NOT_A_NUMBER, UNLISTED = 'annotation with what is not a number', 'annotation of an unlisted image'
+WHOLE = coco_content()
+
 
 @pytest.fixture
 def folder(tmp_path):
     return write_coco(tmp_path / 'coco')
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / 'instances.json'
 
 
 def test_records_are_the_files_images_in_order(folder):
@@ -32,61 +41,57 @@ def test_records_are_the_files_images_in_order(folder):
     assert [source.read(i).shape[:2] for i in range(3)] == list(COCO_SIZES.values())
 
 
-def test_pictures_and_annotations_may_lie_elsewhere(folder, tmp_path):
-    pictures, labels = tmp_path / 'pictures', tmp_path / 'mine.json'
+def test_pictures_and_annotations_may_lie_elsewhere(folder, tmp_path, file):
+    pictures = tmp_path / 'pictures'
     (folder / 'train2017').rename(pictures)
-    (folder / 'annotations' / 'instances_train2017.json').rename(labels)
     (pictures / 'a').mkdir()
     (pictures / '000000000007.jpg').rename(pictures / 'a/b.jpg')
-    edited = coco_content()
-    edited['images'][0]['file_name'] = 'a/b.jpg'
-    labels.write_text(json.dumps(edited))
-    source = coco('x', path=folder, images=str(pictures), annotations=str(labels))
+    images = [coco_image(7, file_name='a/b.jpg'), *WHOLE['images'][1:]]
+    file.write_text(json.dumps(WHOLE | {'images': images}))
+    source = coco('x', path=folder, images=str(pictures), annotations=str(file))
     assert [source.read(i).shape[:2] for i in range(3)] == list(COCO_SIZES.values())
 
 
-def test_a_box_a_little_outside_is_clipped(tmp_path):
-    file = tmp_path / 'x.json'
-    file.write_text(
-        json.dumps(coco_content() | {'annotations': [coco_box(7, [-0.5, 59, 81, 1.9])]})
-    )
-    records, problems = parse(file)
-    np.testing.assert_array_equal(records[0].boxes, [[0, 59, 80, 60]])
-    assert problems == [] and records[0].remarks == (CLIPPED,)
-
-
-def wrong():
-    """Yields what is wrong with an instances file, the file and the complaint."""
-    whole = coco_content()
-    yield 'no json', b'{"images": [', 'not a COCO file of images and annotations'
-    yield 'not text', b'\xff\xfe\x00\x12', 'not a COCO file'
-    yield 'deep', b'[' * 100_000, 'not a COCO file'
-    yield 'a list', [1, 2], 'not a COCO file'
-    yield 'captions', {'annotations': []}, 'KeyError'
-    yield 'no annotations', {'images': whole['images']}, 'annotations'
-    yield 'no images', whole | {'images': []}, 'no images'
-    yield 'twins', whole | {'images': [coco_image(7), coco_image(7)]}, 'two images of one id'
-    yield 'no size', whole | {'images': [coco_image(7, height=None)]}, 'image 7 has no height'
-    for title, side in (('empty', 0), ('endless', 10**400)):
-        yield title, whole | {'images': [coco_image(7, width=side)]}, 'image 7 does'
-    for name in ('../x.jpg', '/etc/passwd', 'a/../../x', '', None, 5, 'a\\b.jpg', 'a\0.jpg'):
-        images = [coco_image(7, file_name=name), *(coco_image(key) for key in (3, 12))]
-        yield f'name {name!r}', whole | {'images': images}, 'image 7: file_name'
+def test_boxes_a_little_outside_are_clipped_and_classes_go_with_their_boxes(file):
+    boxes = [
+        coco_box('7', [-0.5, 59, 81, 1.9], category_id=5),
+        coco_box(7, [1, 2, 3, 0], category_id=5),  # empty
+        coco_box(7, [1, 2, 3, 4], category_id=[5]),
+    ]
+    classes = [{'id': 5, 'name': 'owl'}]
+    file.write_text(json.dumps(WHOLE | {'annotations': boxes, 'categories': classes}))
+    (record, *_), problems, classes = parse(file)
+    np.testing.assert_array_equal(record.boxes, [[0, 59, 80, 60], [1, 2, 4, 6]])
+    assert problems == [] and record.remarks == (CLIPPED, EMPTY)
+    assert classes == {'000000000007.jpg': ['owl', '']}
 
 
 @pytest.mark.parametrize(
-    ('file', 'complaint'), [pytest.param(*rest, id=title) for title, *rest in wrong()]
+    ('content', 'complaint'),
+    [
+        (b'{"images": [', 'not a COCO file of images and annotations'),
+        (b'\xff\xfe\x00\x12', 'not a COCO file'),
+        (b'[' * 100_000, 'not a COCO file'),
+        ([1, 2], 'not a COCO file'),
+        ({'annotations': []}, 'KeyError'),
+        ({'images': WHOLE['images']}, 'annotations'),
+        (WHOLE | {'images': []}, 'no images'),
+        (WHOLE | {'images': [coco_image(7), coco_image(7)]}, 'two images of one id'),
+        (WHOLE | {'images': [coco_image(7, height=None)]}, 'image 7 has no height'),
+        (WHOLE | {'images': [coco_image(7, width=0)]}, 'image 7 does'),
+        (WHOLE | {'images': [coco_image(7, width=10**400)]}, 'image 7 does'),
+        *(
+            (WHOLE | {'images': [coco_image(7, file_name=name)]}, 'image 7: file_name')
+            for name in ('../x.jpg', '/etc/passwd', 'a/../../x', '', None, 5, 'a\\b.jpg', 'a\0.jpg')
+        ),
+    ],
+    ids=lambda value: repr(value)[-30:],
 )
-def test_a_wrong_file_is_refused_by_its_entry(tmp_path, file, complaint):
-    path = tmp_path / 'instances.json'
-    path.write_bytes(file if isinstance(file, bytes) else json.dumps(file).encode())
+def test_a_wrong_file_is_refused_by_its_entry(file, content, complaint):
+    file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     with pytest.raises(InputError, match=re.escape(complaint)) as error:
-        parse(path)
-    assert str(error.value).startswith(f'{path}: ') and '\n' not in str(error.value)
-
-
-BOXLESS, OUTSIDE = 'object without a box', 'box outside its image'
-NOT_A_NUMBER, UNLISTED = 'annotation with what is not a number', 'annotation of an unlisted image'
+        parse(file)
+    assert str(error.value).startswith(f'{file}: ') and '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -94,18 +99,13 @@ NOT_A_NUMBER, UNLISTED = 'annotation with what is not a number', 'annotation of 
     [
         ({'image_id': 7}, BOXLESS, 'annotation number 0 has no bbox of four numbers'),
         (coco_box(7, [1, 2, 3]), BOXLESS, 'annotation 6 has no bbox'),
-        (coco_box(7, [1, 2, 3, 4, 5]), BOXLESS, ''),
         (coco_box(7, '1234'), BOXLESS, ''),
-        ({'image_id': 7, 'bbox': [1, 2, 3, 'four']}, BOXLESS, ''),
         ({'image_id': 7, 'bbox': [1, 2, 10**400, 4]}, BOXLESS, ''),
         ({'image_id': 7, 'bbox': [1, 2, float('nan'), 4]}, NOT_A_NUMBER, 'not finite'),
-        ({'image_id': 7, 'bbox': [1, 2, 1e999, 4]}, NOT_A_NUMBER, 'not finite'),
         (coco_box(7, [1, 2, 3, 4], 'true'), NOT_A_NUMBER, "iscrowd = 'true'"),
         (coco_box(7, [10, 10, -3, 5]), 'box inverted', 'annotation 22 is inverted: bbox [10, 10,'),
         (coco_box(7, [70, 10, 12, 5]), OUTSIDE, 'annotation 97 lies outside the 80 x 60 image'),
-        (coco_box(7, [90, 10, 5, 5]), OUTSIDE, ''),
         (coco_box(7, [-2, 10, 12, 5]), OUTSIDE, ''),
-        (coco_box(7, [5, 50, 30, 30]), OUTSIDE, ''),  # x and y swapped
         (coco_box(7, [40, 30, 70, 55]), OUTSIDE, ''),  # corners for sides
         (coco_box('12', [1, 1, 99, 9]), OUTSIDE, '64 x 64'),
         (coco_box(99, [1, 1, 2, 2]), UNLISTED, 'annotation 6 is of image 99'),
@@ -115,14 +115,12 @@ NOT_A_NUMBER, UNLISTED = 'annotation with what is not a number', 'annotation of 
         (17, UNLISTED, 'annotation number 0'),
     ],
 )
-def test_a_wrong_annotation_is_a_problem_of_its_image(tmp_path, entry, kind, complaint):
-    path = tmp_path / 'instances.json'
-    whole = coco_content()
-    path.write_text(json.dumps(whole | {'annotations': [entry, *whole['annotations']]}))
-    records, (problem,) = parse(path)
+def test_a_wrong_annotation_is_a_problem_of_its_image(file, entry, kind, complaint):
+    file.write_text(json.dumps(WHOLE | {'annotations': [entry, *WHOLE['annotations']]}))
+    records, (problem,), _ = parse(file)
     position = -1 if kind == UNLISTED else list(COCO_SIZES).index(int(entry['image_id']))
     assert (problem.kind, problem.position) == (kind, position)
-    assert problem.message.startswith(f'{path}: ') and complaint in problem.message
+    assert problem.message.startswith(f'{file}: ') and complaint in problem.message
     assert '\n' not in problem.message
     assert [len(record.boxes) for record in records] == [3, 0, 0]  # the others are whole
 
@@ -130,9 +128,6 @@ def test_a_wrong_annotation_is_a_problem_of_its_image(tmp_path, entry, kind, com
 def test_what_is_not_there_is_refused_by_its_path(folder):
     with pytest.raises(InputError, match='instances_val2017.json: no such file; path'):
         coco('val2017', path=folder)
-    (folder / 'train2017' / '000000000012.jpg').unlink()
-    with pytest.raises(InputError, match='000000000012.jpg: no such image; fetch it or leave it'):
-        coco('train2017', path=folder).read(list(COCO_SIZES).index(12))
     (folder / 'train2017').rename(folder / 'elsewhere')
     with pytest.raises(InputError, match='train2017: no such folder; images'):
         coco('train2017', path=folder)

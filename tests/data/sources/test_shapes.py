@@ -1,4 +1,4 @@
-"""Drawn scenes are reproducible, their boxes exact, and no blind guess finds the objects."""
+"""Drawn scenes are reproducible, their boxes exact, and objects vary and stand out."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +12,7 @@ from rpn_jax.errors import InputError
 
 SIZE = 192
 SCENES = 150
+WINDOW = 0, 0, SIZE, SIZE
 
 
 @pytest.fixture(scope='module')
@@ -25,8 +26,8 @@ def scenes():
 
 
 def test_a_scene_is_the_same_in_every_call_thread_and_process(source):
-    again = shapes('train', count=12, size=SIZE)
-    positions = list(range(12)) * 4
+    again = shapes('train', count=6, size=SIZE)
+    positions = list(range(6)) * 3
     with ThreadPoolExecutor(8) as pool:
         images = list(pool.map(again.read, positions))
     for position, image in zip(positions, images, strict=True):
@@ -41,18 +42,11 @@ def test_a_scene_is_the_same_in_every_call_thread_and_process(source):
 
 
 def test_splits_and_seeds_share_no_scene(source):
-    others = (
-        shapes('val', count=SCENES, size=SIZE),
-        shapes('train', count=SCENES, size=SIZE, seed=1),
-    )
-    seen = set()
-    for scenes in (source, *others):
-        seen |= {record.boxes.tobytes() for record in scenes.records if len(record.boxes)}
-    assert len(seen) == sum(len(r.boxes) > 0 for s in (source, *others) for r in s.records)
-    images = {
-        scenes.read(position).tobytes() for scenes in (source, *others) for position in range(9)
-    }
-    assert len(images) == 27
+    settings = ('train', 0), ('val', 0), ('train', 1)
+    sources = [shapes(split, count=40, size=64, seed=seed) for split, seed in settings]
+    boxes = [r.boxes.tobytes() for each in sources for r in each.records if len(r.boxes)]
+    images = [each.read(position).tobytes() for each in sources for position in range(9)]
+    assert len(set(boxes)) == len(boxes) > 100 and len(set(images)) == 27
 
 
 @pytest.mark.parametrize('size', [32, 333])
@@ -60,49 +54,42 @@ def test_boxes_are_tight_and_inside(size):
     source = shapes('val', count=60, size=size)
     for index, record in enumerate(source.records):
         figures = layout('val', index, size=size)
-        assert len(figures) == len(record.boxes)
-        for figure, box, kind in zip(figures, record.boxes, record.kind, strict=True):
+        assert record.kind.tolist() == [figure.kind for figure in figures]
+        for figure, box in zip(figures, record.boxes, strict=True):
             # The window is wider than the image: what would stick out of it would be seen.
             y, x = np.nonzero(mask(figure, (-9, -9, size + 9, size + 9)))
             drawn = x.min() - 9, y.min() - 9, x.max() - 8, y.max() - 8
             np.testing.assert_array_equal(box, drawn)
             assert min(drawn) >= 0 and max(drawn) <= size
-            assert figure.kind == kind
 
 
 def test_an_object_is_painted_on_its_mask_and_nowhere_else(scenes):
-    for index, figures in enumerate(scenes[:20]):
-        if figures:
-            last = figures[-1]._replace(kind=Kind.DIFFICULT)  # these cast no shadow
-            random = [np.random.default_rng(index) for _ in range(2)]
-            before = draw(figures[:-1], SIZE, random[0])
-            after = draw([*figures[:-1], last], SIZE, random[1])
-            changed = (before != after).any(axis=2)
-            filled = mask(last, (0, 0, SIZE, SIZE)) > 0
-            assert not changed[~filled].any()
-            assert changed[filled].mean() > 0.9
+    for index, figures in enumerate(filter(None, scenes[:20])):
+        last = figures[-1]._replace(kind=Kind.DIFFICULT)  # these cast no shadow
+        random = [np.random.default_rng(index) for _ in range(2)]
+        before = draw(figures[:-1], SIZE, random[0])
+        after = draw([*figures[:-1], last], SIZE, random[1])
+        changed = (before != after).any(axis=2)
+        filled = mask(last, WINDOW) > 0
+        assert not changed[~filled].any()
+        assert changed[filled].mean() > 0.9
 
 
 def test_later_objects_hide_at_most_half_of_a_box(scenes):
     hidden = []
     for figures in scenes:
-        for position, figure in enumerate(figures):
-            covered = np.zeros((SIZE, SIZE), bool)
-            for x0, y0, x1, y1 in (later.box for later in figures[position + 1 :]):
-                covered[y0:y1, x0:x1] = True
-            x0, y0, x1, y1 = figure.box
-            hidden.append(covered[y0:y1, x0:x1].mean())
+        later = np.zeros((SIZE, SIZE), bool)
+        for x0, y0, x1, y1 in (figure.box for figure in reversed(figures)):
+            hidden.append(later[y0:y1, x0:x1].mean())
+            later[y0:y1, x0:x1] = True
     assert max(hidden) <= HIDDEN
     assert np.mean(np.array(hidden) > 0.05) > 0.1  # there is occlusion to learn
 
 
 def test_objects_vary(source, scenes):
-    figures = [figure for scene in scenes for figure in scene]
-    assert {figure.form for figure in figures} == set(FORMS) and len(FORMS) >= 5
-    counts = {len(scene) for scene in scenes}
-    assert {0, 1, 8} <= counts
-    few = shapes('train', count=50, size=64, max_objects=2)
-    assert {len(record.boxes) for record in few.records} <= {0, 1, 2}
+    contours = [figure.contours for scene in scenes for figure in scene]
+    assert {(len(each), len(each[0])) for each in contours} == {(len(f), len(f[0])) for f in FORMS}
+    assert {0, 1, 8} <= {len(scene) for scene in scenes} <= set(range(9))
     boxes = np.concatenate([record.boxes for record in source.records])
     sides = boxes[:, 2:] - boxes[:, :2]
     scale = np.sqrt(sides.prod(axis=1)) / SIZE
@@ -114,49 +101,24 @@ def test_objects_vary(source, scenes):
     assert centres.std(axis=0).min() > 0.2
 
 
-def test_objects_stand_out_from_their_surroundings(source, scenes):
-    window, ring = (0, 0, SIZE, SIZE), np.ones((7, 7), np.uint8)
-    contrast = {Kind.OBJECT: [], Kind.DIFFICULT: []}
+def test_objects_stand_out_from_textured_surroundings(source, scenes):
+    contrast, texture = {Kind.OBJECT: [], Kind.DIFFICULT: []}, []
     for index, figures in enumerate(scenes):
         pixels, later = source.read(index), np.zeros((SIZE, SIZE), np.uint8)
         for figure in reversed(figures):
-            filled = mask(figure, window)
-            around = cv2.dilate(filled, ring) & ~filled & ~later
-            visible = filled & ~later
-            difference = np.subtract(cv2.mean(pixels, visible), cv2.mean(pixels, around))
+            filled = mask(figure, WINDOW)
+            around = cv2.dilate(filled, np.ones((7, 7), np.uint8)) & ~filled & ~later
+            difference = np.subtract(cv2.mean(pixels, filled & ~later), cv2.mean(pixels, around))
             contrast[figure.kind].append(np.linalg.norm(difference))
             later |= filled
+        texture.append(pixels[later == 0].std(axis=0).max())
     low, dim, clear = np.quantile(contrast[Kind.OBJECT], (0.05, 0.2, 0.8))
     assert 20 < low and dim < 60 < clear
     assert contrast[Kind.DIFFICULT] and np.median(contrast[Kind.DIFFICULT]) < 20
+    assert min(texture) > 1
 
 
-def test_backgrounds_are_textured():
-    source = shapes('empty', count=400, size=64)
-    empty = [index for index, record in enumerate(source.records) if not len(record.boxes)]
-    assert 2 <= len(empty) <= 40
-    assert min(source.read(index).std(axis=(0, 1)).max() for index in empty) > 1
-
-
-def test_random_boxes_fail(source):
-    random = np.random.default_rng(0)
-    best = []
-    for record in source.records:
-        corners = random.uniform(0, SIZE, (100, 2, 2))
-        low, high = corners.min(axis=1), corners.max(axis=1)
-        for box in record.boxes:
-            sides = np.minimum(high, box[2:]) - np.maximum(low, box[:2])
-            shared = np.maximum(sides, 0).prod(axis=1)
-            union = (high - low).prod(axis=1) + (box[2:] - box[:2]).prod() - shared
-            best.append((shared / union).max())
-    thresholds = np.linspace(0.5, 0.95, 10)
-    average_recall = np.mean(np.array(best)[:, None] >= thresholds)
-    assert average_recall < 0.2
-
-
-@pytest.mark.parametrize(
-    'changed', [{'count': 0}, {'size': 31}, {'max_objects': 0}, {'seed': -1}], ids=str
-)
+@pytest.mark.parametrize('changed', [{'count': 0}, {'size': 31}, {'seed': -1}], ids=str)
 def test_a_number_too_small_is_refused_by_its_keyword(changed):
     with pytest.raises(InputError, match=f'^{next(iter(changed))} '):
         shapes('train', **{'count': 2, 'size': 64} | changed)
