@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from data_files import (
     coco_archives,
+    coco_box,
+    coco_image,
     make_official,
     voc_annotation,
     voc_archive,
@@ -52,7 +54,9 @@ def run(caplog):
 
     def run(root, splits=('train',), dataset=VOC, **options):
         caplog.clear()
-        return builder.prepare(dataset, splits, root, **options), list(caplog.messages)
+        directory = builder.prepare(dataset, splits, root, **options)
+        assert left(root) == []
+        return directory, list(caplog.messages)
 
     return run
 
@@ -62,19 +66,22 @@ def left(root):
     return [path.name for path in (root / 'detection').glob('.*') if path.is_dir()]
 
 
+def opened(directory):
+    """Returns TFDS's builder of a directory."""
+    return builder.library().builder_from_directory(directory)
+
+
 def test_a_folder_is_prepared_once_with_all_its_splits_as_others_read_it(root, writes, capfd, run):
     directory, lines = run(root)
     assert directory == root / FINAL and lines == [f'preparing {directory}: train, val']
-    assert list(builder.prepared_splits(directory)) == ['train', 'val'] and left(root) == []
-    again = run(root, ('val', 'train'))
-    assert again == (directory, []) and writes == [['train', 'val']]
+    assert list(builder.prepared_splits(directory)) == ['train', 'val']
+    assert run(root, ('val', 'train')) == (directory, []) and writes == [['train', 'val']]
     assert capfd.readouterr() == ('', '')  # TFDS has nothing to say
-    tfds = builder.library()
-    made = tfds.builder_from_directory(directory)
+    made = opened(directory)
     assert made.info.name == 'detection' and made.info.full_name.endswith('voc_2007/1.0.0')
     assert 'half open' in made.info.metadata['boxes']
     assert 'half open' in made.info.features['objects'].feature['bbox'].doc.desc
-    decoders = {'image': tfds.decode.SkipDecoding()}
+    decoders = {'image': builder.library().decode.SkipDecoding()}
     example = made.as_data_source(split='train', decoders=decoders)[2]
     picture = root / 'VOCdevkit/VOC2007/JPEGImages/000002.jpg'
     assert example['image'] == picture.read_bytes()
@@ -85,35 +92,35 @@ def test_a_folder_is_prepared_once_with_all_its_splits_as_others_read_it(root, w
     assert example['objects']['bbox'][0].tolist() == [5 / 64, 4 / 64, 50 / 64, 40 / 64]
 
 
-def test_the_classes_of_coco_are_kept(tmp_path, run):
+@pytest.mark.parametrize(
+    ('categories', 'twin', 'label'),
+    [
+        ([{'id': 5, 'name': 'owl'}], (), b'owl'),
+        ([{'name': 'owl'}, 5], (), b''),  # damaged
+        ([{'id': 5, 'name': 'owl'}], [coco_image(7, id=99)], b''),  # two images of one file
+    ],
+)
+def test_the_classes_of_coco_are_kept(tmp_path, run, categories, twin, label):
     file = write_coco(tmp_path) / 'annotations/instances_train2017.json'
-    content = json.loads(file.read_text()) | {'categories': [{'id': 5, 'name': 'owl'}]}
+    content = json.loads(file.read_text()) | {'categories': categories}
     content['annotations'][2]['category_id'] = 5
-    file.write_text(json.dumps(content))
-    directory, _ = run(tmp_path, dataset=COCO)
-    example = builder.library().builder_from_directory(directory).as_data_source(split='train')[0]
-    assert example['objects']['label'] == [b'', b'owl', b'']
-    assert list(map(bool, example['objects']['is_crowd'])) == [False, True, False]
-
-
-def test_classes_that_are_damaged_stop_nothing(tmp_path, run):
-    file = write_coco(tmp_path) / 'annotations/instances_train2017.json'
-    content = json.loads(file.read_text()) | {'categories': [{'name': 'owl'}, 5]}
-    entry = dict(content['images'][0], id=99)  # a second image of the same file
-    boxes = [dict(content['annotations'][0], image_id=99), {'bbox': [1, 2]}]
-    content['images'].append(entry)
-    content['annotations'] += boxes
+    content['annotations'] += [coco_box(99, [1, 2, 3, 4]), {'bbox': [1, 2]}]
+    content['images'] += twin
     file.write_text(json.dumps(content))
     directory, _ = run(tmp_path, dataset=COCO, on_bad='skip')
-    info = builder.library().builder_from_directory(directory).info
-    assert info.splits['train'].num_examples == 4
+    examples = opened(directory).as_data_source(split='train')
+    assert len(examples) == 3 + len(twin)
+    assert examples[0]['objects']['label'] == [b'', label, b'']
+    assert list(map(bool, examples[0]['objects']['is_crowd'])) == [False, True, False]
 
 
 def test_a_split_that_comes_later_is_added_once_the_list_says_so(root, writes, monkeypatch, run):
     """Files of a split that INFO does not list do not count, and are written again."""
-    directory, _ = run(root)
+    folder = root / 'VOCdevkit/VOC2007'
+    lists = folder / 'ImageSets/Main'
+    (folder / 'JPEGImages/000003.jpg').unlink()
+    directory, _ = run(root, on_bad='skip')
     before = {file.name: file.stat().st_mtime_ns for file in directory.glob('*train*')}
-    lists = root / 'VOCdevkit/VOC2007/ImageSets/Main'
     shutil.copy(lists / 'val.txt', lists / 'test.txt')
 
     def stop(*_):
@@ -122,17 +129,16 @@ def test_a_split_that_comes_later_is_added_once_the_list_says_so(root, writes, m
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(builder, 'write_atomically', stop)
         run(root, ('test',))
-    assert list(directory.glob('*test*')) and list(builder.prepared_splits(directory)) == [
-        'train',
-        'val',
-    ]
+    assert list(directory.glob('*test*'))
+    assert list(builder.prepared_splits(directory)) == ['train', 'val']
     _, lines = run(root, ('test',))
     assert lines == [f'preparing {directory}: test']
     assert writes == [['train', 'val'], ['test'], ['test']]
     assert list(builder.prepared_splits(directory)) == ['train', 'val', 'test']
     assert {file.name: file.stat().st_mtime_ns for file in directory.glob('*train*')} == before
-    made = builder.library().builder_from_directory(directory)
-    assert [len(made.as_data_source(split=s)) for s in ('train', 'val', 'test')] == [4, 2, 2]
+    made = opened(directory)
+    assert [len(made.as_data_source(split=s)) for s in ('train', 'val', 'test')] == [3, 2, 2]
+    assert list(made.info.metadata['left_out']) == ['train']
 
 
 def test_archives_are_unpacked_to_a_folder_that_goes(tmp_path, monkeypatch, cache, run):
@@ -140,12 +146,12 @@ def test_archives_are_unpacked_to_a_folder_that_goes(tmp_path, monkeypatch, cach
     directory, lines = run(tmp_path, ('val',))
     assert list(builder.prepared_splits(directory)) == ['train', 'val']  # both are in that archive
     assert [line.split()[0] for line in lines] == ['checking', 'unpacking', 'preparing']
-    assert left(tmp_path) == [] and not list(cache.rglob('*.json'))
+    assert not list(cache.rglob('*.json'))
     for path in coco_archives(tmp_path):
         make_official(monkeypatch, path)
     directory, _ = run(tmp_path, ('val',), COCO)
-    assert list(builder.prepared_splits(directory)) == ['val'] and left(tmp_path) == []
-    assert builder.library().builder_from_directory(directory).info.splits['val'].num_examples == 3
+    assert list(builder.prepared_splits(directory)) == ['val']
+    assert opened(directory).info.splits['val'].num_examples == 3
 
 
 def test_bad_images_are_refused_or_left_out(root, run):
@@ -159,7 +165,7 @@ def test_bad_images_are_refused_or_left_out(root, run):
     directory, lines = run(root, on_bad='skip')
     note = 'VOC2007: 2 of 4 images left out when it was prepared'
     assert f'voc_2007 train: {note}' in lines
-    info = builder.library().builder_from_directory(directory).info
+    info = opened(directory).info
     assert info.splits['train'].num_examples == 2
     assert info.metadata['left_out'] == {'train': [note]}
     shutil.rmtree(directory)
@@ -189,25 +195,23 @@ builder.prepare(official.DATASETS['voc/2007'], ['train'], Path({str(root)!r}))
     assert done.returncode == -9, done.stderr
     assert len(left(root)) == 1 and not (root / FINAL).exists()
     directory, _ = run(root)
-    assert list(builder.prepared_splits(directory)) == ['train', 'val'] and left(root) == []
+    assert list(builder.prepared_splits(directory)) == ['train', 'val']
 
 
-def test_two_at_once_prepare_it_once(root, writes, run, caplog):
-    builder.library()
+def test_two_at_once_prepare_it_once(root, writes):
     outcomes = []
-    threads = [threading.Thread(target=lambda: outcomes.append(run(root))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: outcomes.append(builder.prepare(VOC, ['train'], root)))
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (
-        writes == [['train', 'val']]
-        and [directory for directory, _ in outcomes] == [root / FINAL] * 2
-    )
-    assert {line.split()[0] for line in caplog.messages} <= {'preparing', 'waiting'}
+    assert writes == [['train', 'val']] and outcomes == [root / FINAL] * 2
 
 
-def test_damage_and_folders_that_cannot_be_written_are_refused(root, tmp_path, run):
+def test_damage_and_folders_that_cannot_be_written_are_refused(root, run):
     (root / 'detection').write_text('a file')
     with pytest.raises(InputError, match='voc_2007/1.0.0: cannot be prepared'):
         run(root)

@@ -1,7 +1,6 @@
 """Official archives: the right ones are found or fetched, and a line says what is missing."""
 
 import logging
-import time
 
 import pytest
 from data_files import TRAINVAL, make_official, voc_archive, write_coco, write_voc
@@ -20,13 +19,16 @@ def test_archives_and_splits_are_those_of_the_makers():
         assert set().union(*dataset.splits.values()) == set(dataset.prepared)
         for releases in dataset.prepared.values():
             assert set().union(*(each.archives for each in releases)) <= set(official.ARCHIVES)
-    splits = {name: sorted(dataset.splits) for name, dataset in DATASETS.items()}
-    assert splits == {
+    assert {name: sorted(dataset.splits) for name, dataset in DATASETS.items()} == {
         'voc/2007': ['test', 'train', 'trainval', 'val'],
         'voc/2012': ['train', 'trainval', 'val'],
         'voc/2007+2012': ['test', 'train', 'trainval', 'val'],
         'coco/2014': ['train', 'train2014', 'val', 'val2014'],
         'coco/2017': ['train', 'train2017', 'val', 'val2017'],
+    }
+    assert {dataset.splits.get('trainval') for dataset in DATASETS.values()} == {
+        ('train', 'val'),
+        None,
     }
     both = DATASETS['voc/2007+2012'].prepared
     assert [each.folder for each in both['train']] == ['VOC2007', 'VOC2012']
@@ -43,9 +45,9 @@ def test_an_archive_is_found_and_unpacked(tmp_path, monkeypatch, caplog, folder)
     assert paths == {TRAINVAL: path} and caplog.messages[0] == f'checking {path}'
     (release,) = DATASETS['voc/2007'].prepared['train']
     keywords = official.unpack(release, paths, tmp_path / 'work')
-    source, _ = official.open_release(release, keywords)
+    source, classes = official.open_release(release, keywords)
     assert [record.image_id for record in source.records] == [f'{i:06}' for i in range(4)]
-    assert source.read(3).shape == (70, 90, 3)
+    assert source.read(3).shape == (70, 90, 3) and classes(source.records[2]) == ['cat'] * 2
     names = {path.name for path in keywords['path'].iterdir()}
     assert names == {'JPEGImages', 'Annotations', 'ImageSets'}
     known = len(caplog.messages)
@@ -53,8 +55,7 @@ def test_an_archive_is_found_and_unpacked(tmp_path, monkeypatch, caplog, folder)
     assert len(caplog.messages) == known
 
 
-def test_what_is_not_there_is_downloaded(server, tmp_path, monkeypatch, caplog):
-    caplog.set_level(logging.INFO)
+def test_what_is_not_there_is_downloaded(server, tmp_path, monkeypatch):
     path = voc_archive(tmp_path)
     server.content = path.read_bytes()
     server.length = len(server.content)
@@ -62,7 +63,6 @@ def test_what_is_not_there_is_downloaded(server, tmp_path, monkeypatch, caplog):
     paths = official.archives([TRAINVAL], tmp_path / 'data')
     path = tmp_path / 'data/downloads' / TRAINVAL
     assert paths == {TRAINVAL: path} and path.read_bytes() == server.content
-    assert server.asked == 1 and caplog.messages[0].startswith(f'fetching {server.url[:-5]}')
 
 
 def test_another_archive_is_refused(tmp_path, monkeypatch):
@@ -76,10 +76,8 @@ def test_another_archive_is_refused(tmp_path, monkeypatch):
 
 def test_without_a_network_a_line_says_what_to_fetch(tmp_path, offline):
     names = DATASETS['coco/2017'].prepared['train'][0].archives
-    began = time.monotonic()
     with pytest.raises(InputError) as error:
         official.archives(names, tmp_path)
-    assert time.monotonic() - began < 5
     message, folder = str(error.value), tmp_path / 'downloads'
     assert '\n' not in message and 'http://127.0.0.1:9/train2017.zip' in message
     assert f'put it at {folder}/train2017.zip' in message
@@ -87,14 +85,12 @@ def test_without_a_network_a_line_says_what_to_fetch(tmp_path, offline):
 
 
 def test_unpacked_folders_are_known_by_what_they_hold(tmp_path):
-    (train,) = DATASETS['voc/2007'].prepared['train']
-    (test,) = DATASETS['voc/2007'].prepared['test']
-    assert official.unpacked(train, tmp_path) is None
+    splits = DATASETS['voc/2007'].prepared
     folder = write_voc(tmp_path / 'VOCdevkit/VOC2007')
-    assert official.unpacked(train, tmp_path) == {'path': folder}
-    assert official.unpacked(test, tmp_path) is None  # no such list
-    (train,) = DATASETS['coco/2017'].prepared['train']
+    assert official.unpacked(splits['train'][0], tmp_path) == {'path': folder}
+    assert official.unpacked(splits['test'][0], tmp_path) is None  # no such list
+    splits = DATASETS['coco/2017'].prepared
     for folder in (tmp_path / 'coco', tmp_path):
         write_coco(folder)
-        assert official.unpacked(train, tmp_path) == {'path': folder}
-    assert official.unpacked(DATASETS['coco/2017'].prepared['val'][0], tmp_path) is None
+        assert official.unpacked(splits['train'][0], tmp_path) == {'path': folder}
+    assert official.unpacked(splits['val'][0], tmp_path) is None

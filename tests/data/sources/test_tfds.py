@@ -1,15 +1,18 @@
 """Prepared directories give what the folders give; nothing in one can run code."""
 
 import json
+import re
 import shutil
 import sys
 
 import numpy as np
 import pytest
-from data_files import write_coco, write_voc
+from data_files import encoded, write_coco, write_voc
 
 from rpn_jax.data.check import lint
 from rpn_jax.data.prepare import builder
+from rpn_jax.data.prepare.official import ReleaseSplit
+from rpn_jax.data.records import CLIPPED, from_paths, record_of
 from rpn_jax.data.sources.coco import EMPTY, coco
 from rpn_jax.data.sources.tfds import _find, tfds
 from rpn_jax.data.sources.voc import voc
@@ -24,8 +27,21 @@ def root(tmp_path):
     return tmp_path / 'data'
 
 
+@pytest.fixture
+def directory(root):
+    """Returns the directory in which root's train and val are prepared."""
+    opened('train', root)
+    return root / FINAL
+
+
 def opened(split, root, name='voc/2007', **changes):
     return tfds(split, path=root, name=name, **changes)
+
+
+def assert_refused(complaint, split, root, name=''):
+    with pytest.raises(InputError, match=complaint) as error:
+        opened(split, root, name)
+    assert '\n' not in str(error.value)
 
 
 def assert_same(source, folder):
@@ -55,9 +71,7 @@ def test_voc_is_what_its_folder_is(root, monkeypatch, shard):
 @pytest.mark.parametrize('split', ['train', 'train2017'])
 def test_coco_is_what_its_folder_is(tmp_path, split):
     folder = write_coco(tmp_path / 'coco')
-    source = opened(split, tmp_path, 'coco/2017')
-    assert_same(source, coco('train2017', path=folder))
-    assert source.records[1].remarks == (EMPTY,)
+    assert_same(opened(split, tmp_path, 'coco/2017'), coco('train2017', path=folder))
 
 
 def test_the_years_come_one_after_the_other(root):
@@ -65,43 +79,34 @@ def test_the_years_come_one_after_the_other(root):
     source = opened('trainval', root, 'voc/2007+2012')
     assert [record.image_id for record in source.records] == [f'{i:06}' for i in range(6)] * 2
     assert len(set(source.files.names)) == 12  # ids that come twice are numbered
-    train = opened('train', root, 'voc/2007+2012')
-    assert [record.image_id for record in train.records] == [f'{i:06}' for i in range(4)] * 2
+    both = [voc('', path=root / 'VOCdevkit' / year) for year in ('VOC2007', 'VOC2012')]
+    whole = both[0]._replace(records=[*both[0].records, *both[1].records])
+    assert [r.boxes.tolist() for r in source.records] == [r.boxes.tolist() for r in whole.records]
+    assert [source.read(i).shape[:2] for i in range(12)] == [r.size for r in source.records]
 
 
-def test_a_second_start_prepares_and_scans_nothing(root, monkeypatch, capfd):
-    first = opened('trainval', root)
+def test_a_second_start_prepares_and_scans_nothing_until_files_change(root, monkeypatch, capfd):
+    monkeypatch.chdir(root.parent)  # a relative path is as good
+    first = opened('trainval', root.name)
     shutil.rmtree(root / 'VOCdevkit')
-    for name in ('_prepare', '_write'):
-        monkeypatch.setattr(builder, name, None)
-    monkeypatch.setattr(sys.modules['rpn_jax.data.sources.tfds'], '_entry', None)
-    assert_same(opened('trainval', root), first)
-    assert capfd.readouterr() == ('', '')
-
-
-def test_what_was_remembered_falls_with_the_files(root):
-    directory = root / FINAL
-    stamp = opened('train', root).files.stamp(0)
-    assert opened('train', root).files.stamp(3) == stamp
-    (file,) = directory.glob('*train*')
+    with monkeypatch.context() as patch:
+        for module, name in ((builder, '_prepare'), (sys.modules[tfds.__module__], '_entry')):
+            patch.setattr(module, name, None)
+        again = opened('trainval', root.name)
+    assert_same(again, first)
+    assert again.files.stamp(3) == first.files.stamp(0) and capfd.readouterr() == ('', '')
+    (file,) = (root / FINAL).glob('*train*')
     shutil.copy(file, root / 'copy')  # the same bytes at another time
     (root / 'copy').rename(file)
-    assert opened('train', root).files.stamp(0) != stamp
-    assert len(lint(opened('train', root)).records) == 4
+    changed = opened('trainval', root)
+    assert changed.files.stamp(0) != first.files.stamp(0) and len(lint(changed).records) == 6
 
 
-def test_any_path_to_a_prepared_directory_will_do(root):
+def test_any_path_to_a_prepared_directory_will_do(root, directory):
     source = opened('train', root)
-    directory = root / FINAL
-    for path, name in (
-        (directory, ''),
-        (directory.parent, ''),
-        (root, 'detection/voc_2007'),
-        (root, 'detection/voc_2007:1.0.0'),
-    ):
+    names = 'detection/voc_2007', 'detection/voc_2007:1.0.0'
+    for path, name in ((directory, ''), (directory.parent, ''), *((root, name) for name in names)):
         assert_same(opened('train', path, name), source)
-    with pytest.raises(InputError, match=r"1\.0\.0: not voc/2012; set name=''"):
-        opened('train', directory, 'voc/2012')
     assert len(opened('train[:50%]', directory, '').records) == 2
     assert len(opened('train[1:]+val', directory, '').records) == 5
 
@@ -115,32 +120,106 @@ def test_the_highest_version_is_taken(tmp_path):
     assert _find(tmp_path) == tmp_path / '1.10.0'
 
 
-def test_what_cannot_be_opened_is_refused_in_a_line(root, tmp_path, offline):
-    directory, folder = root / FINAL, root / 'VOCdevkit/VOC2007'
-    opened('train', root)
+def elsewhere(folder, name, boxes, kinds, inner=(), top=()):
+    """Returns a directory of one picture of 80 x 60 pixels as another builder of TFDS makes it.
+
+    boxes are in pixels, as that builder counts them; `inner` and `top` are features it lacks.
+    """
+    folder.mkdir(exist_ok=True)
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    (folder / '000012.jpg').write_bytes(encoded(noise))
+    source = from_paths('', [record_of('', (60, 80), boxes, kinds)], [folder / '000012.jpg'])
+    part = ReleaseSplit('VOC', 'train', ()), source, lambda record: ['cat'] * len(boxes)
+    builder._write('voc_2007', {'train': [part], 'validation': [part]}, {}, folder)
+    directory = folder / name / '2007/4.0.0'
+    directory.parent.mkdir(parents=True)
+    (folder / FINAL).rename(directory)
+    for file in directory.glob('detection-*'):
+        file.rename(directory / file.name.replace('detection', name))
+    info = (directory / INFO).read_text()
+    (directory / INFO).write_text(info.replace('"name": "detection"', f'"name": "{name}"'))
+    features = json.loads((directory / FEATURES).read_text())
+    outer = features['featuresDict']['features']
+    for key in ('image/id', 'image/folder', 'remarks', *top):
+        del outer[key]
+    for key in inner:
+        del outer['objects']['sequence']['feature']['featuresDict']['features'][key]
+    (directory / FEATURES).write_text(json.dumps(features))
+    return directory
+
+
+def test_stock_voc_stores_corners_from_one(tmp_path):
+    boxes = [[1, 1, 80, 60], [5, 6, 40, 50], [7, 7, 7, 7], [0, 6, 40, 50]]
+    elsewhere(tmp_path, 'voc', boxes, [1, 2, 1, 1], inner=['is_crowd'])
+    source = opened('train+validation', tmp_path)  # taken instead of preparing
+    first, second = source.records
+    assert first.image_id == '000012' and first.size == (60, 80) and source.problems == ()
+    half_open = [0, 0, 80, 60], [4, 5, 40, 50], [6, 6, 7, 7], [0, 5, 40, 50]
+    np.testing.assert_array_equal(first.boxes, half_open)
+    assert first.kind.tolist() == [1, 2, 1, 1] and second.remarks == (CLIPPED,)
+    assert source.read(0).shape == (60, 80, 3)
+    assert source.files.names[0] != source.files.names[1]
+
+
+def test_other_directories_store_half_open_boxes(tmp_path):
+    boxes = [[0, 0, 80, 60], [5.25, 6.5, 40.75, 50], [5, 6, 5, 50]]
+    directory = elsewhere(tmp_path, 'coco', boxes, [3, 1, 1], inner=['is_difficult'])
+    text = (directory / FEATURES).read_text()
+    for old in ('"bboxFormat": "REL_YXYX",', ''):  # without a format anything could be meant
+        (directory / FEATURES).write_text(text.replace(old, ''))
+        (record,) = opened('train', directory, '').records
+        assert record.image_id == '000012.jpg' and record.remarks == (EMPTY,)
+        np.testing.assert_array_equal(record.boxes, boxes[:2])
+        assert record.kind.tolist() == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ('box', 'complaint'),
+    [
+        ([41, 6, 40, 50], 'object 0 is inverted: (41, 6, 40, 50)'),
+        ([41, 6, 83, 50], 'object 0 lies outside the 80 x 60 image: (41, 6, 83, 50)'),
+        ([np.nan, 6, 40, 50], 'object 0 is not finite: (nan, 6, 40, 50)'),
+    ],
+)
+def test_a_wrong_box_is_a_problem_of_its_image(tmp_path, monkeypatch, box, complaint):
+    feature = builder.library().features.BBoxFeature  # which would refuse to write it
+    encode = super(feature, feature).encode_example
+    monkeypatch.setattr(feature, 'encode_example', encode)
+    source = opened('train', elsewhere(tmp_path, 'x', [box], [1]), '')
+    (problem,) = source.problems
+    assert problem.position == 0 and problem.message == f'{source.files.names[0]}: {complaint}'
+    assert source.records[0].boxes.shape == (0, 4)
+
+
+def test_a_directory_without_boxes_is_refused(directory):
+    text = (directory / FEATURES).read_text()
+    (directory / FEATURES).write_text(text.replace('REL_YXYX', 'XYXY'))
+    assert_refused('objects/bbox are XYXY, not', 'train', directory)
+    for key in ('objects', 'image'):
+        features = json.loads(text)
+        del features['featuresDict']['features'][key]
+        (directory / FEATURES).write_text(json.dumps(features))
+        assert_refused('no feature image, or no objects/bbox; it has', 'train', directory)
+
+
+def test_what_cannot_be_opened_is_refused_in_a_line(root, tmp_path, offline, directory):
+    folder = root / 'VOCdevkit/VOC2007'
     for split, path, name, complaint in [
         ('dev', root, 'voc/2007', "'dev'; there are: trainval, train, val, t"),
         ('dev', directory, '', "'dev' .*there are: train, val"),
         ('train[', directory, '', 'has no split'),
         ('', directory, '', 'has no split'),
         ('train[:0]', directory, '', 'has no split'),
+        ('train', directory, 'voc/2012', r"1\.0\.0: not voc/2012; set name=''"),
         ('train', tmp_path, 'kitti', 'names that can be prepared are voc'),
-        ('train', folder, 'voc/2007', "folder of VOC.*source='voc'"),
-        ('train', folder, '', "folder of VOC.*source='voc'"),
+        ('train', folder, 'coco/2017', "folder of VOC.*source='voc'"),
         ('test', root, 'voc/2007', 'VOCtest_06-Nov-2007.tar by other means and put it at .*/downl'),
         ('train', tmp_path / 'new', 'coco/2014', 'needs besides: train2014.zip$'),
     ]:
-        with pytest.raises(InputError, match=complaint) as error:
-            opened(split, path, name)
-        assert '\n' not in str(error.value)
-
-
-def test_other_file_formats_need_tensorflow(root):
-    opened('train', root)
-    info = root / FINAL / INFO
-    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-    with pytest.raises(InputError, match="tfrecord, which need TensorFlow; .*='array_record'"):
-        opened('train', info.parent, '')
+        assert_refused(complaint, split, path, name)
+    info = (directory / INFO).read_text()
+    (directory / INFO).write_text(info.replace('"array_record"', '"tfrecord"'))
+    assert_refused("tfrecord, which need TensorFlow; .*='array_record'", 'train', directory)
 
 
 EVIL = {'type': 'evil_feature.X', 'content': '{}'}
@@ -153,12 +232,10 @@ HOSTILE = [  # features that name a class of somebody else; whether TFDS imports
 ]
 
 
-def test_nothing_in_a_directory_is_imported(root, tmp_path, monkeypatch):
+def test_nothing_in_a_directory_is_imported(directory, tmp_path, monkeypatch):
     """TFDS itself would import evil_feature, were it only on the path."""
     (tmp_path / 'evil_feature.py').write_text('raise SystemExit("run")')
     monkeypatch.syspath_prepend(tmp_path)
-    opened('train', root)
-    directory = root / FINAL
     for file in (INFO, FEATURES):
         whole = (directory / file).read_text()
         for features, is_imported in HOSTILE:
@@ -167,44 +244,24 @@ def test_nothing_in_a_directory_is_imported(root, tmp_path, monkeypatch):
             if file == FEATURES or is_imported:
                 with pytest.raises(SystemExit, match='run'):
                     builder.library().builder_from_directory(directory)
-            with pytest.raises(
-                InputError, match=r"'evil_feature\.X' is none of TFDS; not imported"
-            ):
-                opened('train', directory, '')
+            assert_refused(r"'evil_feature\.X' is none of TFDS; not imported", 'train', directory)
             assert 'evil_feature' not in sys.modules
         (directory / file).write_text(whole)
 
 
-def test_damaged_lists_are_refused_by_their_directory(root):
-    opened('train', root)
-    for path in (root / FINAL / INFO, root / FINAL / FEATURES):
+def test_damaged_lists_are_refused_by_their_directory(directory):
+    for path in (directory / INFO, directory / FEATURES):
         whole = path.read_bytes()
         for content in (b'', b'{', b'[]', b'5', b'{"name": 5}', b'[' * 100_000, b'\xff'):
             path.write_bytes(content)
-            with pytest.raises(InputError) as error:
-                opened('train', path.parent, '')
-            assert str(error.value).startswith(str(path.parent)) and '\n' not in str(error.value)
+            assert_refused(f'^{re.escape(str(directory))}', 'train', directory)
         path.write_bytes(whole)
 
 
-def test_damaged_records_are_problems_or_refused(root, cache):
-    opened('train', root)
-    directory = root / FINAL
+def test_damaged_records_are_problems_or_refused(directory):
     (file,) = directory.glob('*train*')
     content = file.read_bytes()
     for damage in (b'', content[: len(content) // 2], bytes(len(content)), None):
         file.unlink() if damage is None else file.write_bytes(damage)
-        try:
-            source = opened('train', directory, '')
-        except InputError as error:
-            assert str(directory) in str(error)
-            continue
-        with pytest.raises(InputError):
-            lint(source)
-
-
-def test_a_relative_path_is_as_good(root, monkeypatch):
-    monkeypatch.chdir(root.parent)
-    for _ in range(2):  # prepared, and opened again
-        source = opened('train', root.name)
-        assert len(source.records) == 4 and source.read(0).shape[:2] == source.records[0].size
+        with pytest.raises(InputError, match=re.escape(str(directory))):
+            lint(opened('train', directory, ''))
