@@ -74,15 +74,11 @@ def prepare(dataset, splits, path, *, on_bad='error'):
         folder.mkdir(parents=True, exist_ok=True)
         waiting = f'waiting for the process that prepares {folder}'
         with locked(folder / f'.{dataset.config}.lock', waiting) as is_held:
-            present = prepared_splits(final)  # by the process that was waited for
-            if set(splits) <= present.keys():
-                return final
             prefix = f'.{dataset.config}.preparing-'
             for stale in folder.glob(f'{prefix}*') if is_held else ():
                 shutil.rmtree(stale)
             with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as work:
-                missing = [split for split in splits if split not in present]
-                _prepare(dataset, missing, present, path, Path(work), on_bad)
+                _prepare(dataset, splits, path, Path(work), on_bad)
     except OSError as error:
         raise InputError(
             f'{final}: cannot be prepared ({error}); path needs a folder to write to; raw data may '
@@ -91,17 +87,25 @@ def prepare(dataset, splits, path, *, on_bad='error'):
     return final
 
 
-def _prepare(dataset, splits, present, path, work, on_bad):
+def _prepare(dataset, splits, path, work, on_bad):
+    final = directory(dataset, path)
+    present = prepared_splits(final)  # also by the process that was waited for
+    if set(splits) <= present.keys():
+        return
+
     def needed(split):
         """Returns the archives of those releases that have no unpacked folder."""
         releases = [r for r in dataset.prepared[split] if not official.unpacked(r, path)]
         return {name for release in releases for name in release.archives}
 
-    names = set().union(*map(needed, splits))
+    names = set().union(*(needed(split) for split in splits if split not in present))
     archives = official.archives(sorted(names), path)
     splits = [s for s in dataset.prepared if s not in present and needed(s) <= names]
     content, left_out = collections.defaultdict(list), collections.defaultdict(list)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        left_out |= json.loads((final / METADATA).read_text())['left_out']
     for split in splits:
+        left_out.pop(split, None)  # of a preparation that was stopped at its end
         for release in dataset.prepared[split]:
             folder = official.unpacked(release, path)
             keywords = folder or official.unpack(release, archives, work / 'raw')
@@ -115,7 +119,6 @@ def _prepare(dataset, splits, present, path, work, on_bad):
                 note = f'{release.folder}: {count} of {len(source.records)} images left out'
                 left_out[split].append(f'{note} when it was prepared')
                 logger.info(f'{dataset.config} {split}: {left_out[split][-1]}')
-    final = directory(dataset, path)
     logger.info(f'preparing {final}: {", ".join(splits)}')
     _write(dataset.config, content, left_out, work)
     _publish(directory(dataset, work), final)
@@ -253,11 +256,6 @@ def _publish(made, final):
         final.parent.mkdir(parents=True, exist_ok=True)
         os.rename(made, final)
         return
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        before = json.loads((final / METADATA).read_text())['left_out']
-        metadata = json.loads((made / METADATA).read_text())
-        metadata['left_out'] = before | metadata['left_out']
-        (made / METADATA).write_text(json.dumps(metadata))
     info = json.loads((made / INFO).read_text())
     splits = prepared_splits(final) | prepared_splits(made)
     for file in made.iterdir():
