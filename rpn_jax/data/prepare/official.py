@@ -13,8 +13,10 @@ from rpn_jax.data.sources import coco, voc
 from rpn_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
-VOC_HOST = 'http://host.robots.ox.ac.uk/pascal/VOC'
-COCO_HOST = 'http://images.cocodataset.org'
+VOC_2007 = 'http://host.robots.ox.ac.uk/pascal/VOC/voc2007'
+VOC_2012 = 'http://host.robots.ox.ac.uk/pascal/VOC/voc2012'
+IMAGES = 'http://images.cocodataset.org/zips'
+LABELS = 'http://images.cocodataset.org/annotations'
 
 
 class Archive(NamedTuple):
@@ -26,51 +28,36 @@ class Archive(NamedTuple):
 
 
 ARCHIVES = {
-    'VOCtrainval_06-Nov-2007.tar': Archive(
-        f'{VOC_HOST}/voc2007/VOCtrainval_06-Nov-2007.tar',
-        460032000,
-        '7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508',
-    ),
-    'VOCtest_06-Nov-2007.tar': Archive(
-        f'{VOC_HOST}/voc2007/VOCtest_06-Nov-2007.tar',
-        451020800,
-        '6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892',
-    ),
-    'VOCtrainval_11-May-2012.tar': Archive(
-        f'{VOC_HOST}/voc2012/VOCtrainval_11-May-2012.tar',
-        1999639040,
-        'e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb',
-    ),
-    'train2014.zip': Archive(
-        f'{COCO_HOST}/zips/train2014.zip',
-        13510573713,
-        'ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775',
-    ),
-    'val2014.zip': Archive(
-        f'{COCO_HOST}/zips/val2014.zip',
-        6645013297,
-        'fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0',
-    ),
-    'annotations_trainval2014.zip': Archive(
-        f'{COCO_HOST}/annotations/annotations_trainval2014.zip',
-        252872794,
-        '031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009',
-    ),
-    'train2017.zip': Archive(
-        f'{COCO_HOST}/zips/train2017.zip',
-        19336861798,
-        '69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929',
-    ),
-    'val2017.zip': Archive(
-        f'{COCO_HOST}/zips/val2017.zip',
-        815585330,
-        '4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05',
-    ),
-    'annotations_trainval2017.zip': Archive(
-        f'{COCO_HOST}/annotations/annotations_trainval2017.zip',
-        252907541,
-        '113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268',
-    ),
+    name: archive._replace(url=f'{archive.url}/{name}')
+    for name, archive in {
+        'VOCtrainval_06-Nov-2007.tar': Archive(
+            VOC_2007, 460032000, '7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508'
+        ),
+        'VOCtest_06-Nov-2007.tar': Archive(
+            VOC_2007, 451020800, '6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892'
+        ),
+        'VOCtrainval_11-May-2012.tar': Archive(
+            VOC_2012, 1999639040, 'e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb'
+        ),
+        'train2014.zip': Archive(
+            IMAGES, 13510573713, 'ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775'
+        ),
+        'val2014.zip': Archive(
+            IMAGES, 6645013297, 'fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0'
+        ),
+        'annotations_trainval2014.zip': Archive(
+            LABELS, 252872794, '031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009'
+        ),
+        'train2017.zip': Archive(
+            IMAGES, 19336861798, '69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929'
+        ),
+        'val2017.zip': Archive(
+            IMAGES, 815585330, '4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05'
+        ),
+        'annotations_trainval2017.zip': Archive(
+            LABELS, 252907541, '113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268'
+        ),
+    }.items()
 }
 
 
