@@ -65,7 +65,6 @@ def damaged():
 
 VOC_SIZES = (60, 80), (90, 50), (64, 64), (70, 90), (60, 80), (90, 50)  # height, width
 VOC_BOX = (5, 6, 40, 50)  # as VOC writes it: corners from 1, both inside
-DIFFICULT_BOX = (20, 20, 45, 45)
 
 
 def voc_annotation(size, *objects):
@@ -85,17 +84,18 @@ def write_voc(folder):
 
     000001 has no object, 000002 a difficult one besides.
     """
-    random, ids = np.random.default_rng(0), [f'{i:06}' for i in range(len(VOC_SIZES))]
+    random = np.random.default_rng(0)
+    objects = {1: [], 2: [(VOC_BOX, 0), ((20, 20, 45, 45), 1)]}
     for part in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
         (folder / part).mkdir(parents=True)
-    for image_id, size in zip(ids, VOC_SIZES, strict=True):
-        objects = [] if image_id == '000001' else [(VOC_BOX, 0)]
-        objects += [(DIFFICULT_BOX, 1)] if image_id == '000002' else []
-        (folder / f'Annotations/{image_id}.xml').write_text(voc_annotation(size, *objects))
+    for number, size in enumerate(VOC_SIZES):
+        text = voc_annotation(size, *objects.get(number, [(VOC_BOX, 0)]))
+        (folder / f'Annotations/{number:06}.xml').write_text(text)
         picture = random.integers(0, 256, (*size, 3), np.uint8)
-        cv2.imwrite(str(folder / f'JPEGImages/{image_id}.jpg'), picture)
-    (folder / 'ImageSets/Main/train.txt').write_text('\n'.join(ids[:4]) + '\n')
-    (folder / 'ImageSets/Main/val.txt').write_text('\n'.join(ids[4:]) + '\n')
+        (folder / f'JPEGImages/{number:06}.jpg').write_bytes(encoded(picture))
+    for split, numbers in (('train', range(4)), ('val', range(4, 6))):
+        ids = ''.join(f'{number:06}\n' for number in numbers)
+        (folder / f'ImageSets/Main/{split}.txt').write_text(ids)
     return folder
 
 
@@ -176,8 +176,7 @@ COCO_SIZES = {7: (60, 80), 3: (90, 50), 12: (64, 64)}  # image id -> height, wid
 
 def coco_image(key, **changes):
     height, width = COCO_SIZES[key]
-    entry = {'id': key, 'file_name': f'{key:012}.jpg', 'height': height, 'width': width}
-    return entry | changes
+    return dict(id=key, file_name=f'{key:012}.jpg', height=height, width=width) | changes
 
 
 def coco_box(key, bbox, crowd=0, **changes):
@@ -191,22 +190,18 @@ def coco_content():
         coco_box(7, [5.5, 6, 30, 40]),
         coco_box(3, [1, 2, 0, 5]),
         coco_box(7, [0, 0, 80, 60], crowd=1),
+        coco_box(7, [10, 20, 3, 4]),
     ]
-    images = [coco_image(key) for key in COCO_SIZES]
-    return {
-        'images': images,
-        'annotations': [*boxes, coco_box(7, [10, 20, 3, 4])],
-        'categories': [],
-    }
+    return {'images': list(map(coco_image, COCO_SIZES)), 'annotations': boxes, 'categories': []}
 
 
 def write_coco(folder, split='train2017'):
     """Writes a folder with one split of three pictures; returns it."""
-    rng = np.random.default_rng(0)
+    random = np.random.default_rng(0)
     (folder / split).mkdir(parents=True)
     (folder / 'annotations').mkdir(exist_ok=True)
-    for key, (height, width) in COCO_SIZES.items():
-        picture = rng.integers(0, 256, (height, width, 3), np.uint8)
+    for key, size in COCO_SIZES.items():
+        picture = random.integers(0, 256, (*size, 3), np.uint8)
         (folder / split / f'{key:012}.jpg').write_bytes(encoded(picture))
     (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco_content()))
     return folder

@@ -74,7 +74,6 @@ def test_boxes_a_little_outside_are_clipped_and_classes_go_with_their_boxes(file
         (b'[' * 100_000, 'not a COCO file'),
         ([1, 2], 'not a COCO file'),
         ({'annotations': []}, 'KeyError'),
-        ({'images': WHOLE['images']}, 'annotations'),
         (WHOLE | {'images': []}, 'no images'),
         (WHOLE | {'images': [coco_image(7), coco_image(7)]}, 'two images of one id'),
         (WHOLE | {'images': [coco_image(7, height=None)]}, 'image 7 has no height'),
@@ -105,8 +104,6 @@ def test_a_wrong_file_is_refused_by_its_entry(file, content, complaint):
         (coco_box(7, [1, 2, 3, 4], 'true'), NOT_A_NUMBER, "iscrowd = 'true'"),
         (coco_box(7, [10, 10, -3, 5]), 'box inverted', 'annotation 22 is inverted: bbox [10, 10,'),
         (coco_box(7, [70, 10, 12, 5]), OUTSIDE, 'annotation 97 lies outside the 80 x 60 image'),
-        (coco_box(7, [-2, 10, 12, 5]), OUTSIDE, ''),
-        (coco_box(7, [40, 30, 70, 55]), OUTSIDE, ''),  # corners for sides
         (coco_box('12', [1, 1, 99, 9]), OUTSIDE, '64 x 64'),
         (coco_box(99, [1, 1, 2, 2]), UNLISTED, 'annotation 6 is of image 99'),
         ({'bbox': [1, 2, 3, 4]}, UNLISTED, 'annotation number 0 has no image_id'),
