@@ -46,12 +46,10 @@ def channel_levels(source):
 def moments(levels):
     """Returns (mean, standard deviation) of values 0..255 that occur `levels` [256] times each.
 
-    All are whole numbers until the last division, so that nothing is rounded before.
+    All are Python's whole numbers until the last division, so that nothing is rounded before.
     """
-    counts = [int(count) for count in levels]
-    number = sum(counts)
-    first = sum(value * count for value, count in enumerate(counts))
-    second = sum(value * value * count for value, count in enumerate(counts))
+    counts, values = levels.astype(object), np.arange(256, dtype=object)
+    number, first, second = (counts @ values**power for power in range(3))
     return first / number, math.sqrt(number * second - first * first) / number
 
 
@@ -69,7 +67,7 @@ def box_statistics(records):
     width, height = (objects[:, 2:] - objects[:, :2]).T
     area = width * height
     return {
-        'objects': int(np.sum(kinds == Kind.OBJECT)),
+        'objects': len(objects),
         'difficult': int(np.sum(kinds == Kind.DIFFICULT)),
         'crowd': int(np.sum(kinds == Kind.CROWD)),
         **{name: int(np.sum((low <= area) & (area < high))) for name, (low, high) in AREAS.items()},
@@ -111,7 +109,6 @@ def lines(figures):
 
 
 def _percentiles(values):
-    figures = np.percentile(values, PERCENTILES) if len(values) else [None] * len(PERCENTILES)
-    return {
-        f'{p}': None if v is None else float(v) for p, v in zip(PERCENTILES, figures, strict=True)
-    }
+    if not len(values):
+        return {f'{p}': None for p in PERCENTILES}
+    return {f'{p}': float(np.percentile(values, p)) for p in PERCENTILES}
