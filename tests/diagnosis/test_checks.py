@@ -24,15 +24,12 @@ PLANS = {
 
 def files(pictures, mode='RGB'):
     """Returns a source of PNG or, for CMYK, TIFF files of two pictures with a box each."""
-    stored = []
-    for picture in pictures:
-        file = io.BytesIO()
-        kind = 'TIFF' if mode == 'CMYK' else 'PNG'
-        Image.fromarray(picture).convert(mode).save(file, kind)
-        stored.append(file.getvalue())
+    stored = [io.BytesIO() for _ in pictures]
+    for picture, file in zip(pictures, stored, strict=True):
+        Image.fromarray(picture).convert(mode).save(file, 'TIFF' if mode == 'CMYK' else 'PNG')
     box = np.float32([[12, 20, 70, 80]])
     records = [Record(f'{i}.png', p.shape[:2], box, np.int32([1])) for i, p in enumerate(pictures)]
-    here = Files([record.image_id for record in records], stored.__getitem__, str)
+    here = Files([r.image_id for r in records], lambda i: stored[i].getvalue(), str)
     return Source('files', records, reader(records, here), here)
 
 
@@ -47,12 +44,9 @@ def measured(source=SOURCE, plan='square', change=lambda row, record: row, famil
         batch = batching.collate(source, plan, [position], [position == 1], max_boxes=9)
         row = change({key: value[0] for key, value in batch.items()}, record)
         network = np.asarray(normalise(row['image'][None], row['size'][None], pixels))
-        seen = denormalise(network, pixels)[0]
-        original = source.read(position)
-        if source.files:
-            original = evidence.decode(source.files.load(position))
-        size = plan.sizes[position]
-        found.append(evidence.compare(record, original, network[0], seen, row, size, pixels))
+        inputs = network[0], denormalise(network, pixels)[0], row, plan.sizes[position], pixels
+        read = (lambda i: evidence.decode(source.files.load(i))) if source.files else source.read
+        found.append(evidence.compare(record, read(position), *inputs))
     return found
 
 
@@ -78,10 +72,9 @@ def test_what_is_right_passes_in_words(plan, family):
     assert f'{padded} of 2 images are smaller' in found['padding'].text
 
 
-@pytest.mark.parametrize('size', [64, 96])
-def test_drawn_scenes_pass(size):
-    source, plan = shapes('train', count=6, size=80), canvases.square(size, 6)
-    for start in range(0, 6, 2):
+def test_drawn_scenes_pass():
+    source, plan = shapes('train', count=4, size=80), canvases.square(64, 4)
+    for start in (0, 2):
         found = look(select(source, range(start, start + 2)), plan)
         assert those(found, False) == set(), found
 
@@ -110,14 +103,9 @@ def pixels_of(change):
     return spoil
 
 
-def row_of(key, change):
-    """Returns a change of one array of a row."""
-    return lambda row, record: row | {key: change(row[key])}
-
-
 def kind_of(value):
     """Returns a change of the kind of the first object."""
-    return row_of('kind', lambda kind: np.where(np.arange(len(kind)) == 0, value, kind))
+    return lambda row, record: row | {'kind': np.append(value, row['kind'][1:])}
 
 
 def mirrored(boxes, record, width, height):
@@ -153,7 +141,7 @@ def test_an_error_is_named_with_its_image(error, plan):
 
 
 def test_a_swapped_size_and_channels_swapped_when_read_are_named():
-    found = look(plan='short_side', change=row_of('size', lambda size: size[::-1]))
+    found = look(plan='short_side', change=lambda row, _: row | {'size': row['size'][::-1]})
     assert 'is 72 x 120 pixels' in found['height and width'].text
     assert '120 x 72 are planned' in found['height and width'].text
     assert 'height and width' in those(found, False)
