@@ -45,12 +45,14 @@ def bright_box(image):
     return [x.min(), y.min(), x.max() + 1, y.max() + 1]
 
 
-def make(source, canvases=None, *, seed=0, batch_size=4, flip=True, **hosts):
-    """Returns the batches on these canvases; without any every image is stretched to CANVAS."""
-    count = len(source.records)
-    canvases = canvases or Canvases((CANVAS,), np.zeros(count, int), np.tile(CANVAS, (count, 1)))
+def stretched(count):
+    """Returns the one canvas onto which every image is stretched."""
+    return Canvases((CANVAS,), np.zeros(count, int), np.tile(CANVAS, (count, 1)))
+
+
+def make(source, canvases=None, *, seed=0, batch_size=4, flip=True, **share):
     settings = {'seed': seed, 'batch_size': batch_size, 'max_boxes': ROWS, 'flip': flip}
-    return TrainBatches(source, canvases, **settings, **hosts)
+    return TrainBatches(source, canvases or stretched(len(source.records)), **settings, **share)
 
 
 def assert_equal(a, b):
@@ -60,64 +62,50 @@ def assert_equal(a, b):
 
 
 def test_a_batch_holds_what_the_update_takes_and_is_a_function_of_seed_and_step():
-    source = bright([CANVAS] * 5)
-    first, second, other = make(source), make(bright([CANVAS] * 5)), make(source, seed=1)
-    forward = [first(step) for step in range(4)]
-    backward = [second(step) for step in reversed(range(4))][::-1]
-    for a, b in zip(forward, backward, strict=True):
-        assert_equal(a, b)
-    orders = [[batch['index'].tolist() for batch in forward]]
-    orders.append([other(step)['index'].tolist() for step in range(4)])
-    assert orders[0] != orders[1] and orders[0][0] != orders[0][1]
-    shapes = {key: (value.shape, value.dtype.name) for key, value in forward[0].items()}
-    assert shapes == {
+    batches, again, other = (make(bright([CANVAS] * 5), seed=seed) for seed in (0, 0, 1))
+    forward, backward = map(batches, range(4)), list(map(again, (3, 2, 1, 0)))
+    order = []
+    for step, batch in enumerate(forward):
+        assert_equal(batch, backward[3 - step])
+        order.append(batch['index'].tolist())
+    assert order != [other(step)['index'].tolist() for step in range(4)] and order[0] != order[1]
+    assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
         'image': ((4, 40, 60, 3), 'uint8'),
         'boxes': ((4, 3, 4), 'float32'),
         'kind': ((4, 3), 'int32'),
         'size': ((4, 2), 'float32'),
         'index': ((4,), 'int32'),
     }
-    np.testing.assert_array_equal(forward[0]['size'], [CANVAS] * 4)
 
 
 @pytest.mark.parametrize('flip', [False, True])
-def test_a_flip_takes_the_box_along_and_is_drawn_each_time(flip):
+def test_a_flip_is_drawn_each_time(flip):
     source, flips = bright([CANVAS] * 5), collections.defaultdict(list)
     batches = make(source, batch_size=8, flip=flip)
-    for step in range(8):
-        batch = batches(step)
-        rows = (batch[key] for key in ('image', 'boxes', 'kind', 'index'))
-        for image, boxes, kind, index in zip(*rows, strict=True):
-            original, record = source.read(index), source.records[index]
-            is_flipped = not np.array_equal(image, original)
-            np.testing.assert_array_equal(image, original[:, ::-1] if is_flipped else original)
-            count = len(record.boxes)
-            assert kind.tolist() == [*record.kind] + [0] * (ROWS - count)
-            np.testing.assert_array_equal(boxes[count:], 0)
-            if count:
-                np.testing.assert_array_equal(boxes[0], bright_box(image))
-                flips[index].append(is_flipped)
-    shares = [np.mean(each) for each in flips.values()]
-    assert len(shares) == 4 and all((0 < share < 1) == flip for share in shares)
+    for batch in map(batches, range(8)):
+        for index, image in zip(batch['index'].tolist(), batch['image'], strict=True):
+            flips[index].append(not np.array_equal(image, source.read(index)))
+    shares = [np.mean(flips[index]) for index in range(4)]  # the last image is its mirror image
+    assert all((0 < share < 1) == flip for share in shares)
 
 
 @pytest.mark.parametrize('flip', [False, True])
-def test_a_resize_takes_the_box_along_and_leaves_the_rest_of_the_canvas_zero(flip):
-    sizes = [(20, 20), (40, 30), (120, 180)] * 5 + [CANVAS]
+def test_boxes_move_with_their_pixels_and_the_rest_of_the_canvas_is_zero(flip):
+    sizes = [CANVAS, (20, 20), (40, 30), (120, 180)] * 5
     source = bright(sizes)
-    plan = short_side(sizes, image_size=64, max_size=128, limit=1)
-    for canvases in (make(source)._canvases, plan):
-        batch = batching.collate(source, canvases, range(15), [flip] * 15, max_boxes=ROWS)
+    for canvases in (stretched(20), short_side(sizes, image_size=64, max_size=128, limit=1)):
+        batch = batching.collate(source, canvases, range(19), [flip] * 19, max_boxes=ROWS)
         assert batch['image'].shape[1:3] == canvases.shapes[0]
-        np.testing.assert_array_equal(batch['size'], canvases.sizes[:15])
+        np.testing.assert_array_equal(batch['size'], canvases.sizes[:19])
         for position, (image, boxes) in enumerate(zip(batch['image'], batch['boxes'], strict=True)):
-            height, width = canvases.sizes[position]
+            (height, width), record = canvases.sizes[position], source.records[position]
             assert image[:height, :width, 2].min() and image.sum() == image[:height, :width].sum()
             np.testing.assert_allclose(boxes[0], bright_box(image), atol=1.6)
             scale = np.tile(np.divide((width, height), sizes[position][::-1]), 2)
-            x0, y0, x1, y1 = source.records[position].boxes[0] * scale
+            x0, y0, x1, y1 = record.boxes[0] * scale
             exact = (width - x1, y0, width - x0, y1) if flip else (x0, y0, x1, y1)
             np.testing.assert_allclose(boxes[0], exact, rtol=1e-5)
+            assert not boxes[1:].any() and batch['kind'][position].tolist() == [*record.kind, 0, 0]
 
 
 @pytest.mark.parametrize('batch_size', [1, 3, 8])  # the last is larger than any canvas' share
@@ -170,8 +158,6 @@ def test_a_thread_works_ahead_of_its_reader():
     def double(item):
         asked.append(item)
         threads.add(threading.current_thread())
-        if item == 4:
-            raise InputError('four')
         return 2 * item
 
     results = prefetch(double, range(9), count=2)
@@ -180,37 +166,24 @@ def test_a_thread_works_ahead_of_its_reader():
         if asked == [0, 1, 2]:
             break
         time.sleep(0.01)
-    assert asked == [0, 1, 2]
-    assert [next(results) for _ in range(3)] == [2, 4, 6]
-    with pytest.raises(InputError, match='four'):
-        next(results)
+    assert asked == [0, 1, 2] and list(results) == [2, 4, 6, 8, 10, 12, 14, 16]
     assert len(threads) == 1 and threading.current_thread() not in threads
+    assert list(prefetch(double, [])) == []
+
+
+def test_an_error_of_a_thread_arrives_as_it_is_after_what_came_before_it(capfd):
+    def make(step):
+        if step == 3:
+            raise InputError('3.jpg: the image is truncated')
+        return step
 
     def items():
         yield from range(3)
-        raise InputError('three')
+        make(3)
 
-    results = prefetch(str, items(), count=2)
-    assert [next(results) for _ in range(3)] == ['0', '1', '2']
-    with pytest.raises(InputError, match='three'):
-        next(results)
-    assert list(prefetch(double, [1, 2, 3])) == [2, 4, 6] and list(prefetch(double, [])) == []
-
-
-def test_an_error_in_a_thread_arrives_as_it_is(capfd):
-    source = bright([CANVAS] * 5)
-
-    def read(position):
-        if position == 3:
-            raise InputError('3.jpg: the image is truncated')
-        return source.read(position)
-
-    batches = make(source._replace(read=read), batch_size=1)
-    order = [int(make(source, batch_size=1)(step)['index'][0]) for step in range(5)]
-    stream = threaded(batches, range(5))
-    for index in order[: order.index(3)]:
-        assert next(stream)['index'] == [index]
-    with pytest.raises(InputError) as error:
-        next(stream)
-    assert str(error.value) == '3.jpg: the image is truncated'
+    for results in (threaded(make, range(9)), prefetch(make, range(9)), prefetch(make, items())):
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(InputError) as error:
+            next(results)
+        assert str(error.value) == '3.jpg: the image is truncated'
     assert capfd.readouterr() == ('', '')

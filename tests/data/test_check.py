@@ -168,21 +168,19 @@ def test_whole_data_have_few_notes(folder, tmp_path):
 def test_many_problems_are_counted_and_the_first_twenty_shown(folder, caplog):
     caplog.set_level(logging.INFO)
     ids = [f'9{i:05}' for i in range(30)]
-    (folder / 'ImageSets/Main/many.txt').write_text('\n'.join([*ids, '000000']))
     for number, image_id in enumerate(ids):
         corners = (30, 2, 20, 40) if number % 3 else (200, 2, 300, 40)
         (folder / f'Annotations/{image_id}.xml').write_bytes(xml(corners))
         (folder / f'JPEGImages/{image_id}.jpg').write_bytes(JPEG)
+    (folder / 'ImageSets/Main/many.txt').write_text('\n'.join(ids))
     with pytest.raises(InputError) as error:
         lint(voc('many', path=folder))
+    counts = '(box inverted: 20, box outside its image: 10)'
+    assert f'has 30 such problems {counts}; mend them' in str(error.value)
     lines = caplog.messages
     assert len(lines) == 21 and all(line.startswith('bad: ') for line in lines)
     assert ids[19] in lines[19] and lines[20] == 'bad: .. and 10 more'
-    assert '30 such problems (box inverted: 20, box outside its image: 10)' in str(error.value)
-    source = lint(voc('many', path=folder), 'skip')
-    assert [record.image_id for record in source.records] == ['000000']
-    (folder / 'ImageSets/Main/many.txt').write_text('\n'.join(ids))
-    with pytest.raises(InputError, match='no image is left without the bad ones'):
+    with pytest.raises(InputError, match=re.escape(f'is left without the bad ones {counts}')):
         lint(voc('many', path=folder), 'skip')
 
 
@@ -193,13 +191,10 @@ def test_a_file_is_examined_again_only_when_it_changed(folder, cache, monkeypatc
         lint(voc(split, path=folder))
         assert len(seen) == expected
     write(folder / JPG, JPEG[:-2])
-    with pytest.raises(InputError, match='truncated'):
-        lint(voc('train', path=folder))
-    with pytest.raises(InputError, match='truncated'):  # remembered
-        lint(voc('train', path=folder))
-    assert len(seen) == 7
-    write(folder / JPG, encoded(PICTURE))
-    assert len(lint(voc('train', path=folder)).records) == 4 and len(seen) == 8
+    for _ in range(2):  # the second time it is remembered
+        with pytest.raises(InputError, match='truncated'):
+            lint(voc('train', path=folder))
+        assert len(seen) == 7
     (path,) = (cache / 'lint').iterdir()
     older = path.read_text().replace(f'"version": {lint_module.VERSION}', '"version": 1')
     for content in ('', '{', '[]', older, '{"version": 2}'):
