@@ -18,21 +18,6 @@ def statistics(source):
     Pixels are those of the files, before any resize, RGB in 0..255; mean and deviation are exact,
     because the levels of every channel are counted. Boxes are in pixels of the original images.
     """
-    levels = channel_levels(source)
-    mean, std = zip(*map(moments, levels), strict=True)
-    return {
-        'dataset': source.name,
-        'images': len(source.records),
-        'pixels': int(levels[0].sum()),
-        'mean': list(mean),
-        'std': list(std),
-        'levels': levels.tolist(),
-        'boxes': box_statistics(source.records),
-    }
-
-
-def channel_levels(source):
-    """Counts how often each channel has each level: [3, 256] int64, RGB."""
 
     def count(position):
         image = source.read(position)
@@ -40,7 +25,17 @@ def channel_levels(source):
 
     images = len(source.records)
     counts = progress(threaded(count, range(images)), images, 'read')
-    return sum(counts, np.zeros((3, 256), np.int64))
+    levels = sum(counts, np.zeros((3, 256), np.int64))
+    mean, std = zip(*map(moments, levels), strict=True)
+    return {
+        'dataset': source.name,
+        'images': images,
+        'pixels': int(levels[0].sum()),
+        'mean': list(mean),
+        'std': list(std),
+        'levels': levels.tolist(),
+        'boxes': box_statistics(source.records),
+    }
 
 
 def moments(levels):
@@ -81,24 +76,21 @@ def box_statistics(records):
 
 def lines(figures):
     """Returns the statistics as lines of text, the last one with the keys that a config can set."""
-    boxes = figures['boxes']
-    text = [
-        f'{figures["dataset"]}: {figures["images"]} images, {figures["pixels"]} pixels',
-        f'{"":16}{"red":>10}{"green":>10}{"blue":>10}',
-        *(f'{key:16}' + ''.join(f'{v:10.4f}' for v in figures[key]) for key in ('mean', 'std')),
-    ]
-    if boxes:
+    text = [f'{figures["dataset"]}: {figures["images"]} images, {figures["pixels"]} pixels']
+    text += [_row('', ('red', 'green', 'blue'))]
+    text += [_row(key, [f'{value:.4f}' for value in figures[key]]) for key in ('mean', 'std')]
+    if boxes := figures['boxes']:
         counts = ('objects', 'small', 'medium', 'large', 'difficult', 'crowd')
         text.append(
             ', '.join(f'{boxes[key]} {key}' for key in counts)
             + f'; {boxes["images_without_objects"]} images without objects, '
             f'at most {boxes["most_boxes"]} boxes in one'
         )
-        text.append(f'{"percentile":16}' + ''.join(f'{p:>10}' for p in PERCENTILES))
+        text.append(_row('percentile', PERCENTILES))
         rows = {'per_image': 'per image', 'size': 'size (px)', 'aspect_ratio': 'height / width'}
         for key, name in rows.items():
-            cells = ('-' if value is None else f'{value:.2f}' for value in boxes[key].values())
-            text.append(f'{name:16}' + ''.join(f'{cell:>10}' for cell in cells))
+            values = boxes[key].values()
+            text.append(_row(name, ['-' if v is None else f'{v:.2f}' for v in values]))
     mean, std = (','.join(f'{value:.4f}' for value in figures[key]) for key in ('mean', 'std'))
     return [
         *text,
@@ -106,6 +98,10 @@ def lines(figures):
         f"--config.data.pixels=torchvision '--config.data.mean=({mean})' "
         f"'--config.data.std=({std})'",
     ]
+
+
+def _row(name, cells):
+    return f'{name:16}' + ''.join(f'{cell:>10}' for cell in cells)
 
 
 def _percentiles(values):
