@@ -107,7 +107,11 @@ def data():
             pixels='auto',  # 'torchvision', 'caffe'; 'auto' follows the weights
             mean=(),  # of pixels, 0..255, in the family's channel order; () the family's
             std=(),  # likewise
-            on_bad='error',  # images that would train wrongly are an 'error', or left out: 'skip'
+            on_bad='error',  # what would train wrongly: 'error'; 'skip' its image; 'clip' its box
+            orientation='annotation',  # EXIF's: 'apply', 'ignore'; applied where the size says so
+            eval_path='',  # of eval_split where it lies elsewhere; '' as for training
+            eval_images='',  # likewise
+            eval_annotations='',  # likewise
         )
     )
 

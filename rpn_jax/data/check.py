@@ -14,43 +14,55 @@ from rpn_jax import console
 from rpn_jax.data import images
 from rpn_jax.data.batches import threaded
 from rpn_jax.data.images import BadRecord, Facts
-from rpn_jax.data.records import Kind, Problem, select
+from rpn_jax.data.records import UNSIZED, Kind, Problem, reader, select
 from rpn_jax.errors import InputError
 from rpn_jax.files import cache_folder, write_atomically
 
 logger = logging.getLogger(__name__)
-ON_BAD = ('error', 'skip')
+ON_BAD = ('error', 'skip', 'clip')
+ORIENTATIONS = ('annotation', 'apply', 'ignore')
 SHOWN = 20  # problems that are logged
-VERSION = 2  # of the cache: a new one where the facts are others
+VERSION = 3  # of the cache: a new one where the facts are others
 TWICE = 'image that is there under another name too'
 THIN = 'box of at most 1 pixel in width or height'
+DOUBLED = 'box that its image has twice'
+APPLIED = 'image that its EXIF tag turns; the tag is applied'
+IGNORED = 'image that its EXIF tag turns; the tag is ignored'
 WITHOUT = 'image without objects'
 LISTED = 'image that is listed twice'
 
 
-def lint(source, on_bad='error'):
+def lint(source, on_bad='error', orientation='annotation'):
     """Returns a checked source, with notes on what is odd in it and harmless.
 
     Every image file is decoded once; the outcome is kept in the cache folder and holds as long as
-    the file does not change. With on_bad 'error' an image that would train wrongly raises
-    InputError, once the first twenty problems are logged; 'skip' leaves such images out.
+    the file does not change. An image that would train wrongly raises InputError, once the first
+    twenty problems are logged; with on_bad='skip' such images are left out. orientation says what
+    becomes of EXIF's: 'apply', 'ignore', or 'annotation', which applies it where the annotated size
+    is the turned one.
     """
     facts = examined(source)
-    problems = [*source.problems, *file_problems(source, facts)]
-    _check_scale(source)
-    source = source._replace(notes=(*source.notes, *remarks(source, facts)))
-    if not problems:
-        return source
-    kinds = collections.Counter(problem.kind for problem in problems)
-    counts = ', '.join(f'{kind}: {count}' for kind, count in kinds.most_common())
-    if on_bad == 'error':
-        raise InputError(_refusal(source, problems, counts))
+    turned, problems = _file_problems(source, facts, orientation)
+    if turned:
+        files = source.files._replace(turned=turned)
+        source = source._replace(files=files, read=reader(source.records, files))
+    problems = [*source.problems, *problems]
     bad, total = {problem.position for problem in problems}, len(source.records)
     good = [position for position in range(total) if position not in bad]
+    kinds = collections.Counter(problem.kind for problem in problems)
+    counts = ', '.join(f'{kind}: {count}' for kind, count in kinds.most_common())
+    if problems and on_bad != 'skip':
+        raise InputError(_refusal(source, problems, counts))
     if not good:
         raise InputError(f'{source.name}: no image is left without the bad ones ({counts})')
-    note = f"{total - len(good)} of {total} images left out, as on_bad='skip' ({counts})"
-    return select(source, good)._replace(notes=(*source.notes, note))
+    if problems:
+        source = select(source, good)
+        facts = [facts[position] for position in good] if facts else facts
+    _check_scale(source)
+    notes = [*source.notes, *remarks(source, facts)]
+    if problems:
+        notes.append(f"{total - len(good)} of {total} images left out, as on_bad='skip' ({counts})")
+    return source._replace(notes=tuple(notes))
 
 
 def examined(source):
@@ -87,16 +99,38 @@ def forget(source):
     _cache_file(source).unlink(missing_ok=True)
 
 
-def file_problems(source, facts):
-    """Yields the Problems of image files: missing, unreadable, of another size than annotated."""
+def _file_problems(source, facts, orientation):
+    """Returns ({position: EXIF orientation to apply}, Problems of the image files).
+
+    They are missing, unreadable, of another size than annotated, or turned nobody knows how.
+    """
+    turned, problems = {}, []
     for position, (record, fact) in enumerate(zip(source.records, facts, strict=False)):
         try:
             if fact.problem:
                 raise BadRecord(*fact.problem)
-            where, turned = source.files.names[position], images.TURNED in fact.remarks
-            images.check_size(fact.size, record.size, where, turned)
+            where = source.files.names[position]
+            size = fact.size
+            if _is_applied(record, fact, orientation, where):
+                turned[position] = fact.orientation
+                size = size[::-1] if fact.orientation > 4 else size
+            images.check_size(size, record.size, where)
         except BadRecord as error:
-            yield Problem(error.kind, str(error), position)
+            problems.append(Problem(error.kind, str(error), position))
+    return turned, problems
+
+
+def _is_applied(record, fact, orientation, where):
+    """Returns whether the EXIF orientation of an image is applied; raises BadRecord if unknown."""
+    if orientation != 'annotation' or fact.orientation == 1:
+        return orientation == 'apply' and fact.orientation != 1
+    upright = fact.size[::-1] if fact.orientation > 4 else fact.size
+    is_known = UNSIZED not in record.remarks and upright != fact.size
+    if not is_known and len(record.boxes):
+        what = 'its EXIF tag turns it, and its annotated size does not tell whether its boxes are'
+        remedy = "set orientation='apply' if they are turned along, 'ignore' if not"
+        raise BadRecord('image turned by EXIF', f'{where}: {what}; {remedy}')
+    return is_known and record.size == upright
 
 
 def remarks(source, facts):
@@ -107,8 +141,11 @@ def remarks(source, facts):
         own = list(record.remarks)
         sides = record.boxes[:, 2:] - record.boxes[:, :2]
         own += [THIN] * int((sides <= 1).any(axis=1).sum())
+        own += [DOUBLED] * (len(record.boxes) - len({*map(bytes, record.boxes)}))
         if facts:
             own += facts[position].remarks
+            if facts[position].orientation != 1:
+                own.append(APPLIED if position in source.files.turned else IGNORED)
             digest = facts[position].digest
             first = first_of.setdefault(digest, position) if digest else position
             same = record.image_id == source.records[first].image_id

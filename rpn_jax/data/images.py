@@ -16,10 +16,20 @@ from PIL import Image, UnidentifiedImageError
 from rpn_jax.errors import InputError
 
 LARGEST = 2**27  # pixels of an image
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 JPEG, PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
 MARKER = re.compile(rb'\xff+[^\x00\xff\xd0-\xd7]')  # in a scan: what is no pixel and no restart
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG markers that the size follows
 ORIENTATION = 0x0112  # the EXIF tag
+ORIENTATIONS = {  # its values, and what turns the stored pixels upright
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
 DEEP = 'image of 16 bits or more'
 MODES = {  # Pillow's name of what a file holds, and what is odd about that
     **dict.fromkeys(('1', 'L', 'LA', 'La'), 'greyscale image'),
@@ -28,7 +38,6 @@ MODES = {  # Pillow's name of what a file holds, and what is odd about that
     'CMYK': 'CMYK image',
 }
 EXTRA, STRAY = 'JPEG with stray bytes between its parts', 1024  # at most so many
-TURNED = 'image that its EXIF tag turns; the tag is ignored'
 
 
 class BadRecord(InputError):
@@ -42,10 +51,11 @@ class BadRecord(InputError):
 class Facts(NamedTuple):
     """What is known of an image file before its pixels are used."""
 
-    size: tuple[int, int]  # height, width; (0, 0) where it cannot be decoded
+    size: tuple[int, int]  # height, width as stored; (0, 0) where it cannot be decoded
     digest: str  # of its bytes
     remarks: tuple[str, ...] = ()  # what is odd about it and harmless
     problem: tuple[str, str] = ()  # kind, message: why it cannot be decoded
+    orientation: int = 1  # of its EXIF tag: 1 upright, 2 to 8 as ORIENTATIONS
 
 
 def load(path):
@@ -61,11 +71,21 @@ def load(path):
         raise BadRecord('image missing' if is_gone else 'image unreadable', what) from error
 
 
-def decode(data, where, size=(0, 0)):
+def declared_size(path):
+    """Returns the (height, width) that an image file says it has; raises BadRecord without any."""
+    size = _declared(load(path))[0]
+    if not all(size):
+        what = f'{path}: says nothing of its size, and its annotation gives none'
+        raise BadRecord('annotation without a size', what)
+    return size
+
+
+def decode(data, where, size=(0, 0), orientation=1):
     """Decodes the bytes of an image file into uint8 [height, width, 3] RGB.
 
-    An orientation tag is ignored. Raises BadRecord, which begins with `where`, if the file is
-    truncated, no image, larger than LARGEST or not of this (height, width); (0, 0) is any.
+    The file's own orientation tag is ignored; orientation is the one to apply. Raises BadRecord,
+    which begins with `where`, if the file is truncated, no image, larger than LARGEST or, once it
+    is turned, not of this (height, width); (0, 0) is any.
     """
     _silence_cv2()
     declared, is_whole = _declared(data)
@@ -84,18 +104,28 @@ def decode(data, where, size=(0, 0)):
     if image is None or image.dtype != np.uint8 or image.ndim != 3:
         what = f'{where}: not an image; mend it or leave it out'
         raise BadRecord('image unreadable', what)
+    if orientation != 1:
+        image = np.ascontiguousarray(ORIENTATIONS[orientation](image))
     check_size(image.shape[:2], size, where)
     return image
 
 
-def check_size(actual, annotated, where, turned=False):
+def check_size(actual, annotated, where):
     """Raises BadRecord where an image's (height, width) is not the annotated one; (0, 0) is any."""
     if any(annotated) and tuple(actual) != tuple(annotated):
         (h, w), (height, width) = actual, annotated
         what = f'{where}: the image is {w} x {h}, its annotation says {width} x {height}'
-        if turned and (w, h) == (height, width):
-            what += '; its EXIF tag turns it: write the pixels turned, without the tag'
         raise BadRecord('image of another size than annotated', what)
+
+
+def orientation_of(data):
+    """Returns the EXIF orientation of an image file, 1 to 8; 1 where it says nothing sensible."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            value = image.getexif().get(ORIENTATION, 1)
+            return value if value in ORIENTATIONS else 1
+    except Exception:  # whatever a strange head makes Pillow raise
+        return 1
 
 
 def examine(data, where):
@@ -106,7 +136,7 @@ def examine(data, where):
         size = decode(data, where).shape[:2]
     except BadRecord as problem:
         return Facts((0, 0), digest, problem=(problem.kind, str(problem)))
-    return Facts(size, digest, _remarks(data) + stray)
+    return Facts(size, digest, _remarks(data) + stray, orientation=orientation_of(data))
 
 
 def _remarks(data):
@@ -117,8 +147,6 @@ def _remarks(data):
             remarks += [MODES[image.mode]] if image.mode in MODES else []
             if 'A' in image.getbands() or 'transparency' in image.info:
                 remarks.append('image with transparency, which is ignored')
-            if image.getexif().get(ORIENTATION, 1) in range(2, 9):
-                remarks.append(TURNED)
     except Exception:  # whatever a strange head makes Pillow raise: cv2 has read the pixels
         remarks.append('image whose head is damaged')
     if data.startswith(PNG) and data[24] == 16:  # in colour, of which Pillow's mode says nothing

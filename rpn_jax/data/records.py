@@ -1,7 +1,8 @@
 """What every source of images gives: annotated records, and a function that reads their pixels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from rpn_jax.data.images import BadRecord
 
 SLACK = 1.0  # pixels a box may reach outside and is clipped; further out is an error
 CLIPPED = 'box up to 1 pixel outside its image, clipped'
+FAR = "box more than 1 pixel outside its image, clipped by on_bad='clip'"
+UNSIZED = 'annotation without a size, which is taken from the image'
 
 
 class Kind:
@@ -30,6 +33,8 @@ class Record(NamedTuple):
     boxes: np.ndarray  # [n, 4] float32 (x0, y0, x1, y1), pixels of the original image, half open
     kind: np.ndarray  # [n] int32, codes of Kind
     remarks: tuple[str, ...] = ()  # what is odd and harmless, once per occurrence
+    coco_id: int | str | None = None  # the image's id in its json file of COCO
+    areas: np.ndarray | None = None  # [n] float64 as annotated; None: those of the boxes
 
 
 class Problem(NamedTuple):
@@ -46,6 +51,7 @@ class Files(NamedTuple):
     names: Sequence[str]  # for messages
     load: Callable[[int], bytes]  # the bytes of the file; raises BadRecord
     stamp: Callable[[int], str]  # another one where the file may have changed; '' if it is gone
+    turned: Mapping[int, int] = MappingProxyType({})  # EXIF orientations that are applied
 
 
 class Source(NamedTuple):
@@ -57,6 +63,7 @@ class Source(NamedTuple):
     files: Files | None = None  # None: the images are drawn
     problems: tuple[Problem, ...] = ()  # of the annotations
     notes: tuple[str, ...] = ()  # what was left out, and what is odd and harmless
+    annotations: Sequence[Path] = ()  # COCO's json file, or one XML file of VOC for each record
 
 
 def from_paths(name, records, paths, problems=()):
@@ -78,21 +85,30 @@ def reader(records, files):
 
     def read(position):
         data, where = files.load(position), files.names[position]
-        return images.decode(data, where, records[position].size)
+        orientation = files.turned.get(position, 1)
+        return images.decode(data, where, records[position].size, orientation)
 
     return read
 
 
 def select(source, positions):
     """Returns the source with only the records at these positions."""
+    turned = source.files.turned if source.files else {}
     files = source.files and Files(
         [source.files.names[i] for i in positions],
         lambda i: source.files.load(positions[i]),
         lambda i: source.files.stamp(positions[i]),
+        {i: turned[p] for i, p in enumerate(positions) if p in turned},
     )
-    records = [source.records[i] for i in positions]
+    annotations = source.annotations
+    if len(annotations) == len(source.records):
+        annotations = [annotations[i] for i in positions]
     return source._replace(
-        records=records, read=lambda i: source.read(positions[i]), files=files, problems=()
+        records=[source.records[i] for i in positions],
+        read=lambda i: source.read(positions[i]),
+        files=files,
+        problems=(),
+        annotations=annotations,
     )
 
 
@@ -107,21 +123,32 @@ def without_boxes(image_id, size=(0, 0)):
     return record_of(image_id, size, [], [])
 
 
-def clip_box(corners, size):
+def clip_box(corners, size, on_bad='error'):
     """Returns the corners (x0, y0, x1, y1) of a box, clipped to an image of (height, width).
 
-    Raises BadRecord, whose message names no box, where it is inverted or reaches out by more than
-    SLACK pixels.
+    Raises BadRecord, whose message names no box, where it is inverted or wholly outside, and,
+    unless on_bad is 'clip', where it reaches out by more than SLACK pixels.
     """
     (x0, y0, x1, y1), (height, width) = corners, size
     if x1 <= x0 or y1 <= y0:
         raise BadRecord('box inverted', 'is inverted')
     clipped = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
-    is_empty = clipped[0] >= clipped[2] or clipped[1] >= clipped[3]
-    if is_empty or min(x0, y0) < -SLACK or x1 > width + SLACK or y1 > height + SLACK:
-        where = f'lies outside the {width:g} x {height:g} image'
+    where = f'lies outside the {width:g} x {height:g} image'
+    if clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
         raise BadRecord('box outside its image', where)
+    beyond = max(-x0, -y0, x1 - width, y1 - height)
+    if beyond > SLACK and on_bad != 'clip':
+        what = f"{where} by {beyond:g} pixels (on_bad='clip' clips it)"
+        raise BadRecord('box outside its image', what)
     return clipped
+
+
+def clipped_remark(box, given):
+    """Returns a list of the remark that a box was clipped, empty where it is as it was given."""
+    if tuple(box) == tuple(given):
+        return []
+    beyond = max(abs(a - b) for a, b in zip(box, given, strict=True))
+    return [FAR if beyond > SLACK else CLIPPED]
 
 
 def inside_folder(name, *, nested=False):

@@ -9,7 +9,7 @@ import numpy as np
 
 from rpn_jax.data import batches as batching
 from rpn_jax.data.canvases import short_side, square
-from rpn_jax.data.check import ON_BAD, lint
+from rpn_jax.data.check import ON_BAD, ORIENTATIONS, lint
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.data.sources.coco import coco
 from rpn_jax.data.sources.folder import pictures
@@ -21,13 +21,14 @@ from rpn_jax.errors import InputError
 logger = logging.getLogger(__name__)
 SOURCES = {  # name: the function (split, **keywords) -> Source, and its keywords
     'tfds': (tfds, ('path', 'name', 'on_bad')),
-    'voc': (voc, ('path', 'images', 'annotations')),
-    'coco': (coco, ('path', 'images', 'annotations')),
+    'voc': (voc, ('path', 'images', 'annotations', 'on_bad')),
+    'coco': (coco, ('path', 'images', 'annotations', 'on_bad')),
     'shapes': (shapes, ('count', 'size', 'seed')),
     'images': (pictures, ('path', 'images')),
 }
 WITHOUT_BOXES = ('images',)  # sources that cannot be trained on
 RESIZES = ('square', 'short_side')
+PLACES = ('path', 'images', 'annotations')  # keys that `eval_` has besides
 
 
 class Options(NamedTuple):
@@ -52,11 +53,17 @@ class Options(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     on_bad: str
+    orientation: str = 'annotation'
+    eval_path: str = ''
+    eval_images: str = ''
+    eval_annotations: str = ''
 
 
 def check(options):
     """Returns the options, ~ in their paths expanded; raises InputError where they are wrong."""
-    for key, choices in (('source', SOURCES), ('resize', RESIZES), ('on_bad', ON_BAD)):
+    choices_of = {'source': SOURCES, 'resize': RESIZES}
+    choices_of |= {'on_bad': ON_BAD, 'orientation': ORIENTATIONS}
+    for key, choices in choices_of.items():
         if (value := getattr(options, key)) not in choices:
             raise InputError(f'{key} {value!r} is not one of {", ".join(map(repr, choices))}')
     for key in ('image_size', 'max_size', 'canvases', 'batch_size', 'max_boxes'):
@@ -66,8 +73,8 @@ def check(options):
         raise InputError(f'scenes {options.scenes!r} is not two whole numbers')
     family = 'torchvision' if options.pixels == 'auto' else options.pixels
     pixel_family(family, options.mean, options.std)
-    paths = {k: os.path.expanduser(getattr(options, k)) for k in ('path', 'images', 'annotations')}
-    return options._replace(**paths)
+    paths = [prefix + name for prefix in ('', 'eval_') for name in PLACES]
+    return options._replace(**{key: os.path.expanduser(getattr(options, key)) for key in paths})
 
 
 def open_split(options, split, *, seed=0, training=True, boxes=True):
@@ -82,6 +89,7 @@ def open_split(options, split, *, seed=0, training=True, boxes=True):
     if boxes and options.source in WITHOUT_BOXES:
         what = f'source {options.source!r} has no boxes to learn from; it is for statistics'
         raise InputError(what)
+    options = options if training else _for_evaluation(options)
     function, keywords = SOURCES[_source_at(options, split)]
     values = options._asdict() | {
         'count': options.scenes[0 if training else 1],
@@ -89,12 +97,32 @@ def open_split(options, split, *, seed=0, training=True, boxes=True):
         'seed': seed if training or split == options.train_split else 0,
     }
     source = function(split, **{key: values[key] for key in keywords})
-    source = lint(source, options.on_bad)
+    source = lint(source, options.on_bad, options.orientation)
     for record in source.records if boxes else ():
         if len(record.boxes) > options.max_boxes:
             what = f'{len(record.boxes)} boxes, but max_boxes is {options.max_boxes}; raise it'
             raise InputError(f'image {record.image_id}: {what}')
     return source
+
+
+def _for_evaluation(options):
+    """Returns the options with the places of the evaluation split, '' as for training.
+
+    Raises InputError where they give one json file to the images of both splits.
+    """
+    places = {key: getattr(options, f'eval_{key}') or getattr(options, key) for key in PLACES}
+    own = options._replace(**places)
+    both = {
+        (each.images or f'{each.path}/{split}')
+        for each, split in ((options, options.train_split), (own, options.eval_split))
+    }
+    same = own.annotations == options.annotations
+    if same and options.annotations.endswith('.json') and len(both) > 1:
+        raise InputError(
+            f'annotations: {options.annotations} is the only json file for the images of two '
+            f'splits; name that of {options.eval_split!r} in eval_annotations'
+        )
+    return own
 
 
 def _source_at(options, split):

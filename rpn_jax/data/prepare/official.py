@@ -190,7 +190,7 @@ def open_release(release, keywords):
 
 
 def _voc_classes(folder, record):
-    return voc.parse(folder / f'{record.image_id}.xml', record.image_id)[1]
+    return voc.parse(folder / f'{record.image_id}.xml', record.image_id, on_bad='clip')[1]
 
 
 def _coco_classes(classes, record):

@@ -3,10 +3,9 @@
 import os
 from pathlib import Path
 
+from rpn_jax.data.images import EXTENSIONS
 from rpn_jax.data.records import from_paths, without_boxes
 from rpn_jax.errors import InputError
-
-EXTENSIONS = frozenset('.bmp .jpeg .jpg .png .tif .tiff .webp'.split())
 
 
 def pictures(split='', *, path, images=''):

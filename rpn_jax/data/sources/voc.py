@@ -4,12 +4,14 @@ import math
 from pathlib import Path
 from xml.etree import ElementTree
 
-from rpn_jax.data.images import BadRecord
+from rpn_jax.data import images as image_files
+from rpn_jax.data.images import EXTENSIONS, BadRecord
 from rpn_jax.data.records import (
-    CLIPPED,
+    UNSIZED,
     Kind,
     Problem,
     clip_box,
+    clipped_remark,
     from_paths,
     inside_folder,
     record_of,
@@ -18,66 +20,86 @@ from rpn_jax.data.records import (
 from rpn_jax.data.sources import LONGEST, naming
 from rpn_jax.errors import InputError
 
-MISSPELT = ('object', 'objects')
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.JPG', '.JPEG', '.PNG')
+UNSAID = 'object without <difficult>, taken as not difficult'
+NEEDED = 'VOC needs a VOCdevkit/VOCxxxx folder, or one folder a split with XMLs beside images'
+DIFFICULT = {'0': False, 'false': False, '1': True, 'true': True}
 
 
-def voc(split, *, path, images='', annotations=''):
+def voc(split, *, path, images='', annotations='', on_bad='error'):
     """Opens a split: the images listed in ImageSets/Main/{split}.txt, or all of Annotations for ''.
 
     `images` and `annotations` are the folders of the pictures and of the XML files where they lie
-    elsewhere. VOC's 1-based inclusive corners become half open (x0 and y0 lose 1). Annotations that
-    would train wrongly are the source's problems. Raises InputError where there is no split.
+    elsewhere. Without a folder Annotations, path may hold a folder of each split, in which the XML
+    files lie beside their images. VOC's 1-based inclusive corners become half open (x0 and y0 lose
+    1); on_bad='clip' clips what reaches out of its image. Annotations that would train wrongly are
+    the source's problems. Raises InputError where there is no split.
     """
     folder = Path(path)
     pictures = Path(images or folder / 'JPEGImages')
     labels = Path(annotations or folder / 'Annotations')
+    own = split and not annotations and not labels.is_dir() and any((folder / split).glob('*.xml'))
+    if own:
+        labels, pictures = folder / split, Path(images or folder / split)
     for keyword, needed in (
         ('path', folder),
         ('images' if images else 'path', pictures),
         ('annotations' if annotations else 'path', labels),
     ):
         if not needed.is_dir():
-            raise InputError(f'{keyword}: no folder {needed}; VOC needs a VOCdevkit/VOCxxxx folder')
-    ids = _image_ids(folder, labels, split)
+            raise InputError(f'{keyword}: no folder {needed}; {NEEDED}')
+    ids = _image_ids(folder, labels, '' if own else split)
+    paths = [_image_file(pictures, image_id) for image_id in ids]
+    files = [labels / f'{image_id}.xml' for image_id in ids]
     records, problems = [], []
-    for position, image_id in enumerate(ids):
+    for position, (file, image_id) in enumerate(zip(files, ids, strict=True)):
         try:
-            records.append(parse(labels / f'{image_id}.xml', image_id)[0])
+            records.append(parse(file, image_id, paths[position], on_bad)[0])
         except BadRecord as error:
             records.append(without_boxes(image_id))
             problems.append(Problem(error.kind, str(error), position))
-    paths = [_image_file(pictures, image_id) for image_id in ids]
-    return from_paths(f'voc {folder.name} {split or "all"}', records, paths, problems)
+    source = from_paths(f'voc {folder.name} {split or "all"}', records, paths, problems)
+    return source._replace(annotations=files)
 
 
-def parse(path, image_id):
+def parse(path, image_id, picture=None, on_bad='error'):
     """Reads one VOC annotation into (Record, classes of its boxes).
 
-    Raises BadRecord, which names the file and the object.
+    A size that is missing or 0 is that of the picture, the image's file. Raises BadRecord, which
+    names the file and the object.
     """
     boxes, kind, remarks, classes = [], [], [], []
     with naming(f'{path}: '):
         root = _root(Path(path), image_id)
+        objects = _objects(root)
         size = _size(root)
-        if wrong := [c.tag for c in root if c.tag != 'object' and c.tag.lower() in MISSPELT]:
-            what = f'objects are in <object> of <annotation>, not in <{wrong[0]}>'
-            raise BadRecord('annotation unreadable', what)
-        for number, item in enumerate(root.findall('object')):
+        if size is None:
+            size = image_files.declared_size(picture)
+            remarks.append(UNSIZED)
+        for number, item in enumerate(objects):
             classes.append((item.findtext('name') or '').strip())
             with naming(f'object {number} ({classes[-1]}) '):
-                box, given = _box(item, size)
+                box, given = _box(item, size, on_bad)
+                difficult = _text(item, 'difficult')
+                if difficult.lower() not in {'', *DIFFICULT}:
+                    what = f'has difficult = {difficult!r}, which is neither 0 nor 1'
+                    raise BadRecord('annotation with what is not a number', what)
             boxes.append(box)
-            remarks += [CLIPPED] if box != given else []
-            difficult = (item.findtext('difficult') or '0').strip().lower() in ('1', 'true')
-            kind.append(Kind.DIFFICULT if difficult else Kind.OBJECT)
+            remarks += clipped_remark(box, given)
+            remarks += [] if difficult else [UNSAID]
+            kind.append(Kind.DIFFICULT if DIFFICULT.get(difficult.lower()) else Kind.OBJECT)
     return record_of(image_id, map(int, size), boxes, kind, remarks), classes
 
 
-def listed(path):
-    """Returns the image ids in a list of ImageSets."""
-    lines = path.read_text('utf-8-sig', errors='replace').splitlines()
-    return [line.split()[0] for line in lines if line.strip()]
+def listed(path, exists=None):
+    """Returns the image ids in a list of ImageSets: a line, or its first word.
+
+    Columns may follow an id, as the -1, 0 and 1 of a class. exists(id) tells which of them a line
+    with several words means; by default it is the first word.
+    """
+    data = path.read_bytes()
+    encoding = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
+    lines = [line.strip() for line in data.decode(encoding, errors='replace').splitlines()]
+    return [line if exists and exists(line) else line.split()[0] for line in lines if line]
 
 
 def _root(path, image_id):
@@ -95,14 +117,48 @@ def _root(path, image_id):
     raise BadRecord('annotation unreadable', what)
 
 
+def _objects(root):
+    """Returns the <object> elements of an annotation, of which each has at most one <bndbox>.
+
+    Raises BadRecord where an object or a box stands elsewhere, as it would be lost. The boxes of a
+    <part>, such as a person's head, are no objects.
+    """
+    objects = root.findall('object')
+    boxes = [_one(item, 'bndbox', f'object {number} ') for number, item in enumerate(objects)]
+    known, pending = {*objects, *boxes}, [root]
+    while pending:
+        element = pending.pop()
+        name = element.tag.rpartition('}')[2].lower()
+        if name in ('object', 'objects', 'bndbox') and element not in known:
+            what = 'objects are in <object> of <annotation>, boxes in <bndbox> of <object>'
+            raise BadRecord('annotation unreadable', f'<{element.tag}> is elsewhere: {what}')
+        pending += element if name != 'part' else ()
+    return objects
+
+
+def _one(parent, name, where=''):
+    """Returns the element of a name inside another, or None; raises BadRecord for several."""
+    found = parent.findall(name)
+    if len(found) > 1:
+        what = f'{where}has {len(found)} elements <{name}>, of which only one can be meant'
+        raise BadRecord('annotation unreadable', what)
+    return found[0] if found else None
+
+
+def _text(parent, name):
+    element = _one(parent, name)
+    return '' if element is None else (element.text or '').strip()
+
+
 def _size(root):
-    """Returns the (height, width) that an annotation gives its image, as floats."""
-    size = root.find('size')
-    if size is None:
-        remedy = 'add it with width and height, in lower case and without a namespace'
-        raise BadRecord('annotation without a size', f'no <size>; {remedy}')
+    """Returns the (height, width) that an annotation gives its image, None where it gives none."""
+    size = _one(root, 'size')
     with naming('<size> '):
+        if size is None or not all(_text(size, side) for side in ('height', 'width')):
+            return None
         height, width = _numbers(size, 'height', 'width')
+    if 0 in (height, width):
+        return None
     if not 1 <= min(height, width) <= max(height, width) <= LONGEST:
         bounds = f'at least 1 x 1 and at most {LONGEST} x {LONGEST} pixels'
         what = f'<size> is {width:g} x {height:g}; an image has {bounds}'
@@ -110,7 +166,7 @@ def _size(root):
     return height, width
 
 
-def _box(item, size):
+def _box(item, size, on_bad):
     """Returns an object's box, half open and clipped, and the same as it was given."""
     corners = item.find('bndbox')
     if corners is None:
@@ -118,16 +174,16 @@ def _box(item, size):
     x0, y0, x1, y1 = _numbers(corners, 'xmin', 'ymin', 'xmax', 'ymax')
     given = x0 - 1, y0 - 1, x1, y1
     with naming('', f': ({x0:g}, {y0:g}, {x1:g}, {y1:g})'):
-        return clip_box(given, size), given
+        return clip_box(given, size, on_bad), given
 
 
 def _numbers(parent, *names):
     """Yields the numbers in the elements of these names inside another."""
     for name in names:
-        text = parent.findtext(name)
+        text = _text(parent, name)
         try:
             value = float(text)
-        except (TypeError, ValueError):
+        except ValueError:
             value = math.nan
         if not math.isfinite(value):
             what = f'has {name} = {text!r}, which is not a number'
@@ -147,17 +203,22 @@ def _image_ids(folder, labels, split):
                 f"{where}: no such list of a split; there are: {lists or 'none'}; the split '' "
                 'takes every annotation'
             )
-        ids = listed(where)
+        ids = listed(where, lambda name: _is_id(name) and (labels / f'{name}.xml').is_file())
     if not ids:
         raise InputError(f'{where}: the split is empty')
     for image_id in ids:
-        if not inside_folder(image_id) or image_id.startswith('.'):
+        if not _is_id(image_id):
             what = f'{where}: image id {image_id!r} would leave the folder, or lies deeper in it'
             raise InputError(f'{what}; an id is the name of a file of Annotations')
     return ids
 
 
+def _is_id(name):
+    return inside_folder(name) and not name.startswith('.')
+
+
 def _image_file(pictures, image_id):
     """Returns the path of an image, where it is missing that of its .jpg."""
-    paths = [pictures / f'{image_id}{extension}' for extension in EXTENSIONS]
+    ends = [case(end) for end in EXTENSIONS for case in (str.lower, str.upper)]
+    paths = [pictures / f'{image_id}{end}' for end in ends]
     return next(filter(Path.is_file, paths), paths[0])
