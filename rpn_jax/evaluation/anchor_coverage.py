@@ -1,8 +1,8 @@
 """Which anchors learn and recall what: measured over a split, by level, size and aspect ratio.
 
-Two questions. What do the anchors of each type learn, and which objects do they recall? And how far
-do anchors stretch: of every anchor whose centre lies inside an object, however much larger or
-smaller than the anchor, how well does its box fit that object before and after regression?
+What do the anchors of each type learn, and which objects do they recall? And how far do anchors
+stretch: of every anchor whose centre lies inside an object, however much larger or smaller than the
+anchor, how well does its box fit that object before and after regression?
 
 NumPy on the host, of one image's predict.Prediction; sums of images add up to a split's.
 """
@@ -35,20 +35,21 @@ def measure(prediction, *, iou, limit, beta=1 / 9):
     and of foreground ones, and the sums of their IoU before and after.
     """
     anchors, labels = prediction.anchors, prediction.labels
-    boxes, gt_boxes = np.float64(anchors.boxes), np.float64(prediction.gt_boxes)
-    maps, matched = (prediction.logits, prediction.deltas, labels), gt_boxes[prediction.matched]
-    own = anchors.boxes, np.float32(matched), anchors.type
-    losses = jax.device_get(_sums(*maps, *own, beta=beta, count=len(anchors.types)))
+    boxes = np.float64(anchors.boxes)
+    matched = prediction.gt_boxes[prediction.matched]
+    sampled = labels, anchors.boxes, matched, anchors.type
+    maps = prediction.logits, prediction.deltas
+    losses = jax.device_get(_sums(*maps, *sampled, beta=beta, count=len(anchors.types)))
     count = functools.partial(np.bincount, minlength=len(anchors.types))
     positive = np.flatnonzero(labels == FOREGROUND)
     types = anchors.type[positive]
-    shift, scale = _distance(boxes[positive], matched[positive])
+    shift, scale = _distance(boxes[positive], np.float64(matched[positive]))
     return {name: np.float64(values) for name, values in losses.items()} | {
         'labelled': count(anchors.type[labels >= 0]),
         'shift': count(types, shift),
         'scale': count(types, scale),
         'recalled': count(anchors.type[_recalling(prediction, iou, limit)]),
-        'stretch': _stretch(prediction, boxes, gt_boxes),
+        'stretch': _stretch(prediction, boxes),
     }
 
 
@@ -129,15 +130,15 @@ def _recalling(prediction, iou, limit):
     return prediction.proposals.index[valid][best]
 
 
-def _stretch(prediction, anchors, gt_boxes):
-    """Returns the sums of stretch, [4, sizes, BINS], of anchors and gt_boxes in float64."""
+def _stretch(prediction, anchors):
+    """Returns the sums of stretch, [4, sizes, BINS], of anchors in float64."""
     sizes, of_type = _sizes(types_of(prediction.anchors))
     size, length = of_type[prediction.anchors.type], len(sizes) * BINS
     matched = np.where(prediction.labels == FOREGROUND, prediction.matched, -1)
     centres, sums = (anchors[:, :2] + anchors[:, 2:]) / 2, np.zeros((4, length))
     octaves = -np.log2(np.maximum(area(anchors), box.TINY)) / 2
     for row in np.flatnonzero(prediction.gt_kind == OBJECT):
-        own = gt_boxes[row]
+        own = np.float64(prediction.gt_boxes[row])
         inside = np.flatnonzero(np.all((own[:2] <= centres) & (centres < own[2:]), axis=1))
         stretch = octaves[inside] + np.log2(np.maximum(area(own), box.TINY)) / 2
         bins = np.searchsorted(EDGES, stretch, side='right') - 1

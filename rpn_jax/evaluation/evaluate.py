@@ -1,7 +1,7 @@
 """Evaluation: proposals over a split, measured beside boxes that never saw an image.
 
-A network's predictions become an ImageResult for each image, the only pass over logits and deltas.
-All figures, tables and pictures of an Evaluation are functions of these and of the Split.
+A network's predictions become an ImageResult for each image; all figures, tables and pictures of an
+Evaluation are functions of these and of the Split.
 """
 
 import functools
@@ -81,10 +81,9 @@ def make_evaluate(
     Made once for a run, so that its function compiles once for each canvas. With brief=True what
     takes longer is left out: the ablations, the reasons of misses, the anchors.
 
-    source is the split that is evaluated, options a data.Options. proposals are keywords of
-    propose, targets those of matching.assign, loss_beta is that of box_loss, gaussian is
-    baselines.fit_gaussian of the training records, seed is for the baselines and the random order.
-    pixels and devices are as in make_predict.
+    source is the split that is evaluated, options a data.Options, proposals keywords of propose,
+    targets those of matching.assign, loss_beta that of box_loss, gaussian baselines.fit_gaussian of
+    the training records; pixels and devices as in make_predict.
     """
     targets = dict(targets or {})
     devices = list(devices or jax.local_devices()[:1])
@@ -113,7 +112,7 @@ def make_evaluate(
         }
         return _evaluation(split, results, boxes, blind, bounds, int(step), limit)
 
-    evaluate.predict, evaluate.source = predict, source
+    evaluate.source = source
     return evaluate
 
 

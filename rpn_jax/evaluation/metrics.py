@@ -137,8 +137,7 @@ def bound(best, areas):
 def summarise(overlaps, limits=LIMITS, post_nms=None):
     """Returns the figures of a split by their names in evaluation.json: {name: float or None}.
 
-    Numbers of proposals in limits above post_nms, the most that an image can have, are left out.
-    Small, medium and large objects have figures of their own at 100 proposals.
+    limits above post_nms, the most proposals that an image can have, are left out.
     """
     figures = {
         name: _mean(values if inside is None else values[inside])
@@ -169,10 +168,9 @@ def tallies(overlaps, limits=LIMITS, post_nms=None, sized=(100,)):
 def curves(overlaps, counts, post_nms=np.inf):
     """Returns recall over IoU and over the number of proposals: {name: list}.
 
-    'iou' is the axis of recall@100/iou and recall@1000/iou, or, where that is fewer, of recall at
-    post_nms, the most proposals of an image; 'count', the numbers of proposals in counts, that of
-    recall@0.5/count, recall@0.7/count and AR/count. A number above what an image has means all
-    that it has.
+    'iou' is the axis of recall@100/iou and recall@1000/iou (at post_nms, the most proposals of an
+    image, where that is fewer); 'count', the numbers of proposals in counts, that of
+    recall@0.5/count, recall@0.7/count and AR/count.
     """
     lines = {'iou': THRESHOLDS.tolist()}
     for n in sorted({min(n, post_nms) for n in (100, 1000)}):

@@ -40,9 +40,8 @@ class Remover(NamedTuple):
 class Lost(NamedTuple):
     """The box that came nearest to recalling an object, where the reason says that it was lost.
 
-    The best anchor, where none is near or positive; the best decoded box, where none reaches the
-    IoU or clipping takes it away; else the best-ranked that reaches it, of those that NMS keeps if
-    there is one.
+    The best anchor, or decoded box; past clipping the best-ranked that reaches the IoU, of those
+    that NMS keeps if there is one.
     """
 
     box: np.ndarray  # [4]

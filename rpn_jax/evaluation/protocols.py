@@ -30,10 +30,7 @@ UNSKIPPED = 'detectron2 unskipped'
 
 
 def limits_of(results):
-    """Returns those of metrics.LIMITS that an image can have: up to post_nms.
-
-    Where that is not known, 1000, or more if an image has more.
-    """
+    """Returns those of metrics.LIMITS up to post_nms; where unknown, 1000 or what an image has."""
     most = results.post_nms
     if most is None:
         most = max([1000, *map(len, results.proposals)])
@@ -80,11 +77,7 @@ def mmdetection(results, limits=None):
 
 
 def voc(results, limits=None, *, converted=True):
-    """Returns the Tallies of recall at IoU 0.5 as the Pascal VOC devkit; converted as in detectron.
-
-    Each box is compared only with its best object, the first of equal ones, and the first box to
-    reach it recalls it.
-    """
+    """Returns the Tallies of recall at IoU 0.5 as the VOC devkit; `converted` as in detectron."""
     limits = _chosen(limits, results)
     sums = np.zeros((len(results.image_ids), len(limits), 1))
     counts = np.zeros(len(results.image_ids))

@@ -69,10 +69,7 @@ class Results(NamedTuple):
 
 
 def areas_of(results):
-    """Returns the ground truth's areas, of the boxes where none are given.
-
-    A sequence of [G] float64 in square pixels of the original image, one for each image.
-    """
+    """Returns each image's areas [G] float64 of the ground truth, by default of its boxes."""
     if results.gt_areas is not None:
         return [np.asarray(areas, np.float64) for areas in results.gt_areas]
     return [area(boxes) for boxes in results.gt_boxes]
@@ -151,13 +148,12 @@ def to_coco(results):
 
 
 def from_coco(instances, results, *, dataset='', step=0):
-    """Returns the Results, in float64, of COCO's instances and results, of any program.
+    """Returns the Results, in float64, of COCO's instances and results: paths or parsed content.
 
-    Each is a path or the parsed content. No annotation is left out or clipped. Proposals rank by
-    score; annotations, and results of equal scores, stand as in COCOeval: by category, then in the
-    file's order. Categories and COCO's `ignore` change nothing else, as there. An image_id is the
-    file name, or the id where there is none. Raises InputError naming the entry that cannot be
-    used.
+    No annotation is left out or clipped. Proposals rank by score; annotations, and results of equal
+    scores, by category, then in the file's order, as in COCOeval. Categories and COCO's `ignore`
+    change nothing else. An image_id is the file name, or the id where there is none. Raises
+    InputError naming the entry that cannot be used.
     """
     positions = {}
 
