@@ -45,10 +45,19 @@ def test_pixels_that_are_not_taken_off_make_boxes_larger():
     assert values_of(protocols.detectron(some, converted=False))['AR@10'] == pytest.approx(0.1)
     assert values_of(protocols.voc(some))['recall@0.5/10'] == 0
     assert values_of(protocols.voc(some, converted=False))['recall@0.5/10'] == 1
+    narrow = as_results([([((0, 0, 1, 9), 1.0)], [((0, 0, 0.4, 9), 1, 1)])])  # of a pixel at least
+    assert values_of(protocols.detectron(narrow))['AR@10'] == 1
+
+
+def test_a_difficult_object_may_take_a_box_in_voc_alone():
+    box = 0, 0, 20, 40
+    some = as_results([([(box, 1.0)], [(box, 2, 1), ((0, 0, 20, 30), 1, 1)])])
+    assert values_of(protocols.voc(some))['recall@0.5/10'] == 0
+    assert values_of(protocols.coco(some))['recall@0.5/10'] == 1
 
 
 def test_the_table_stands_in_columns():
-    some = random_results(1)
+    some = random_results(0)
     estimates = protocols.table(some, resamples=100)
     assert list(estimates) == [*protocols.PROTOCOLS, 'detectron2 unskipped']
     head, names, *rows, sizes, skipping = protocols.lines(some, estimates)
@@ -67,6 +76,7 @@ def test_the_table_stands_in_columns():
             assert value is None or low <= value <= high
     assert sizes.endswith('the area as annotated; in rpn_jax always of the box')
     lost = int(np.sum(some.gt_kinds[1] == 1))
+    assert lost > 1
     assert skipping.startswith(f'detectron2 skips 1 images without proposals ({lost} objects): AR@')
     skipped, whole = (estimates[n]['AR@100'].value for n in ('detectron2', protocols.UNSKIPPED))
     change = skipped - whole
