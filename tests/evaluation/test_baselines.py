@@ -78,15 +78,6 @@ def test_random_anchors_are_clipped_anchors_of_all_levels_without_repeats(levels
     assert {*map(tuple, some)} < {*map(tuple, clipped)} and len(some) == 30
 
 
-def test_random_anchors_are_uniform():
-    anchors = np.arange(10)[:, None] + np.array([0, 0, 1, 1.0])
-    rng = np.random.default_rng(0)
-    drawn = [baselines.random_anchors(rng, 3, anchors, (99, 99))[:, 0] for _ in range(3000)]
-    for column in np.transpose(drawn):  # ranks are drawn too: the first is as likely to be any
-        share = np.bincount(column.astype(int), minlength=10) / 3000
-        np.testing.assert_allclose(share, 0.1, atol=0.025)
-
-
 def test_gaussian_boxes_repeat_the_distribution_they_were_fitted_on():
     rng = np.random.default_rng(0)
     mean = np.array([0.4, 0.6, np.log(0.1), np.log(0.2)])
