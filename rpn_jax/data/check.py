@@ -70,7 +70,11 @@ def examined(source):
     if source.files is None:
         return []
     names, cache = _names(source), _cache_file(source)
-    stamps, known = list(map(source.files.stamp, range(len(names)))), _read(cache)
+    stamps = list(map(source.files.stamp, range(len(names))))
+    known = {}  # name: [stamp, *Facts]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none that can be read
+        content = json.loads(cache.read_text())
+        known = content['files'] if content['version'] == VERSION else {}
     kept = [known.get(name, [''])[0] for name in names]
     stale = [i for i, stamp in enumerate(stamps) if not stamp or stamp != kept[i]]
 
@@ -192,12 +196,3 @@ def _cache_file(source):
     """Returns the cache file for a source's images: one for a folder, whatever the split."""
     folder = os.path.commonpath(list(map(os.path.dirname, _names(source))))
     return cache_folder() / 'lint' / f'{hashlib.sha256(folder.encode()).hexdigest()[:16]}.json'
-
-
-def _read(cache):
-    """Returns {name: [stamp, *Facts]}; empty where there is no cache, or none that can be read."""
-    try:
-        content = json.loads(cache.read_text())
-        return content['files'] if content['version'] == VERSION else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}

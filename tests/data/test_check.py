@@ -60,16 +60,13 @@ JPEG, PNG = encoded(PICTURE), encoded(PICTURE, '.png')
 BAD = [  # what is wrong with one image of a split: the kind, its file, the content, the complaint
     ('image missing', JPG, None, 'no such image; fetch it'),
     ('image truncated', JPG, JPEG[:2] + bytes(500), 'is truncated'),
-    ('image truncated', JPG, PNG[:900], 'is truncated'),
     ('image damaged', JPG, JPEG[: len(JPEG) // 2] + b'\xff\xd9', 'are damaged'),
     ('image damaged', JPG, JPEG[:1500] + bytes(900) + b'\xff\xd9', 'are damaged'),
     ('image damaged', JPG, PNG[:900] + b'?' + PNG[901:], 'are damaged'),  # a wrong checksum
     (UNREADABLE, JPG, encoded(PICTURE[..., 0].astype(np.float32), '.pfm'), 'not an image'),
-    (UNREADABLE, JPG, b'', 'not an image'),
     (UNREADABLE, JPG, png_of(80, 60), 'not an image'),  # without data
     (UNREADABLE, JPG, png_of(80, 60, kind=(8, 5, 0, 0, 0)), 'not an image'),  # of no known kind
     (UNREADABLE, JPG, b'GIF89a\x50\0\x3c\0', 'not an image'),
-    (RESIZED, JPG, encoded(PICTURE.swapaxes(0, 1)), 'is 60 x 80, its annotation says 80 x 60'),
     (RESIZED, XML, xml(VOC_BOX, size=(80, 60)), 'is 80 x 60'),
     (RESIZED, JPG, turned_jpeg(PICTURE.swapaxes(0, 1), 6), 'its EXIF tag turns it'),
     ('annotation unreadable', XML, None, 'not a readable XML'),

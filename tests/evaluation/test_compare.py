@@ -55,7 +55,7 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys, make, compla
 def test_figures_that_no_run_has_are_not_shown_and_zero_has_no_sign(runs):
     found = compare.compare(compare.tally(compare.load(runs[:2])))
     for row in found.values():
-        row['AR@10'] = {'value': None, 'difference': None, 'low': None, 'high': None}
+        row['AR@10'] = dict.fromkeys(row['AR@10'])
     assert 'AR@10' not in compare.shown(found) and 'top10_max_iou' in compare.shown(found)
     assert not any(line.startswith('AR@10 ') for line in compare.lines(found))
     assert [compare.signed(x) for x in (-0.0002, 0.0, -0.0016)] == ['+0.000', '+0.000', '-0.002']
