@@ -14,7 +14,8 @@ from rpn_jax import data, files, weights
 from rpn_jax.config import resolve
 from rpn_jax.console import progress
 from rpn_jax.data.normalization import pixel_family
-from rpn_jax.diagnosis import checks, inspect, statistics
+from rpn_jax.data.sources import coco
+from rpn_jax.diagnosis import checks, inspect, second_reading, statistics
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation import baselines, compare, protocols, results
 from rpn_jax.evaluation.evaluate import make_evaluate
@@ -58,7 +59,7 @@ def evaluate_mode(config, folder, *, step=None, output=''):
     print('as other evaluators count, with 95 % intervals over images:')
     print(*protocols.lines(evaluation.results), sep='\n')
     if output:
-        _write_coco(Path(output), evaluation.results)
+        _write_coco(Path(output), evaluation.results, evaluate.source)
 
 
 def evaluator(config, folder):
@@ -173,7 +174,8 @@ def inspect_mode(config, folder):
         print(f'{path}', *lines, sep='\n  ')
         evidence += [example.evidence for example in batch]
         shown += inputs_page.chosen(batch, inputs_page.SHOWN // INSPECTED)
-    verdicts, page = checks.verdicts(evidence), pictures / 'index.html'
+    verdicts = checks.verdicts(evidence, second_reading.differences(source))
+    page = pictures / 'index.html'
     inputs_page.write_page(
         page,
         title=folder.name,
@@ -260,9 +262,10 @@ def _trained(config, folder, step):
     return config, variables, step
 
 
-def _write_coco(output, proposals):
-    """Writes COCO's two files: the image ids of the results are those of the instances."""
-    instances, detections = results.to_coco(proposals)
+def _write_coco(output, proposals, source):
+    """Writes COCO's two files; what came from a json file of COCO keeps its own entries and ids."""
+    own = None if proposals.coco_ids is None else coco.read(source.annotations[0])
+    instances, detections = results.to_coco(proposals, own)
     other = output.with_suffix('.instances.json')
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

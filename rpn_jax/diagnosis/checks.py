@@ -18,6 +18,7 @@ CLAIMS = {  # what each check is about, when all is well
     'boxes': 'Boxes after the resize cover the same pixels as before',
     'objects': 'Every annotated object is there, inside its image',
     'padding': 'Outside the real image the input is zero',
+    'annotations': 'Other code reads the same boxes in the annotation files',
 }
 
 
@@ -34,12 +35,17 @@ class Check(NamedTuple):
         return {True: 'pass', False: 'FAIL', None: 'cannot tell'}[self.passed]
 
 
-def verdicts(evidence):
-    """Returns the Checks, one for each of CLAIMS, over the Evidence of one image or more."""
+def verdicts(evidence, read_again=(0, [])):
+    """Returns the Checks, one for each of CLAIMS, over the Evidence of one image or more.
+
+    read_again is what second_reading.differences returns of all images; without any there is no
+    check of annotations.
+    """
     oriented = [item for item in evidence if _oriented(item) is not False]
     results = [_normalisation(evidence), _colour_order(evidence), _axes(evidence)]
     results += [_flips(oriented), _boxes(oriented), _objects(evidence), _padding(evidence)]
-    return [Check(name, *result) for name, result in zip(CLAIMS, results, strict=True)]
+    results += [_annotations(*read_again)] if read_again[0] else []
+    return [Check(name, *result) for name, result in zip(CLAIMS, results, strict=False)]
 
 
 def flipped(item):
@@ -181,6 +187,12 @@ def _padding(evidence):
         return False, text
     padded = _of([item for item in evidence if item.padded], evidence)
     return True, f'{padded} are smaller than their canvas; outside them the input is 0.'
+
+
+def _annotations(compared, sentences):
+    if sentences:
+        return False, f'{sentences[0]} ({len(sentences)} of {compared} images differ).'
+    return True, f'Other code reads the same boxes in the files of all {compared} images.'
 
 
 def _of(some, evidence):

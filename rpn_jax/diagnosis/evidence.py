@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from rpn_jax.data.records import Kind
 
@@ -41,16 +41,18 @@ class Evidence(NamedTuple):
     moved: np.ndarray  # [m] distances of the content after moving the box
 
 
-def decode(data):
-    """Returns a file's uint8 [height, width, 3] RGB pixels as Pillow reads them, not rotated.
+def decode(data, turned=False):
+    """Returns a file's uint8 [height, width, 3] RGB pixels as Pillow reads them.
 
-    None where other decoders may differ, or Pillow cannot read the file.
+    turned says whether its EXIF orientation is applied. None where other decoders may differ, or
+    Pillow cannot read the file.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.mode not in PLAIN:
                 return None
             image = image.convert('RGBA') if 'transparency' in image.info else image
+            image = ImageOps.exif_transpose(image) if turned else image
             return np.asarray(image.convert('RGB'))
     except Exception:  # Pillow raises almost anything; OpenCV has read the file already
         return None

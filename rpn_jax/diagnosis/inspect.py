@@ -54,8 +54,10 @@ def examples(model, source, options, *, targets, seed, steps, pixels):
         for i, position in enumerate(batch['index'].tolist()):
             row = {key: value[i] for key, value in batch.items()}
             record = source.records[position]
-            file = source.files.load(position) if source.files else b''
-            original = evidence.decode(file) if file else source.read(position)
+            file, turned = b'', False
+            if source.files:
+                file, turned = source.files.load(position), position in source.files.turned
+            original = evidence.decode(file, turned) if file else source.read(position)
             measured = evidence.compare(
                 record, original, network[i], seen[i], row, planned[position], pixels
             )

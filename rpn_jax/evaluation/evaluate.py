@@ -237,8 +237,14 @@ def _results(split, images, step, limit):
         scores=[p.scores[p.valid] for p in kept],
         gt_boxes=[record.boxes for record in records],
         gt_kinds=[record.kind for record in records],
+        gt_areas=_known([record.areas for record in records]),
+        coco_ids=_known([record.coco_id for record in records]),
         post_nms=limit,
     )
+
+
+def _known(column):
+    return None if any(value is None for value in column) else column
 
 
 def _sides(boxes):

@@ -33,8 +33,9 @@ MEMBERS = {  # of the .npz file: dtype, of which files need only the kind, and s
     'object_counts': ('int64', (-1,)),
     'areas': ('float64', (-1,)),
     'post_nms': ('int64', ()),
+    'coco_ids': ('U', (-1,)),  # as json: 3 or "3"
 }
-OPTIONAL = {'areas', 'post_nms'}
+OPTIONAL = {'areas', 'post_nms', 'coco_ids'}
 PLAIN = ('dataset', 'step', 'image_ids', 'sizes', 'post_nms')  # named as their field of Results
 ROWS = {  # of all images, one after another: the field, and the member with each image's number
     'proposals': ('proposals', 'proposal_counts'),
@@ -66,6 +67,7 @@ class Results(NamedTuple):
     gt_kinds: Sequence[np.ndarray]  # [G] int: 1 object, 2 difficult, 3 crowd
     gt_areas: Sequence[np.ndarray] | None = None  # [G] square pixels, COCO's of masks; None: boxes'
     post_nms: int | None = None  # the most proposals that an image can have; None: not known
+    coco_ids: Sequence[int | str] | None = None  # the images' ids in their own json file of COCO
 
 
 def areas_of(results):
@@ -90,6 +92,8 @@ def save(path, results):
         if (rows := getattr(results, field)) is not None:
             arrays[name] = _joined(rows, *MEMBERS[name])
             arrays[counts] = np.array([len(own) for own in rows], np.int64)
+    if results.coco_ids is not None:
+        arrays['coco_ids'] = np.array(list(map(json.dumps, results.coco_ids)), 'U')
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
     try:
@@ -104,6 +108,8 @@ def load(path):
         arrays = _read(path)
         fields = {name: arrays[name].tolist() for name in PLAIN if name in arrays}
         fields['sizes'] = arrays['sizes']
+        if 'coco_ids' in arrays:
+            fields['coco_ids'] = list(map(json.loads, arrays['coco_ids'].tolist()))
         for name, (field, counts) in ROWS.items():
             if name in arrays:
                 fields[field] = _split(arrays, name, counts)
@@ -115,14 +121,38 @@ def load(path):
     return results
 
 
-def to_coco(results):
+def to_coco(results, own=None):
     """Returns (instances, results) as COCO's json files hold them: a dict and a list.
 
-    An image's id is its image_id where all of them are different whole numbers, else its position
-    from 1. COCO has no difficult objects: they are crowds here, which no evaluator counts, with a
-    `difficult` that from_coco understands. All is of the one category 1.
+    own is the content of the json file that the images came from: its entries are the instances,
+    and its first category that of the results, which say nothing of categories. Without it all is
+    of one category 1, and an image's id, where there is no coco_id, its image_id where all of them
+    are different whole numbers, else its position from 1. COCO has no difficult objects: they are
+    crowds here, which no evaluator counts, with a `difficult` that from_coco understands.
     """
-    ids = _coco_ids(results.image_ids)
+    ids = results.coco_ids
+    ids = _coco_ids(results.image_ids) if ids is None else ids
+    instances = _of_images(own, ids) if own else _instances(results, ids)
+    category = next(iter(instances.get('categories') or ()), {}).get('id', 1)
+    entries = [
+        {'image_id': image_id, 'category_id': category, 'bbox': bbox, 'score': float(score)}
+        for image_id, boxes, scores in zip(ids, results.proposals, results.scores, strict=True)
+        for bbox, score in zip(_corners_to_bbox(boxes), scores, strict=True)
+    ]
+    return instances, entries
+
+
+def _of_images(content, ids):
+    """Returns an instances json with the entries of these images only, each as it is there."""
+    ids = set(ids)
+    return content | {
+        'images': [entry for entry in content['images'] if entry['id'] in ids],
+        'annotations': [entry for entry in content['annotations'] if entry['image_id'] in ids],
+    }
+
+
+def _instances(results, ids):
+    """Returns the instances json of results' ground truth."""
     named = zip(ids, results.image_ids, np.asarray(results.sizes, int).tolist(), strict=True)
     images = [{'id': i, 'file_name': name, 'height': h, 'width': w} for i, name, (h, w) in named]
     annotations = []
@@ -138,13 +168,8 @@ def to_coco(results):
                 'iscrowd': int(kind != OBJECT),
             }
             annotations.append(annotation | ({'difficult': 1} if kind == DIFFICULT else {}))
-    entries = [
-        {'image_id': image_id, 'category_id': 1, 'bbox': bbox, 'score': float(score)}
-        for image_id, boxes, scores in zip(ids, results.proposals, results.scores, strict=True)
-        for bbox, score in zip(_corners_to_bbox(boxes), scores, strict=True)
-    ]
     categories = [{'id': 1, 'name': 'object'}]
-    return {'images': images, 'annotations': annotations, 'categories': categories}, entries
+    return {'images': images, 'annotations': annotations, 'categories': categories}
 
 
 def from_coco(instances, results, *, dataset='', step=0):
@@ -196,6 +221,7 @@ def from_coco(instances, results, *, dataset='', step=0):
         gt_boxes=[rows[:, 2:6] for rows in objects],
         gt_kinds=[rows[:, 6].astype(np.int32) for rows in objects],
         gt_areas=[rows[:, 7] for rows in objects],
+        coco_ids=list(positions),
     )
     _check(read, where)
     return read
@@ -215,6 +241,9 @@ def _check(results, where):
     if any(len(column) != images for column in columns):
         lengths = ', '.join(str(len(column)) for column in columns)
         refuse(f'arrays of {lengths} images, not all {images}')
+    ids = range(images) if results.coco_ids is None else results.coco_ids
+    if len(ids) != images or not all(type(each) in (int, str) for each in ids):
+        refuse('coco_ids are not one whole number or string for each image')
     if results.post_nms is not None and results.post_nms < most:
         refuse(f'an image has more proposals than post_nms={results.post_nms}')
     for i, (_, boxes, scores, gt_boxes, kinds, size) in enumerate(zip(*columns, strict=True)):

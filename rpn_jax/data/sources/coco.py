@@ -89,7 +89,8 @@ def parse(path, pictures='', on_bad='error'):
         try:
             with naming(f'{path}: annotation {annotation.get("id", f"number {number}")} '):
                 if row is None:
-                    raise BadRecord(UNLISTED, f'is of image {coco_id!r}, which is not listed')
+                    what = f'is of image {coco_id!r:.40}, which the file does not list'
+                    raise BadRecord(UNLISTED, what)
                 if row.size is None or not row.add(annotation, on_bad):
                     continue
         except BadRecord as error:
@@ -143,9 +144,10 @@ def _entry(path, kind, number, entry):
 def _id(entry, key):
     """Returns an id as it is in the file, a whole number or a string."""
     value = entry.get(key)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        if not isinstance(value, float) or not value.is_integer():
-            raise InputError(f'has {key} = {value!r}, neither a whole number nor a string')
+        raise InputError(f'has {key} = {value!r:.40}, neither a whole number nor a string')
     return value
 
 
