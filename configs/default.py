@@ -108,7 +108,7 @@ def data():
             mean=(),  # of pixels, 0..255, in the family's channel order; () the family's
             std=(),  # likewise
             on_bad='error',  # what would train wrongly: 'error'; 'skip' its image; 'clip' its box
-            orientation='annotation',  # EXIF's: 'apply', 'ignore'; applied where the size says so
+            orientation='annotation',  # EXIF's: 'annotation' (by its size), 'apply', 'ignore'
             eval_path='',  # of eval_split where it lies elsewhere; '' as for training
             eval_images='',  # likewise
             eval_annotations='',  # likewise

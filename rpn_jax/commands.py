@@ -264,7 +264,7 @@ def _trained(config, folder, step):
 
 def _write_coco(output, proposals, source):
     """Writes COCO's two files; what came from a json file of COCO keeps its own entries and ids."""
-    own = None if proposals.coco_ids is None else coco.read(source.annotations[0])
+    own = proposals.coco_ids and coco.read(source.annotations[0])
     instances, detections = results.to_coco(proposals, own)
     other = output.with_suffix('.instances.json')
     try:

@@ -61,7 +61,10 @@ def lint(source, on_bad='error', orientation='annotation'):
     _check_scale(source)
     notes = [*source.notes, *remarks(source, facts)]
     if problems:
-        notes.append(f"{total - len(good)} of {total} images left out, as on_bad='skip' ({counts})")
+        lost = sum(problem.position < 0 for problem in problems)
+        what = f'{total - len(good)} of {total} images'
+        what += f' and {lost} annotations of no image' if lost else ''
+        notes.append(f"{what} left out, as on_bad='skip' ({counts})")
     return source._replace(notes=tuple(notes))
 
 
@@ -140,7 +143,7 @@ def _is_applied(record, fact, orientation, where):
 def remarks(source, facts):
     """Returns a line for each kind of harmless oddity: how often, and where first."""
     ids_of = collections.defaultdict(list)
-    first_of, has_boxes = {}, any(len(record.boxes) for record in source.records)
+    first_of, annotated = {}, source.annotations or any(len(r.boxes) for r in source.records)
     for position, record in enumerate(source.records):
         own = list(record.remarks)
         sides = record.boxes[:, 2:] - record.boxes[:, :2]
@@ -154,7 +157,7 @@ def remarks(source, facts):
             first = first_of.setdefault(digest, position) if digest else position
             same = record.image_id == source.records[first].image_id
             own += [LISTED if same else TWICE] if first != position else []
-        own += [WITHOUT] if has_boxes and Kind.OBJECT not in record.kind else []
+        own += [WITHOUT] if annotated and Kind.OBJECT not in record.kind else []
         for remark in own:
             ids_of[remark].append(record.image_id)
     return [
@@ -177,7 +180,8 @@ def _check_scale(source):
 def _refusal(source, problems, counts):
     """Logs the first problems; returns the message of the error."""
     if len(problems) == 1:
-        return f"{problems[0].message}; on_bad='skip' leaves the image out"
+        what = 'image' if problems[0].position >= 0 else 'annotation'
+        return f"{problems[0].message}; on_bad='skip' leaves the {what} out"
     for problem in problems[:SHOWN]:
         logger.info(f'bad: {InputError(problem.message)}')
     if len(problems) > SHOWN:

@@ -5,6 +5,7 @@ COCO's json is read by pycocotools, VOC's XML by a walk over every element named
 
 import contextlib
 import io
+import json
 from pathlib import PurePath
 from xml.etree import ElementTree
 
@@ -56,8 +57,11 @@ def _of_coco(source):
         from pycocotools.coco import COCO
     except ModuleNotFoundError as error:
         raise InputError(f"{error}; it comes with pip install 'rpn_jax[train]'") from error
+    content, coco = json.loads(source.annotations[0].read_text('utf-8-sig')), COCO()
+    annotations = [{'id': -i} | entry for i, entry in enumerate(content['annotations'])]
+    coco.dataset = {'images': content['images'], 'annotations': annotations}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
-        coco = COCO(source.annotations[0])
+        coco.createIndex()
     for record in source.records:
         name = coco.loadImgs([record.coco_id])[0]['file_name'].replace('\\', '/')
         own = PurePath(name).name == PurePath(record.image_id).name

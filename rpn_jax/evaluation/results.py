@@ -9,7 +9,7 @@ import json
 import tokenize
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
@@ -126,9 +126,10 @@ def to_coco(results, own=None):
 
     own is the content of the json file that the images came from: its entries are the instances,
     and its first category that of the results, which say nothing of categories. Without it all is
-    of one category 1, and an image's id, where there is no coco_id, its image_id where all of them
-    are different whole numbers, else its position from 1. COCO has no difficult objects: they are
-    crowds here, which no evaluator counts, with a `difficult` that from_coco understands.
+    of one category 1, and an image's id, where there is no coco_id, its image_id without extension
+    where all of them are different whole numbers, else its position from 1. COCO has no difficult
+    objects: they are crowds here, which no evaluator counts, with a `difficult` that from_coco
+    understands.
     """
     ids = results.coco_ids
     ids = _coco_ids(results.image_ids) if ids is None else ids
@@ -312,7 +313,7 @@ def _by_image(table, images, *keys):
 
 def _coco_ids(image_ids):
     try:
-        numbers = [int(image_id) for image_id in image_ids]
+        numbers = [int(PurePath(image_id).stem) for image_id in image_ids]
     except ValueError:
         numbers = []
     different = len(set(numbers)) == len(image_ids) and min(numbers, default=0) >= 0

@@ -19,7 +19,7 @@ from data_files import (
     write_coco,
     write_voc,
 )
-from PIL import Image
+from PIL import Image, ImageOps
 
 from rpn_jax import files
 from rpn_jax.data import images
@@ -68,11 +68,12 @@ BAD = [  # what is wrong with one image of a split: the kind, its file, the cont
     (UNREADABLE, JPG, png_of(80, 60, kind=(8, 5, 0, 0, 0)), 'not an image'),  # of no known kind
     (UNREADABLE, JPG, b'GIF89a\x50\0\x3c\0', 'not an image'),
     (RESIZED, XML, xml(VOC_BOX, size=(80, 60)), 'is 80 x 60'),
-    (RESIZED, JPG, turned_jpeg(PICTURE.swapaxes(0, 1), 6), 'its EXIF tag turns it'),
+    (RESIZED, JPG, turned_jpeg(PICTURE[:-1], 6), 'is 80 x 59'),
+    ('image turned by EXIF', JPG, turned_jpeg(PICTURE, 3), "set orientation='apply' if they"),
     ('annotation unreadable', XML, None, 'not a readable XML'),
     ('box inverted', XML, xml(VOC_BOX, (3, 40, 20, 2)), 'object 1 (cat) is inverted'),
 ]
-GREY, DEEP, TURNED = 'greyscale image', 'image of 16 bits or more', 'image that its EXIF tag turns'
+GREY, DEEP = 'greyscale image', 'image of 16 bits or more'
 ODD = [  # what is odd and harmless about one image: its file, the content, the remark
     (JPG, saved('L', 'JPEG'), GREY),
     (JPG, saved('1', 'PNG'), GREY),
@@ -81,8 +82,9 @@ ODD = [  # what is odd and harmless about one image: its file, the content, the 
     (JPG, deep(PICTURE), DEEP),
     (JPG, deep(PICTURE[..., 0]), DEEP),
     (JPG, encoded(np.dstack([PICTURE, PICTURE[..., :1]]), '.png'), 'image with transparency'),
-    (JPG, turned_jpeg(PICTURE, 6), TURNED),
-    (JPG, turned_jpeg(PICTURE, 2), TURNED),
+    (JPG, turned_jpeg(PICTURE, 6), 'image that its EXIF tag turns; the tag is ignored'),
+    (JPG, turned_jpeg(PICTURE.swapaxes(0, 1), 6), 'image that its EXIF tag turns; the tag is app'),
+    (XML, xml(VOC_BOX, VOC_BOX), 'box that its image has twice'),
     (JPG, JPEG[:-2] + bytes(7) + JPEG[-2:], 'JPEG with stray bytes'),
     (XML, xml((0, 2, 81, 40)), 'box up to 1 pixel outside its image'),
     (XML, xml((5, 5, 5, 40)), 'box of at most 1 pixel'),
@@ -118,6 +120,40 @@ def test_a_bad_file_is_an_error_or_left_out(folder, kind, file, content, complai
     assert note.startswith('1 of 4 images left out, as on_bad=') and f'({kind}: 1)' in note
 
 
+@pytest.mark.parametrize('tag', range(2, 9))
+@pytest.mark.parametrize('square', [False, True])
+def test_exif_orientation_is_applied_where_the_annotated_size_is_the_turned_one(
+    folder, tag, square
+):
+    """Compared with Pillow's own way to turn an image."""
+    upright = PICTURE[:, :60] if square else PICTURE
+    path, sides = folder / JPG, upright.shape[:2]
+    write(folder / XML, xml(VOC_BOX, size=sides))
+    stored = upright.swapaxes(0, 1) if tag > 4 else upright
+    path.write_bytes(turned_jpeg(stored, tag))
+    can_tell = tag > 4 and not square
+    with Image.open(path) as image:
+        pictures = {'ignore': np.asarray(image), 'apply': ImageOps.exif_transpose(image)}
+    for orientation in ('ignore', 'apply', 'annotation'):
+        fails = orientation == 'ignore' and can_tell  # the stored size is not the annotated one
+        if fails or (orientation == 'annotation' and not can_tell):
+            with pytest.raises(InputError, match='is 60 x 80' if fails else 'orientation='):
+                lint(voc('train', path=folder), orientation=orientation)
+            continue
+        source = lint(voc('train', path=folder), orientation=orientation)
+        picture = np.asarray(pictures.get(orientation, pictures['apply']))
+        np.testing.assert_array_equal(source.read(0), picture)
+        assert source.files.turned == ({} if orientation == 'ignore' else {0: tag})
+
+
+def test_notes_do_not_count_images_that_are_left_out(folder):
+    write(folder / XML, xml((0, 2, 81, 40), (3, 40, 20, 2)))
+    write(folder / JPG, saved('L', 'JPEG'))
+    assert [
+        note for note in lint(voc('train', path=folder), 'skip').notes if '000000' in note
+    ] == []
+
+
 @pytest.mark.parametrize(('image', 'left'), [(7, 2), (99, 3)])
 def test_a_bad_annotation_is_an_error_or_its_image_left_out(tmp_path, image, left):
     folder = write_coco(tmp_path / 'coco')
@@ -130,6 +166,7 @@ def test_a_bad_annotation_is_an_error_or_its_image_left_out(tmp_path, image, lef
     assert str(error.value).startswith(f'{file}: ') and '\n' not in str(error.value)
     source = lint(coco('train2017', path=folder), 'skip')
     assert len(source.records) == left and ': 1)' in source.notes[-1]
+    assert (' and 1 annotations of no image' in source.notes[-1]) == (image == 99)
 
 
 @pytest.mark.parametrize(('file', 'content', 'remark'), ODD)
@@ -139,7 +176,7 @@ def test_what_is_odd_and_harmless_is_a_note(folder, caplog, file, content, remar
     source = voc('train', path=folder)
     (note,) = notes_of(source)
     assert note.startswith(f'voc VOC train: {remark}') and note.endswith(': 1 (000000)')
-    assert caplog.messages == [] and source.read(0).shape == (60, 80, 3)
+    assert caplog.messages == [] and lint(source).read(0).shape == (60, 80, 3)
 
 
 def test_an_image_that_is_there_twice_is_a_note(folder):

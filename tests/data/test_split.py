@@ -37,7 +37,8 @@ def test_the_canvas_is_a_square_of_the_image_size_or_keeps_the_shape():
     [
         ('source', 'zip', "'zip' is not one of 'tfds', 'voc', 'coco', 'shapes', 'images'"),
         ('resize', 'long_side', "'long_side' is not one of 'square', 'short_side'"),
-        ('on_bad', 'ignore', "'ignore' is not one of 'error', 'skip'"),
+        ('on_bad', 'ignore', "'ignore' is not one of 'error', 'skip', 'clip'"),
+        ('orientation', 'exif', "'exif' is not one of 'annotation', 'apply', 'ignore'"),
         *((key, 0, '0 is not') for key in ('max_size', 'canvases', 'image_size', 'max_boxes')),
         ('batch_size', -4, '-4 is not at least 1'),
         ('scenes', (5,), 'not two whole numbers'),

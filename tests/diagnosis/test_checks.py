@@ -63,12 +63,19 @@ def those(found, passed):
 @pytest.mark.parametrize('plan', PLANS)
 def test_what_is_right_passes_in_words(plan, family):
     found = look(plan=plan, family=family)
-    assert list(found) == list(checks.CLAIMS)
+    assert [*found, 'annotations'] == list(checks.CLAIMS)  # there are no annotation files
     assert {check.word for check in found.values()} == {'pass'}
     assert '1 of 2 images are flipped' in found['flips'].text
     assert 'All 2 boxes' in found['boxes'].text
     padded = 2 if plan == 'short_side' else 0
     assert f'{padded} of 2 images are smaller' in found['padding'].text
+
+
+def test_annotations_are_compared_where_there_are_files():
+    (*_, check) = checks.verdicts(measured(), (9, []))
+    assert check.name == 'annotations' and check.passed and 'all 9 images' in check.text
+    (*_, check) = checks.verdicts(measured(), (9, ['x: has 2 boxes', 'y: has 1 boxes']))
+    assert check.passed is False and check.text == 'x: has 2 boxes (2 of 9 images differ).'
 
 
 def boxes_of(change):

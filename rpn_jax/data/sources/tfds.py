@@ -18,12 +18,12 @@ from rpn_jax.data.prepare import builder
 from rpn_jax.data.prepare.builder import library
 from rpn_jax.data.prepare.official import DATASETS
 from rpn_jax.data.records import (
-    CLIPPED,
     Files,
     Kind,
     Problem,
     Source,
     clip_box,
+    clipped_remark,
     reader,
     record_of,
     without_boxes,
@@ -57,9 +57,9 @@ def tfds(split, *, path, name, on_bad='error'):
 
     name is one of DATASETS, or the folder of a prepared directory below path; '' is path itself.
     VOC and COCO are prepared from folders and official archives at path, or else from their hosts,
-    with bad images refused or, with on_bad='skip', left out. Annotations that would train wrongly
-    are the source's problems. Raises InputError where there is no such split or it cannot be
-    prepared.
+    with bad images refused or, with on_bad='skip', left out; on_bad='clip' clips what reaches out
+    of its image. Annotations that would train wrongly are the source's problems. Raises InputError
+    where there is no such split or it cannot be prepared.
     """
     root = Path(path).absolute()  # TFDS joins relative ones twice
     given, dataset = _find(root), DATASETS.get(name)
@@ -69,7 +69,7 @@ def tfds(split, *, path, name, on_bad='error'):
     own = dataset and builder.directory(dataset, root)
     is_prepared = bool(dataset and builder.prepared_splits(own))
     if directory and (given or not is_prepared):
-        return _open(directory, split)
+        return _open(directory, split, on_bad=on_bad)
     if not dataset or (not is_prepared and (root / 'JPEGImages').is_dir()):
         raise InputError(
             f'{root}: no prepared directory ({", ".join(FILES)}) there or at {root / name}; set '
@@ -81,7 +81,7 @@ def tfds(split, *, path, name, on_bad='error'):
         raise InputError(f'{name} has no split {split!r}; there are: {known}')
     parts = dataset.splits[split]
     builder.prepare(dataset, parts, root, on_bad=on_bad)
-    return _open(own, split, parts)._replace(name=f'tfds {name} {split}')
+    return _open(own, split, parts, on_bad)._replace(name=f'tfds {name} {split}')
 
 
 def _find(folder):
@@ -94,7 +94,7 @@ def _find(folder):
     return None
 
 
-def _open(directory, split, parts=()):
+def _open(directory, split, parts=(), on_bad='error'):
     """Returns the Source of a split of a prepared directory.
 
     Where it is made of several parts, which are splits in the directory, the images come in VOC's
@@ -104,7 +104,7 @@ def _open(directory, split, parts=()):
     _check_classes(directory)
     info, layout, data = _data_source(directory, expression)
     stamp = _stamp(directory, info, expression)
-    rows = list(enumerate(_scanned(directory, expression, stamp, data, layout)))
+    rows = list(enumerate(_scanned(directory, expression, stamp, data, layout, on_bad)))
     if not rows:
         raise InputError(f'{directory}: the split {split} is empty')
     if len(parts) > 1:
@@ -233,14 +233,14 @@ def _stamp(directory, info, split):
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _scanned(directory, split, stamp, data, layout):
+def _scanned(directory, split, stamp, data, layout, on_bad):
     """Returns an entry for each image, from the cache where the files have not changed.
 
     Without it every start would read all images for the sake of their boxes.
     """
     key = hashlib.sha256(f'{directory.resolve()} {split}'.encode()).hexdigest()[:16]
     cache = cache_folder() / 'tfds' / f'{key}.json'
-    mark = [CACHE_VERSION, stamp, len(data)]
+    mark = [CACHE_VERSION, stamp, len(data), on_bad == 'clip']
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads(cache.read_text())
         if content['mark'] == mark:
@@ -248,14 +248,14 @@ def _scanned(directory, split, stamp, data, layout):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # Pillow's, on damaged tags: lint makes remarks of them
         positions = console.progress(range(len(data)), len(data), f'{directory} {split}: read')
-        entries = [_entry(data, layout, position) for position in positions]
+        entries = [_entry(data, layout, position, on_bad) for position in positions]
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cache, json.dumps({'mark': mark, 'entries': entries}))
     return entries
 
 
-def _entry(data, layout, position):
+def _entry(data, layout, position, on_bad):
     """Returns what a Record and its Problem are made of, in types of json."""
     entry = dict(id=str(position), folder='', size=[0, 0], boxes=[], kind=[], remarks=[])
     entry['problem'] = []
@@ -269,7 +269,7 @@ def _entry(data, layout, position):
         entry['remarks'] = [text.decode() for text in example.get('remarks', ())]
         with Image.open(io.BytesIO(example[layout.images[0]])) as image:
             entry['size'] = [image.height, image.width]
-        _add_objects(entry, example[layout.objects], layout)
+        _add_objects(entry, example[layout.objects], layout, on_bad)
     except BadRecord as error:
         entry['problem'] = [error.kind, str(error)]
     except Exception as error:  # whatever a damaged file makes the libraries raise
@@ -277,7 +277,7 @@ def _entry(data, layout, position):
     return entry
 
 
-def _add_objects(entry, objects, layout):
+def _add_objects(entry, objects, layout, on_bad):
     """Adds objects to an entry: boxes, kinds, remarks; raises BadRecord where one is wrong."""
     height, width = entry['size']
     boxes = np.asarray(objects[layout.bbox], np.float64).reshape(-1, 4)
@@ -293,9 +293,9 @@ def _add_objects(entry, objects, layout):
             if x0 == x1 or y0 == y1:
                 entry['remarks'].append(EMPTY)
                 continue
-            box = clip_box(given, (height, width))
+            box = clip_box(given, (height, width), on_bad)
         if np.abs(np.subtract(box, given)).max() > ROUNDING:
-            entry['remarks'].append(CLIPPED)
+            entry['remarks'] += clipped_remark(box, given)
         entry['boxes'].append(box)
         kind = (FLAGS[key] for key in layout.flags if objects[key][number])
         entry['kind'].append(next(kind, Kind.OBJECT))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from data_files import COCO_SIZES, coco_box, coco_content, coco_image, write_coco
 
-from rpn_jax.data.records import CLIPPED
-from rpn_jax.data.sources.coco import EMPTY, coco, parse
+from rpn_jax.data.records import CLIPPED, UNSIZED
+from rpn_jax.data.sources.coco import AREALESS, EMPTY, TO_IGNORE, UNSAID, coco, parse
 from rpn_jax.errors import InputError
 
 BOXLESS, OUTSIDE = 'object without a box', 'box outside its image'
@@ -54,7 +54,7 @@ def test_pictures_and_annotations_may_lie_elsewhere(folder, tmp_path, file):
 
 def test_boxes_a_little_outside_are_clipped_and_classes_go_with_their_boxes(file):
     boxes = [
-        coco_box('7', [-0.5, 59, 81, 1.9], category_id=5),
+        coco_box(7, [-0.5, 59, 81, 1.9], category_id=5),
         coco_box(7, [1, 2, 3, 0], category_id=5),  # empty
         coco_box(7, [1, 2, 3, 4], category_id=[5]),
     ]
@@ -75,14 +75,27 @@ def test_boxes_a_little_outside_are_clipped_and_classes_go_with_their_boxes(file
         ([1, 2], 'not a COCO file'),
         ({'annotations': []}, 'KeyError'),
         (WHOLE | {'images': []}, 'no images'),
-        (WHOLE | {'images': [coco_image(7), coco_image(7)]}, 'two images of one id'),
-        (WHOLE | {'images': [coco_image(7, height=None)]}, 'image 7 has no height'),
-        (WHOLE | {'images': [coco_image(7, width=0)]}, 'image 7 does'),
-        (WHOLE | {'images': [coco_image(7, width=10**400)]}, 'image 7 does'),
+        (b'{"images": [{"id": 7, "id": 3}], "annotations": []}', "has the key 'id' twice"),
+        (WHOLE | {'images': {}}, 'images and annotations are lists'),
+        (WHOLE | {'images': [coco_image(7), coco_image(7)]}, 'image 7 is there twice'),
+        (WHOLE | {'images': [coco_image(7, id=True)]}, 'image True has id = True, neither'),
         *(
-            (WHOLE | {'images': [coco_image(7, file_name=name)]}, 'image 7: file_name')
-            for name in ('../x.jpg', '/etc/passwd', 'a/../../x', '', None, 5, 'a\\b.jpg', 'a\0.jpg')
+            (WHOLE | {'images': [coco_image(7, file_name=name)]}, f'image 7 has file_name {name!r}')
+            for name in ('../x.jpg', '/etc/passwd', 'a/../../x', 'a\\..\\..\\b.jpg', 'a\0.jpg')
         ),
+        *(
+            (WHOLE | {'images': [coco_image(7, file_name=name)]}, 'image 7 has no file_name')
+            for name in ('', None, 5)
+        ),
+        *(
+            (WHOLE | {'annotations': [entry]}, f'annotation {name} has image_id = ')
+            for name, entry in (
+                ('number 0', {'bbox': [1, 2, 3, 4]}),
+                ('10', coco_box(7.5, [1, 2, 3, 4])),
+                ('10', coco_box(float('inf'), [1, 2, 3, 4])),
+            )
+        ),
+        (WHOLE | {'annotations': [17]}, 'annotation number 0 is no json object'),
     ],
     ids=lambda value: repr(value)[-30:],
 )
@@ -104,12 +117,9 @@ def test_a_wrong_file_is_refused_by_its_entry(file, content, complaint):
         (coco_box(7, [1, 2, 3, 4], 'true'), NOT_A_NUMBER, "iscrowd = 'true'"),
         (coco_box(7, [10, 10, -3, 5]), 'box inverted', 'annotation 22 is inverted: bbox [10, 10,'),
         (coco_box(7, [70, 10, 12, 5]), OUTSIDE, 'annotation 97 lies outside the 80 x 60 image'),
-        (coco_box('12', [1, 1, 99, 9]), OUTSIDE, '64 x 64'),
+        (coco_box(12, [1, 1, 99, 9]), OUTSIDE, "64 x 64 image by 36 pixels (on_bad='clip'"),
         (coco_box(99, [1, 1, 2, 2]), UNLISTED, 'annotation 6 is of image 99'),
-        ({'bbox': [1, 2, 3, 4]}, UNLISTED, 'annotation number 0 has no image_id'),
-        (coco_box(7.5, [1, 2, 3, 4]), UNLISTED, ''),
-        (coco_box(float('inf'), [1, 2, 3, 4]), UNLISTED, ''),
-        (17, UNLISTED, 'annotation number 0'),
+        (coco_box('7', [1, 1, 2, 2]), UNLISTED, "annotation 6 is of image '7'"),
     ],
 )
 def test_a_wrong_annotation_is_a_problem_of_its_image(file, entry, kind, complaint):
@@ -120,6 +130,55 @@ def test_a_wrong_annotation_is_a_problem_of_its_image(file, entry, kind, complai
     assert problem.message.startswith(f'{file}: ') and complaint in problem.message
     assert '\n' not in problem.message
     assert [len(record.boxes) for record in records] == [3, 0, 0]  # the others are whole
+
+
+def test_ids_and_areas_are_kept_as_they_are(file):
+    ids = [10**19 + 7, 'a/7', 0]
+    images = [coco_image(key, id=own) for key, own in zip(COCO_SIZES, ids, strict=True)]
+    boxes = [coco_box(own, [1, 2, 3, 4]) for own in ids]
+    boxes[1] = boxes[1] | {'area': None}
+    file.write_text(json.dumps(WHOLE | {'images': images, 'annotations': boxes}))
+    records, problems, _ = parse(file)
+    assert problems == [] and [record.coco_id for record in records] == ids
+    assert [record.areas.tolist() for record in records] == [[5], [12], [5]]
+    assert [record.remarks for record in records] == [(), (AREALESS,), ()]
+
+
+def test_what_is_not_said_is_a_remark(file):
+    boxes = [coco_box(7, [1, 2, 3, 4], crowd=None), coco_box(3, [1, 2, 3, 4], ignore=1)]
+    file.write_text(json.dumps(WHOLE | {'annotations': boxes}))
+    records, problems, _ = parse(file)
+    assert problems == [] and [record.kind.tolist() for record in records] == [[1], [1], []]
+    assert [record.remarks for record in records] == [(UNSAID,), (TO_IGNORE,), ()]
+
+
+@pytest.mark.parametrize('sides', [{'height': 0}, {'width': None}, {'width': '', 'height': ''}])
+def test_a_size_that_is_missing_is_that_of_the_file(folder, file, sides):
+    images = [coco_image(7, **sides), coco_image(3, file_name='gone.jpg', **sides)]
+    file.write_text(json.dumps(WHOLE | {'images': images, 'annotations': WHOLE['annotations']}))
+    records, (problem,), _ = parse(file, folder / 'train2017')
+    assert records[0].size == COCO_SIZES[7] and records[0].remarks == (UNSIZED,)
+    assert problem.position == 1 and 'gone.jpg: no such image' in problem.message
+
+
+@pytest.mark.parametrize('width', [-80, 10**400, 80.5, True, 'wide', [80]])
+def test_a_wrong_size_is_a_problem_of_its_image(file, width):
+    file.write_text(json.dumps(WHOLE | {'images': [coco_image(7, width=width)], 'annotations': []}))
+    _, (problem,), _ = parse(file)
+    assert problem.position == 0 and 'image 7 has height 60 and width' in problem.message
+
+
+def test_file_names_may_be_absolute_or_of_windows(folder, file):
+    pictures = folder / 'train2017'
+    (pictures / 'a').mkdir()
+    (pictures / '000000000007.jpg').rename(pictures / 'a/b.jpg')
+    (pictures / '000000000003.jpg').rename(pictures / 'a\\c.jpg')
+    names = 'a\\b.jpg', 'a\\c.jpg', f'{pictures}/000000000012.jpg'
+    images = [coco_image(key, file_name=n) for key, n in zip(COCO_SIZES, names, strict=True)]
+    file.write_text(json.dumps(WHOLE | {'images': images}))
+    source = coco('x', path=folder, images=str(pictures), annotations=str(file))
+    assert [source.read(i).shape[:2] for i in range(3)] == list(COCO_SIZES.values())
+    assert [r.image_id for r in source.records] == ['a/b.jpg', 'a\\c.jpg', '000000000012.jpg']
 
 
 def test_what_is_not_there_is_refused_by_its_path(folder):

@@ -12,12 +12,13 @@ from data_files import encoded, write_coco, write_voc
 from rpn_jax.data.check import lint
 from rpn_jax.data.prepare import builder
 from rpn_jax.data.prepare.official import ReleaseSplit
-from rpn_jax.data.records import CLIPPED, from_paths, record_of
+from rpn_jax.data.records import CLIPPED, FAR, from_paths, record_of
 from rpn_jax.data.sources.coco import EMPTY, coco
 from rpn_jax.data.sources.tfds import _find, tfds
 from rpn_jax.data.sources.voc import voc
 from rpn_jax.errors import InputError
 
+OUTSIDE = 'lies outside the 80 x 60 image by 3 pixels'
 FINAL, INFO, FEATURES = 'detection/voc_2007/1.0.0', 'dataset_info.json', 'features.json'
 
 
@@ -71,7 +72,9 @@ def test_voc_is_what_its_folder_is(root, monkeypatch, shard):
 @pytest.mark.parametrize('split', ['train', 'train2017'])
 def test_coco_is_what_its_folder_is(tmp_path, split):
     folder = write_coco(tmp_path / 'coco')
-    assert_same(opened(split, tmp_path, 'coco/2017'), coco('train2017', path=folder))
+    source = coco('train2017', path=folder)
+    records = [record._replace(coco_id=None, areas=None) for record in source.records]
+    assert_same(opened(split, tmp_path, 'coco/2017'), source._replace(records=records))
 
 
 def test_the_years_come_one_after_the_other(root):
@@ -177,7 +180,7 @@ def test_other_directories_store_half_open_boxes(tmp_path):
     ('box', 'complaint'),
     [
         ([41, 6, 40, 50], 'object 0 is inverted: (41, 6, 40, 50)'),
-        ([41, 6, 83, 50], 'object 0 lies outside the 80 x 60 image: (41, 6, 83, 50)'),
+        ([41, 6, 83, 50], f"object 0 {OUTSIDE} (on_bad='clip' clips it): (41, 6, 83, 50)"),
         ([np.nan, 6, 40, 50], 'object 0 is not finite: (nan, 6, 40, 50)'),
     ],
 )
@@ -189,6 +192,9 @@ def test_a_wrong_box_is_a_problem_of_its_image(tmp_path, monkeypatch, box, compl
     (problem,) = source.problems
     assert problem.position == 0 and problem.message == f'{source.files.names[0]}: {complaint}'
     assert source.records[0].boxes.shape == (0, 4)
+    if OUTSIDE in complaint:
+        source = opened('train', source.files.names[0].partition(' ')[0], '', on_bad='clip')
+        assert source.problems == () and source.records[0].remarks == (FAR,)
 
 
 def test_a_directory_without_boxes_is_refused(directory):

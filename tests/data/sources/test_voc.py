@@ -8,8 +8,8 @@ import pytest
 from data_files import VOC_BOX, VOC_SIZES, encoded, voc_annotation, write_voc
 
 from rpn_jax.data.images import BadRecord
-from rpn_jax.data.records import CLIPPED
-from rpn_jax.data.sources.voc import parse, voc
+from rpn_jax.data.records import CLIPPED, FAR, UNSIZED
+from rpn_jax.data.sources.voc import UNSAID, parse, voc
 from rpn_jax.errors import InputError
 
 NOT_A_NUMBER, UNREADABLE = 'annotation with what is not a number', 'annotation unreadable'
@@ -42,7 +42,7 @@ def test_corners_from_one_become_half_open_and_up_to_a_pixel_outside_is_clipped(
     np.testing.assert_array_equal(record.kind, kind)
     assert (record.boxes.dtype, record.kind.dtype) == (np.float32, np.int32)
     assert (record.image_id, record.size, classes) == ('x', (60, 80), ['cat'] * 6)
-    assert record.remarks == (CLIPPED,) * 2
+    assert record.remarks == (UNSAID, CLIPPED, UNSAID, CLIPPED)
     empty, _ = parsed(tmp_path, voc_annotation((60, 80)))  # an image without objects is legal
     assert empty.boxes.shape == (0, 4) and empty.kind.shape == (0,)
 
@@ -50,7 +50,7 @@ def test_corners_from_one_become_half_open_and_up_to_a_pixel_outside_is_clipped(
 @pytest.mark.parametrize(
     ('box', 'kind', 'complaint'),
     [
-        ((-0.5, 6, 40, 50), OUTSIDE, '80 x 60 image: (-0.5, 6, 40, 50)'),
+        ((-0.5, 6, 40, 50), OUTSIDE, "image by 1.5 pixels (on_bad='clip' clips it): (-0.5, 6"),
         ((5, -1, 40, 50), OUTSIDE, ''),
         ((5, 6, 81.5, 50), OUTSIDE, ''),
         ((5, 6, 40, 62), OUTSIDE, ''),
@@ -71,13 +71,15 @@ def test_a_wrong_box_is_refused_by_its_object(tmp_path, box, kind, complaint):
 @pytest.mark.parametrize(
     ('old', 'new', 'kind', 'complaint'),
     [
-        ('size>', 'scale>', SIZELESS, 'no <size>'),
-        ('<width>80</width>', '', NOT_A_NUMBER, '<size> has width = None'),
         ('>60<', '>nan<', NOT_A_NUMBER, "<size> has height = 'nan'"),
-        ('>60<', '>0<', SIZELESS, '<size> is 80 x 0'),
+        ('>60<', '>-1<', SIZELESS, '<size> is 80 x -1'),
         ('>80<', '>1e300<', SIZELESS, '<size> is 1e+300 x 60'),
         ('bndbox>', 'polygon>', 'object without a box', 'object 0 (cat) has no <bndbox>'),
-        ('object>', 'Object>', UNREADABLE, 'not in <Object>'),
+        ('object>', 'Object>', UNREADABLE, '<Object> is elsewhere'),
+        ('<bndbox>', '<bndbox/><bndbox>', UNREADABLE, 'object 0 has 2 elements <bndbox>'),
+        ('<xmin>', '<xmin>3</xmin><xmin>', UNREADABLE, 'object 0 (cat) has 2 elements <xmin>'),
+        ('<size>', '<size/><size>', UNREADABLE, 'has 2 elements <size>'),
+        ('<difficult>0', '<difficult>2', NOT_A_NUMBER, "object 0 (cat) has difficult = '2'"),
         ('</annotation>', '', UNREADABLE, 'not a readable XML file'),
         ('<annotation>', '<?xml version="1.0" encoding="klingon"?><a>', UNREADABLE, 'take x off'),
         ('<annotation>', '<!DOCTYPE a><annotation>', UNREADABLE, 'declares a DOCTYPE'),
@@ -91,6 +93,63 @@ def test_a_wrong_annotation_is_refused_by_its_file(tmp_path, old, new, kind, com
     with pytest.raises(BadRecord, match=rf'x\.xml: .*{re.escape(complaint)}') as error:
         parsed(tmp_path, new if old is None else text.replace(old, new))
     assert error.value.kind == kind and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'),
+    [('size>', 'scale>'), ('<width>80</width>', ''), ('>80<', '><'), ('>60<', '>0<')],
+)
+def test_a_size_that_is_missing_is_that_of_the_image(folder, old, new):
+    file = folder / 'Annotations/000000.xml'
+    file.write_text(voc_annotation((60, 80), ((5, 6, 81, 50), 0)).replace(old, new))
+    (record, *_), problems = voc('train', path=folder).records, voc('train', path=folder).problems
+    assert problems == () and record.size == (60, 80) and record.remarks == (UNSIZED, CLIPPED)
+
+
+def test_boxes_of_parts_are_no_objects_and_others_are_never_lost(tmp_path):
+    text = voc_annotation((60, 80), (VOC_BOX, 0))
+    box = text[text.index('<bndbox>') : text.index('</object>')]
+    part = f'<part><name>head</name>{box}</part>'
+    record, _ = parsed(tmp_path, text.replace('</object>', f'{part}</object>'))
+    assert len(record.boxes) == 1
+    for lost in (f'<item>{box}</item>', f'<n:bndbox xmlns:n="x">{box[8:-9]}</n:bndbox>'):
+        with pytest.raises(BadRecord, match='is elsewhere'):
+            parsed(tmp_path, text.replace('</object>', f'{lost}</object>'))
+    item = text[text.index('<object>') : text.index('</annotation>')]
+    with pytest.raises(BadRecord, match='<object> is elsewhere'):
+        parsed(tmp_path, text.replace('</size>', f'</size><outputs>{item}</outputs>'))
+
+
+def test_boxes_outside_are_clipped_where_that_is_asked_for(folder):
+    file, far = folder / 'Annotations/000000.xml', ((-14, 6, 95, 75), 0)
+    file.write_text(voc_annotation((60, 80), far))
+    source = voc('train', path=folder, on_bad='clip')
+    assert source.problems == () and source.records[0].remarks == (FAR,)
+    np.testing.assert_array_equal(source.records[0].boxes, [[0, 5, 80, 60]])
+    file.write_text(voc_annotation((60, 80), ((-14, 6, 0, 75), 0)))
+    (problem,) = voc('train', path=folder, on_bad='clip').problems
+    assert 'lies outside the 80 x 60 image: ' in problem.message
+
+
+def test_xml_files_may_lie_beside_their_images_in_a_folder_of_the_split(folder, tmp_path):
+    (tmp_path / 'x').mkdir()
+    (folder / 'Annotations').rename(tmp_path / 'x/valid')
+    for picture in (folder / 'JPEGImages').iterdir():
+        picture.rename(tmp_path / 'x/valid' / picture.name)
+    source = voc('valid', path=tmp_path / 'x')
+    assert [record.size for record in source.records] == list(VOC_SIZES)
+    assert source.read(1).shape == (90, 50, 3)
+
+
+def test_a_line_of_a_list_may_be_a_name_with_spaces(folder):
+    for name in ('JPEGImages/{}.jpg', 'Annotations/{}.xml'):
+        (folder / name.format('000001')).rename(folder / name.format('a photo (1)'))
+    text = 'a photo (1)\n000000 -1\nno photo 1\n'
+    for encoding in ('utf-8', 'utf-16'):
+        (folder / 'ImageSets/Main/odd.txt').write_text(text, encoding)
+        source = voc('odd', path=folder)
+        assert [record.image_id for record in source.records] == ['a photo (1)', '000000', 'no']
+        assert [problem.position for problem in source.problems] == [2]
 
 
 def test_a_wrong_annotation_is_a_problem_of_its_image(folder):
@@ -129,7 +188,7 @@ def test_pictures_and_annotations_may_lie_elsewhere(folder, tmp_path):
 
 
 def test_pictures_are_found_by_any_extension(folder):
-    extensions = '.jpeg', '.png', '.JPG', '.PNG'
+    extensions = '.jpeg', '.png', '.JPG', '.bmp', '.TIF', '.webp'
     for position, extension in enumerate(extensions):
         path = folder / f'JPEGImages/{position:06}.jpg'
         picture = np.full((*VOC_SIZES[position], 3), (10, 20, 200), np.uint8)
