@@ -43,7 +43,7 @@ def voc(split, *, path, images='', annotations=''):
     records, problems = [], []
     for position, image_id in enumerate(ids):
         try:
-            records.append(parse(labels / f'{image_id}.xml', image_id)[0])
+            records.append(parse(labels / f'{image_id}.xml')[0])
         except BadRecord as error:
             records.append(without_boxes(image_id))
             problems.append(Problem(error.kind, str(error), position))
@@ -51,14 +51,11 @@ def voc(split, *, path, images='', annotations=''):
     return from_paths(f'voc {folder.name} {split or "all"}', records, paths, problems)
 
 
-def parse(path, image_id):
-    """Reads one VOC annotation into (Record, classes of its boxes).
-
-    Raises BadRecord, which names the file and the object.
-    """
+def parse(path):
+    """Reads one annotation into (Record, classes); raises BadRecord naming file and object."""
     boxes, kind, remarks, classes = [], [], [], []
     with naming(f'{path}: '):
-        root = _root(Path(path), image_id)
+        root = _root(path)
         size = _size(root)
         if wrong := [c.tag for c in root if c.tag != 'object' and c.tag.lower() in MISSPELT]:
             what = f'objects are in <object> of <annotation>, not in <{wrong[0]}>'
@@ -71,7 +68,7 @@ def parse(path, image_id):
             remarks += [CLIPPED] if box != given else []
             difficult = (item.findtext('difficult') or '0').strip().lower() in ('1', 'true')
             kind.append(Kind.DIFFICULT if difficult else Kind.OBJECT)
-    return record_of(image_id, map(int, size), boxes, kind, remarks), classes
+    return record_of(path.stem, map(int, size), boxes, kind, remarks), classes
 
 
 def listed(path):
@@ -80,7 +77,7 @@ def listed(path):
     return [line.split()[0] for line in lines if line.strip()]
 
 
-def _root(path, image_id):
+def _root(path):
     """Returns the root element of an XML file; nothing that it declares is expanded."""
     try:
         if path.exists() and not path.is_file():
@@ -89,7 +86,7 @@ def _root(path, image_id):
         if b'<!DOCTYPE' not in text and b'<!ENTITY' not in text:
             return ElementTree.fromstring(text)
     except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
-        what = f'not a readable XML file ({error}); mend it or take {image_id} off the list'
+        what = f'not a readable XML file ({error}); mend it or take {path.stem} off the list'
         raise BadRecord('annotation unreadable', what) from error
     what = 'declares a DOCTYPE or entities, which no VOC annotation needs'
     raise BadRecord('annotation unreadable', what)
