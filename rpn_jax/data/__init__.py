@@ -1,6 +1,6 @@
 """From a data set's images and annotations to resized, flipped, padded uint8 batches."""
 
-from rpn_jax.data.split import (
+from rpn_jax.data.split import (  # noqa: F401
     Options,
     check,
     evaluation_batches,
@@ -11,15 +11,3 @@ from rpn_jax.data.split import (
     train_batches,
     train_plan,
 )
-
-__all__ = [
-    'Options',
-    'check',
-    'evaluation_batches',
-    'evaluation_plan',
-    'open_split',
-    'plan',
-    'train_batch',
-    'train_batches',
-    'train_plan',
-]

@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 
-from rpn_jax.errors import InputError
-
 # Batches are made by so many threads, at most so many ahead of the step. Of 16 threads on as many
 # cores 8 make 95 % of the images.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -32,27 +30,24 @@ class TrainBatches:
     def __init__(
         self, source, canvases, *, seed, batch_size, max_boxes, flip, host=0, hosts=1, known=None
     ):
-        self._known = known
-        self._source, self._canvases, self._seed = source, canvases, seed
-        self._batch_size, self._max_boxes, self._flip = batch_size, max_boxes, flip
+        self._canvases, self._seed, self._flip, self._known = canvases, seed, flip, known
+        self._batch_size = batch_size
         self._rows = slice(batch_size * host // hosts, batch_size * (host + 1) // hosts)
         self._counts = np.bincount(canvases.of, minlength=len(canvases.shapes))
-        self._order = functools.lru_cache(maxsize=4)(self._make_order)
-        self._turns = functools.lru_cache(maxsize=4)(self._make_turns)
+        self._epoch = functools.lru_cache(maxsize=4)(self._make_epoch)
+        self._collate = functools.partial(collate, source, canvases, max_boxes=max_boxes)
 
     def __call__(self, step):
-        _, positions = self.positions(step)
+        positions = self.positions(step)[1][self._rows]
         flips = [
             self._flip and np.random.default_rng((self._seed, step, position)).random() < 0.5
             for position in positions
         ]
-        rows = positions[self._rows], flips[self._rows]
-        make = functools.partial(collate, self._source, self._canvases, max_boxes=self._max_boxes)
         if self._known is None:
-            return make(*rows)
-        numbers = [2 * position + flip for position, flip in zip(*rows, strict=True)]
+            return self._collate(positions, flips)
+        numbers = [2 * position + flip for position, flip in zip(positions, flips, strict=True)]
         kept = [self._known(number) for number in numbers]
-        batch = make(*rows, unread=[each is not None for each in kept])
+        batch = self._collate(positions, flips, unread=[each is not None for each in kept])
         return batch | {'number': np.int64(numbers), 'kept': kept}
 
     def positions(self, step):
@@ -60,60 +55,31 @@ class TrainBatches:
         epoch = step * self._batch_size // len(self._canvases.of)
         while self._steps_before(epoch + 1) <= step:
             epoch += 1
-        canvas, number = self._turns(epoch)[step - self._steps_before(epoch)]
+        canvas, number = self._epoch(epoch)[1][step - self._steps_before(epoch)]
         stream = np.arange(number * self._batch_size, (number + 1) * self._batch_size)
         epochs, offsets = np.divmod(stream, self._counts[canvas])
-        orders = [self._order(int(epoch))[canvas] for epoch in epochs]
-        return canvas, [int(order[o]) for order, o in zip(orders, offsets, strict=True)]
+        rows = zip(epochs.tolist(), offsets, strict=True)
+        return canvas, [int(self._epoch(own)[0][canvas][offset]) for own, offset in rows]
 
     def _steps_before(self, epoch):
         return int(np.sum(epoch * self._counts // self._batch_size))
 
-    def _make_order(self, epoch):
-        """Returns, for each canvas, the positions of its images in the order of an epoch."""
-        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._canvases.of))
-        return [order[self._canvases.of[order] == c] for c in range(len(self._counts))]
+    def _make_epoch(self, epoch):
+        """Returns what an epoch draws, in its order.
 
-    def _make_turns(self, epoch):
-        """Returns (canvas, number of its batch) of each step of an epoch."""
+        These are, of each canvas, the positions of its images, and, of each step that the epoch
+        completes, (canvas, number of its batch).
+        """
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._canvases.of))
-        turns = []
+        orders, steps = [], []
         for canvas, count in enumerate(self._counts):
             drawn = np.flatnonzero(self._canvases.of[order] == canvas)
+            orders.append(order[drawn])
             first, last = epoch * count // self._batch_size, (epoch + 1) * count // self._batch_size
             for number in range(int(first), int(last)):
                 complete = drawn[(number + 1) * self._batch_size - 1 - epoch * count]
-                turns.append((complete, canvas, number))
-        return [turn[1:] for turn in sorted(turns)]
-
-
-class EvaluationBatches:
-    """The evaluation batches: every image exactly once, canvas by canvas.
-
-    Rows that only fill a batch have index -1.
-    """
-
-    def __init__(self, source, canvases, *, batch_size, max_boxes, images):
-        self._source, self._canvases, self._max_boxes = source, canvases, max_boxes
-        self._batch_size = batch_size
-        members = [np.flatnonzero(canvases.of[:images] == c) for c in range(len(canvases.shapes))]
-        self._batches = [
-            positions[start : start + batch_size].tolist()
-            for positions in members
-            for start in range(0, len(positions), batch_size)
-        ]
-
-    def __len__(self):
-        return len(self._batches)
-
-    def __call__(self, step):
-        return collate(
-            self._source,
-            self._canvases,
-            self._batches[step],
-            max_boxes=self._max_boxes,
-            rows=self._batch_size,
-        )
+                steps.append((complete, canvas, number))
+        return orders, [step[1:] for step in sorted(steps)]
 
 
 def collate(source, canvases, positions, flips=(), *, max_boxes, rows=0, unread=()):
@@ -125,9 +91,8 @@ def collate(source, canvases, positions, flips=(), *, max_boxes, rows=0, unread=
     """
     flips = flips or [False] * len(positions)
     unread = unread or [False] * len(positions)
-    count = max(rows, len(positions))
-    images = np.empty((count, *canvases.shapes[canvases.of[positions[0]]], 3), np.uint8)
-    images[len(positions) :] = 0
+    shape = canvases.shapes[canvases.of[positions[0]]]
+    images = np.zeros((max(rows, len(positions)), *shape, 3), np.uint8)
     examples = [
         example(source, canvases, position, flip, max_boxes, out, skipped)
         for position, flip, skipped, out in zip(positions, flips, unread, images, strict=False)
@@ -139,40 +104,27 @@ def collate(source, canvases, positions, flips=(), *, max_boxes, rows=0, unread=
 
 
 def example(source, canvases, position, flip, max_boxes, out, unread=False):
-    """Puts one image on its canvas `out`, or zeros where it is unread; returns the rest as a dict.
+    """Puts one image on its canvas `out`, unless it is unread; returns the rest as a dict.
 
-    out [H, W, 3] uint8 is written whole: the RGB image, resized to `size` (height, width), in its
-    upper left corner, and zero elsewhere. The dict holds boxes [G, 4] in pixels of the canvas and
-    kind [G], both zero beyond the record's rows, size [2] and index.
+    out [H, W, 3] uint8, all zero, gets the RGB image, resized to `size` (height, width), in its
+    upper left corner. The dict holds boxes [G, 4] in pixels of the canvas and kind [G], both zero
+    beyond the record's rows, size [2] and index.
     """
-    record = source.records[position]
     height, width = map(int, canvases.sizes[position])
-    if unread:
-        out[:] = 0
-    else:
+    if not unread:
         image = source.read(position)
-        _resize(cv2.flip(image, 1) if flip else image, out[:height, :width])
-        out[height:] = 0
-        out[:height, width:] = 0
-    boxes, kind = padded(record, (height, width), max_boxes)
+        image = cv2.flip(image, 1) if flip else image
+        cv2.resize(image, (width, height), dst=out[:height, :width])
+    boxes, kind = padded(source.records[position], (height, width), max_boxes)
     if flip:
-        mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
-        boxes = np.where(kind[:, None] > 0, mirrored, 0)
+        real = kind > 0
+        boxes[real, 0], boxes[real, 2] = width - boxes[real, 2], width - boxes[real, 0]
     return {
         'boxes': boxes,
         'kind': kind,
         'size': np.float32([height, width]),
         'index': np.int32(position),
     }
-
-
-def _resize(image, out):
-    """Writes an image, resized to the shape of `out`, there."""
-    height, width = out.shape[:2]
-    if image.shape[:2] == (height, width):
-        out[:] = image
-    else:
-        cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
 
 
 def padded(record, size, max_boxes):
@@ -207,27 +159,11 @@ def prefetch(function, items, count=2):
 
     The thread draws the items, too. An error arrives after all results that came before it.
     """
-    items, end = iter(items), object()
-
-    def make():
-        item = next(items, end)
-        return end if item is end else function(item)
-
-    thread = ThreadPoolExecutor(1)
+    results, end, thread = map(function, items), object(), ThreadPoolExecutor(1)
     try:
-        waiting = collections.deque(thread.submit(make) for _ in range(count))
+        waiting = collections.deque(thread.submit(next, results, end) for _ in range(count))
         while (result := waiting.popleft().result()) is not end:
-            waiting.append(thread.submit(make))
+            waiting.append(thread.submit(next, results, end))
             yield result
     finally:
         thread.shutdown(cancel_futures=True)
-
-
-def check_boxes(source, max_boxes):
-    """Raises InputError where an image has more boxes than a batch has rows."""
-    for record in source.records:
-        if len(record.boxes) > max_boxes:
-            raise InputError(
-                f'image {record.image_id}: {len(record.boxes)} boxes, but max_boxes is '
-                f'{max_boxes}; raise it'
-            )

@@ -40,19 +40,11 @@ def short_side(sizes, *, image_size, max_size, limit, least=1):
     needed = -(-resized // MULTIPLE) * MULTIPLE
     wide = needed[:, 1] >= needed[:, 0]
     options = [_groupings(needed, np.flatnonzero(mask), limit) for mask in (wide, ~wide)]
+    choices = [(a + b, one + two) for (a, one), (b, two) in itertools.product(*options)]
     best, cost = [np.arange(len(needed))], needed[:, 0].max() * needed[:, 1].max() * len(needed)
-    for number in range(1, limit + 1):
-        choices = [
-            (
-                options[0][a][0] + options[1][number - a][0],
-                options[0][a][1] + options[1][number - a][1],
-            )
-            for a in range(number + 1)
-            if a in options[0] and number - a in options[1]
-        ]
-        for price, groups in choices:
-            if price < cost * (1 - WORTH):
-                best, cost = groups, price
+    for price, groups in sorted(choices, key=lambda choice: len(choice[1])):
+        if len(groups) <= limit and price < cost * (1 - WORTH):
+            best, cost = groups, price
     groups = _merged(best, needed, least)
     of = np.zeros(len(resized), int)
     for number, group in enumerate(groups):
@@ -68,13 +60,11 @@ def resized_size(size, image_size, max_size):
 
 
 def _groupings(needed, members, limit):
-    """Splits images into 0 to limit groups of neighbours in length: {number: (cost, groups)}.
+    """Returns (cost, groups) of the cheapest splits of images into 0 to limit groups.
 
-    The cheapest splits, by dynamic programming over the distinct long sides; the cost of a group is
-    the area of its canvas for each of its images.
+    Found by dynamic programming over the distinct long sides: a group has neighbours in length, and
+    costs the area of its canvas for each of its images.
     """
-    if not len(members):
-        return {0: (0, [])}
     sides = np.sort(needed[members], 1)  # short, long
     lengths, bucket = np.unique(sides[:, 1], return_inverse=True)
     widths = np.array([sides[bucket == k, 0].max() for k in range(len(lengths))])
@@ -94,13 +84,11 @@ def _groupings(needed, members, limit):
                 for first in range(number - 1, last)
                 if (number - 1, first) in best
             )
-    groupings = {}
-    for (number, last), (total, ends) in best.items():
-        if number and last == len(lengths):
-            borders = itertools.pairwise((0, *ends))
-            groups = [members[(bucket >= a) & (bucket < b)] for a, b in borders]
-            groupings[number] = total, groups
-    return groupings
+    return [
+        (total, [members[(bucket >= a) & (bucket < b)] for a, b in itertools.pairwise((0, *ends))])
+        for (_, last), (total, ends) in best.items()
+        if last == len(lengths)
+    ]
 
 
 def _merged(groups, needed, least):
@@ -110,7 +98,6 @@ def _merged(groups, needed, least):
         joined = np.concatenate(members)
         return np.prod(needed[joined].max(0)) * len(joined)
 
-    groups = list(groups)
     while len(groups) > 1 and min(map(len, groups)) < least:
         small = groups.pop(int(np.argmin([len(group) for group in groups])))
         extra = [area(group, small) - area(group) for group in groups]

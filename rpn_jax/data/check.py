@@ -1,6 +1,7 @@
 """Check a source before it is used: what would train wrongly is an error, what is odd a note."""
 
 import collections
+import contextlib
 import hashlib
 import json
 import logging
@@ -37,72 +38,67 @@ def lint(source, on_bad='error'):
     facts = examined(source)
     problems = [*source.problems, *file_problems(source, facts)]
     _check_scale(source)
-    notes = [*source.notes, *remarks(source, facts)]
+    source = source._replace(notes=(*source.notes, *remarks(source, facts)))
     if not problems:
-        return source._replace(notes=tuple(notes))
+        return source
     kinds = collections.Counter(problem.kind for problem in problems)
     counts = ', '.join(f'{kind}: {count}' for kind, count in kinds.most_common())
     if on_bad == 'error':
         raise InputError(_refusal(source, problems, counts))
-    bad = {problem.position for problem in problems}
-    good = [position for position in range(len(source.records)) if position not in bad]
+    bad, total = {problem.position for problem in problems}, len(source.records)
+    good = [position for position in range(total) if position not in bad]
     if not good:
         raise InputError(f'{source.name}: no image is left without the bad ones ({counts})')
-    left_out = len(source.records) - len(good)
-    notes.append(
-        f"{left_out} of {len(source.records)} images left out, as on_bad='skip' ({counts})"
-    )
-    return select(source, good)._replace(notes=tuple(notes))
+    note = f"{total - len(good)} of {total} images left out, as on_bad='skip' ({counts})"
+    return select(source, good)._replace(notes=(*source.notes, note))
 
 
 def examined(source):
     """Returns the Facts of every image file, from the cache where a file has not changed."""
     if source.files is None:
         return []
-    names = list(map(os.path.abspath, source.files.names))
+    names, cache = _names(source), _cache_file(source)
     stamps = list(map(source.files.stamp, range(len(names))))
-    cache = _cache_file(names)
-    known = _read(cache)
-    kept = zip(names, stamps, strict=True)
-    stale = [
-        i for i, (name, stamp) in enumerate(kept) if not stamp or known.get(name, [''])[0] != stamp
-    ]
+    known = {}  # name: [stamp, *Facts]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none that can be read
+        content = json.loads(cache.read_text())
+        known = content['files'] if content['version'] == VERSION else {}
+    kept = [known.get(name, [''])[0] for name in names]
+    stale = [i for i, stamp in enumerate(stamps) if not stamp or stamp != kept[i]]
 
     def examine(number):
         position = stale[number]
         try:
             return images.examine(source.files.load(position), source.files.names[position])
         except BadRecord as problem:
-            return Facts((0, 0), '', (), (problem.kind, str(problem)))
+            return Facts((0, 0), '', problem=(problem.kind, str(problem)))
 
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # Pillow's, on damaged tags: they become remarks
         facts = threaded(examine, range(len(stale)))
-        facts = list(console.progress(facts, len(stale), f'{source.name}: checked'))
-    for position, fact in zip(stale, facts, strict=True):
-        known[names[position]] = [stamps[position], *fact]
+        facts = console.progress(facts, len(stale), f'{source.name}: checked')
+        for position, fact in zip(stale, facts, strict=True):
+            known[names[position]] = [stamps[position], *fact]
     if stale:
-        _write(cache, known)
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(cache, json.dumps({'version': VERSION, 'files': known}))
     return [Facts(tuple(size), *rest) for _, size, *rest in (known[name] for name in names)]
 
 
 def forget(source):
     """Removes from the cache a source's folder, which will not come back."""
-    _cache_file(list(map(os.path.abspath, source.files.names))).unlink(missing_ok=True)
+    _cache_file(source).unlink(missing_ok=True)
 
 
 def file_problems(source, facts):
     """Yields the Problems of image files: missing, unreadable, of another size than annotated."""
     for position, (record, fact) in enumerate(zip(source.records, facts, strict=False)):
-        if fact.problem:
-            kind, message = fact.problem
-            yield Problem(kind, message, position)
-            continue
         try:
-            size, turned = record.size, images.TURNED in fact.remarks
-            images.check_size(
-                fact.size, size if any(size) else (), source.files.names[position], turned
-            )
+            if fact.problem:
+                raise BadRecord(*fact.problem)
+            where, turned = source.files.names[position], images.TURNED in fact.remarks
+            images.check_size(fact.size, record.size, where, turned)
         except BadRecord as error:
             yield Problem(error.kind, str(error), position)
 
@@ -132,8 +128,8 @@ def remarks(source, facts):
 
 def _check_scale(source):
     """Raises InputError where most boxes are hardly a pixel: they are in other units."""
-    boxes = [record.boxes for record in source.records if len(record.boxes)]
-    sides = np.concatenate([np.zeros((0, 2)), *(b[:, 2:] - b[:, :2] for b in boxes)])
+    boxes = np.concatenate([np.zeros((0, 4), 'f4'), *(r.boxes for r in source.records)])
+    sides = boxes[:, 2:] - boxes[:, :2]
     if len(sides) and np.mean(np.all(sides <= 1, axis=1)) > 0.5:
         raise InputError(
             f'{source.name}: most of its {len(sides)} boxes are at most 1 pixel wide and high; '
@@ -155,24 +151,11 @@ def _refusal(source, problems, counts):
     )
 
 
-def _cache_file(names):
-    """Returns the cache file for images of these names: one for a folder, whatever the split."""
-    folder = os.path.commonpath([os.path.dirname(name) for name in names])
+def _names(source):
+    return list(map(os.path.abspath, source.files.names))
+
+
+def _cache_file(source):
+    """Returns the cache file for a source's images: one for a folder, whatever the split."""
+    folder = os.path.commonpath(list(map(os.path.dirname, _names(source))))
     return cache_folder() / 'lint' / f'{hashlib.sha256(folder.encode()).hexdigest()[:16]}.json'
-
-
-def _read(cache):
-    """Returns {name: [stamp, *Facts]}; empty where there is no cache, or none that can be read."""
-    try:
-        content = json.loads(cache.read_text())
-        return content['files'] if content['version'] == VERSION else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _write(cache, known):
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cache, json.dumps({'version': VERSION, 'files': known}))
-    except OSError:
-        pass  # a cache that cannot be written only costs time

@@ -20,10 +20,11 @@ JPEG, PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
 MARKER = re.compile(rb'\xff+[^\x00\xff\xd0-\xd7]')  # in a scan: what is no pixel and no restart
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG markers that the size follows
 ORIENTATION = 0x0112  # the EXIF tag
+DEEP = 'image of 16 bits or more'
 MODES = {  # Pillow's name of what a file holds, and what is odd about that
     **dict.fromkeys(('1', 'L', 'LA', 'La'), 'greyscale image'),
     **dict.fromkeys(('P', 'PA'), 'image with a palette'),
-    **dict.fromkeys(('I', 'F', 'I;16', 'I;16B', 'I;16L', 'I;16N'), 'image of 16 bits or more'),
+    **dict.fromkeys(('I', 'F', 'I;16', 'I;16B', 'I;16L', 'I;16N'), DEEP),
     'CMYK': 'CMYK image',
 }
 EXTRA, STRAY = 'JPEG with stray bytes between its parts', 1024  # at most so many
@@ -60,11 +61,11 @@ def load(path):
         raise BadRecord('image missing' if is_gone else 'image unreadable', what) from error
 
 
-def decode(data, where, size=()):
+def decode(data, where, size=(0, 0)):
     """Decodes the bytes of an image file into uint8 [height, width, 3] RGB.
 
     An orientation tag is ignored. Raises BadRecord, which begins with `where`, if the file is
-    truncated, no image, larger than LARGEST or of another (height, width) than annotated.
+    truncated, no image, larger than LARGEST or not of this (height, width); (0, 0) is any.
     """
     _silence_cv2()
     declared, is_whole = _declared(data)
@@ -88,8 +89,8 @@ def decode(data, where, size=()):
 
 
 def check_size(actual, annotated, where, turned=False):
-    """Raises BadRecord where an image's (height, width) is not the annotated one; () is any."""
-    if annotated and tuple(actual) != tuple(annotated):
+    """Raises BadRecord where an image's (height, width) is not the annotated one; (0, 0) is any."""
+    if any(annotated) and tuple(actual) != tuple(annotated):
         (h, w), (height, width) = actual, annotated
         what = f'{where}: the image is {w} x {h}, its annotation says {width} x {height}'
         if turned and (w, h) == (height, width):
@@ -104,7 +105,7 @@ def examine(data, where):
         stray = _check_whole(data, where)
         size = decode(data, where).shape[:2]
     except BadRecord as problem:
-        return Facts((0, 0), digest, (), (problem.kind, str(problem)))
+        return Facts((0, 0), digest, problem=(problem.kind, str(problem)))
     return Facts(size, digest, _remarks(data) + stray)
 
 
@@ -120,10 +121,9 @@ def _remarks(data):
                 remarks.append(TURNED)
     except Exception:  # whatever a strange head makes Pillow raise: cv2 has read the pixels
         remarks.append('image whose head is damaged')
-    deep = 'image of 16 bits or more'
-    if data.startswith(PNG) and data[24] == 16 and deep not in remarks:
-        remarks.append(deep)
-    return tuple(remarks)
+    if data.startswith(PNG) and data[24] == 16:  # in colour, of which Pillow's mode says nothing
+        remarks.append(DEEP)
+    return tuple(dict.fromkeys(remarks))
 
 
 def _check_whole(data, where):

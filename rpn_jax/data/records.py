@@ -77,8 +77,8 @@ def reader(records, files):
     """Returns the function read(position) that decodes files and checks their sizes."""
 
     def read(position):
-        size = records[position].size
-        return images.decode(files.load(position), files.names[position], size if any(size) else ())
+        data, where = files.load(position), files.names[position]
+        return images.decode(data, where, records[position].size)
 
     return read
 

@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from rpn_jax.data import batches as batching
-from rpn_jax.data import canvases
+from rpn_jax.data.canvases import short_side, square
 from rpn_jax.data.check import ON_BAD, lint
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.data.sources.coco import coco
@@ -78,9 +80,8 @@ def open_split(options, split, *, seed=0, training=True, boxes=True):
     if seed < 0:
         raise InputError(f'seed {seed} is not at least 0')
     if boxes and options.source in WITHOUT_BOXES:
-        raise InputError(
-            f'source {options.source!r} has no boxes to learn from; it is for statistics'
-        )
+        what = f'source {options.source!r} has no boxes to learn from; it is for statistics'
+        raise InputError(what)
     function, keywords = SOURCES[_source_at(options, split)]
     values = options._asdict() | {
         'count': options.scenes[0 if training else 1],
@@ -89,8 +90,10 @@ def open_split(options, split, *, seed=0, training=True, boxes=True):
     }
     source = function(split, **{key: values[key] for key in keywords})
     source = lint(source, options.on_bad)
-    if boxes:
-        batching.check_boxes(source, options.max_boxes)
+    for record in source.records if boxes else ():
+        if len(record.boxes) > options.max_boxes:
+            what = f'{len(record.boxes)} boxes, but max_boxes is {options.max_boxes}; raise it'
+            raise InputError(f'image {record.image_id}: {what}')
     return source
 
 
@@ -113,45 +116,14 @@ def _source_at(options, split):
 def plan(sizes, options, *, least=1):
     """Returns the Canvases for images of these sizes (height, width), `least` or more on each."""
     if options.resize == 'square':
-        return canvases.square(options.image_size, len(sizes))
-    return canvases.short_side(
-        sizes,
-        image_size=options.image_size,
-        max_size=options.max_size,
-        limit=options.canvases,
-        least=least,
-    )
+        return square(options.image_size, len(sizes))
+    sides = dict(image_size=options.image_size, max_size=options.max_size)
+    return short_side(sizes, **sides, limit=options.canvases, least=least)
 
 
 def train_plan(source, options):
     """Returns the Canvases of a training split: each has images for a batch."""
-    return plan([r.size for r in source.records], options, least=options.batch_size)
-
-
-def train_batches(source, options, *, seed, steps, **share):
-    """Iterates over the training batches of the range `steps`, or over a host's share of them.
-
-    The other keywords are those of train_batch.
-    """
-    return batching.threaded(train_batch(source, options, seed=seed, **share), steps)
-
-
-def train_batch(source, options, *, seed, host=0, hosts=1, known=None):
-    """Returns the function step -> training batch, or its share of one host of several.
-
-    `known` returns what is known of an image, which is then not read: see batches.TrainBatches.
-    """
-    return batching.TrainBatches(
-        source,
-        train_plan(source, options),
-        seed=seed,
-        batch_size=options.batch_size,
-        max_boxes=options.max_boxes,
-        flip=options.flip,
-        host=host,
-        hosts=hosts,
-        known=known,
-    )
+    return evaluation_plan(source, options)
 
 
 def evaluation_plan(source, options, images=0):
@@ -160,14 +132,34 @@ def evaluation_plan(source, options, images=0):
     return plan(sizes, options, least=options.batch_size)
 
 
+def train_batches(source, options, *, seed, steps, **share):
+    """Iterates over train_batch of the range `steps`, made ahead by background threads."""
+    return batching.threaded(train_batch(source, options, seed=seed, **share), steps)
+
+
+def train_batch(source, options, *, seed, **share):
+    """Returns the function step -> training batch, batches.TrainBatches.
+
+    Its keywords host and hosts choose a host's share, `known` gives what need not be read.
+    """
+    share |= dict(batch_size=options.batch_size, max_boxes=options.max_boxes, flip=options.flip)
+    return batching.TrainBatches(source, train_plan(source, options), seed=seed, **share)
+
+
 def evaluation_batches(source, options, *, batch_size, images=0):
-    """Iterates over the first `images` of a split, each once; 0 means all of them."""
-    images = min(images or len(source.records), len(source.records))
-    batches = batching.EvaluationBatches(
-        source,
-        evaluation_plan(source, options, images),
-        batch_size=batch_size,
-        max_boxes=options.max_boxes,
-        images=images,
+    """Iterates over the first `images` of a split, each once, canvas by canvas; 0 means all.
+
+    Rows that only fill a batch have index -1.
+    """
+    canvases = evaluation_plan(source, options, images)
+    members = [np.flatnonzero(canvases.of == c).tolist() for c in range(len(canvases.shapes))]
+    groups = [
+        positions[start : start + batch_size]
+        for positions in members
+        for start in range(0, len(positions), batch_size)
+    ]
+    settings = dict(max_boxes=options.max_boxes, rows=batch_size)
+    return batching.threaded(
+        lambda step: batching.collate(source, canvases, groups[step], **settings),
+        range(len(groups)),
     )
-    return batching.threaded(batches, range(len(batches)))

@@ -57,15 +57,19 @@ def _oriented(item):
     right = _distance(item)
     wrong = min(v for k, v in item.turns.items() if k not in ('upright', 'mirrored'))
     if right < CLEARLY * wrong:
-        return True if right <= ALIKE or right < CLEARLY * max(item.turns.values()) else None
-    if right > ALIKE:
-        return False
-    return False if wrong < CLEARLY * right and right > ALIKE / 4 else None
+        return True
+    is_wrong = right > ALIKE or (right > ALIKE / 4 and wrong < CLEARLY * right)
+    return False if is_wrong else None
 
 
 def _distance(item):
     """Returns the distance of a picture to its original, flipped or not."""
     return min(item.turns['upright'], item.turns['mirrored'])
+
+
+def _off(item, way):
+    """Returns how far the worst box is from where it belongs, in pixels, flipped or not."""
+    return item.corners[way].max(initial=0)
 
 
 # Each check returns (passed, text).
@@ -83,18 +87,15 @@ def _normalisation(evidence):
 
 
 def _colour_order(evidence):
-    right = []
-    for item in evidence:
-        if not item.colours:
-            continue
+    compared = [item for item in evidence if item.colours]
+    for item in compared:
         best = min(item.colours, key=item.colours.get)
         distance = item.colours['RGB']
         if item.colours[best] < CLEARLY * distance and distance > ALIKE / 4:
             swapped = 'with red and blue swapped' if best == 'BGR' else f'read as {best}'
             text = f'{item.image_id}: differs from its original by {distance:.1f} levels, but by'
             return False, f'{text} {item.colours[best]:.1f} {swapped}.'
-        if distance < CLEARLY * item.colours['BGR']:
-            right.append(item)
+    right = [item for item in compared if item.colours['RGB'] < CLEARLY * item.colours['BGR']]
     if not right:
         return None, 'The images are too grey to tell, or do not show their originals.'
     here, there = (np.mean([item.colours[order] for item in right]) for order in ('RGB', 'BGR'))
@@ -103,21 +104,18 @@ def _colour_order(evidence):
 
 
 def _axes(evidence):
-    right = []
     for item in evidence:
         if item.size != item.planned:
             (height, width), (h, w) = item.size, item.planned
             text = f'{item.image_id}: is {width} x {height} pixels on its canvas, but'
             return False, f'{text} {w} x {h} are planned.'
-        if _oriented(item):
-            right.append(item)
         if _oriented(item) is False:
-            way = min(item.turns, key=item.turns.get)
-            distance = _distance(item)
-            text = f'{item.image_id}: differs from its original by {distance:.1f} levels'
-            if item.turns[way] < CLEARLY * distance:
-                text += f', but by {item.turns[way]:.1f} {way}'
+            text = f'{item.image_id}: differs from its original by {_distance(item):.1f} levels'
+            way, distance = min(item.turns.items(), key=lambda turn: turn[1])
+            if distance < CLEARLY * _distance(item):
+                text += f', but by {distance:.1f} {way}'
             return False, f'{text}.'
+    right = [item for item in evidence if _oriented(item)]
     if not right:
         return None, 'No image can be compared with its original.'
     here = np.mean(list(map(_distance, right)))
@@ -127,20 +125,15 @@ def _axes(evidence):
 
 
 def _flips(evidence):
-    counts = {False: 0, True: 0}
-    for item in evidence:
-        is_flipped = flipped(item)
-        if is_flipped is None:
-            continue
-        counts[is_flipped] += 1
-        own, other = (item.corners[way].max(initial=0) for way in (is_flipped, not is_flipped))
-        if own > OFF >= other:
-            image, boxes = ('is', 'are not') if is_flipped else ('is not', 'are')
+    ways = [(item, flipped(item)) for item in evidence if flipped(item) is not None]
+    for item, way in ways:
+        if _off(item, way) > OFF >= _off(item, not way):
+            image, boxes = ('is', 'are not') if way else ('is not', 'are')
             return False, f'{item.image_id}: the image {image} flipped, its boxes {boxes}.'
-    total = sum(counts.values())
-    if not total:
+    if not ways:
         return None, 'No image can be compared with its original and its mirror image.'
-    return True, f'{counts[True]} of {total} images are flipped, and so are their boxes.'
+    count = sum(way for _, way in ways)
+    return True, f'{count} of {len(ways)} images are flipped, and so are their boxes.'
 
 
 def _boxes(evidence):
@@ -148,9 +141,9 @@ def _boxes(evidence):
     for item in evidence:
         way = flipped(item)
         if way is None:  # the pixels are the same either way, or cannot be compared
-            way = item.corners[True].max(initial=0) < item.corners[False].max(initial=0)
+            way = _off(item, True) < _off(item, False)
         distances, content = item.corners[way], item.patches[way]
-        if distances.max(initial=0) > OFF:
+        if _off(item, way) > OFF:
             text = f'{item.image_id}: box {distances.argmax() + 1} is {distances.max():.0f} pixels'
             return False, f'{text} off its position in the original.'
         if len(content) and content.mean() > max(ALIKE, CLEARLY * item.moved.mean()):
@@ -173,10 +166,8 @@ def _objects(evidence):
         if not item.same_objects:
             return False, f'{item.image_id}: has other objects than its annotation.'
         if item.beyond > OFF / 100:
-            return (
-                False,
-                f'{item.image_id}: a box extends {item.beyond:.1f} pixels out of the image.',
-            )
+            text = f'{item.image_id}: a box extends {item.beyond:.1f} pixels out of the image.'
+            return False, text
     count = sum(len(item.corners[False]) for item in evidence)
     if not count:
         return None, 'There is no object in these images.'
@@ -186,15 +177,10 @@ def _objects(evidence):
 def _padding(evidence):
     worst = max(evidence, key=lambda item: item.outside)
     if worst.outside > 0:
-        return (
-            False,
-            f'{worst.image_id}: outside the image the input is {worst.outside:.2g}, not 0.',
-        )
-    padded = [item for item in evidence if item.padded]
-    return (
-        True,
-        f'{_of(padded, evidence)} are smaller than their canvas; outside them the input is 0.',
-    )
+        text = f'{worst.image_id}: outside the image the input is {worst.outside:.2g}, not 0.'
+        return False, text
+    padded = _of([item for item in evidence if item.padded], evidence)
+    return True, f'{padded} are smaller than their canvas; outside them the input is 0.'
 
 
 def _of(some, evidence):

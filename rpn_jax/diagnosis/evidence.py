@@ -74,6 +74,8 @@ def compare(record, original, network, seen, row, planned, pixels):
     expected = (expected.astype(np.float64) - pixels.mean) / pixels.std
     formula = np.abs((network - expected) * pixels.std)[inside]
     reach = boxes - np.array([width, height] * 2)
+    comparable = len(boxes) == len(record.boxes)
+    pairs = (record.boxes.astype(np.float64), boxes) if comparable else (boxes[:0], boxes[:0])
     return Evidence(
         image_id=record.image_id,
         round_trip=float(difference.max(initial=0)),
@@ -84,61 +86,53 @@ def compare(record, original, network, seen, row, planned, pixels):
         padded=not inside.all(),
         same_objects=np.array_equal(row['kind'][real], record.kind),
         beyond=float(max(reach.max(initial=0), (-boxes).max(initial=0))),
-        **_content(record, original, seen, size, boxes),
+        corners=_corners(*pairs, np.divide(size, record.size), width),
+        **_content(pairs, original, seen, size),
     )
 
 
-def _content(record, original, seen, size, boxes):
-    """Returns the fields of Evidence that compare pixels or corners."""
-    same, none = len(boxes) == len(record.boxes), {False: np.zeros(0), True: np.zeros(0)}
-    corners = {f: _offsets(record, boxes, size, f) for f in none} if same else none
-    fields = dict(turns={}, colours={}, corners=corners, patches=none, moved=np.zeros(0))
+def _corners(before, after, scale, width):
+    """Returns how many pixels the corners of each box [n] are off from the resized annotation."""
+    x0, y0, x1, y1 = (before * scale[[1, 0, 1, 0]]).T
+    expected = {False: (x0, y0, x1, y1), True: (width - x1, y0, width - x0, y1)}
+    return {f: np.abs(np.stack(e, 1) - after).max(1, initial=0) for f, e in expected.items()}
+
+
+def _content(pairs, original, seen, size):
+    """Returns the fields of Evidence that compare pixels."""
     if original is None or min(*size, *original.shape[:2]) < SLIVER:
-        return fields
-    before, after = map(_sums, (original, seen))
-    thumbnail = _cells(before, [0, 0, *original.shape[1::-1]], THUMBNAIL)
-    shown = _cells(after, [0, 0, *size[::-1]], THUMBNAIL)
-    fields['turns'] = {
+        none = np.zeros(0)
+        return dict(turns={}, colours={}, patches={False: none, True: none}, moved=none)
+    sums = _sums(original), _sums(seen)
+    thumbnail = _cells(sums[0], [0, 0, *original.shape[1::-1]], THUMBNAIL)
+    shown = _cells(sums[1], [0, 0, *size[::-1]], THUMBNAIL)
+    turns = {
         name: _distance(_colourless(turned), _colourless(shown))
         for name, turned in _turned(thumbnail).items()
     }
-    mirrored = fields['turns']['mirrored'] < fields['turns']['upright']
-    upright = thumbnail[:, ::-1] if mirrored else thumbnail
-    fields['colours'] = {
+    upright = thumbnail[:, ::-1] if turns['mirrored'] < turns['upright'] else thumbnail
+    colours = {
         order: _distance(upright[..., ['RGB'.index(c) for c in order]], shown) for order in ORDERS
     }
-    if same:
-        fields |= _patches(before, after, record, boxes, size)
-    return fields
+    same, mirrored, moved = _patches(pairs, sums, size)
+    return dict(turns=turns, colours=colours, patches={False: same, True: mirrored}, moved=moved)
 
 
-def _patches(before, after, record, boxes, size):
-    """Returns the fields of Evidence that compare the content of boxes."""
-    patches, moved = {False: [], True: []}, []
-    extent = np.array([size[1], size[0]] * 2, np.float64)
-    for old, new in zip(record.boxes.astype(np.float64), boxes, strict=True):
-        if min(*(old[2:] - old[:2]), *(new[2:] - new[:2])) < SMALLEST:
+def _patches(pairs, sums, size):
+    """Returns distances of boxes' content [3, m]: if not flipped, if flipped, after moving them."""
+    extent, rows = np.array([size[1], size[0]] * 2, np.float64), []
+    steps = extent * MOVED * [[1, 0, 1, 0], [-1, 0, -1, 0], [0, 1, 0, 1], [0, -1, 0, -1]]
+    for before, after in zip(*pairs, strict=True):
+        if min(*(before[2:] - before[:2]), *(after[2:] - after[:2])) < SMALLEST:
             continue
-        content = _colourless(_cells(before, old, PATCH))
-        shown = _colourless(_cells(after, new, PATCH))
-        for flipped in patches:
-            patches[flipped].append(_distance(content[:, ::-1] if flipped else content, shown))
-        upright = content if patches[False][-1] <= patches[True][-1] else content[:, ::-1]
-        steps = extent * MOVED * [[1, 0, 1, 0], [-1, 0, -1, 0], [0, 1, 0, 1], [0, -1, 0, -1]]
-        others = [_cells(after, np.clip(new + step, 0, extent), PATCH) for step in steps]
-        moved.append(min(_distance(upright, _colourless(other)) for other in others))
-    return {
-        'patches': {flipped: np.array(values) for flipped, values in patches.items()},
-        'moved': np.array(moved),
-    }
-
-
-def _offsets(record, boxes, size, flipped):
-    """Returns how many pixels the corners of each box are off from the resized annotation: [n]."""
-    scale = np.divide(size, record.size)[[1, 0, 1, 0]]
-    x0, y0, x1, y1 = (record.boxes * scale).T
-    expected = (size[1] - x1, y0, size[1] - x0, y1) if flipped else (x0, y0, x1, y1)
-    return np.abs(np.stack(expected, 1) - boxes).max(1, initial=0)
+        content = _colourless(_cells(sums[0], before, PATCH))
+        shown = _colourless(_cells(sums[1], after, PATCH))
+        same, mirrored = _distance(content, shown), _distance(content[:, ::-1], shown)
+        upright = content if same <= mirrored else content[:, ::-1]
+        others = [_cells(sums[1], np.clip(after + step, 0, extent), PATCH) for step in steps]
+        moved = min(_distance(upright, _colourless(other)) for other in others)
+        rows.append((same, mirrored, moved))
+    return np.reshape(rows, (-1, 3)).T
 
 
 def _turned(picture):

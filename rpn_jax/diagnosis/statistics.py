@@ -18,11 +18,18 @@ def statistics(source):
     Pixels are those of the files, before any resize, RGB in 0..255; mean and deviation are exact,
     because the levels of every channel are counted. Boxes are in pixels of the original images.
     """
-    levels = channel_levels(source)
+
+    def count(position):
+        image = source.read(position)
+        return np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)])
+
+    images = len(source.records)
+    counts = progress(threaded(count, range(images)), images, 'read')
+    levels = sum(counts, np.zeros((3, 256), np.int64))
     mean, std = zip(*map(moments, levels), strict=True)
     return {
         'dataset': source.name,
-        'images': len(source.records),
+        'images': images,
         'pixels': int(levels[0].sum()),
         'mean': list(mean),
         'std': list(std),
@@ -31,27 +38,13 @@ def statistics(source):
     }
 
 
-def channel_levels(source):
-    """Counts how often each channel has each level: [3, 256] int64, RGB."""
-
-    def count(position):
-        image = source.read(position)
-        return np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)])
-
-    images = len(source.records)
-    counts = progress(threaded(count, range(images)), images, 'read')
-    return sum(counts, np.zeros((3, 256), np.int64))
-
-
 def moments(levels):
     """Returns (mean, standard deviation) of values 0..255 that occur `levels` [256] times each.
 
-    All are whole numbers until the last division, so that nothing is rounded before.
+    All are Python's whole numbers until the last division, so that nothing is rounded before.
     """
-    counts = [int(count) for count in levels]
-    number = sum(counts)
-    first = sum(value * count for value, count in enumerate(counts))
-    second = sum(value * value * count for value, count in enumerate(counts))
+    counts, values = levels.astype(object), np.arange(256, dtype=object)
+    number, first, second = (counts @ values**power for power in range(3))
     return first / number, math.sqrt(number * second - first * first) / number
 
 
@@ -69,7 +62,7 @@ def box_statistics(records):
     width, height = (objects[:, 2:] - objects[:, :2]).T
     area = width * height
     return {
-        'objects': int(np.sum(kinds == Kind.OBJECT)),
+        'objects': len(objects),
         'difficult': int(np.sum(kinds == Kind.DIFFICULT)),
         'crowd': int(np.sum(kinds == Kind.CROWD)),
         **{name: int(np.sum((low <= area) & (area < high))) for name, (low, high) in AREAS.items()},
@@ -83,24 +76,21 @@ def box_statistics(records):
 
 def lines(figures):
     """Returns the statistics as lines of text, the last one with the keys that a config can set."""
-    boxes = figures['boxes']
-    text = [
-        f'{figures["dataset"]}: {figures["images"]} images, {figures["pixels"]} pixels',
-        f'{"":16}{"red":>10}{"green":>10}{"blue":>10}',
-        *(f'{key:16}' + ''.join(f'{v:10.4f}' for v in figures[key]) for key in ('mean', 'std')),
-    ]
-    if boxes:
+    text = [f'{figures["dataset"]}: {figures["images"]} images, {figures["pixels"]} pixels']
+    text += [_row('', ('red', 'green', 'blue'))]
+    text += [_row(key, [f'{value:.4f}' for value in figures[key]]) for key in ('mean', 'std')]
+    if boxes := figures['boxes']:
         counts = ('objects', 'small', 'medium', 'large', 'difficult', 'crowd')
         text.append(
             ', '.join(f'{boxes[key]} {key}' for key in counts)
             + f'; {boxes["images_without_objects"]} images without objects, '
             f'at most {boxes["most_boxes"]} boxes in one'
         )
-        text.append(f'{"percentile":16}' + ''.join(f'{p:>10}' for p in PERCENTILES))
+        text.append(_row('percentile', PERCENTILES))
         rows = {'per_image': 'per image', 'size': 'size (px)', 'aspect_ratio': 'height / width'}
         for key, name in rows.items():
-            cells = ('-' if value is None else f'{value:.2f}' for value in boxes[key].values())
-            text.append(f'{name:16}' + ''.join(f'{cell:>10}' for cell in cells))
+            values = boxes[key].values()
+            text.append(_row(name, ['-' if v is None else f'{v:.2f}' for v in values]))
     mean, std = (','.join(f'{value:.4f}' for value in figures[key]) for key in ('mean', 'std'))
     return [
         *text,
@@ -110,8 +100,11 @@ def lines(figures):
     ]
 
 
+def _row(name, cells):
+    return f'{name:16}' + ''.join(f'{cell:>10}' for cell in cells)
+
+
 def _percentiles(values):
-    figures = np.percentile(values, PERCENTILES) if len(values) else [None] * len(PERCENTILES)
-    return {
-        f'{p}': None if v is None else float(v) for p, v in zip(PERCENTILES, figures, strict=True)
-    }
+    if not len(values):
+        return {f'{p}': None for p in PERCENTILES}
+    return {f'{p}': float(np.percentile(values, p)) for p in PERCENTILES}

@@ -9,6 +9,7 @@ from helpers import data_options
 
 from configs import default
 from rpn_jax import data
+from rpn_jax.data import batches
 from rpn_jax.data.sources.shapes import shapes
 from rpn_jax.errors import InputError
 
@@ -19,10 +20,7 @@ def folder(tmp_path):
 
 
 def test_the_options_are_the_keys_of_the_config():
-    section = default.get_config().data
-    assert set(data.Options._fields) == set(section)
-    with pytest.raises(TypeError, match='colour'):
-        data.Options(**section, colour=True)
+    assert set(data.Options._fields) == set(default.get_config().data)
 
 
 def test_the_canvas_is_a_square_of_the_image_size_or_keeps_the_shape():
@@ -71,25 +69,18 @@ def test_a_plain_folder_is_read_as_what_it_is(tmp_path, caplog, name):
     assert caplog.messages[0].endswith(f'read as with source={name or "voc"!r}')
 
 
-def test_training_and_evaluation_have_their_own_number_of_scenes():
+def test_scenes_of_training_follow_the_seed_and_those_of_evaluation_do_not():
     settings = data_options(source='shapes', scenes=(7, 3), image_size=48, train_split='a')
-    train = data.open_split(settings, 'a', seed=5)
-    test = data.open_split(settings, 'a', seed=5, training=False)
-    assert (len(train.records), len(test.records)) == (7, 3)
+    train, same, other = (data.open_split(settings, 'a', seed=seed) for seed in (5, 5, 6))
+    own = data.open_split(settings, 'a', seed=5, training=False)  # of the split trained on
+    first, last = (data.open_split(settings, 'b', seed=s, training=False) for s in (1, 6))
+    assert [len(source.records) for source in (train, own, first)] == [7, 3, 3]
     assert train.read(0).shape == (48, 48, 3)
-    np.testing.assert_array_equal(train.read(0), test.read(0))
-    other = data.open_split(settings, 'a', seed=6)
+    for right, left in ((train, same), (train, own), (first, last)):
+        np.testing.assert_array_equal(right.read(2), left.read(2))
+        np.testing.assert_array_equal(right.records[2].boxes, left.records[2].boxes)
     assert not np.array_equal(train.read(0), other.read(0))
-
-
-def test_every_seed_is_evaluated_on_the_same_scenes():
-    settings = data_options(source='shapes', scenes=(7, 3), image_size=48, train_split='a')
-    first, other = (data.open_split(settings, 'b', seed=s, training=False) for s in (0, 6))
-    for i in range(3):
-        np.testing.assert_array_equal(first.read(i), other.read(i))
-        np.testing.assert_array_equal(first.records[i].boxes, other.records[i].boxes)
-    as_drawn = shapes('b', count=3, size=48, seed=0)
-    np.testing.assert_array_equal(first.read(2), as_drawn.read(2))
+    np.testing.assert_array_equal(first.read(2), shapes('b', count=3, size=48, seed=0).read(2))
 
 
 def test_a_folder_is_opened_where_the_keys_say(folder, tmp_path):
@@ -103,28 +94,43 @@ def test_a_folder_is_opened_where_the_keys_say(folder, tmp_path):
 
 def test_a_split_whose_boxes_do_not_fit_is_refused(folder):
     data.open_split(data_options(path=str(folder), max_boxes=2), 'train')
+    data.open_split(data_options(path=str(folder), max_boxes=1), 'train', boxes=False)
     with pytest.raises(InputError, match='image 000002: 2 boxes, .* is 1; raise it'):
         data.open_split(data_options(path=str(folder), max_boxes=1), 'train')
 
 
-def test_training_batches_start_at_any_step(folder):
-    settings = data_options(path=str(folder), image_size=64, batch_size=3, max_boxes=4)
+def test_training_batches_come_in_order_from_any_step(folder):
+    settings = data_options(path=str(folder), image_size=64, batch_size=3, max_boxes=4, flip=False)
     source = data.open_split(settings, 'train')
-    stream = list(data.train_batches(source, settings, seed=1, steps=range(2, 6)))
-    make = data.train_batch(source, settings, seed=1)
-    assert len(stream) == 4
-    for step, batch in zip(range(2, 6), stream, strict=True):
+    make, plan = data.train_batch(source, settings, seed=1), data.train_plan(source, settings)
+    stream = data.train_batches(source, settings, seed=1, steps=range(2, 22))
+    for step, batch in zip(range(2, 22), stream, strict=True):
+        expected = batches.collate(source, plan, make.positions(step)[1], max_boxes=4)
         assert batch['image'].shape == (3, 64, 64, 3) and batch['boxes'].shape == (3, 4, 4)
-        for key, value in make(step).items():
+        for key, value in expected.items():
             np.testing.assert_array_equal(batch[key], value)
+    assert list(data.train_batches(source, settings, seed=1, steps=range(4, 4))) == []
 
 
-@pytest.mark.parametrize(
-    ('images', 'expected'),
-    [(0, [0, 1, 2, 3, 4, 5, -1, -1]), (3, [0, 1, 2, -1]), (99, [0, 1, 2, 3, 4, 5, -1, -1])],
-)
-def test_evaluation_batches_take_as_many_images_as_asked_for(folder, images, expected):
-    settings = data_options(path=str(folder), image_size=64)
-    source = data.open_split(settings, '')
-    batches = data.evaluation_batches(source, settings, batch_size=4, images=images)
-    assert [i for batch in batches for i in batch['index'].tolist()] == expected
+@pytest.mark.parametrize('resize', ['square', 'short_side'])
+@pytest.mark.parametrize(('images', 'expected'), [(0, 6), (3, 3), (99, 6)])
+def test_evaluation_covers_the_first_images_once_and_marks_padding(
+    folder, images, expected, resize
+):
+    settings = data_options(path=str(folder), image_size=64, resize=resize, batch_size=1)
+    source, rows = data.open_split(settings, ''), []
+    plan = data.evaluation_plan(source, settings, images)
+    for batch in data.evaluation_batches(source, settings, batch_size=4, images=images):
+        real = batch['index'] >= 0
+        (canvas,) = set(plan.of[batch['index'][real]])
+        assert real[0] and batch['image'].shape == (4, *plan.shapes[canvas], 3)
+        assert not any(batch[key][~real].any() for key in ('image', 'boxes', 'kind'))
+        sizes = np.where(real[:, None], plan.sizes[batch['index']], batch['size'][:1])
+        np.testing.assert_array_equal(batch['size'], sizes)
+        assert batch['index'][~real].tolist() == [-1] * sum(~real)
+        for row, position in enumerate(batch['index'][real]):
+            alone = batches.collate(source, plan, [position], max_boxes=settings.max_boxes)
+            for key, value in alone.items():
+                np.testing.assert_array_equal(batch[key][row], value[0])
+        rows += batch['index'][real].tolist()
+    assert sorted(rows) == list(range(expected))
