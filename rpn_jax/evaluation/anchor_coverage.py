@@ -1,8 +1,8 @@
 """Which anchors learn and recall what: measured over a split, by level, size and aspect ratio.
 
-Two questions. What do the anchors of each type learn, and which objects do they recall? And how far
-do anchors stretch: of every anchor whose centre lies inside an object, however much larger or
-smaller than the anchor, how well does its box fit that object before and after regression?
+What do the anchors of each type learn, and which objects do they recall? And how far do anchors
+stretch: of every anchor whose centre lies inside an object, however much larger or smaller than the
+anchor, how well does its box fit that object before and after regression?
 
 NumPy on the host, of one image's predict.Prediction; sums of images add up to a split's.
 """
@@ -35,18 +35,21 @@ def measure(prediction, *, iou, limit, beta=1 / 9):
     and of foreground ones, and the sums of their IoU before and after.
     """
     anchors, labels = prediction.anchors, prediction.labels
-    boxes, gt_boxes = np.float64(anchors.boxes), np.float64(prediction.gt_boxes)
-    losses = jax.device_get(_sums(*_arrays(prediction), beta=beta, count=len(anchors.types)))
+    boxes = np.float64(anchors.boxes)
+    matched = prediction.gt_boxes[prediction.matched]
+    sampled = labels, anchors.boxes, matched, anchors.type
+    maps = prediction.logits, prediction.deltas
+    losses = jax.device_get(_sums(*maps, *sampled, beta=beta, count=len(anchors.types)))
     count = functools.partial(np.bincount, minlength=len(anchors.types))
     positive = np.flatnonzero(labels == FOREGROUND)
     types = anchors.type[positive]
-    shift, scale = _distance(boxes[positive], gt_boxes[prediction.matched[positive]])
+    shift, scale = _distance(boxes[positive], np.float64(matched[positive]))
     return {name: np.float64(values) for name, values in losses.items()} | {
         'labelled': count(anchors.type[labels >= 0]),
         'shift': count(types, shift),
         'scale': count(types, scale),
         'recalled': count(anchors.type[_recalling(prediction, iou, limit)]),
-        'stretch': _stretch(prediction, boxes, gt_boxes),
+        'stretch': _stretch(prediction, boxes),
     }
 
 
@@ -72,7 +75,7 @@ def summarise(images, types):
         name: np.int64(total[name]).tolist() for name in ('labelled', 'positives', 'recalled')
     }
     return {
-        'sizes': [size for _, size in _sizes(types)],
+        'sizes': [size for _, size in _sizes(types)[0]],
         'aspect_ratios': list(dict.fromkeys(ratio for _, _, ratio in types)),
         'types': types,
         **counted,
@@ -91,8 +94,8 @@ def summarise(images, types):
 
 def by_size(figures, name):
     """Returns a list of summarise's by type, added up over aspect ratios: [sizes] float64."""
-    rows = _size_of_type(figures['types'])
-    return np.bincount(rows, np.float64(figures[name]), len(figures['sizes']))
+    sizes, of_type = _sizes(figures['types'])
+    return np.bincount(of_type, np.float64(figures[name]), len(sizes))
 
 
 def ratio(sums, counts):
@@ -101,15 +104,8 @@ def ratio(sums, counts):
     return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
-def _arrays(prediction):
-    """Returns the arguments of _sums."""
-    maps = prediction.logits, prediction.deltas, prediction.labels
-    anchors = prediction.anchors.boxes, prediction.anchors.type
-    return *maps, *anchors, prediction.gt_boxes[prediction.matched]
-
-
 @functools.partial(jax.jit, static_argnames='count')
-def _sums(logits, deltas, labels, anchors, types, gt_boxes, *, beta, count):
+def _sums(logits, deltas, labels, anchors, gt_boxes, types, *, beta, count):
     sampled = labels, anchors, gt_boxes
     losses = rpn_losses(logits, deltas, *sampled, beta=beta)
     return anchor_statistics.sums(losses, deltas, *sampled, types, count=count)
@@ -134,15 +130,15 @@ def _recalling(prediction, iou, limit):
     return prediction.proposals.index[valid][best]
 
 
-def _stretch(prediction, anchors, gt_boxes):
-    """Returns the sums of stretch, [4, sizes, BINS], of anchors and gt_boxes in float64."""
-    types = types_of(prediction.anchors)
-    size, sizes = _size_of_type(types)[prediction.anchors.type], len(_sizes(types))
+def _stretch(prediction, anchors):
+    """Returns the sums of stretch, [4, sizes, BINS], of anchors in float64."""
+    sizes, of_type = _sizes(types_of(prediction.anchors))
+    size, length = of_type[prediction.anchors.type], len(sizes) * BINS
     matched = np.where(prediction.labels == FOREGROUND, prediction.matched, -1)
-    centres, sums = (anchors[:, :2] + anchors[:, 2:]) / 2, np.zeros((4, sizes * BINS))
+    centres, sums = (anchors[:, :2] + anchors[:, 2:]) / 2, np.zeros((4, length))
     octaves = -np.log2(np.maximum(area(anchors), box.TINY)) / 2
     for row in np.flatnonzero(prediction.gt_kind == OBJECT):
-        own = gt_boxes[row]
+        own = np.float64(prediction.gt_boxes[row])
         inside = np.flatnonzero(np.all((own[:2] <= centres) & (centres < own[2:]), axis=1))
         stretch = octaves[inside] + np.log2(np.maximum(area(own), box.TINY)) / 2
         bins = np.searchsorted(EDGES, stretch, side='right') - 1
@@ -154,19 +150,14 @@ def _stretch(prediction, anchors, gt_boxes):
             *(overlaps_of(b[inside], own[None])[:, 0] for b in (anchors, prediction.decoded)),
         )
         index = size[inside] * BINS + bins
-        sums += [np.bincount(index, value, sizes * BINS) for value in values]
-    return sums.reshape(4, sizes, BINS)
+        sums += [np.bincount(index, value, length) for value in values]
+    return sums.reshape(4, len(sizes), BINS)
 
 
 def _sizes(types):
-    """Returns the distinct (level, size) of types, in their order."""
-    return list(dict.fromkeys((level, size) for level, size, _ in types))
-
-
-def _size_of_type(types):
-    """Returns which of the distinct (level, size) each type has: [types] int."""
-    sizes = _sizes(types)
-    return np.array([sizes.index((level, size)) for level, size, _ in types])
+    """Returns the distinct (level, size) of types, in their order, and which each type has."""
+    sizes = list(dict.fromkeys((level, size) for level, size, _ in types))
+    return sizes, np.array([sizes.index((level, size)) for level, size, _ in types])
 
 
 def _ratios(sums, counts):

@@ -33,17 +33,15 @@ class Gaussian(NamedTuple):
 def draw(name, seed, image_index, count, size, anchors, gaussian):
     """Draws the boxes of one of BLIND for one image, at random by seed and image index.
 
-    seed and image_index, the image's position in its data set, are not negative. anchors, as in
-    random_anchors, and gaussian, from fit_gaussian, are for the baselines that need them.
+    seed and image_index, the image's position in its data set, are not negative.
     """
     rng = np.random.default_rng((seed, image_index, BLIND.index(name)))
-    if name == 'random_boxes':
-        return random_boxes(rng, count, size)
     if name == 'random_anchors':
         return random_anchors(rng, count, anchors, size)
     if name == 'gaussian_boxes':
         return gaussian_boxes(rng, count, size, gaussian)
-    return quadrants(rng, count, size)
+    make = {'random_boxes': random_boxes, 'quadrants': quadrants}[name]
+    return make(rng, count, size)
 
 
 def random_boxes(rng, count, size):
@@ -102,9 +100,8 @@ def gaussian_from_json(content):
 def gaussian_boxes(rng, count, size, gaussian):
     """Draws boxes from a Gaussian of centre and log size, clipped to the image.
 
-    With one covariance of all four, because width correlates with height and size with position. As
-    the Gaussian baseline of Hosang et al. (arXiv:1502.05082), with log width and height for their
-    square root of area and log aspect ratio.
+    As the baseline of Hosang et al. (arXiv:1502.05082), with log width and height for their square
+    root of area and log aspect ratio, and all four correlated.
     """
     sample = rng.multivariate_normal(gaussian.mean, gaussian.covariance, count)
     centre, half = sample[:, :2], np.exp(sample[:, 2:]) / 2
@@ -122,12 +119,11 @@ def quadrants(rng, count, size):
 
 
 def oracle(anchors, gt_boxes, gt_kind, size, **targets):
-    """Returns every foreground anchor moved onto its object: what perfect regression gives.
+    """Returns every foreground anchor moved onto its object, [positives, 4], not ranked.
 
-    anchors are Anchors or boxes [A, 4], gt_boxes [G, 4] and gt_kind [G] the ground truth; where all
-    images are padded to one G this compiles once for each canvas. targets are keywords of
-    matching.assign; those of sampling change nothing, and `border` is in the pixels given. Deltas
-    are clamped as in decode. Returns [positives, 4], not ranked.
+    What perfect regression gives, with deltas clamped as in decode. anchors are Anchors or boxes
+    [A, 4], gt_boxes [G, 4] and gt_kind [G] the ground truth, padded to one G so that this compiles
+    once for each canvas; targets are keywords of matching.assign.
     """
     if not np.any(np.asarray(gt_kind) == OBJECT):
         return np.zeros((0, 4))

@@ -9,18 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-
-class Tally(NamedTuple):
-    """What each image adds to the two sums whose ratio is a figure."""
-
-    numerator: np.ndarray  # [images]
-    denominator: np.ndarray  # [images]
-
-    @property
-    def value(self):
-        """The figure: a ratio of sums, None where the denominator is 0."""
-        below = self.denominator.sum()
-        return float(self.numerator.sum() / below) if below else None
+from rpn_jax.evaluation.metrics import Tally
 
 
 class Estimate(NamedTuple):
@@ -31,39 +20,37 @@ class Estimate(NamedTuple):
     high: float | None
 
 
-def intervals(tallies, resamples=1000, seed=0, level=0.95):
-    """Returns the interval of every figure: {name: (low, high) or None}.
+def estimates(tallies: dict[str, Tally], resamples=1000, seed=0, level=0.95):
+    """Returns every figure with its interval: {name: Estimate}.
 
     The bounds are percentiles over the resamples in which the figure is defined, None without any.
     """
-    return {
-        name: _bounds(values, level)
-        for name, values in _resampled(tallies, resamples, seed).items()
-    }
+    values = _resampled(tallies, resamples, seed)
+    return {name: Estimate(t.value, *_bounds(values[name], level)) for name, t in tallies.items()}
 
 
 def differences(tallies, others, resamples=1000, seed=0, level=0.95):
     """Returns by how much figures exceed those of another run on the same images.
 
-    {name: Estimate}, with bounds as in intervals. Raises ValueError where the numbers of images
+    {name: Estimate}, with bounds as in estimates. Raises ValueError where the numbers of images
     differ.
     """
     lengths = {len(t.numerator) for both in (tallies, others) for t in both.values()}
     if len(lengths) > 1:
         raise ValueError(f'runs on {sorted(lengths)} images cannot be compared')
     here, there = (_resampled(each, resamples, seed) for each in (tallies, others))
-    estimates = {}
+    changes = {}
     for name in tallies:
-        bounds = _bounds(here[name] - there[name], level) or (None, None)
         both = tallies[name].value, others[name].value
-        estimates[name] = Estimate(None if None in both else both[0] - both[1], *bounds)
-    return estimates
+        value = None if None in both else both[0] - both[1]
+        changes[name] = Estimate(value, *_bounds(here[name] - there[name], level))
+    return changes
 
 
 def _bounds(values, level):
     values = values[np.isfinite(values)]
     tails = (1 - level) / 2, (1 + level) / 2
-    return tuple(np.quantile(values, tails).tolist()) if len(values) else None
+    return np.quantile(values, tails).tolist() if len(values) else (None, None)
 
 
 def _resampled(tallies, resamples, seed):

@@ -37,13 +37,19 @@ def tally(runs):
 
 
 def compare(tallies, base=None):
-    """Returns the figures of runs and their differences from the run `base`.
+    """Returns the figures of runs and their differences from the run `base`, by default the first.
 
     {run: {figure: {value, difference, low, high}}}: low and high bound the 95 % interval of the
-    difference over images. base is by default the first run; tallies are as `tally` returns them.
+    difference over images. tallies are as `tally` returns them.
     """
     first = tallies[base or next(iter(tallies))]
-    return {run: _row(own, first) for run, own in tallies.items()}
+    return {
+        run: {
+            name: dict(value=own[name].value, difference=d.value, low=d.low, high=d.high)
+            for name, d in differences(own, first).items()
+        }
+        for run, own in tallies.items()
+    }
 
 
 def is_beyond(figure):
@@ -74,18 +80,6 @@ def lines(compared):
     return [*table, f'differences from {first}; * where the 95 % interval over images excludes 0']
 
 
-def _row(own, first):
-    row = {}
-    for name, change in differences(own, first).items() if own else ():
-        row[name] = {
-            'value': own[name].value,
-            'difference': change.value,
-            'low': change.low,
-            'high': change.high,
-        }
-    return row
-
-
 def _cell(figure, is_first):
     if figure['value'] is None:
         return '-'
@@ -112,12 +106,9 @@ def _file(folder):
 
 def _check_same(folder, first, other_folder, other):
     """Raises InputError unless two runs have the same images and ground truth."""
-    same = list(first.image_ids) == list(other.image_ids) and all(
-        np.array_equal(a, b)
-        for one, another in ((first.gt_boxes, other.gt_boxes), (first.gt_kinds, other.gt_kinds))
-        for a, b in zip(one, another, strict=True)
-    )
-    if not same:
+    truths = [[*each.gt_boxes, *each.gt_kinds] for each in (first, other)]
+    same = list(first.image_ids) == list(other.image_ids)
+    if not same or not all(map(np.array_equal, *truths)):
         raise InputError(
             f'{folder} and {other_folder}: evaluated on other images or objects '
             f'({first.dataset}, {other.dataset}); evaluate them on the same split'

@@ -1,7 +1,7 @@
 """Evaluation: proposals over a split, measured beside boxes that never saw an image.
 
-A network's predictions become an ImageResult for each image, the only pass over logits and deltas.
-All figures, tables and pictures of an Evaluation are functions of these and of the Split.
+A network's predictions become an ImageResult for each image; all figures, tables and pictures of an
+Evaluation are functions of these and of the Split.
 """
 
 import functools
@@ -47,10 +47,6 @@ class Split(NamedTuple):
     gt_boxes: list  # [n, 4] float64, objects only (kind 1)
     areas: list  # [n] of these objects in the original image
 
-    def measure(self, boxes):
-        """Returns the Overlaps of ranked boxes of each image with its objects."""
-        return metrics.measure(boxes, self.gt_boxes, self.areas)
-
     def padded(self, position):
         """Returns gt_boxes [G, 4] and gt_kind [G] of an image, padded, and its size."""
         size = np.float32(self.sizes[position])
@@ -85,10 +81,10 @@ def make_evaluate(
     Made once for a run, so that its function compiles once for each canvas. With brief=True what
     takes longer is left out: the ablations, the reasons of misses, the anchors.
 
-    source is the split that is evaluated, options a data.Options. proposals are keywords of
-    propose, targets those of matching.assign, loss_beta is that of box_loss, gaussian is
-    baselines.fit_gaussian of the training records, seed is for the baselines and the random order.
-    pixels and devices are as in make_predict.
+    source is the split that is evaluated, options a data.Options, proposals keywords of propose,
+    targets those of matching.assign, loss_beta that of box_loss, gaussian baselines.fit_gaussian of
+    the training records, seed that of baselines and random order; pixels and devices as in
+    make_predict.
     """
     targets = dict(targets or {})
     devices = list(devices or jax.local_devices()[:1])
@@ -117,7 +113,7 @@ def make_evaluate(
         }
         return _evaluation(split, results, boxes, blind, bounds, int(step), limit)
 
-    evaluate.predict, evaluate.source = predict, source
+    evaluate.source = source
     return evaluate
 
 
@@ -127,16 +123,13 @@ def open_split(model, source, options, images=0):
     canvases = data.evaluation_plan(source, options, len(records))
     anchors = [jax.device_get(rpn.anchors_of(model, shape)) for shape in canvases.shapes]
     sizes = [tuple(size.tolist()) for size in canvases.sizes]
-    gt_boxes = []
-    for record, size in zip(records, sizes, strict=True):
-        boxes, kind = padded(record, size, options.max_boxes)
-        gt_boxes.append(np.float64(boxes[kind == OBJECT]))
+    truth = [padded(r, size, options.max_boxes) for r, size in zip(records, sizes, strict=True)]
     return Split(
         source,
         options,
         sizes,
         [anchors[canvas] for canvas in canvases.of],
-        gt_boxes,
+        [np.float64(boxes[kind == OBJECT]) for boxes, kind in truth],
         [metrics.area(record.boxes[record.kind == OBJECT]) for record in records],
     )
 
@@ -175,19 +168,22 @@ def _make_examine(split, seed, targets, proposals, loss_beta):
 
 def _bounds(split, targets):
     """Returns the Overlaps of the bounds: all anchors, and anchors with perfect deltas."""
-    best = {'anchors': [], 'oracle': []}
-    for position, (size, anchors) in enumerate(zip(split.sizes, split.anchors, strict=True)):
-        boxes = {
-            'anchors': np.clip(np.float64(anchors.boxes), 0, [*size[::-1]] * 2),
-            'oracle': baselines.oracle(anchors, *split.padded(position), **targets),
-        }
-        for name, own in boxes.items():
-            best[name].append(metrics.best_overlaps([own], [split.gt_boxes[position]]))
-    none = np.zeros(0)
-    return {
-        name: metrics.bound(np.concatenate([none, *rows]), split.areas)
-        for name, rows in best.items()
-    }
+
+    def bound(boxes_of):
+        best = [
+            metrics.best_overlaps([boxes_of(position)], [gt_boxes])
+            for position, gt_boxes in enumerate(split.gt_boxes)
+        ]
+        return metrics.bound(np.concatenate([np.zeros(0), *best]), split.areas)
+
+    def clipped(position):
+        height, width = split.sizes[position]
+        return np.clip(np.float64(split.anchors[position].boxes), 0, [width, height] * 2)
+
+    def oracle(position):
+        return baselines.oracle(split.anchors[position], *split.padded(position), **targets)
+
+    return {'anchors': bound(clipped), 'oracle': bound(oracle)}
 
 
 def _evaluation(split, images, boxes, blind, bounds, step, limit):
@@ -196,8 +192,12 @@ def _evaluation(split, images, boxes, blind, bounds, step, limit):
     boxes are the valid proposals of each image, bounds the Figures of those without a rank.
     """
     ablations = {name: [each.ablations[name] for each in images] for name in images[0].ablations}
+
+    def figures(own):
+        return summary.figures_of(metrics.measure(own, split.gt_boxes, split.areas), limit)
+
     measured = {
-        group: {name: summary.figures_of(split.measure(own), limit) for name, own in sets.items()}
+        group: {name: figures(own) for name, own in sets.items()}
         for group, sets in (
             ('proposals', {'proposals': boxes}),
             ('baselines', blind),
@@ -227,17 +227,15 @@ def _evaluation(split, images, boxes, blind, bounds, step, limit):
 def _results(split, images, step, limit):
     """Returns the Results of a split's ImageResults, in pixels of the original images."""
     records = split.source.records[: len(images)]
-    rows = [
-        (record, each.proposals, scale(record, size))
-        for record, size, each in zip(records, split.sizes, images, strict=True)
-    ]
+    factors = [scale(record, size) for record, size in zip(records, split.sizes, strict=True)]
+    kept = [each.proposals for each in images]
     return Results(
         dataset=split.source.name,
         step=step,
         image_ids=[record.image_id for record in records],
         sizes=np.array([record.size for record in records]),
-        proposals=[p.boxes[p.valid] / factor for _, p, factor in rows],
-        scores=[p.scores[p.valid] for _, p, _ in rows],
+        proposals=[p.boxes[p.valid] / f for p, f in zip(kept, factors, strict=True)],
+        scores=[p.scores[p.valid] for p in kept],
         gt_boxes=[record.boxes for record in records],
         gt_kinds=[record.kind for record in records],
         post_nms=limit,

@@ -11,10 +11,7 @@ EXAMPLES = 4  # pictures of missed objects, for each reason
 
 
 def extremes(split, kept):
-    """Returns pictures of the images whose ten best proposals cover their objects best, and worst.
-
-    kept are the Proposals of each image.
-    """
+    """Returns pictures of the images whose objects ten proposals cover best, and worst."""
     pairs = zip(kept, split.gt_boxes, strict=True)
     best = [metrics.best_overlaps(p.boxes[p.valid], o, 10) for p, o in pairs]
     ranked = sorted((i for i, b in enumerate(best) if len(b)), key=lambda i: -best[i].mean())
@@ -25,10 +22,7 @@ def extremes(split, kept):
 
 
 def missed_objects(split, missed):
-    """Returns what the report shows of missed objects, with a picture of the first few of a reason.
-
-    missed is a list of misses.Miss.
-    """
+    """Returns what the report shows of each misses.Miss; a few of each reason have a picture."""
     pictures, rows = dict.fromkeys(misses.REASONS, 0), []
     for miss in missed:
         box = split.source.records[miss.position].boxes[miss.row]

@@ -39,10 +39,23 @@ COLUMNS = (  # of all tables, which leave out what they do not have
 class Overlaps(NamedTuple):
     """The overlaps of a split's proposals with its ground truth, from which figures are read."""
 
-    running: np.ndarray  # [P + 1, objects] as running_overlaps returns it
+    running: np.ndarray  # [P + 1, objects]; row n: the best IoU among the first n proposals
     areas: np.ndarray  # [objects] square pixels of the original image
     counts: np.ndarray  # [images] number of objects of each image
     tops: np.ndarray | None  # [images] top_iou of each image, 0 without objects; None: no rank
+
+
+class Tally(NamedTuple):
+    """What each image adds to the two sums whose ratio is a figure."""
+
+    numerator: np.ndarray  # [images]
+    denominator: np.ndarray  # [images]
+
+    @property
+    def value(self):
+        """The figure: a ratio of sums, None where the denominator is 0."""
+        below = self.denominator.sum()
+        return float(self.numerator.sum() / below) if below else None
 
 
 def area(boxes):
@@ -73,23 +86,6 @@ def best_overlaps(proposals, gt_boxes, limit=None):
     # Objects first: the long axis, the proposals', is then the contiguous one, which is faster.
     best = [iou(o, p[:limit]).max(axis=1, initial=0) for p, o in _images(proposals, gt_boxes)]
     return np.concatenate([np.zeros(0), *best])
-
-
-def running_overlaps(proposals, gt_boxes):
-    """Returns each object's best IoU among the first n proposals as row n of [P + 1, objects].
-
-    P is the most proposals that an image has; the last row of an image with fewer is repeated.
-    """
-    images = _images(proposals, gt_boxes)
-    most = max((len(p) for p, _ in images), default=0)
-    running = np.zeros((most + 1, sum(len(o) for _, o in images)))
-    start = 0
-    for p, o in images:
-        columns = running[:, start : start + len(o)]
-        columns[1 : len(p) + 1] = np.maximum.accumulate(iou(o, p), axis=1).T
-        columns[len(p) + 1 :] = columns[len(p)]
-        start += len(o)
-    return running
 
 
 def recall(proposals, gt_boxes, iou, limit=None):
@@ -123,8 +119,8 @@ def measure(proposals, gt_boxes, areas):
     areas: of the objects in square pixels of the ORIGINAL image, [objects] or a sequence of [G], an
     entry per image. Raises ValueError if there is not one per object.
     """
-    running, images = running_overlaps(proposals, gt_boxes), _images(proposals, gt_boxes)
-    counts = np.array([len(o) for _, o in images], int)
+    images = _images(proposals, gt_boxes)
+    running, counts = _running(images), np.array([len(o) for _, o in images], int)
     return Overlaps(running, _areas(areas, running), counts, _tops(images, 10))
 
 
@@ -141,8 +137,7 @@ def bound(best, areas):
 def summarise(overlaps, limits=LIMITS, post_nms=None):
     """Returns the figures of a split by their names in evaluation.json: {name: float or None}.
 
-    Numbers of proposals in limits above post_nms, the most that an image can have, are left out.
-    Small, medium and large objects have figures of their own at 100 proposals.
+    limits above post_nms, the most proposals that an image can have, are left out.
     """
     figures = {
         name: _mean(values if inside is None else values[inside])
@@ -153,10 +148,9 @@ def summarise(overlaps, limits=LIMITS, post_nms=None):
 
 
 def tallies(overlaps, limits=LIMITS, post_nms=None, sized=(100,)):
-    """Returns the figures as sums over images: {name: (numerators, denominators)}, each [images].
+    """Returns the figures of summarise as sums over images: {name: Tally}.
 
-    A figure of summarise is the sum of all numerators over that of all denominators. sized: the
-    numbers of proposals at which small, medium and large objects have figures of their own.
+    sized: the numbers of proposals at which small, medium and large objects have figures.
     """
     images = len(overlaps.counts)
     of = np.repeat(np.arange(images), overlaps.counts)  # the image of each object
@@ -164,19 +158,19 @@ def tallies(overlaps, limits=LIMITS, post_nms=None, sized=(100,)):
     for name, values, inside in _by_object(overlaps, limits, post_nms, sized):
         inside = np.ones(len(of)) if inside is None else inside
         values = values.mean(axis=tuple(range(1, values.ndim))) * inside
-        sums[name] = tuple(np.bincount(of, each, images) for each in (values, inside))
-    tops, counted = overlaps.tops, (overlaps.counts > 0).astype(np.float64)
-    ranked = (np.zeros(images), np.zeros(images)) if tops is None else (tops, counted)
-    return sums | {'top10_max_iou': ranked}
+        sums[name] = Tally(*(np.bincount(of, each, images) for each in (values, inside)))
+    top = np.zeros(images), np.zeros(images)
+    if overlaps.tops is not None:
+        top = overlaps.tops, (overlaps.counts > 0).astype(np.float64)
+    return sums | {'top10_max_iou': Tally(*top)}
 
 
 def curves(overlaps, counts, post_nms=np.inf):
     """Returns recall over IoU and over the number of proposals: {name: list}.
 
-    'iou' is the axis of recall@100/iou and recall@1000/iou, or, where that is fewer, of recall at
-    post_nms, the most proposals of an image; 'count', the numbers of proposals in counts, that of
-    recall@0.5/count, recall@0.7/count and AR/count. A number above what an image has means all
-    that it has.
+    'iou' is the axis of recall@100/iou and recall@1000/iou (at post_nms, the most proposals of an
+    image, where that is fewer); 'count', the numbers of proposals in counts, that of
+    recall@0.5/count, recall@0.7/count and AR/count.
     """
     lines = {'iou': THRESHOLDS.tolist()}
     for n in sorted({min(n, post_nms) for n in (100, 1000)}):
@@ -208,6 +202,19 @@ def _by_object(overlaps, limits, post_nms, sized=(100,)):
             yield f'recall@{threshold}/{n}', best[n] >= threshold, None
     for n in best:
         yield f'ABO@{n}', best[n], None
+
+
+def _running(images):
+    """Returns Overlaps.running, P being the most proposals that an image has."""
+    most = max((len(p) for p, _ in images), default=0)
+    running = np.zeros((most + 1, sum(len(o) for _, o in images)))
+    start = 0
+    for p, o in images:
+        columns = running[:, start : start + len(o)]
+        columns[1 : len(p) + 1] = np.maximum.accumulate(iou(o, p), axis=1).T
+        columns[len(p) + 1 :] = columns[len(p)]
+        start += len(o)
+    return running
 
 
 def _first(overlaps, n):

@@ -6,6 +6,7 @@ same logits and deltas that the proposals were made of. With several feature lev
 are within each level, the last rank is over all of them.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -39,9 +40,8 @@ class Remover(NamedTuple):
 class Lost(NamedTuple):
     """The box that came nearest to recalling an object, where the reason says that it was lost.
 
-    The best anchor, where none is near or positive; the best decoded box, where none reaches the
-    IoU or clipping takes it away; else the best-ranked that reaches it, of those that NMS keeps if
-    there is one.
+    The best anchor, or decoded box; past clipping the best-ranked that reaches the IoU, of those
+    that NMS keeps if there is one.
     """
 
     box: np.ndarray  # [4]
@@ -78,14 +78,14 @@ def find(prediction, *, iou, limit, negative_iou, proposals):
     rows = np.flatnonzero(prediction.gt_kind == OBJECT)
     kept = prediction.proposals.boxes[prediction.proposals.valid]
     best = overlaps_of(prediction.gt_boxes[rows], kept[:limit]).max(axis=1, initial=0)
-    missed = rows[best < iou]
-    if not len(missed):
+    if np.all(best >= iou):
         return []
-    stages, misses = _Stages(prediction, negative_iou, **proposals), []
-    for row, covered in zip(missed, best[best < iou], strict=True):
-        reason, *lost = stages.reason(int(row), iou)
-        reached = float(stages.overlaps['decoded'][:, row].max())
-        misses.append(Miss(prediction.position, int(row), reason, float(covered), reached, *lost))
+    stages, misses = _Stages(prediction, rows, negative_iou, **proposals), []
+    for number in np.flatnonzero(best < iou):
+        reason, *lost = stages.reason(number, iou)
+        reached = float(stages.overlaps['decoded'][:, number].max())
+        miss = int(rows[number]), reason, float(best[number]), reached
+        misses.append(Miss(prediction.position, *miss, *lost))
     return misses
 
 
@@ -100,11 +100,17 @@ def removers(misses):
 
 
 class _Stages:
-    """An image's boxes at every step on their way to proposals, and their IoU with its objects."""
+    """An image's boxes at every step on their way to proposals, and their IoU with its objects.
 
-    def __init__(self, prediction, negative_iou, *, pre_nms, nms_iou, min_size=1e-3, post_nms=None):
-        self._negative_iou, self._pre_nms, self._nms_iou = negative_iou, pre_nms, nms_iou
-        self._positive = np.where(prediction.labels == FOREGROUND, prediction.matched, -1)
+    rows [objects] are those of the objects in the ground truth; an object is a number into them.
+    """
+
+    def __init__(
+        self, prediction, rows, negative_iou, *, pre_nms, nms_iou, min_size=1e-3, post_nms=None
+    ):
+        self._rows, self._negative_iou = rows, negative_iou
+        self._pre_nms, self._nms_iou = pre_nms, nms_iou
+        self._matched = prediction.matched[prediction.labels == FOREGROUND]
         logits = np.float64(prediction.logits)
         logits = np.where(np.isnan(logits), -np.inf, logits)
         self._order = np.argsort(-logits, kind='stable')
@@ -120,67 +126,59 @@ class _Stages:
             'decoded': prediction.decoded,
             'clipped': prediction.clipped,
         }
-        # The IoU of all boxes with the image's objects [A, G]; 0 with other kinds.
-        rows = np.flatnonzero(prediction.gt_kind == OBJECT)
-        self.overlaps = {}
-        for name, boxes in self._boxes.items():
-            self.overlaps[name] = np.zeros((len(boxes), len(prediction.gt_kind)))
-            self.overlaps[name][:, rows] = overlaps_of(boxes, prediction.gt_boxes[rows])
+        objects = prediction.gt_boxes[rows]
+        self.overlaps = {name: overlaps_of(boxes, objects) for name, boxes in self._boxes.items()}
 
-    def reason(self, row, iou):
+    def reason(self, number, iou):
         """Returns (reason, Lost), and the Remover where NMS is the reason, of an object."""
-        if not np.any(self.overlaps['anchors'][:, row] >= self._negative_iou):
-            return 'no_anchor', self._nearest('anchors', row)
-        if not np.any(self._positive == row):
-            return 'no_positive_anchor', self._nearest('anchors', row)
-        if not np.any(self.overlaps['decoded'][:, row] >= iou):
-            return 'no_decoded_box', self._nearest('decoded', row)
-        reaching = np.flatnonzero((self.overlaps['clipped'][:, row] >= iou) & self._alive)
+        reach = {name: overlaps[:, number] for name, overlaps in self.overlaps.items()}
+        if not np.any(reach['anchors'] >= self._negative_iou):
+            return 'no_anchor', self._lost('anchors', number)
+        if self._rows[number] not in self._matched:
+            return 'no_positive_anchor', self._lost('anchors', number)
+        if not np.any(reach['decoded'] >= iou):
+            return 'no_decoded_box', self._lost('decoded', number)
+        reaching = np.flatnonzero((reach['clipped'] >= iou) & self._alive)
         if not len(reaching):
-            return 'clipped', self._nearest('decoded', row)
-        ranked = self._rank_in_level[reaching]
-        if np.all(ranked >= self._pre_nms):
-            first = reaching[ranked.argmin()]
-            return 'below_pre_nms', self._lost('clipped', first, row, self._rank_in_level[first])
-        survivors = self._survivors()
-        kept = np.flatnonzero(np.isin(survivors, reaching))
+            return 'clipped', self._lost('decoded', number)
+        seen = reaching[self._rank_in_level[reaching] < self._pre_nms]
+        if not len(seen):
+            first = reaching[self._rank_in_level[reaching].argmin()]
+            return 'below_pre_nms', self._lost('clipped', number, first, self._rank_in_level[first])
+        kept = np.flatnonzero(np.isin(self._survivors, reaching))
         if len(kept):
-            return 'beyond_limit', self._lost('clipped', survivors[kept[0]], row, kept[0])
-        seen = reaching[ranked < self._pre_nms]
+            return 'beyond_limit', self._lost('clipped', number, self._survivors[kept[0]], kept[0])
         first = seen[self._rank[seen].argmin()]
-        lost = self._lost('clipped', first, row, self._rank_in_level[first])
-        return 'suppressed', lost, self._remover(first, survivors)
+        lost = self._lost('clipped', number, first, self._rank_in_level[first])
+        return 'suppressed', lost, self._remover(first)
 
-    def _nearest(self, stage, row):
-        """Returns the Lost of the box that covers an object best at a stage."""
-        return self._lost(stage, self.overlaps[stage][:, row].argmax(), row, -1)
+    def _lost(self, stage, number, index=None, rank=-1):
+        """Returns the Lost of a box at a stage, by default of that which covers an object best."""
+        overlaps = self.overlaps[stage][:, number]
+        index = overlaps.argmax() if index is None else index
+        return Lost(self._boxes[stage][index], float(overlaps[index]), int(rank))
 
-    def _lost(self, stage, index, row, rank):
-        overlap = float(self.overlaps[stage][index, row])
-        return Lost(self._boxes[stage][index], overlap, int(rank))
-
+    @functools.cached_property
     def _survivors(self):
-        """Returns the anchors that NMS keeps, were there no limit, best first."""
-        if not hasattr(self, '_kept'):
-            best = self._order[self._rank_in_level[self._order] < self._pre_nms]
-            scores = np.where(self._alive[best], -np.arange(len(best), dtype=np.float32), -np.inf)
-            candidates = self._boxes['clipped'][best], scores, self._level[best]
-            kept, valid = jax.device_get(_thin_out(*candidates, np.float32(self._nms_iou)))
-            self._kept = best[kept[valid]]
-        return self._kept
+        """The anchors that NMS keeps, were there no limit, best first."""
+        best = self._order[self._rank_in_level[self._order] < self._pre_nms]
+        scores = np.where(self._alive[best], -np.arange(len(best), dtype=np.float32), -np.inf)
+        candidates = self._boxes['clipped'][best], scores, self._level[best]
+        kept, valid = jax.device_get(_thin_out(*candidates, np.float32(self._nms_iou)))
+        return best[kept[valid]]
 
-    def _remover(self, index, survivors):
+    def _remover(self, index):
         """Returns the Remover of box `index`: the first that NMS kept and that is too near it."""
-        rivals = self._level[survivors] == self._level[index]
-        ranks = np.flatnonzero(rivals & (self._rank[survivors] < self._rank[index]))
-        above, boxes = survivors[ranks], self._boxes['clipped']
+        rivals = self._level[self._survivors] == self._level[index]
+        ranks = np.flatnonzero(rivals & (self._rank[self._survivors] < self._rank[index]))
+        above, boxes = self._survivors[ranks], self._boxes['clipped']
         overlap = overlaps_of(boxes[[index]], boxes[above])[0]
         over = overlap > self._nms_iou
         # Where rounding hides the one that was over the threshold, it is the nearest.
         first = int(over.argmax() if over.any() else overlap.argmax())
         covered = self.overlaps['clipped'][above[first]]
         on_object = covered.max(initial=0) >= self._negative_iou
-        row = int(covered.argmax()) if on_object else -1
+        row = int(self._rows[covered.argmax()]) if on_object else -1
         return Remover(int(ranks[first]), boxes[above[first]], row)
 
 

@@ -1,35 +1,9 @@
 """Compute the recall of proposal results as each of the field's evaluators does.
 
-A figure of one evaluator does not compare with that of another. `results` are a results.Results.
-
-    protocol     counts       difficult  crowd     IoU      matching           sizes, their area
-    rpn_jax      kind 1       left out   left out  plain    best overlap       [low, high), box's
-    coco         kind 1       left out   ignored   plain    by score, each t   [low, high], given
-    detectron2   kind 1, (a)  left out   left out  plain    best pair first    [low, high], given
-    detectron    kind 1       left out   left out  +1, (b)  best pair first    [low, high], given
-    mmdetection  kind 1       left out   left out  plain    best pair first    none
-    voc          kind 1       ignored    left out  +1, (b)  in order, IoU 0.5  none
-
-Matching.
-    best overlap: an object is recalled up to its best IoU; one box may recall several objects.
-    best pair first: the pair of the highest IoU in the image is matched, then the highest of the
-      boxes and objects left; ties go to the first object, then to the first box.
-    by score: at each threshold by itself, each box in its turn takes, of the objects left, that of
-      the highest IoU, of equal ones the last. What is ignored, crowds and objects of other sizes,
-      only gets boxes that match no object that counts: it changes precision and never recall.
-    in order: each box is compared only with its best object, of equal ones the first, difficult
-      ones included; the first box with IoU >= 0.5 recalls it, and later ones recall nothing.
-(a) detectron2 skips images without proposals, their objects with them (skip_empty).
-(b) Those programs count pixels: a box of far corner x1 covers x1 too, so a width is x1 - x0 + 1.
-    They convert annotations on reading (x1 = x0 + width - 1), which leaves the IoU plain except for
-    sides below a pixel; converted=False takes the numbers as they are, a pixel larger.
-
-Thresholds are IoU 0.50:0.05:0.95 (voc: 0.5), in COCOeval with its 0.8999999999999999 for 0.9, in
-float64 where detectron2 and mmdetection compute in float32. A limit, the n of AR@n, is a number of
-proposals of each image, any number in any protocol, by default those of limits_of; those that the
-programs print are coco's 1, 10 and 100 (100, 300 and 1000 from mmdetection), detectron2's and
-detectron's 100 and 1000, mmdetection's 100, 300 and 1000; voc has none. Sizes: small up to 32^2,
-medium up to 96^2, large; detectron adds 96-128, 128-256, 256-512 and 512-inf, sides of squares.
+A figure of one evaluator does not compare with that of another: docs/protocols.md has the rules of
+each. `results` are a results.Results. A limit, the n of AR@n, is a number of proposals of each
+image, any number in any protocol, by default those of limits_of. Thresholds are IoU 0.50:0.05:0.95
+(voc: 0.5), in float64.
 """
 
 import functools
@@ -37,8 +11,8 @@ import functools
 import numpy as np
 
 from rpn_jax.data.records import DIFFICULT, OBJECT
-from rpn_jax.evaluation import metrics
-from rpn_jax.evaluation.bootstrap import Estimate, Tally, intervals
+from rpn_jax.evaluation import bootstrap, metrics
+from rpn_jax.evaluation.metrics import Tally
 from rpn_jax.evaluation.results import areas_of
 
 COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # not rounded: equal to COCOeval's, bit for bit
@@ -56,10 +30,7 @@ UNSKIPPED = 'detectron2 unskipped'
 
 
 def limits_of(results):
-    """Returns those of metrics.LIMITS that an image can have: up to post_nms.
-
-    Where that is not known, 1000, or more if an image has more.
-    """
+    """Returns those of metrics.LIMITS up to post_nms; where unknown, 1000 or what an image has."""
     most = results.post_nms
     if most is None:
         most = max([1000, *map(len, results.proposals)])
@@ -68,14 +39,13 @@ def limits_of(results):
 
 def rpn_jax(results, limits=None):
     """Returns the Tallies of metrics.summarise's figures, with sizes at every limit."""
-    limits = _chosen(limits, results)
-    proposals, gt_boxes = [], []
-    for boxes, objects, *_ in _images(results):
-        proposals.append(boxes)
-        gt_boxes.append(objects)
-    overlaps = metrics.measure(proposals, gt_boxes, [metrics.area(boxes) for boxes in gt_boxes])
-    sums = metrics.tallies(overlaps, limits, sized=limits)
-    return {name: Tally(*both) for name, both in sums.items()}
+    limits, images = _chosen(limits, results), list(_images(results))
+    overlaps = metrics.measure(
+        [proposals for proposals, *_ in images],
+        [objects for _, objects, *_ in images],
+        [metrics.area(objects) for _, objects, *_ in images],
+    )
+    return metrics.tallies(overlaps, limits, sized=limits)
 
 
 def coco(results, limits=None):
@@ -94,7 +64,8 @@ def detectron2(results, limits=None, *, skip_empty=True):
 def detectron(results, limits=None, *, converted=True):
     """Returns the Tallies of AR as Detectron, maskrcnn-benchmark and py-faster-rcnn.
 
-    converted: to inclusive pixels, as those programs do on reading; see the module's (b).
+    Pixels are inclusive: a box of far corner x1 covers x1 too. converted: annotations are, as those
+    programs do on reading; False takes the numbers as they are, a pixel larger.
     """
     compare = functools.partial(_pixel_iou, converted=converted)
     return _recalls(results, _best_pair_first, limits, SIZES | FINE_SIZES, compare=compare)
@@ -106,10 +77,7 @@ def mmdetection(results, limits=None):
 
 
 def voc(results, limits=None, *, converted=True):
-    """Returns the Tallies of recall at IoU 0.5 as the Pascal VOC devkit matches, of one class.
-
-    converted: to inclusive pixels, as in detectron.
-    """
+    """Returns the Tallies of recall at IoU 0.5 as the VOC devkit; `converted` as in detectron."""
     limits = _chosen(limits, results)
     sums = np.zeros((len(results.image_ids), len(limits), 1))
     counts = np.zeros(len(results.image_ids))
@@ -144,15 +112,10 @@ def table(results, names=tuple(PROTOCOLS), limits=None, resamples=1000, seed=0):
     rows = {name: PROTOCOLS[name] for name in names}
     if 'detectron2' in rows:
         rows[UNSKIPPED] = functools.partial(detectron2, skip_empty=False)
-    estimates = {}
-    for name, protocol in rows.items():
-        tallies = protocol(results, limits)
-        bounds = intervals(tallies, resamples, seed)
-        estimates[name] = {
-            figure: Estimate(tally.value, *(bounds[figure] or (None, None)))
-            for figure, tally in tallies.items()
-        }
-    return estimates
+    return {
+        name: bootstrap.estimates(rule(results, limits), resamples, seed)
+        for name, rule in rows.items()
+    }
 
 
 def lines(results, estimates=None):
@@ -162,15 +125,14 @@ def lines(results, estimates=None):
     """
     estimates = table(results) if estimates is None else estimates
     columns = [c for c in COLUMNS if any(c in row for row in estimates.values())]
-    objects = sum(int(np.sum(np.asarray(kinds) == OBJECT)) for kinds in results.gt_kinds)
-    head = f'{results.dataset}, step {results.step}: {len(results.image_ids)} images'
     widths = [max(len(column), len('0.123 ±0.456')) + 2 for column in columns]
-    grid = [columns] + [[_cell(row.get(c)) for c in columns] for row in estimates.values()]
-    names = ['', *estimates]
-    printed = [f'{head}, {objects} objects'] + [
-        f'{name:<20}' + ''.join(f'{cell:>{width}}' for cell, width in zip(row, widths, strict=True))
-        for name, row in zip(names, grid, strict=True)
-    ]
+    objects = sum(int(np.sum(np.asarray(kinds) == OBJECT)) for kinds in results.gt_kinds)
+    images = f'{len(results.image_ids)} images, {objects} objects'
+    printed = [f'{results.dataset}, step {results.step}: {images}']
+    cells = {name: [_cell(row.get(c)) for c in columns] for name, row in estimates.items()}
+    for name, row in {'': columns, **cells}.items():
+        aligned = (f'{cell:>{width}}' for cell, width in zip(row, widths, strict=True))
+        printed.append(f'{name:<20}' + ''.join(aligned))
     area = 'of the box' if results.gt_areas is None else 'as annotated'
     printed.append(f'small, medium, large: the area {area}; in rpn_jax always of the box')
     return printed + _skipping(results, estimates)
@@ -184,7 +146,7 @@ def _cell(estimate):
 
 def _skipping(results, estimates):
     """Returns a line on what detectron2's skipping of images without proposals changes."""
-    if not {'detectron2', UNSKIPPED} <= estimates.keys():
+    if UNSKIPPED not in estimates:
         return []
     left = [len(objects) for proposals, objects, *_ in _images(results) if not len(proposals)]
     changes = [

@@ -4,7 +4,6 @@ Two formats: proposals.npz, of this project, and the two json files of COCO (ins
 which detectron2, mmdetection and torchvision's references write and read.
 """
 
-import contextlib
 import io
 import json
 import tokenize
@@ -21,23 +20,29 @@ from rpn_jax.evaluation.metrics import area
 from rpn_jax.files import write_atomically
 
 FARTHEST = 1e9  # pixels; of boxes further out, or of no finite place, an area cannot be trusted
-# Members of the .npz file: kind of dtype, and shape, where -1 is any length. Rows of all images
-# stand one after another; the counts are the number of rows of each image.
-MEMBERS = {
+MEMBERS = {  # of the .npz file: dtype, of which files need only the kind, and shape, -1 any length
     'dataset': ('U', ()),
-    'step': ('i', ()),
+    'step': ('int64', ()),
     'image_ids': ('U', (-1,)),
-    'sizes': ('i', (-1, 2)),
-    'proposals': ('f', (-1, 4)),
-    'scores': ('f', (-1,)),
-    'proposal_counts': ('i', (-1,)),
-    'objects': ('f', (-1, 4)),
-    'kinds': ('i', (-1,)),
-    'object_counts': ('i', (-1,)),
-    'areas': ('f', (-1,)),
-    'post_nms': ('i', ()),
+    'sizes': ('int64', (-1, 2)),
+    'proposals': ('float32', (-1, 4)),
+    'scores': ('float32', (-1,)),
+    'proposal_counts': ('int64', (-1,)),
+    'objects': ('float32', (-1, 4)),
+    'kinds': ('int32', (-1,)),
+    'object_counts': ('int64', (-1,)),
+    'areas': ('float64', (-1,)),
+    'post_nms': ('int64', ()),
 }
 OPTIONAL = {'areas', 'post_nms'}
+PLAIN = ('dataset', 'step', 'image_ids', 'sizes', 'post_nms')  # named as their field of Results
+ROWS = {  # of all images, one after another: the field, and the member with each image's number
+    'proposals': ('proposals', 'proposal_counts'),
+    'scores': ('scores', 'proposal_counts'),
+    'objects': ('gt_boxes', 'object_counts'),
+    'kinds': ('gt_kinds', 'object_counts'),
+    'areas': ('gt_areas', 'object_counts'),
+}
 DAMAGED = (  # what reading a stranger's zip file, and the headers of its members, can raise
     *(zipfile.BadZipFile, tokenize.TokenError, ValueError, EOFError, OSError, KeyError),
     *(SyntaxError, RuntimeError, MemoryError),
@@ -64,10 +69,7 @@ class Results(NamedTuple):
 
 
 def areas_of(results):
-    """Returns the ground truth's areas, of the boxes where none are given.
-
-    A sequence of [G] float64 in square pixels of the original image, one for each image.
-    """
+    """Returns each image's areas [G] float64 of the ground truth, by default of its boxes."""
     if results.gt_areas is not None:
         return [np.asarray(areas, np.float64) for areas in results.gt_areas]
     return [area(boxes) for boxes in results.gt_boxes]
@@ -79,24 +81,17 @@ def save(path, results):
     Raises InputError where they do not fit together or the file cannot be written.
     """
     _check(results, path)
-    members = {
-        'dataset': np.array(results.dataset, 'U'),
-        'step': np.array(results.step, np.int64),
-        'image_ids': np.array(list(results.image_ids), 'U'),
-        'sizes': np.asarray(results.sizes, np.int64).reshape(-1, 2),
-        'proposal_counts': _counts(results.proposals),
-        'proposals': _joined(results.proposals, (0, 4)),
-        'scores': _joined(results.scores, (0,)),
-        'object_counts': _counts(results.gt_boxes),
-        'objects': _joined(results.gt_boxes, (0, 4)),
-        'kinds': _joined(results.gt_kinds, (0,), np.int32),
-    }
-    if results.gt_areas is not None:
-        members['areas'] = _joined(results.gt_areas, (0,), np.float64)
-    if results.post_nms is not None:
-        members['post_nms'] = np.array(results.post_nms, np.int64)
+    arrays = {}
+    for name in PLAIN:
+        dtype, shape = MEMBERS[name]
+        if (value := getattr(results, name)) is not None:
+            arrays[name] = np.array(value, dtype).reshape(shape)
+    for name, (field, counts) in ROWS.items():
+        if (rows := getattr(results, field)) is not None:
+            arrays[name] = _joined(rows, *MEMBERS[name])
+            arrays[counts] = np.array([len(own) for own in rows], np.int64)
     file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **members)
+    np.savez(file, allow_pickle=False, **arrays)
     try:
         write_atomically(path, file.getbuffer())
     except OSError as error:
@@ -107,23 +102,15 @@ def load(path):
     """Returns the Results of a file that save wrote; raises InputError for any other."""
     try:
         arrays = _read(path)
-        by_proposals = _cuts(arrays, 'proposal_counts', 'proposals', 'scores')
-        by_objects = _cuts(arrays, 'object_counts', *{'objects', 'kinds', 'areas'} & arrays.keys())
+        fields = {name: arrays[name].tolist() for name in PLAIN if name in arrays}
+        fields['sizes'] = arrays['sizes']
+        for name, (field, counts) in ROWS.items():
+            if name in arrays:
+                fields[field] = _split(arrays, name, counts)
     except DAMAGED as error:
         what = getattr(error, 'strerror', None) or str(error) or type(error).__name__
         raise InputError(f'{path}: not a whole file of proposal results ({what})') from error
-    results = Results(
-        dataset=str(arrays['dataset']),
-        step=int(arrays['step']),
-        image_ids=arrays['image_ids'].tolist(),
-        sizes=arrays['sizes'],
-        proposals=np.split(arrays['proposals'], by_proposals)[:-1],
-        scores=np.split(arrays['scores'], by_proposals)[:-1],
-        gt_boxes=np.split(arrays['objects'], by_objects)[:-1],
-        gt_kinds=np.split(arrays['kinds'], by_objects)[:-1],
-        gt_areas=np.split(arrays['areas'], by_objects)[:-1] if 'areas' in arrays else None,
-        post_nms=int(arrays['post_nms']) if 'post_nms' in arrays else None,
-    )
+    results = Results(**fields)
     _check(results, path)
     return results
 
@@ -136,13 +123,9 @@ def to_coco(results):
     `difficult` that from_coco understands. All is of the one category 1.
     """
     ids = _coco_ids(results.image_ids)
-    images = [
-        {'id': image_id, 'file_name': name, 'height': int(height), 'width': int(width)}
-        for image_id, name, (height, width) in zip(
-            ids, results.image_ids, results.sizes, strict=True
-        )
-    ]
-    annotations, entries = [], []
+    named = zip(ids, results.image_ids, np.asarray(results.sizes, int).tolist(), strict=True)
+    images = [{'id': i, 'file_name': name, 'height': h, 'width': w} for i, name, (h, w) in named]
+    annotations = []
     rows = zip(ids, results.gt_boxes, results.gt_kinds, areas_of(results), strict=True)
     for image_id, boxes, kinds, areas in rows:
         for bbox, kind, size in zip(_corners_to_bbox(boxes), kinds, areas, strict=True):
@@ -155,61 +138,64 @@ def to_coco(results):
                 'iscrowd': int(kind != OBJECT),
             }
             annotations.append(annotation | ({'difficult': 1} if kind == DIFFICULT else {}))
-    for image_id, boxes, scores in zip(ids, results.proposals, results.scores, strict=True):
-        for bbox, score in zip(_corners_to_bbox(boxes), scores, strict=True):
-            entry = {'image_id': image_id, 'category_id': 1, 'bbox': bbox, 'score': float(score)}
-            entries.append(entry)
+    entries = [
+        {'image_id': image_id, 'category_id': 1, 'bbox': bbox, 'score': float(score)}
+        for image_id, boxes, scores in zip(ids, results.proposals, results.scores, strict=True)
+        for bbox, score in zip(_corners_to_bbox(boxes), scores, strict=True)
+    ]
     categories = [{'id': 1, 'name': 'object'}]
     return {'images': images, 'annotations': annotations, 'categories': categories}, entries
 
 
 def from_coco(instances, results, *, dataset='', step=0):
-    """Returns the Results, in float64, of COCO's instances and results, of any program.
+    """Returns the Results, in float64, of COCO's instances and results: paths or parsed content.
 
-    Each is a path or the parsed content. No annotation is left out or clipped. Proposals rank by
-    score; annotations, and results of equal scores, stand as in COCOeval: by category, then in the
-    file's order. Categories and COCO's `ignore` change nothing else, as there. An image_id is the
-    file name, or the id where there is none. Raises InputError naming the entry that cannot be
-    used.
+    No annotation is left out or clipped. Proposals rank by score; annotations, and results of equal
+    scores, by category, then in the file's order, as in COCOeval. Categories and COCO's `ignore`
+    change nothing else. An image_id is the file name, or the id where there is none. Raises
+    InputError naming the entry that cannot be used.
     """
+    positions = {}
+
+    def image(entry):
+        positions[entry['id']] = len(positions)
+        size = np.array([int(entry['height']), int(entry['width'])], np.int64)
+        return str(entry.get('file_name', entry['id'])), size
+
+    def row(entry):  # the position of its image, category, x0, y0, x1, y1
+        x, y, width, height = map(float, entry['bbox'])
+        category = float(entry.get('category_id', 0))
+        return positions[entry['image_id']], category, x, y, x + width, y + height
+
+    def annotation(entry):
+        kind = CROWD if entry.get('iscrowd') else OBJECT
+        kind = DIFFICULT if entry.get('difficult') else kind
+        _, _, x0, y0, x1, y1 = own = row(entry)
+        return *own, kind, float(entry.get('area', (x1 - x0) * (y1 - y0)))
+
+    def result(entry):
+        return *row(entry), -float(entry['score'])
+
     content, where = _parsed(instances, 'instances')
-    entries = _entries(content, 'images', where)
-    positions, names, sizes = {}, [], []
-    for number, entry in enumerate(entries):
-        with _naming(where, 'image', number):
-            positions[entry['id']] = number
-            sizes.append(np.array([int(entry['height']), int(entry['width'])], np.int64))
-            names.append(str(entry.get('file_name', entry['id'])))
-    if len(positions) != len(entries):
+    images = _each(content, 'images', where, image)
+    if len(positions) != len(images):
         raise InputError(f'{where}: two images of one id; the file cannot be used')
-    annotations = [[] for _ in entries]
-    for number, entry in enumerate(_entries(content, 'annotations', where)):
-        with _naming(where, 'annotation', number):
-            box = _bbox_to_corners(entry['bbox'])
-            kind = CROWD if entry.get('iscrowd') else OBJECT
-            kind = DIFFICULT if entry.get('difficult') else kind
-            size = float(entry.get('area', (box[2] - box[0]) * (box[3] - box[1])))
-            annotations[positions[entry['image_id']]].append((*box, kind, size, _category(entry)))
+    objects = np.array(_each(content, 'annotations', where, annotation), np.float64).reshape(-1, 8)
     content, where = _parsed(results, 'results')
-    proposals = [[] for _ in entries]
-    for number, entry in enumerate(_entries({'results': content}, 'results', where)):
-        with _naming(where, 'result', number):
-            box, score = _bbox_to_corners(entry['bbox']), float(entry['score'])
-            proposals[positions[entry['image_id']]].append((*box, score, _category(entry)))
-    tables = [np.array(rows, np.float64).reshape(-1, 7) for rows in annotations]
-    tables = [rows[np.argsort(rows[:, 6], kind='stable')] for rows in tables]
-    ranked = [np.array(rows, np.float64).reshape(-1, 6) for rows in proposals]
-    ranked = [rows[np.lexsort((rows[:, 5], -rows[:, 4]))] for rows in ranked]
+    found = _each({'results': content}, 'results', where, result)
+    proposals = np.array(found, np.float64).reshape(-1, 7)
+    objects = _by_image(objects, len(images), objects[:, 1])
+    proposals = _by_image(proposals, len(images), proposals[:, 6], proposals[:, 1])
     read = Results(
         dataset=dataset or Path(where).stem,
         step=step,
-        image_ids=names,
-        sizes=np.array(sizes, np.int64).reshape(-1, 2),
-        proposals=[rows[:, :4] for rows in ranked],
-        scores=[rows[:, 4] for rows in ranked],
-        gt_boxes=[rows[:, :4] for rows in tables],
-        gt_kinds=[rows[:, 4].astype(np.int32) for rows in tables],
-        gt_areas=[rows[:, 5] for rows in tables],
+        image_ids=[name for name, _ in images],
+        sizes=np.array([size for _, size in images], np.int64).reshape(-1, 2),
+        proposals=[rows[:, 2:6] for rows in proposals],
+        scores=[-rows[:, 6] for rows in proposals],
+        gt_boxes=[rows[:, 2:6] for rows in objects],
+        gt_kinds=[rows[:, 6].astype(np.int32) for rows in objects],
+        gt_areas=[rows[:, 7] for rows in objects],
     )
     _check(read, where)
     return read
@@ -264,34 +250,35 @@ def _read(path):
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):  # bytes, where the member is no .npy file
             raise ValueError(f'{name} is no array')
-        (kind, shape), actual = MEMBERS[name], array.shape
-        fits = len(shape) == len(actual) and all(
-            want in (-1, length) for want, length in zip(shape, actual, strict=True)
-        )
-        if array.dtype.kind != kind or not fits:
-            raise ValueError(f'{name} is {array.dtype} {list(actual)}')
+        dtype, shape = MEMBERS[name]
+        fits = array.ndim == len(shape) and array.shape[1:] == shape[1:]
+        if array.dtype.kind != np.dtype(dtype).kind or not fits:
+            raise ValueError(f'{name} is {array.dtype} {list(array.shape)}')
     return arrays
 
 
-def _cuts(arrays, counts, *names):
-    """Returns where np.split cuts rows into images; raises ValueError where counts do not fit."""
+def _split(arrays, name, counts):
+    """Returns the rows of each image; raises ValueError where their numbers do not add up."""
     # In Python's integers: hostile counts must not wrap around to the right sum.
     values = arrays[counts].tolist()
-    if min(values, default=0) < 0 or {len(arrays[name]) for name in names} != {sum(values)}:
-        raise ValueError(f'{counts} do not add up to the rows of {", ".join(sorted(names))}')
-    return np.cumsum(values, dtype=np.int64)
+    if min(values, default=0) < 0 or sum(values) != len(arrays[name]):
+        raise ValueError(f'{counts} do not add up to the rows of {name}')
+    return np.split(arrays[name], np.cumsum(values, dtype=np.int64))[:-1]
 
 
-def _joined(arrays, empty, dtype=None):
-    """Returns the rows of all images; without a dtype, floats as wide as the widest."""
-    if dtype is None:
-        widths = [np.asarray(array).dtype for array in arrays if len(array)]
-        dtype = np.result_type(np.float32, *widths)
-    return np.concatenate([np.zeros(empty, dtype), *arrays]).astype(dtype)
+def _joined(rows, dtype, shape):
+    """Returns the rows of all images, floats as wide as the widest."""
+    rows = [np.asarray(own) for own in rows]
+    if np.dtype(dtype).kind == 'f':
+        dtype = np.result_type(dtype, *(own.dtype for own in rows if len(own)))
+    return np.concatenate([np.zeros((0, *shape[1:]), dtype), *rows]).astype(dtype)
 
 
-def _counts(arrays):
-    return np.array([len(array) for array in arrays], np.int64)
+def _by_image(table, images, *keys):
+    """Returns the rows of each image, whose position is the first column, sorted by keys."""
+    position = table[:, 0].astype(int)
+    order = np.lexsort((*keys[::-1], position))
+    return np.split(table[order], np.cumsum(np.bincount(position, minlength=images)))[:-1]
 
 
 def _coco_ids(image_ids):
@@ -308,15 +295,6 @@ def _corners_to_bbox(boxes):
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
 
 
-def _bbox_to_corners(bbox):
-    x, y, width, height = (float(value) for value in bbox)
-    return x, y, x + width, y + height
-
-
-def _category(entry):
-    return float(entry.get('category_id', 0))
-
-
 def _parsed(source, name):
     """Returns (content, its name in messages) of a json file or of its parsed content."""
     if not isinstance(source, str | Path):
@@ -327,18 +305,16 @@ def _parsed(source, name):
         raise InputError(f'{source}: not a json file ({error})') from error
 
 
-def _entries(content, name, where):
+def _each(content, name, where, read):
+    """Returns read(entry) of each entry of a list; an error that an entry causes names it."""
     entries = content.get(name) if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise InputError(f'{where}: no list of {name}, as COCO writes it')
-    return list(entries)
-
-
-@contextlib.contextmanager
-def _naming(where, what, number):
-    """Turns an error that a hostile entry causes into one line that names the entry."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        reason = f'{type(error).__name__}: {error}'
-        raise InputError(f'{where}: {what} number {number} cannot be used ({reason})') from error
+    rows = []
+    for number, entry in enumerate(entries):
+        try:
+            rows.append(read(entry))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            what, reason = f'{name[:-1]} number {number}', f'{type(error).__name__}: {error}'
+            raise InputError(f'{where}: {what} cannot be used ({reason})') from error
+    return rows

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from rpn_jax.evaluation import anchor_coverage, metrics, misses
-from rpn_jax.evaluation.bootstrap import intervals
+from rpn_jax.evaluation.bootstrap import estimates
 
 MISSED = {'iou': 0.5, 'limit': 100}  # missed: the first 100 proposals do not reach this IoU
 
@@ -77,24 +77,15 @@ def table(summary):
 def _intervals(measured):
     """Returns 95 % intervals over images, all on the same resamples, as evaluation.json has them.
 
-    {'proposals': {figure: (low, high) or None}, 'baselines': and 'parts': {name: the same}}.
+    {'proposals': {figure: [low, high] or None}, 'baselines': and 'parts': {name: the same}}.
     """
-    bounds = intervals(
-        {
-            (group, name, figure): tally
-            for group, sets in measured.items()
-            for name, each in sets.items()
-            for figure, tally in each.tallies.items()
-        }
-    )
-    nested = {
-        group: {
-            name: {
-                figure: bounds[group, name, figure] and list(bounds[group, name, figure])
-                for figure in each.figures
-            }
-            for name, each in sets.items()
-        }
+    tallies = {
+        (group, name, figure): tally
         for group, sets in measured.items()
+        for name, each in sets.items()
+        for figure, tally in each.tallies.items()
     }
+    nested = {group: {name: {} for name in sets} for group, sets in measured.items()}
+    for (group, name, figure), (_, low, high) in estimates(tallies).items():
+        nested[group][name][figure] = None if low is None else [low, high]
     return nested | {'proposals': nested['proposals']['proposals']}

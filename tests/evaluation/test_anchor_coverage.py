@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import LEVELS, finished_run, level_anchors, lines_of, random_maps
+from helpers import LEVELS, level_anchors, random_maps
 
 from rpn_jax.evaluation import anchor_coverage, metrics
 from rpn_jax.evaluation.predict import Prediction
@@ -124,25 +124,9 @@ def test_the_summary_is_of_sums_over_images(measured):
 
 
 def test_types_and_sizes_are_by_level():
-    one, two = (level_anchors(levels) for levels in (1, 2))
-    types = anchor_coverage.types_of(one)
-    assert types == [[0, size, ratio] for ratio in (0.5, 1, 2) for size in (16, 32)]
-    own, of_second = anchor_coverage.types_of(two)[:3], anchor_coverage.types_of(two)[3:]
-    assert own == [[0, 16, ratio] for ratio in (0.5, 1, 2)]
-    assert of_second == [[1, *rest] for _, *rest in types]
-    summary = anchor_coverage.summarise([measure(predicted(2))], own + of_second)
+    one, two = (anchor_coverage.types_of(level_anchors(levels)) for levels in (1, 2))
+    assert one == [[0, size, ratio] for ratio in (0.5, 1, 2) for size in (16, 32)]
+    assert two[:3] == [[0, 16, ratio] for ratio in (0.5, 1, 2)]
+    assert two[3:] == [[1, *rest] for _, *rest in one]
+    summary = anchor_coverage.summarise([measure(predicted(2))], two)
     assert (summary['sizes'], summary['aspect_ratios']) == ([16, 16, 32], [0.5, 1, 2])
-
-
-def test_what_anchors_learn_is_logged_and_measured():
-    folder = finished_run().folder
-    for line in lines_of(folder):
-        types = line['anchors']
-        assert all(len(values) == 6 for values in types.values()) and len(types) == 5
-        for name in ('positives', 'loss_objectness', 'loss_box'):
-            assert sum(types[name]) == pytest.approx(line[name], rel=1e-4)
-        known = [value is not None for value in types['iou_after']]
-        assert known == [value > 0 for value in types['positives']] and any(known)
-    found = json.loads((folder / 'evaluation.json').read_text())['anchors']
-    assert sum(found['positives']) > 0 and 'NaN' not in (folder / 'metrics.jsonl').read_text()
-    assert 'id="anchors"' in (folder / 'report.html').read_text()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from rpn_jax.data.records import Record
 from rpn_jax.errors import InputError
-from rpn_jax.evaluation import baselines, metrics
-from rpn_jax.ops import boxes, matching
+from rpn_jax.evaluation import baselines
+from rpn_jax.ops import matching
 from rpn_jax.ops.anchors import base_anchors, grid
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -54,9 +54,6 @@ def test_boxes_are_a_function_of_seed_and_image(name):
     # Neither does one seed's second image repeat the next seed's first.
     others = draw(name), draw(name, seed=1), draw(name, image_index=1)
     assert len({drawn.tobytes() for drawn in others}) == 3
-
-
-def test_an_unknown_baseline_is_refused():
     with pytest.raises(ValueError):
         draw('clairvoyant')
 
@@ -79,17 +76,6 @@ def test_random_anchors_are_clipped_anchors_of_all_levels_without_repeats(levels
     assert sorted(map(tuple, drawn)) == sorted(map(tuple, clipped))
     some = baselines.random_anchors(np.random.default_rng(0), 30, anchors.boxes, LEVEL_SIZE)
     assert {*map(tuple, some)} < {*map(tuple, clipped)} and len(some) == 30
-
-
-def test_random_anchors_are_uniform():
-    anchors = np.arange(10)[:, None] + np.array([0, 0, 1, 1.0])
-    rng = np.random.default_rng(0)
-    drawn = [baselines.random_anchors(rng, 3, anchors, (99, 99))[:, 0] for _ in range(3000)]
-    share = np.bincount(np.concatenate(drawn).astype(int), minlength=10) / 9000
-    np.testing.assert_allclose(share, 0.1, atol=0.015)
-    # Ranks are drawn too: the first is as likely to be any anchor.
-    first = np.bincount(np.stack(drawn)[:, 0].astype(int), minlength=10) / 3000
-    np.testing.assert_allclose(first, 0.1, atol=0.025)
 
 
 def test_gaussian_boxes_repeat_the_distribution_they_were_fitted_on():
@@ -171,14 +157,6 @@ def test_the_oracle_moves_exactly_the_positive_anchors(levels):
         np.testing.assert_allclose(moved, expected, atol=1e-3)
     with pytest.raises(TypeError, match='positive_uoi'):
         baselines.oracle(anchors, objects, kind, LEVEL_SIZE, positive_uoi=0.6)
-
-
-def test_the_oracle_reaches_at_least_what_its_anchors_do():
-    objects, kind = padded([[20, 20, 90, 80], [120, 30, 190, 100], [5, 90, 12, 110]], [1, 1, 1])
-    best = metrics.best_overlaps(baselines.oracle(ANCHORS, objects, kind, SIZE), objects[:3])
-    of_anchors = metrics.best_overlaps(np.asarray(boxes.clip(ANCHORS, SIZE)), objects[:3])
-    assert np.all(best > of_anchors)
-    np.testing.assert_allclose(best, 1, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from report_data import write_run
 
 import main
-from rpn_jax.evaluation import compare
+from rpn_jax.evaluation import compare, results
 
 
 @pytest.fixture
@@ -32,6 +32,14 @@ def test_a_better_run_is_beyond_noise_and_the_same_one_is_not(runs, tmp_path, ca
     assert json.loads((tmp_path / 'compared.json').read_text()).keys() == set(map(str, runs))
 
 
+def renamed(folder):
+    """Returns the folder of a run whose images now have other names."""
+    run = results.load(folder / 'proposals.npz')
+    other = run._replace(image_ids=[f'other {name}' for name in run.image_ids])
+    results.save(folder / 'proposals.npz', other)
+    return folder
+
+
 @pytest.mark.parametrize(
     ('make', 'complaint'),
     [
@@ -41,6 +49,7 @@ def test_a_better_run_is_beyond_noise_and_the_same_one_is_not(runs, tmp_path, ca
         (lambda a, p: [a, p / 'none'], 'none: no such folder; --runs names workdirs'),
         (lambda a, p: [a, p], 'proposals.npz: no such file; write it by --mode=evaluate --work'),
         (lambda a, p: [a, write_run(p / 'd', 4, images=59)], 'on other images or objects'),
+        (lambda a, p: [a, renamed(write_run(p / 'g', 12))], 'other images or objects'),
         (lambda a, p: [a, write_run(p / 'e', 4, moved=1)], 'evaluate them on the same split'),
         (lambda a, p: [a, write_run(p / 'f', 4, kinds=(1, 2, 1))], 'other images or objects'),
     ],
@@ -55,7 +64,7 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys, make, compla
 def test_figures_that_no_run_has_are_not_shown_and_zero_has_no_sign(runs):
     found = compare.compare(compare.tally(compare.load(runs[:2])))
     for row in found.values():
-        row['AR@10'] = {'value': None, 'difference': None, 'low': None, 'high': None}
+        row['AR@10'] = dict.fromkeys(row['AR@10'])
     assert 'AR@10' not in compare.shown(found) and 'top10_max_iou' in compare.shown(found)
     assert not any(line.startswith('AR@10 ') for line in compare.lines(found))
     assert [compare.signed(x) for x in (-0.0002, 0.0, -0.0016)] == ['+0.000', '+0.000', '-0.002']

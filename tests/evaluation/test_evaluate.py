@@ -20,7 +20,7 @@ from helpers import (
 from rpn_jax import data
 from rpn_jax.data.canvases import square
 from rpn_jax.data.records import Record, Source
-from rpn_jax.evaluation import evaluate, metrics, protocols
+from rpn_jax.evaluation import evaluate, metrics
 from rpn_jax.evaluation.ablations import ABLATIONS
 from rpn_jax.evaluation.misses import REASONS
 from rpn_jax.evaluation.predict import make_predict
@@ -54,14 +54,12 @@ def test_only_the_first_images_are_seen_on_demand():
 
 
 def test_the_summary_has_the_keys_of_the_contract(evaluation):
-    summary = evaluation.summary
+    summary, counts = evaluation.summary, (10, 100, 300, 1000)
     expected = ['step', 'dataset', 'images', 'objects', 'proposals', 'baselines']
     expected += ['parts', 'intervals', 'missed', 'removed_by', 'anchors']
     assert list(summary) == expected
     assert summary['parts'].keys() == set(ABLATIONS) and summary['missed'].keys() == set(REASONS)
     assert (summary['step'], summary['dataset']) == (3, 'shapes/val')
-    assert summary['baselines'].keys() == BLIND | {'anchors', 'oracle'}
-    counts = 10, 100, 300, 1000
     names = {f'{name}@{n}' for name in ('AR', 'ABO') for n in counts}
     names |= {f'recall@{t}/{n}' for t in (0.5, 0.7) for n in counts}
     names |= {f'AR@100/{size}' for size in ('small', 'medium', 'large')} | {'top10_max_iou'}
@@ -69,6 +67,11 @@ def test_the_summary_has_the_keys_of_the_contract(evaluation):
         assert figures.keys() == names
         assert all(v is None or 0 <= v <= 1 for v in figures.values())
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    baselines = summary['baselines']
+    assert baselines.keys() == BLIND | {'anchors', 'oracle'}
+    assert baselines['oracle']['AR@10'] > baselines['anchors']['AR@10'] > 0
+    assert baselines['oracle']['AR@10'] == baselines['oracle']['AR@1000']
+    assert baselines['oracle']['top10_max_iou'] is None
 
 
 def test_figures_are_those_of_the_predicted_boxes():
@@ -133,14 +136,6 @@ def test_a_baseline_draws_as_many_boxes_as_the_network_kept(monkeypatch):
     assert sorted(drawn) == sorted((name, 0, i, 7 * i) for name in BLIND for i in range(6))
 
 
-def test_bounds_have_one_value_at_every_number_and_the_oracle_is_the_best(evaluation):
-    baselines = evaluation.summary['baselines']
-    for name in ('anchors', 'oracle'):
-        assert len({baselines[name][f'AR@{n}'] for n in (10, 100, 300, 1000)}) == 1
-        assert baselines[name]['top10_max_iou'] is None
-    assert baselines['oracle']['AR@10'] > baselines['anchors']['AR@10'] > 0
-
-
 def test_a_second_evaluation_compiles_nothing_and_agrees():
     variables, step = checkpoint.variables(finished_run().folder)
     function = evaluator(tiny_config(data__pixels='torchvision'))
@@ -157,12 +152,7 @@ def test_the_report_gets_curves_sizes_and_as_many_best_as_worst_images(evaluatio
     assert evaluation.curves['proposals']['count'] == [n for n in metrics.COUNTS if n <= 1000]
     assert evaluation.sizes['objects'].shape == (evaluation.summary['objects'], 2)
     assert evaluation.sizes['proposals'].shape == (6 * 10, 2)
-    groups = [row['group'] for row in evaluation.gallery]
-    assert groups == ['best'] * (len(groups) // 2) + ['worst'] * (len(groups) // 2)
-    names = [row['image_id'] for row in evaluation.gallery]
-    assert len(set(names)) == len(names) >= 4
-    quality = [row['recalled'] / row['objects'] for row in evaluation.gallery]
-    assert quality[0] == max(quality) and quality[len(groups) // 2] == min(quality)
+    assert [row['group'] for row in evaluation.gallery] == ['best'] * 3 + ['worst'] * 3
     for row in evaluation.gallery:
         assert row['image'].dtype == np.uint8 and len(row['proposals']) == len(row['scores']) == 10
 
@@ -182,15 +172,6 @@ def test_objects_are_either_missed_or_recalled_by_an_anchor_type(evaluation):
     pictures = [m['picture'] for m in evaluation.misses if m['picture'] is not None]
     assert pictures and all(len(p['boxes']) in (1, 2) for p in pictures)
     assert sum(summary['removed_by'].values()) == summary['missed']['suppressed']
-
-
-def test_the_results_give_the_same_figures(evaluation):
-    figures = {k: t.value for k, t in protocols.rpn_jax(evaluation.results).items()}
-    own = evaluation.summary['proposals']
-    shared = own.keys() & figures.keys()
-    assert {'AR@100', 'recall@0.5/10', 'AR@100/large'} <= shared
-    for key in shared:
-        assert figures[key] == pytest.approx(own[key], abs=0.02)  # boxes are in other pixels
 
 
 def test_a_brief_evaluation_leaves_out_what_takes_long(evaluation):

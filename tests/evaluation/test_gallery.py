@@ -1,6 +1,6 @@
 """Pictures show the right boxes, in pixels of the original image."""
 
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,20 +15,13 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 BOXES = np.float32([[10, 20, 50, 80], [100, 40, 180, 120], [0, 0, 30, 30], [60, 60, 90, 99]])
 
 
-class Split(NamedTuple):
-    """What a gallery knows of images of 200 x 100 pixels on canvases of 50 x 50."""
-
-    source: Source
-    sizes: list
-    gt_boxes: list
-
-
 @pytest.fixture
 def split():
+    """Returns what a gallery knows of images of 200 x 100 pixels on canvases of 50 x 50."""
     records = [Record(str(i), (100, 200), BOXES[: i + 1], np.ones(i + 1, int)) for i in range(4)]
     source = Source('some', records, lambda i: np.full((100, 200, 3), i, np.uint8))
     objects = [record.boxes * np.float32([0.25, 0.5, 0.25, 0.5]) for record in records]
-    return Split(source, [(50, 50)] * 4, objects)
+    return SimpleNamespace(source=source, sizes=[(50, 50)] * 4, gt_boxes=objects)
 
 
 def miss(position, row, reason, remover=None):

@@ -7,15 +7,8 @@ import json
 import numpy as np
 import pytest
 from helpers import loop_iou
-from hypothesis import given, settings
-from report_data import (
-    LIMITS,
-    as_results,
-    assert_like,
-    coarse_split,
-    random_results,
-    values_of,
-)
+from hypothesis import given
+from report_data import LIMITS, as_results, assert_like, coarse_split, random_results, values_of
 
 from rpn_jax.evaluation import metrics, protocols, results
 
@@ -116,13 +109,12 @@ def assert_is_cocoeval(split):
     assert_like(values_of(protocols.coco(split, LIMITS)), expected, 1e-9)
 
 
-@settings(max_examples=25)
 @given(coarse_split)
 def test_coco_is_pycocotools_on_ties_crowds_and_empty_images(images):
     assert_is_cocoeval(as_results(images))
 
 
-@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('seed', range(2))
 def test_coco_is_pycocotools_on_random_boxes(seed):
     assert_is_cocoeval(random_results(seed))
     assert_is_cocoeval(random_results(seed)._replace(gt_areas=None))
@@ -167,7 +159,6 @@ def test_coco_is_pycocotools_on_files_of_others():
     assert_like(found, pycocotools_recall(instances, entries, LIMITS), 1e-9)
 
 
-@settings(max_examples=25)
 @given(coarse_split)
 def test_protocols_are_the_rules_of_their_programs_in_loops(images):
     some = as_results(images)
@@ -178,15 +169,13 @@ def test_protocols_are_the_rules_of_their_programs_in_loops(images):
     def pixels(o, b):
         return pixel_iou(inclusive(o, 0), inclusive(b))
 
+    coco = {'whole': {}, 'detectron2': {'skip_empty': True}}
+    of_pixels = {'detectron': {'overlap': pixels}, 'raw': {'overlap': pixel_iou}}
     fine = {name: (low**2, high**2) for name, (low, high) in SIDES.items()}
     for n in LIMITS[:3]:
         for size, bounds in (SIZES | fine).items():
-            rules = {'detectron': {'overlap': pixels}}
-            rules['raw'] = {'overlap': pixel_iou}
-            if size in SIZES:
-                rules |= {'whole': {}, 'detectron2': {'skip_empty': True}}
-            if size == '':
-                rules['mmdetection'] = {}
+            rules = of_pixels | (coco if size in SIZES else {})
+            rules |= {'mmdetection': {}} if size == '' else {}
             for name, rule in rules.items():
                 expected = loop_average_recall(some, n, bounds, **rule)
                 assert_like(own[name], {f'AR@{n}{size}': expected})
@@ -195,13 +184,11 @@ def test_protocols_are_the_rules_of_their_programs_in_loops(images):
     assert_like(own['voc'], {f'recall@0.5/{n}': loop_voc(some, n) for n in LIMITS})
 
 
-@pytest.mark.parametrize('seed', range(3))
-def test_protocols_are_those_rules_on_random_boxes(seed):
-    some = random_results(seed)
+def test_protocols_are_those_rules_on_random_boxes():
+    some = random_results(0)
     detectron2 = values_of(protocols.detectron2(some, LIMITS))
-    for n in LIMITS:
-        for size, bounds in SIZES.items():
-            expected = loop_average_recall(some, n, bounds, skip_empty=True)
-            assert_like(detectron2, {f'AR@{n}{size}': expected})
     voc = values_of(protocols.voc(some, LIMITS))
-    assert_like(voc, {f'recall@0.5/{n}': loop_voc(some, n) for n in LIMITS})
+    for n in LIMITS:
+        expected = loop_average_recall(some, n, SIZES[''], skip_empty=True)
+        assert_like(detectron2, {f'AR@{n}': expected})
+        assert_like(voc, {f'recall@0.5/{n}': loop_voc(some, n)})

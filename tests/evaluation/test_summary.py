@@ -39,8 +39,8 @@ def test_intervals_are_those_of_the_results(evaluation):
         assert all(intervals[group][n].keys() == summary[group][n].keys() for n in summary[group])
     expected = protocols.table(evaluation.results, ('rpn_jax',))['rpn_jax']
     for figure, bounds in intervals['proposals'].items():
-        own = expected[figure].low, expected[figure].high
-        assert own == ((None, None) if bounds is None else pytest.approx(bounds, abs=1e-6)), figure
+        own = summary['proposals'][figure], *(bounds or (None, None))
+        assert tuple(expected[figure]) == pytest.approx(own, abs=1e-6), figure
     low, high = intervals['baselines']['oracle']['AR@10']
     assert low <= summary['baselines']['oracle']['AR@10'] <= high and low < high
     assert intervals['baselines']['oracle']['top10_max_iou'] is None
