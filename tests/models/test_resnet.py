@@ -81,7 +81,7 @@ def numpy_resnet(model, variables, x):
     'changes',
     [
         dict(),
-        dict(stride_in_1x1=True, norm='group', width=12, last_stage=4),
+        dict(stride_in_1x1=True, norm='group', last_stage=4),
         dict(dilations=(2, 3, 1, 5)),  # a first block keeps the dilation before it
         dict(dilations=(1, 2, 2, 4), dilate_first_block=True, stride_in_1x1=True),
     ],
@@ -97,6 +97,11 @@ def test_every_stage_agrees_with_numpy(changes):
     for stage, name in enumerate(theirs, start=2):
         assert_near(ours[name], theirs[name])
         assert ours[name].shape[-1] == model.width * 2**stage
+
+
+def test_groups_divide_any_width():
+    params = shapes_of(SMALL_RESNET(norm='group', width=12))['params']
+    assert params['stem_conv']['kernel'].shape == (7, 7, 3, 12)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from helpers import QUICK
 
 from rpn_jax.evaluation import metrics
-from rpn_jax.ops.nms import BLOCK, BLOCK_OF_GPU, nms
+from rpn_jax.ops.nms import BLOCK, BLOCK_OF_GPU, nms, ranked_nms
 
 N = 40
 MANY = 2 * BLOCK + 188  # two full blocks and a part of a third
@@ -100,6 +100,15 @@ def test_a_chain_through_all_blocks_loses_every_other_link():
     x = 4 * np.arange(MANY)
     boxes = np.stack([x, 0 * x, x + 10, 0 * x + 10], 1)
     assert keep(boxes, -x, 0.4, MANY) == list(range(0, MANY, 2))
+
+
+def test_what_may_not_be_kept_suppresses_nothing_in_any_block():
+    corner = np.stack([20 * np.arange(MANY), 0 * np.arange(MANY)], 1)
+    boxes = np.concatenate([corner, corner + 10], 1).astype(np.float32)
+    boxes[0] = boxes[-1]
+    ranked = jax.jit(ranked_nms, static_argnames='limit', compiler_options=QUICK)
+    result = ranked(boxes, np.arange(MANY) > 0, iou_threshold=0.5, limit=MANY)
+    assert kept_of(result) == list(range(1, MANY))
 
 
 def test_without_a_group_all_boxes_are_rivals():
