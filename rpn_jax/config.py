@@ -1,9 +1,8 @@
-"""The config: one table of its keys, and how it is read, completed, overridden, checked, resolved.
+"""The config: a table of what its keys may be, and its way from a file to a run.
 
-Every key stands in configs/default.py, with its default and a comment, and here, with what its
-value may be. A config is read from a file (`read`) or from a workdir (`read_run`), command line
-values are put in (`override`), it is checked (`check`) and resolved (`resolve`), in this order.
-What comes out is frozen: nothing changes a config after that.
+Defaults and comments of the keys are in configs/default.py. A config is read from a file (`read`)
+or a workdir (`read_run`), changed by the command line (`override`), checked (`check`) and resolved
+(`resolve`), in this order. Nothing changes it after that.
 """
 
 import ast
@@ -179,7 +178,7 @@ def check(config, where='', changed=()):
     values = items(config)
     for key, value in values.items():
         if problem := _problem(KEYS[key], value):
-            start = '' if key in changed or not where else f'{where}: '
+            start = f'{where}: ' if where and key not in changed else ''
             raise InputError(f'{start}config key {key}: {problem}')
     best = values['checkpoint.best']
     number = int('0' + best.partition('@')[2])
@@ -301,7 +300,7 @@ def _parse(name, text):
         value = _tuples(value) if isinstance(value, tuple | list) else (value,)
     if not _fits(key, value):
         raise InputError(f'config key {name}: {text!r} is not {_named(key)}')
-    return float(value) if key.type is float else value
+    return value
 
 
 def _fits(key, value):

@@ -32,10 +32,10 @@ from rpn_jax.training.progress import Progress
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
-def run_python(*arguments, devices=4, **changes):
+def run_python(*arguments, devices=4):
     """Starts Python in the root of the repository, with so many devices."""
     count = f'--xla_force_host_platform_device_count={devices}'
-    environment = os.environ | {'XLA_FLAGS': count, 'PYTHONPATH': str(ROOT)} | changes
+    environment = os.environ | {'XLA_FLAGS': count, 'PYTHONPATH': str(ROOT)}
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, **pipes)
 
@@ -63,15 +63,10 @@ def test_an_interrupted_run_goes_on_by_the_same_command(monkeypatch, tmp_path, c
     assert checkpoint.steps(tmp_path) == [2, 3]
     assert not (tmp_path / 'evaluation.json').exists()
     config = tiny_config()
-    before = last_state(config, tmp_path)
-
     assert main.main(tiny_flags(tmp_path)) == 0
     assert 'steps 3 to 8' in capsys.readouterr().out
     state = last_state(config, tmp_path)
     assert_same(state, last_state(config, finished_run().folder))
-    assert state.step == 8 and before.step == 3
-    with pytest.raises(AssertionError):
-        assert_same(before.params, state.params)
     assert checkpoint.steps(tmp_path) == [4, 6, 8]
     assert lines_of(tmp_path) == lines_of(finished_run().folder)
     assert [line['step'] for line in lines_of(tmp_path)] == list(range(1, 9))

@@ -197,9 +197,8 @@ def test_cases_are_the_grid_or_what_is_asked_for():
     def names(*words):
         return [case.name for case in bench.cases(bench.parse(words))]
 
-    train = names('--only=train')
-    assert len(train) == 8 and train[0] == 'train R101 c4 frozen 3 batch 1'
-    assert train[-1] == 'train R101 dc5 frozen 0 batch 2'
+    first, *others = names('--only=train')
+    assert first == 'train R101 c4 frozen 3 batch 1' and len(others) == 7
     words = '--only=predict,train', '--stage=dc5', '--batch=4', '--frozen-stages=1', '--depth=50'
     assert names(*words) == ['predict R50 dc5 batch 4', 'train R50 dc5 frozen 1 batch 4']
     expected = ['nms 6000 -> 1000', 'nms 6000 -> 6000', 'nms 1000 -> 1000']
