@@ -208,8 +208,7 @@ options:
   --debug           show the traceback of an error
   --help            show this
 
-keys of the config, with their defaults (--config.section.key=value or .. value):\
-"""
+keys of the config, with their defaults (--config.section.key=value or .. value):"""
 
 
 class _Messages(logging.Handler):

@@ -397,14 +397,9 @@ def assert_near(ours, theirs, tolerance=2e-5):
 
 def narrow(monkeypatch):
     """Makes the default config's network an eighth as wide."""
-    model = default.model
-
-    def made():
-        settings = model()
-        settings.width = 8
-        return settings
-
-    monkeypatch.setattr(default, 'model', made)
+    settings = default.model()
+    settings.width = 8
+    monkeypatch.setattr(default, 'model', settings.copy_and_resolve_references)
 
 
 def data_options(**changes):
