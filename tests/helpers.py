@@ -115,10 +115,16 @@ def _handler(name, emit):
 
 
 @contextlib.contextmanager
-def messages(watch=lambda line: None):
+def messages(watch=None):
     """Collects what the package logs inside the context; watch is called with each line."""
     lines = []
-    with _handler('rpn_jax', lambda line: (lines.append(line), watch(line))) as logger:
+
+    def emit(line):
+        lines.append(line)
+        if watch:
+            watch(line)
+
+    with _handler('rpn_jax', emit) as logger:
         level = logger.level
         logger.setLevel(logging.INFO)
         try:
