@@ -12,7 +12,6 @@ from typing import NamedTuple
 from rpn_jax import config as configs
 from rpn_jax.errors import InputError, Interrupted
 
-DESCRIPTION = 'Trains, evaluates and shows region proposal networks.'
 USAGE = 'python main.py [MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value]'
 
 
@@ -55,7 +54,7 @@ def _run(words, process):
     try:
         arguments, changes = _parse(words)
         if arguments.help:
-            print(_help())
+            _print_help()
             return 0
         options = {name: getattr(arguments, name) for name in MODES[arguments.mode].options}
         if arguments.mode != 'compare':
@@ -178,31 +177,23 @@ def _check_options(arguments, changes):
                 f'--{option}={given} belongs to {", ".join(takes)}, not to the mode {mode}'
             )
     if mode == 'compare':
-        arguments.runs = [run.strip() for run in arguments.runs.split(',') if run.strip()]
-        arguments.runs = [os.path.expanduser(run) for run in arguments.runs]
+        runs = map(str.strip, arguments.runs.split(','))
+        arguments.runs = [os.path.expanduser(run) for run in runs if run]
         if changes or arguments.print_config:
             raise InputError('the mode compare takes no config, only --runs and --output')
     elif not arguments.config and not arguments.workdir:
         raise InputError('name a --config (see configs/), or the --workdir of a run')
 
 
-def _help():
-    """Returns the help: modes, options, and every key of the config with its default."""
+def _print_help():
+    """Prints the modes, the options, and every key of the config with its default."""
     defaults, comments = configs.items(configs.default()), configs.comments()
-    modes = [f'  {name:<12}{mode.help}' for name, mode in MODES.items()]
-    keys = [
-        f'  {f"{configs.PREFIX}{key}={defaults[key]}":<44}  {comments[key]}'.rstrip()
-        for key in configs.KEYS
-    ]
-    return '\n'.join(
-        [
-            f'usage: {USAGE}\n\n{DESCRIPTION}\n\nMODE, the first word or --mode=MODE:',
-            *modes,
-            OPTIONS,
-            'keys of the config, with their defaults (--config.section.key=value or .. value):',
-            *keys,
-        ]
-    )
+    print(f'usage: {USAGE}\n\nTrains, evaluates and shows region proposal networks.\n')
+    print('MODE, the first word or --mode=MODE:')
+    print(*(f'  {name:<12}{mode.help}' for name, mode in MODES.items()), sep='\n')
+    print(OPTIONS)
+    for key in configs.KEYS:
+        print(f'  {f"{configs.PREFIX}{key}={defaults[key]}":<44}  {comments[key]}'.rstrip())
 
 
 OPTIONS = """
@@ -216,7 +207,8 @@ options:
   --print-config    print the resolved config, and where each value comes from, and exit
   --debug           show the traceback of an error
   --help            show this
-"""
+
+keys of the config, with their defaults (--config.section.key=value or .. value):"""
 
 
 class _Messages(logging.Handler):

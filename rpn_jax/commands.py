@@ -3,6 +3,7 @@
 A config comes checked, as config.check leaves it; a mode resolves it. folder is the workdir.
 """
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -73,9 +74,14 @@ def evaluator(config, folder):
 
     def make(model, source, devices):
         options = data.check(data.Options(**config.data))
-        own = source is not None or _has_data_of(config, folder)
+        before = config.data if source else workdir.read_config(folder)['data']
+        # Without the paths: data may have been moved.
+        own = all(before.get(k) == config.data[k] for k in ('source', 'name', 'train_split'))
         if source is None and own and path.exists():
-            gaussian = _read_gaussian(path)
+            try:
+                gaussian = baselines.gaussian_from_json(json.loads(path.read_text()))
+            except (OSError, ValueError) as error:
+                raise InputError(f'{path}: cannot be read ({error}); delete it') from error
         else:
             train = source or data.open_split(options, options.train_split, seed=config.seed)
             gaussian = baselines.fit_gaussian(train.records)
@@ -101,19 +107,6 @@ def evaluator(config, folder):
     return make
 
 
-def _has_data_of(config, folder):
-    """Says whether a config has the training data of a workdir; they may have been moved."""
-    before = workdir.read_config(folder)['data']
-    return all(before.get(key) == config.data[key] for key in ('source', 'name', 'train_split'))
-
-
-def _read_gaussian(path):
-    try:
-        return baselines.gaussian_from_json(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise InputError(f'{path}: cannot be read ({error}); delete it') from error
-
-
 def compare_mode(runs, output=''):
     """Prints workdirs side by side and writes a page that shows them.
 
@@ -130,19 +123,13 @@ def compare_mode(runs, output=''):
     known = {run: run_files.read(run, each) for run, each in proposals.items()}
     for run in (run for run in proposals if known[run].stale):
         print(f'note: {run_files.note(run, known[run], proposals[run])}')
+    if kind == '.json':
+        with _written(output):
+            files.write_atomically(output, json.dumps(figures, indent=2, allow_nan=False) + '\n')
+        print(f'{output} has the numbers')
     page = Path(output) if kind == '.html' else Path(runs[0]).parent / 'compare.html'
-    target = output or page
-    try:
-        if kind == '.json':
-            text = json.dumps(figures, indent=2, allow_nan=False) + '\n'
-            files.write_atomically(target, text)
-            print(f'{output} has the numbers')
-            target = page
+    with _written(page):
         compare_page.write_page(page, proposals, known, tallies, figures)
-    except OSError as error:
-        raise InputError(
-            f'{target}: cannot be written ({error}); name another --output=FILE.html'
-        ) from error
     print(f'{page} shows them side by side')
 
 
@@ -156,7 +143,7 @@ def inspect_mode(config, folder):
     model = rpn.build(config.model, config.anchors)
     pretrained.check(where, tensors, model)
     pictures, evidence, shown = folder / 'inspect', [], []
-    pixels = pixel_family(*(config.data[key] for key in ('pixels', 'mean', 'std')))
+    pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
     examples = inspect.examples(
         model,
         source,
@@ -201,9 +188,8 @@ def statistics_mode(config, folder):
     files.make_folder(written)
     stem = re.sub(r'\W+', '_', source.name)
     files.write_atomically(written / f'{stem}.json', json.dumps(counted, allow_nan=False) + '\n')
-    files.write_atomically(
-        written / f'{stem}.svg', statistics_plot.picture(counted, source.records)
-    )
+    picture = statistics_plot.picture(counted, source.records)
+    files.write_atomically(written / f'{stem}.svg', picture)
     print(*statistics.lines(counted), *(f'note: {note}' for note in source.notes), sep='\n')
     print(f'{written / stem}.json has the numbers, {stem}.svg shows them')
 
@@ -235,7 +221,6 @@ def export_mode(config, folder, *, step=None, output=''):
     if Path(output).suffix != '.safetensors':
         given = f', not {output}' if output else ''
         raise InputError(f'the mode export needs --output=FILE.safetensors{given}')
-    output = Path(output)
     config, variables, step = _trained(config, folder, step)
     tensors = weights.from_variables(variables)
     made_with = {
@@ -246,12 +231,19 @@ def export_mode(config, folder, *, step=None, output=''):
         'proposals': config.proposals.to_dict(),
     }
     content = safetensors.numpy.save(tensors, {'format': 'pt', 'rpn_jax': json.dumps(made_with)})
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+    with _written(output):
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
         files.write_atomically(output, content)
-    except (OSError, ValueError) as error:
-        raise InputError(f'--output={output}: cannot be written ({error})') from error
     print(f'{output}: step {step}, {len(tensors)} tensors, {len(content) / 2**20:.1f} MiB')
+
+
+@contextlib.contextmanager
+def _written(path):
+    """Turns an error of the disk into one line that names the file and the option."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f'{path}: cannot be written ({error}); name another --output') from error
 
 
 def _trained(config, folder, step):
@@ -267,19 +259,16 @@ def _write_coco(output, proposals, source):
     own = proposals.coco_ids and coco.read(source.annotations[0])
     instances, detections = results.to_coco(proposals, own)
     other = output.with_suffix('.instances.json')
-    try:
+    with _written(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         for path, content in ((other, instances), (output, detections)):
             files.write_atomically(path, json.dumps(content) + '\n')
-    except OSError as error:
-        what = f'--output={output}: cannot be written ({error.strerror}); name another'
-        raise InputError(what) from error
     print(f"{output} has the proposals as COCO's results, {other} the images and objects")
 
 
 def _publish(config, folder, evaluation):
-    text = json.dumps(evaluation.summary, indent=2, allow_nan=False)
-    files.write_atomically(folder / 'evaluation.json', text + '\n')
+    text = json.dumps(evaluation.summary, indent=2, allow_nan=False) + '\n'
+    files.write_atomically(folder / 'evaluation.json', text)
     results.save(folder / 'proposals.npz', evaluation.results)
     report.write_page(
         folder / 'report.html',

@@ -1,9 +1,8 @@
-"""The config: one table of its keys, and how it is read, completed, overridden, checked, resolved.
+"""The config: a table of what its keys may be, and its way from a file to a run.
 
-Every key stands in configs/default.py, with its default and a comment, and here, with what its
-value may be. A config is read from a file (`read`) or from a workdir (`read_run`), command line
-values are put in (`override`), it is checked (`check`) and resolved (`resolve`), in this order.
-What comes out is frozen: nothing changes a config after that.
+Defaults and comments of the keys are in configs/default.py. A config is read from a file (`read`)
+or a workdir (`read_run`), changed by the command line (`override`), checked (`check`) and resolved
+(`resolve`), in this order. Nothing changes it after that.
 """
 
 import ast
@@ -13,6 +12,7 @@ import logging
 import math
 import re
 import sys
+import types
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,14 +157,9 @@ def read_run(workdir):
 
     config = ConfigDict(read_config(workdir))
     _check_types(config, f'{workdir}/config.json')
-    given = items(config)
-    for key, value in items(default()).items():
-        if key not in given:
-            section, _, name = key.rpartition('.')
-            if section and section not in config:
-                config[section] = ConfigDict()
-            (config[section] if section else config)[name] = value
-    return config
+    completed = default()
+    completed.update_from_flattened_dict(items(config))
+    return completed
 
 
 def override(config, changes):
@@ -172,12 +167,10 @@ def override(config, changes):
     config = config.copy_and_resolve_references()
     for name, text in changes.items():
         if name not in KEYS:
-            inside = [key for key in KEYS if key.startswith(f'{name}.')]
-            if inside:
+            if inside := [key for key in KEYS if key.startswith(f'{name}.')]:
                 raise InputError(f'config key {name} is a section; it has {", ".join(inside)}')
             raise InputError(f'no config key {name!r}{_hint(name, KEYS)}')
-        section, _, last = name.rpartition('.')
-        (config[section] if section else config)[last] = _parse(name, text)
+        config.update_from_flattened_dict({name: _parse(name, text)})
     return config
 
 
@@ -189,7 +182,7 @@ def check(config, where='', changed=()):
     values = items(config)
     for key, value in values.items():
         if problem := _problem(KEYS[key], value):
-            start = '' if key in changed or not where else f'{where}: '
+            start = f'{where}: ' if where and key not in changed else ''
             raise InputError(f'{start}config key {key}: {problem}')
     best = values['checkpoint.best']
     number = int('0' + best.partition('@')[2])
@@ -244,20 +237,14 @@ def items(config):
 
 def comments():
     """Returns {'section.key': comment} of configs/default.py."""
-    text = (FOLDER / 'default.py').read_text()
-    lines, found = text.splitlines(), {}
-    for function in ast.walk(ast.parse(text)):
-        for node in getattr(function, 'body', ()):
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
-                section = node.targets[0].attr  # config.section = .., or config.key = ..
-                found[section] = node.lineno
-            elif isinstance(node, ast.Return):
-                section = function.name
-            else:
-                continue
-            inside = (part for part in ast.walk(node) if isinstance(part, ast.keyword))
-            found |= {f'{section}.{part.arg}': part.lineno for part in inside}
-    return {key: lines[found[key] - 1].partition('  # ')[2] for key in KEYS}
+    found, section = {}, ''
+    for line in (FOLDER / 'default.py').read_text().splitlines():
+        code, _, comment = line.partition('  # ')
+        if begun := re.match(r'def (\w+)|    config\.(\w+) = ConfigDict', code):
+            section = begun[1] or begun[2]
+        elif assigned := re.match(r' +(config\.)?(\w+) ?=', code):
+            found[assigned[2] if assigned[1] else f'{section}.{assigned[2]}'] = comment
+    return {key: found[key] for key in KEYS}
 
 
 def with_keys(message):
@@ -289,13 +276,10 @@ def _make_importable():
     """Lets a config file say `from configs import default`, wherever the configs are installed."""
     known = sys.modules.get('configs')
     if known is None or str(FOLDER) not in known.__path__:
-        init, where = FOLDER / '__init__.py', [str(FOLDER)]
-        spec = importlib.util.spec_from_file_location(
-            'configs', init, submodule_search_locations=where
-        )
         for name in [name for name in sys.modules if name.partition('.')[0] == 'configs']:
             del sys.modules[name]  # somebody else's
-        sys.modules['configs'] = importlib.util.module_from_spec(spec)
+        sys.modules['configs'] = types.ModuleType('configs')
+        sys.modules['configs'].__path__ = [str(FOLDER)]
 
 
 def _check_types(config, where):
@@ -313,15 +297,14 @@ def _parse(name, text):
     if key.type is str:
         return text
     try:
-        truth = {'true': True, 'false': False} if key.type is bool else {}
-        value = truth[text.lower()] if text.lower() in truth else ast.literal_eval(text)
+        value = ast.literal_eval(text.capitalize() if key.type is bool else text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = None
     if key.type is tuple and value is not None:
         value = _tuples(value) if isinstance(value, tuple | list) else (value,)
     if not _fits(key, value):
         raise InputError(f'config key {name}: {text!r} is not {_named(key)}')
-    return float(value) if key.type is float else value
+    return value
 
 
 def _fits(key, value):

@@ -12,8 +12,7 @@ SECONDS = 10  # between two log lines
 def progress(iterable, total, what):
     """Yields the items of an iterable and shows how many of `total` images are done.
 
-    A bar (rich) goes to stderr where that is a terminal; otherwise a line is logged every ten
-    seconds. `what` says what is done with them: 'evaluated'.
+    `what` says what is done with them: 'evaluated'.
     """
     with counter(total, what) as advance:
         for item in iterable:
@@ -61,13 +60,8 @@ def _bar(total, what, unit):
         TimeRemainingColumn(),
     )
     # Lines that are printed meanwhile appear above the bar, unless stdout goes elsewhere.
-    bar = Progress(
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),
-    )
-    with bar:
+    terminal, above = Console(stderr=True), sys.stdout.isatty()
+    with Progress(*columns, console=terminal, transient=True, redirect_stdout=above) as bar:
         of = f'{total:.0f}' if total else '?'
         task = bar.add_task(what, total=total or None, of=of, unit=unit, rate='')
         began = time.monotonic()

@@ -24,10 +24,7 @@ TIMEOUT = 10  # seconds without an answer
 
 
 def write_atomically(path, content):
-    """Writes text or bytes to a temporary file beside path, then renames it.
-
-    So path is never half-written.
-    """
+    """Writes text or bytes to a temporary file, then renames it: path is never half-written."""
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -92,22 +89,22 @@ def fetch(url, path, *, sha256, size=0):
     """
     import pooch  # with requests, a tenth of a second
 
-    path = Path(path)
+    path, known = Path(path), dict(sha256=sha256, size=size)
     by_hand = f'fetch {url} by other means and put it at {path}'
     waiting = f'waiting for the process that fetches {path}'
     try:
-        if path.is_file() and is_whole(path, sha256=sha256, size=size):
+        if path.is_file() and is_whole(path, **known):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_name(f'.{path.name}.lock'), waiting) as is_held:
-            if path.is_file() and is_whole(path, sha256=sha256, size=size):
+            if path.is_file() and is_whole(path, **known):
                 return  # the process that was waited for has fetched it
             prefix = f'.{path.name}.part-'
             for stale in path.parent.glob(f'{glob.escape(prefix)}*') if is_held else ():
                 shutil.rmtree(stale)  # of a download that was killed
             with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
                 logger.info(f'fetching {url} to {path.parent}')
-                download = functools.partial(_download, sha256=sha256, size=size)
+                download = functools.partial(_download, **known)
                 pooch.get_logger().setLevel('WARNING')
                 part = pooch.retrieve(url, None, path.name, folder, downloader=download)
                 os.replace(part, path)
@@ -147,10 +144,8 @@ def _download(url, part, _, *, sha256, size):
             raise OSError(f'{expected / MIB:.0f} MiB; {limit / MIB:.0f} MiB are allowed')
         received, digest = 0, hashlib.sha256()
         os.unlink(part)  # pooch has made it readable by its owner only
-        with (
-            open(part, 'xb') as file,
-            console.counter(expected / MIB, 'fetched', 'MiB') as advance,
-        ):
+        counter = console.counter(expected / MIB, 'fetched', 'MiB')
+        with open(part, 'xb') as file, counter as advance:
             for chunk in answer.iter_content(CHUNK):
                 received += file.write(chunk)
                 digest.update(chunk)

@@ -36,18 +36,18 @@ def _from_file(path, step):
     try:
         made_with = json.loads(formats.metadata(path)['rpn_jax'])
         config = ConfigDict({name: made_with[name] for name in ('model', 'anchors', 'data')})
-        config.proposals, saved = ConfigDict(made_with['proposals']), int(made_with['step'])
-        model = rpn.build(config.model, config.anchors)
+        config.proposals = ConfigDict(made_with['proposals'])
+        detector = Detector(config, int(made_with['step']), variables={})
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f'{path}: does not say which network it holds; export it again from its workdir'
         ) from error
-    if step not in (None, saved):
-        raise InputError(f'{path}: holds step {saved}, not {step}')
-    template = jax.eval_shape(
-        model.init, jax.random.key(0), jax.ShapeDtypeStruct(rpn.SMALLEST, 'f4')
-    )
-    return Detector(config, saved, weights.to_variables(tensors, template))
+    if step not in (None, detector.step):
+        raise InputError(f'{path}: holds step {detector.step}, not {step}')
+    image = jax.ShapeDtypeStruct(rpn.SMALLEST, 'f4')
+    template = jax.eval_shape(detector.model.init, jax.random.key(0), image)
+    detector.variables = weights.to_variables(tensors, template)
+    return detector
 
 
 class Detector:
@@ -99,8 +99,8 @@ class Detector:
         scores = np.asarray(jax.nn.sigmoid(logits[0]))
         shapes = rpn.feature_shapes(self.model, normalised.shape[1:3])
         ends = np.cumsum(rpn.anchors_of_maps(self.model, shapes).levels)
-        maps = np.split(scores, ends[:-1])
-        maps = tuple(x.reshape(*shape, -1) for x, shape in zip(maps, shapes, strict=True))
+        maps = zip(np.split(scores, ends[:-1]), shapes, strict=True)
+        maps = tuple(x.reshape(*shape, -1) for x, shape in maps)
         return maps[0] if len(maps) == 1 else maps
 
     def _batch(self, image):

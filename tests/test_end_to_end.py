@@ -1,6 +1,5 @@
 """From the command line to a trained network and back."""
 
-import json
 import logging
 import os
 import shutil
@@ -33,10 +32,10 @@ from rpn_jax.training.progress import Progress
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
-def run_python(*arguments, devices=4, **changes):
+def run_python(*arguments, devices=4):
     """Starts Python in the root of the repository, with so many devices."""
     count = f'--xla_force_host_platform_device_count={devices}'
-    environment = os.environ | {'XLA_FLAGS': count, 'PYTHONPATH': str(ROOT)} | changes
+    environment = os.environ | {'XLA_FLAGS': count, 'PYTHONPATH': str(ROOT)}
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, **pipes)
 
@@ -64,15 +63,10 @@ def test_an_interrupted_run_goes_on_by_the_same_command(monkeypatch, tmp_path, c
     assert checkpoint.steps(tmp_path) == [2, 3]
     assert not (tmp_path / 'evaluation.json').exists()
     config = tiny_config()
-    before = last_state(config, tmp_path)
-
     assert main.main(tiny_flags(tmp_path)) == 0
     assert 'steps 3 to 8' in capsys.readouterr().out
     state = last_state(config, tmp_path)
     assert_same(state, last_state(config, finished_run().folder))
-    assert state.step == 8 and before.step == 3
-    with pytest.raises(AssertionError):
-        assert_same(before.params, state.params)
     assert checkpoint.steps(tmp_path) == [4, 6, 8]
     assert lines_of(tmp_path) == lines_of(finished_run().folder)
     assert [line['step'] for line in lines_of(tmp_path)] == list(range(1, 9))
@@ -90,55 +84,20 @@ def test_a_workdir_of_another_config_is_refused(tmp_path, capsys):
     assert checkpoint.steps(folder) == [4, 6, 8]
 
 
-def test_a_notebook_looks_inside_a_workdir(tmp_path, compiled_functions):
-    notebook = ROOT / 'experiments' / 'restore.ipynb'
-    execute = (
-        'import sys, nbclient, nbformat\n'
-        'notebook = nbformat.read(sys.argv[1], 4)\n'
-        'resources = {"metadata": {"path": sys.argv[2]}}\n'
-        'client = nbclient.NotebookClient(notebook, kernel_name="python3", resources=resources)\n'
-        'client.execute()\n'
-        'nbformat.write(notebook, sys.argv[3])\n'
-    )
-    settings = {
-        'RPN_JAX_WORKDIR': str(finished_run().folder),
-        'IPYTHONDIR': str(tmp_path / 'ipython'),
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-        'JAX_COMPILATION_CACHE_DIR': str(compiled_functions),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    }
-    result = tmp_path / 'executed.ipynb'
-    finish(run_python('-c', execute, notebook, notebook.parent, result, **settings))
-    outputs = [
-        output
-        for cell in json.loads(result.read_text())['cells']
-        for output in cell.get('outputs', [])
-    ]
-    printed = ''.join(''.join(output.get('text', '')) for output in outputs)
-    assert 'image_size: 64' in printed and 'step 8\n' in printed and 'objects' in printed
-    assert sum('image/png' in output.get('data', {}) for output in outputs) == 2
-    assert 'error' not in {output['output_type'] for output in outputs}
-
-
-def test_the_notebook_is_stored_clean():
-    notebook = json.loads((ROOT / 'experiments' / 'restore.ipynb').read_text())
-    assert (notebook['nbformat'], notebook['nbformat_minor']) == (4, 5)
-    names = [cell['id'] for cell in notebook['cells']]
-    assert len(set(names)) == len(names) > 4
-    code = [cell for cell in notebook['cells'] if cell['cell_type'] == 'code']
-    assert code and not any(cell['outputs'] or cell['execution_count'] for cell in code)
-
-
 def test_a_run_that_keeps_shapes_compiles_once_for_each_canvas(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     folder, run = write_voc(tmp_path / 'VOC'), tmp_path / 'run'
-    changes = {'resize': 'short_side', 'image_size': 48, 'max_size': 96, 'canvases': 3}
-    changes |= {'source': 'voc', 'path': str(folder), 'batch_size': 1}
     config = tiny_config(
-        **{f'data__{key}': value for key, value in changes.items()},
-        data__train_split='',
-        evaluation__every=0,
         steps=12,
+        evaluation__every=0,
+        data__source='voc',
+        data__path=str(folder),
+        data__train_split='',
+        data__resize='short_side',
+        data__image_size=48,
+        data__max_size=96,
+        data__canvases=3,
+        data__batch_size=1,
     )
     options = data.check(data.Options(**config.data))
     source = data.open_split(options, '')
@@ -152,12 +111,9 @@ def test_a_run_that_keeps_shapes_compiles_once_for_each_canvas(tmp_path, caplog)
     assert 'compilations of the update: 2,' in line and f'{canvases.padding:.1%}' in line
     assert compiled.count('jit(_fun)') == 4  # what pmap calls them: two updates, two predictions
     assert evaluation.summary['images'] == 2
-    rpn = rpn_jax.restore(run)
     image = source.read(0)
-    proposals = rpn.propose(image)
-    height, width = image.shape[:2]
-    assert proposals.valid.any() and np.all(proposals.boxes <= [width, height, width, height])
-    assert rpn.scores(image).ndim == 3
+    proposals = rpn_jax.restore(run).propose(image)
+    assert proposals.valid.any() and np.all(proposals.boxes <= [*image.shape[1::-1]] * 2)
 
 
 @pytest.mark.slow

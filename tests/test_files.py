@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import threading
+from unittest import mock
 
 import pytest
 from data_files import CONTENT
@@ -50,10 +51,8 @@ def test_a_file_comes_whole_and_once(server, tmp_path, caplog, known, length):
         (dict(content=CONTENT[:-1]), {}, '3499999'),
         (dict(content=b'', length=0), dict(size=0), 'another hash'),
         (dict(length=0, content=CONTENT[:-1]), {}, 'cut off after 3499999 of 3500000'),
-        (dict(length=0, content=CONTENT[:-1]), dict(size=0), 'another hash'),
         (dict(length=0, content=CONTENT + b'x'), {}, 'more than 3 MiB'),
         (dict(status=404), {}, 'the server answered 404'),
-        (dict(status=500), {}, 'the server answered 500'),
     ],
 )
 def test_what_is_not_whole_is_not_kept(server, tmp_path, answer, arguments, complaint):
@@ -74,7 +73,7 @@ def test_a_download_is_bounded_by_the_disk_and_where_no_size_is_known(
     with pytest.raises(InputError, match='more than 0 MiB'):
         fetch(server, tmp_path / 'x.tar', size=0)
     server.length = len(CONTENT)
-    monkeypatch.setattr(files.shutil, 'disk_usage', lambda _: type('Usage', (), {'free': 10}))
+    monkeypatch.setattr(files.shutil, 'disk_usage', lambda _: mock.Mock(free=10))
     with pytest.raises(InputError, match='3 MiB'):
         fetch(server, tmp_path / 'x.tar')
     assert list(tmp_path.iterdir()) == []
@@ -130,17 +129,12 @@ def test_of_several_at_once_one_downloads(server, tmp_path, caplog):
         thread.join()
     assert path.read_bytes() == CONTENT and list(tmp_path.iterdir()) == [path]
     assert server.asked == 1
-    assert set(caplog.messages) <= {
-        f'fetching {server.url} to {tmp_path}',
-        f'waiting for the process that fetches {path}',
-    }
+    waiting = f'waiting for the process that fetches {path}'
+    assert set(caplog.messages) <= {f'fetching {server.url} to {tmp_path}', waiting}
 
 
 def test_without_locks_nothing_that_is_left_is_removed(server, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError('no locks')
-
-    monkeypatch.setattr(fcntl, 'flock', refuse)
+    monkeypatch.setattr(fcntl, 'flock', mock.Mock(side_effect=OSError('no locks')))
     left = tmp_path / '.x.tar.part-0123abcd'
     left.mkdir()
     fetch(server, tmp_path / 'x.tar')

@@ -14,37 +14,18 @@ ROOT = Path(__file__).parent.parent
 # Folders are layers: a module imports only from its own and from those above it. Last come the
 # modules beside the folders, which may import everything.
 LAYERS = ['ops', 'models', 'weights', 'data', 'training', 'evaluation', 'diagnosis', 'report', '']
-FOUNDATION = [
-    'console',
-    'errors',
-    'files',
-]  # beside the folders, but under all of them
-LANGUAGE = [
-    'collections',
-    'dataclasses',
-    'functools',
-    'math',
-    'typing',
-]  # what a pure function needs of Python
-WITHOUT_TEST_FILE = {
-    'errors',
-    'files',
-    'pretrained',
-}
+FOUNDATION = ['console', 'errors', 'files']  # beside the folders, but under all of them
+LANGUAGE = ['collections', 'dataclasses', 'functools', 'math', 'typing']  # for pure functions
+WITHOUT_TEST_FILE = {'errors'}
 
 SOURCES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
-    for part in (
-        'main.py',
-        'configs/*.py',
-        'experiments/**/*.py',
-        'rpn_jax/**/*.py',
-        'tests/**/*.py',
-    )
-    for path in sorted(ROOT.glob(part))
+    for folder in ('configs', 'experiments', 'rpn_jax', 'tests')
+    for path in sorted(ROOT.glob(f'{folder}/**/*.py'))
 }
+TREES = {file: ast.parse(text) for file, text in SOURCES.items()}
+PACKAGE = {file: tree for file, tree in TREES.items() if file.startswith('rpn_jax/')}
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
-PACKAGE = {file: ast.parse(text) for file, text in SOURCES.items() if file.startswith('rpn_jax/')}
 
 
 def module(file):
@@ -64,10 +45,10 @@ def within(name, parents):
     return any(f'{name}.'.startswith(f'{parent}.') for parent in parents)
 
 
-def imports(tree, package):
-    """Returns the full names that a module of `package` imports, at the top or in a function."""
-    names = set()
-    for node in ast.walk(tree):
+def imports(file):
+    """Returns the full names that a module imports, at the top or in a function."""
+    names, package = set(), file.rpartition('/')[0].replace('/', '.')
+    for node in ast.walk(TREES[file]):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -76,18 +57,7 @@ def imports(tree, package):
     return names
 
 
-IMPORTS = {
-    file: imports(tree, file.rpartition('/')[0].replace('/', '.')) for file, tree in PACKAGE.items()
-}
-
-
-def importers(package):
-    """Returns the modules of rpn_jax that import `package` or something inside it."""
-    return {
-        module(file)
-        for file, names in IMPORTS.items()
-        if any(within(name, [package]) for name in names)
-    }
+IMPORTS = {file: imports(file) for file in TREES}
 
 
 def repository_files():
@@ -103,25 +73,13 @@ def repository_files():
     return [path for path in paths if path.is_file()]
 
 
-def test_imports_are_seen_in_every_form():
-    source = """
-import flax.linen as nn
-from jax import numpy as jnp
-from . import records
-def later():
-    from ..boxes import area, iou
-"""
-    names = 'flax.linen jax.numpy rpn_jax.data.records rpn_jax.boxes.area rpn_jax.boxes.iou'
-    assert imports(ast.parse(source), 'rpn_jax.data') == set(names.split())
-
-
 def test_files_and_functions_are_short():
     assert [file for file, text in SOURCES.items() if text.count('\n') > 500] == []
     assert [
         f'{file}: {node.name}'
-        for file, text in SOURCES.items()
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for file, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
         if node.end_lineno - node.lineno >= 90
     ] == []
 
@@ -135,8 +93,8 @@ def test_every_folder_is_a_layer():
 def test_modules_import_only_from_layers_above_them():
     assert [
         f'{file} imports {name}'
-        for file, names in IMPORTS.items()
-        for name in names
+        for file in PACKAGE
+        for name in IMPORTS[file]
         if within(name, ['rpn_jax']) and name != f'rpn_jax.{module(file)}'
         if file != 'rpn_jax/__init__.py'
         if layer(name.removeprefix('rpn_jax').removeprefix('.')) > layer(module(file))
@@ -148,33 +106,30 @@ def test_modules_import_only_from_layers_above_them():
     [('ops', ['jax', 'rpn_jax.ops']), ('evaluation.metrics', ['numpy'])],
 )
 def test_pure_modules_import_only_their_library(part, allowed):
-    found = {name: names for name, names in IMPORTS.items() if within(module(name), [part])}
-    assert found
-    assert [
-        f'{file} imports {name}'
-        for file, names in found.items()
-        for name in names
-        if not within(name, allowed + LANGUAGE)
-    ] == []
+    names = {name for file in PACKAGE if within(module(file), [part]) for name in IMPORTS[file]}
+    assert names and [name for name in names if not within(name, allowed + LANGUAGE)] == []
 
 
 @pytest.mark.parametrize(
-    ('library', 'owners'), [('flax.linen', ['models']), ('orbax', ['training.checkpoint'])]
+    ('library', 'owner'), [('flax.linen', 'models'), ('orbax', 'training.checkpoint')]
 )
-def test_a_library_is_used_in_its_own_place(library, owners):
-    users = importers(library)
-    assert users and [name for name in users if not within(name, owners)] == []
+def test_a_library_is_used_in_its_own_place(library, owner):
+    users = {module(f) for f in PACKAGE for name in IMPORTS[f] if within(name, [library])}
+    assert users and [name for name in users if not within(name, [owner])] == []
 
 
 def test_public_names_say_what_they_are():
-    silent = []
-    for file, tree in PACKAGE.items():
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith('_'):
-                line = (ast.get_docstring(node) or ' ').splitlines()[0]
-                if not (line[0].isupper() and line.endswith(('.', ':'))):
-                    silent.append(f'{file}: {node.name}')
-    assert silent == []
+    first_lines = {
+        f'{file}: {node.name}': (ast.get_docstring(node) or ' ').splitlines()[0]
+        for file, tree in PACKAGE.items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith('_')
+    }
+    assert [
+        name
+        for name, line in first_lines.items()
+        if not (line[0].isupper() and line.endswith(('.', ':')))
+    ] == []
 
 
 def test_no_file_can_run_code():
@@ -182,27 +137,26 @@ def test_no_file_can_run_code():
 
     Pickles are read in one module, by an Unpickler of its own, which decides what may be called.
     """
-    forbidden = {'torch.load', 'eval', 'exec'}
     offenders = {}
     for file, tree in PACKAGE.items():
-        used = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        used = forbidden & (used | IMPORTS[file])
+        called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        used = {'torch.load', 'eval', 'exec'} & (called | IMPORTS[file])
         for name in ('pickle', 'marshal', 'shelve', 'dill', 'cloudpickle', 'joblib'):
             used |= {name} if any(within(i, [name]) for i in IMPORTS[file]) else set()
         if used:
             offenders[file] = used
     reader = 'rpn_jax/weights/pickles.py'
     assert offenders == {reader: {'pickle'}}
-    uses = {ast.unparse(n) for n in ast.walk(PACKAGE[reader]) if isinstance(n, ast.Attribute)}
+    nodes = list(ast.walk(PACKAGE[reader]))
+    uses = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
     assert {name for name in uses if name.startswith('pickle.')} == {'pickle.Unpickler'}
-    bases = [
-        ast.unparse(base)
-        for node in ast.walk(PACKAGE[reader])
+    readers = [
+        node
+        for node in nodes
         if isinstance(node, ast.ClassDef)
-        for base in node.bases
-        if 'find_class' in [getattr(part, 'name', None) for part in node.body]
+        and 'find_class' in [getattr(part, 'name', None) for part in node.body]
     ]
-    assert bases == ['pickle.Unpickler'] and IMPORTS[reader] & {'pickle'}
+    assert [ast.unparse(base) for node in readers for base in node.bases] == ['pickle.Unpickler']
 
 
 def test_the_repository_stands_alone():
@@ -220,23 +174,22 @@ def test_the_repository_stands_alone():
 
 def test_every_module_has_its_test_file():
     """tests/ mirrors rpn_jax/: data/sources/voc.py is tested by data/sources/test_voc.py."""
-    missing = []
-    for file in PACKAGE:
-        path = Path(file).relative_to('rpn_jax')
-        if path.stem != '__init__' and path.stem not in WITHOUT_TEST_FILE:
-            test = f'tests/{(path.parent / f"test_{path.stem}.py").as_posix()}'
-            missing += [] if test in SOURCES else [test]
-    assert missing == []
+    paths = [Path(file).relative_to('rpn_jax') for file in PACKAGE]
+    assert [
+        test
+        for path in paths
+        if path.stem not in {'__init__', *WITHOUT_TEST_FILE}
+        if (test := f'tests/{(path.parent / f"test_{path.stem}.py").as_posix()}') not in SOURCES
+    ] == []
 
 
 def test_no_test_file_imports_another():
     """Helpers of several test files are in tests/helpers.py and beside it, fixtures in conftest."""
-    tests = {file: ast.parse(text) for file, text in SOURCES.items() if file.startswith('tests/')}
     assert [
         f'{file} imports {name}'
-        for file, tree in tests.items()
-        for name in imports(tree, 'tests')
-        if name.startswith('test_')
+        for file, names in IMPORTS.items()
+        for name in names
+        if file.startswith('tests/') and name.startswith('test_')
     ] == []
 
 

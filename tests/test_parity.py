@@ -1,6 +1,5 @@
 """The same numbers as torchvision 0.28, function by function: figures stored in tests/golden."""
 
-import functools
 from pathlib import Path
 
 import jax
@@ -11,7 +10,7 @@ from golden.formula import formula
 
 from configs import default
 from rpn_jax import weights
-from rpn_jax.models import resnet, rpn
+from rpn_jax.models import resnet
 from rpn_jax.ops import anchors as anchor
 from rpn_jax.ops import boxes as box
 from rpn_jax.ops import losses, matching
@@ -30,26 +29,20 @@ def golden(name):
     return np.load(GOLDEN / f'{name}.npz')
 
 
-def canvas_anchors(sizes=(32, 64, 128, 256, 512), aspect_ratios=(0.5, 1, 2)):
-    base = anchor.base_anchors(sizes, aspect_ratios)
+def canvas_anchors():
+    base = anchor.base_anchors((32, 64, 128, 256, 512), (0.5, 1, 2))
     return anchor.grid(base, (CANVAS[0] // 16, CANVAS[1] // 16), 16)
 
 
 @pytest.mark.parametrize('case', range(4))
 def test_anchors(case):
-    figures = golden('anchors')
-
-    def get(key):
-        return figures[f'{case}.{key}']
-
-    base = anchor.base_anchors(get('sizes'), get('aspect_ratios'))
-    np.testing.assert_array_equal(base, get('base'))
-    shape = tuple(-(-get('image') // get('stride')))
-    grid = np.asarray(anchor.grid(base, shape, int(get('stride'))))
-    np.testing.assert_array_equal(grid.shape, get('grid_shape'))
-    np.testing.assert_array_equal(grid[:200], get('grid_head'))
-    np.testing.assert_array_equal(grid[-200:], get('grid_tail'))
-    np.testing.assert_array_equal(grid.astype(np.float64).sum(0), get('grid_sum'))
+    names = 'sizes aspect_ratios image stride base grid_shape grid_head grid_tail grid_sum'.split()
+    sizes, ratios, image, stride, *expected = (golden('anchors')[f'{case}.{n}'] for n in names)
+    base = anchor.base_anchors(sizes, ratios)
+    grid = np.asarray(anchor.grid(base, tuple(-(-image // stride)), int(stride)))
+    ours = base, grid.shape, grid[:200], grid[-200:], grid.astype(np.float64).sum(0)
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_coding():
@@ -141,11 +134,11 @@ def zeros(shapes):
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
-def load_formula(variables):
-    """Replaces every variable by its formula."""
-    names = weights.from_variables(variables)
+def load_formula(shapes):
+    """Returns variables of these shapes, each by its formula."""
+    names = weights.from_variables(zeros(shapes))
     tensors = {name: formula(name, tensor.shape) for name, tensor in names.items()}
-    return weights.to_variables(tensors, variables)
+    return weights.to_variables(tensors, shapes)
 
 
 @pytest.mark.parametrize('depth', [50, 101])
@@ -153,41 +146,27 @@ def load_formula(variables):
 def test_backbone(depth, dilated):
     figures = golden('backbone')
     image = figures[f'{depth}.image'].transpose(0, 2, 3, 1)
-    dilations = (1, 1, 1, 2) if dilated else (1, 1, 1, 1)
-    model = resnet.ResNet(depth, 5, dilations)
-    model = rpn.RPN(model, rpn.RPNHead(1), (16 if dilated else 32,), (1,))
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    variables = {k: {'backbone': v['backbone']} for k, v in variables.items()}
-    variables = load_formula(zeros(variables))
-    outputs = jax.jit(lambda v: model.backbone.apply(v, image))(
-        {k: v['backbone'] for k, v in variables.items()}
-    )
-    for ours, theirs in (
-        [('conv5', 'dc5')]
-        if dilated
-        else zip(('conv3', 'conv4', 'conv5'), ('c3', 'c4', 'c5'), strict=True)
-    ):
+    backbone = resnet.ResNet(depth, 5, (1, 1, 1, 2) if dilated else (1, 1, 1, 1))
+    shapes = jax.eval_shape(backbone.init, jax.random.key(0), image)
+    variables = load_formula({kind: {'backbone': tree} for kind, tree in shapes.items()})
+    variables = {kind: tree['backbone'] for kind, tree in variables.items()}
+    outputs = jax.jit(backbone.apply)(variables, image)
+    names = {'conv5': 'dc5'} if dilated else {'conv3': 'c3', 'conv4': 'c4', 'conv5': 'c5'}
+    for ours, theirs in names.items():
         a, b = outputs[ours], figures[f'{depth}.{theirs}'].transpose(0, 2, 3, 1)
         assert np.abs(a - b).max() / np.abs(b).max() <= 1e-4
 
 
-def trajectory_config(figures):
-    """The config of the stored trajectory: every labelled anchor is used, so nothing is random."""
-    config = default.get_config()
-    config.anchors.sizes = tuple(int(size) for size in figures['sizes'])
-    config.targets.samples = 10 * 12 * 15 * 2  # twice the anchors: all positives, all background
-    config.targets.positive_fraction = 0.5
-    config.optim.update(learning_rate=float(figures['lr']), schedule='constant')
-    config.optim.update(momentum=0.9, weight_decay=5e-4)
-    return config
-
-
 def test_six_training_steps():
+    """Every labelled anchor is used, so nothing is random."""
     figures = golden('training')
-    config = trajectory_config(figures)
+    config = default.get_config()
+    config.anchors.sizes = tuple(figures['sizes'].tolist())
+    config.targets.samples = 10 * 12 * 15 * 2  # twice the anchors: all positives, all background
+    config.optim.update(learning_rate=float(figures['lr']), schedule='constant')
     model, optimizer, _ = loop.build(config)
     devices = jax.local_devices()[:1]
-    state = zeros(jax.eval_shape(functools.partial(init_state, model, optimizer, 0)))
+    state = zeros(jax.eval_shape(lambda: init_state(model, optimizer, 0)))
     state = place(state.replace(**load_formula(state.variables)), devices)
     boxes, kind = np.zeros((2, 5, 4), np.float32), np.zeros((2, 5), np.int32)
     for image in range(2):

@@ -127,11 +127,8 @@ def ours_alone(arguments):
     row = measure(cases(arguments)[0], arguments)[0]
     line = {'seconds': statistics.median(row.ours), 'least': min(row.ours), 'most': max(row.ours)}
     line |= {'repeats': arguments.repeats, 'device': jax.local_devices()[0].device_kind}
-    line |= row.case._asdict() | {
-        'jax': jax.__version__,
-        'costs': row.costs and row.costs._asdict(),
-    }
-    print(json.dumps(line))
+    line |= {**row.case._asdict(), 'jax': jax.__version__}
+    print(json.dumps(line | {'costs': row.costs and row.costs._asdict()}))
     return 0
 
 

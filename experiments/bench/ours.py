@@ -177,10 +177,10 @@ def alternate(runs, repeats):
     """Returns the seconds of each of runs(), [runs][repeats]; who begins changes."""
     times = [[] for _ in runs]
     for number in range(repeats):
-        order = range(len(runs)) if number % 2 == 0 else reversed(range(len(runs)))
-        for i in order:
+        turns = list(zip(times, runs, strict=True))
+        for seconds, run in reversed(turns) if number % 2 else turns:
             time.sleep(REST)
-            times[i].append(runs[i]())
+            seconds.append(run())
         last = [f'{seconds[-1]:.4g} s' for seconds in times]
         print(f'  {number + 1}/{repeats}:', *last, file=sys.stderr, flush=True)
     return times

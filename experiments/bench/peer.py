@@ -42,8 +42,8 @@ class Peer:
 
     def takes(self, case):
         """Returns whether it has a case of its own: a compiled backbone needs one."""
-        networks = 'train', 'predict', 'backbone'
-        return case.kind in networks + (() if self._settings['compile'] else ('match', 'nms'))
+        others = () if self._settings['compile'] else ('match', 'nms')
+        return case.kind in ('train', 'predict', 'backbone', *others)
 
     def prepare(self, case, arrays):
         """Sets up a case with these arrays."""

@@ -45,13 +45,8 @@ def compare(tallies, base=None):
     first = tallies[base or next(iter(tallies))]
     return {
         run: {
-            name: {
-                'value': own[name].value,
-                'difference': change.value,
-                'low': change.low,
-                'high': change.high,
-            }
-            for name, change in differences(own, first).items()
+            name: dict(value=own[name].value, difference=d.value, low=d.low, high=d.high)
+            for name, d in differences(own, first).items()
         }
         for run, own in tallies.items()
     }

@@ -83,7 +83,8 @@ def make_evaluate(
 
     source is the split that is evaluated, options a data.Options, proposals keywords of propose,
     targets those of matching.assign, loss_beta that of box_loss, gaussian baselines.fit_gaussian of
-    the training records; pixels and devices as in make_predict.
+    the training records, seed that of baselines and random order; pixels and devices as in
+    make_predict.
     """
     targets = dict(targets or {})
     devices = list(devices or jax.local_devices()[:1])

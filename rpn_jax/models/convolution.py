@@ -29,14 +29,14 @@ def convolve(x, kernel, stride=1, dilation=1):
     return direct(x, kernel, stride, dilation)
 
 
-def direct(x, kernel, stride=1, dilation=1):
-    """Returns what convolve does, by XLA's own convolution."""
-    margin = dilation * (kernel.shape[0] // 2)
+def direct(x, kernel, stride=1, dilation=1, padding=None):
+    """Returns what convolve does, by XLA's own convolution; padding is (before, after) a side."""
+    margin = dilation * (len(kernel) // 2)
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
-        padding=((margin, margin), (margin, margin)),
+        padding=(padding or (margin, margin),) * 2,
         rhs_dilation=(dilation, dilation),
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
@@ -59,50 +59,27 @@ def space_to_depth(x, kernel):
     x = jnp.pad(x.reshape(*x.shape[:3], 4 * c), ((0, 0),) * 3 + (zeros,))
     kernel = jnp.pad(kernel.reshape(taps, taps, 4 * c, -1), ((0, 0),) * 2 + (zeros, (0, 0)))
     low = (margin + front) // 2
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1, 1),
-        padding=((low, taps - 1 - low),) * 2,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
+    return direct(x, kernel, padding=(low, taps - 1 - low))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve_1x1(x, kernel, stride=1):
-    """Returns what convolve does of a 1x1 kernel; it has no forward-mode derivative.
+    """Returns what convolve does of a 1x1 kernel.
 
     On CPUs it is a matrix product, which XLA runs faster than a convolution. On GPUs the
     convolution takes a shift, a shortcut and a ReLU along; its gradients are products there too,
     but for those with a stride and a kernel's of an uneven number of rows.
     """
-    of_cpu, elsewhere = (functools.partial(f, stride=stride) for f in (product, direct))
-    return jax.lax.platform_dependent(x, kernel, cpu=of_cpu, default=elsewhere)
-
-
-def _forward_1x1(x, kernel, stride):
-    return convolve_1x1(x, kernel, stride), (x, kernel)
-
-
-def _backward_1x1(stride, saved, gradient):
-    # On GPUs XLA (of jax 0.11) fuses the rows that a stride leaves out into a product, and dies. It
-    # splits a kernel's long sum over rows: where these are uneven, it copies both operands first.
     as_product, as_convolution = (functools.partial(f, stride=stride) for f in (product, direct))
-    of_input = as_product if stride == 1 else as_convolution
-    of_kernel = of_input if math.prod(gradient.shape[:3]) % EVEN == 0 else as_convolution
+
+    def gradients_elsewhere(x, kernel, gradient):
+        # On GPUs XLA (of jax 0.11) fuses the rows that a stride leaves out into a product, and
+        # dies. It splits a kernel's long sum over rows: uneven ones make it copy both operands.
+        of_input = as_product if stride == 1 else as_convolution
+        even = math.prod(gradient.shape[:3]) % EVEN == 0
+        return _gradients(of_input, of_input if even else as_convolution, x, kernel, gradient)
+
     of_cpu = functools.partial(_gradients, as_product, as_product)
-    elsewhere = functools.partial(_gradients, of_input, of_kernel)
-    return jax.lax.platform_dependent(*saved, gradient, cpu=of_cpu, default=elsewhere)
-
-
-def _gradients(of_input, of_kernel, x, kernel, gradient):
-    """Returns the gradients of input and kernel, each of a function of both."""
-    inputs = jax.linear_transpose(lambda x: of_input(x, kernel), x)
-    kernels = jax.linear_transpose(lambda kernel: of_kernel(x, kernel), kernel)
-    return inputs(gradient)[0], kernels(gradient)[0]
-
-
-convolve_1x1.defvjp(_forward_1x1, _backward_1x1)
+    return _by_platform(x, kernel, as_product, as_convolution, of_cpu, gradients_elsewhere)
 
 
 def product(x, kernel, stride=1):
@@ -113,30 +90,19 @@ def product(x, kernel, stride=1):
     return rows.reshape(*x.shape[:3], -1)
 
 
-@jax.custom_vjp
 def convolve_stem(x, kernel):
-    """Returns what convolve does of a stem, at stride 2; it has no forward-mode derivative.
+    """Returns what convolve does of a stem, at stride 2.
 
     On GPUs it is `space_to_depth`, on CPUs the kernel's gradient is `gradient_by_columns`.
     """
-    of_cpu = functools.partial(direct, stride=2)
-    return jax.lax.platform_dependent(x, kernel, cpu=of_cpu, default=space_to_depth)
+    strided = functools.partial(direct, stride=2)
 
-
-def _forward_stem(x, kernel):
-    return convolve_stem(x, kernel), (x, kernel)
-
-
-def _backward_stem(saved, gradient):
-    def of_cpu(x, kernel, gradient):
-        of_input = jax.linear_transpose(lambda x: direct(x, kernel, stride=2), x)
+    def gradients_of_cpu(x, kernel, gradient):
+        of_input = jax.linear_transpose(lambda x: strided(x, kernel), x)
         return of_input(gradient)[0], gradient_by_columns(x, gradient, len(kernel))
 
     elsewhere = functools.partial(_gradients, space_to_depth, space_to_depth)
-    return jax.lax.platform_dependent(*saved, gradient, cpu=of_cpu, default=elsewhere)
-
-
-convolve_stem.defvjp(_forward_stem, _backward_stem)
+    return _by_platform(x, kernel, strided, space_to_depth, gradients_of_cpu, elsewhere)
 
 
 def gradient_by_columns(x, gradient, size):
@@ -162,54 +128,54 @@ def gradient_by_columns(x, gradient, size):
     return kernel.reshape(size, channels, size, -1).transpose(2, 0, 1, 3)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve_3x3(x, kernel, dilation=1):
-    """Returns what convolve does of a 3x3 kernel: on CPUs by Winograd's filtering, else by XLA.
-
-    It has no forward-mode derivative.
-    """
-    elsewhere = functools.partial(direct, dilation=dilation)
-    return unfused(_dilated(winograd.convolve, dilation), x, kernel, elsewhere=elsewhere)
-
-
-def _forward(x, kernel, dilation):
-    return convolve_3x3(x, kernel, dilation), (x, kernel)
-
-
-def _backward(dilation, saved, gradient):
-    x, kernel = saved
+    """Returns what convolve does of a 3x3 kernel: on CPUs by Winograd's filtering, else by XLA."""
+    functions = winograd.convolve, winograd.of_input, winograd.of_kernel
+    filtered, of_input, of_kernel = (_isolated(f, dilation=dilation) for f in functions)
     plain = functools.partial(direct, dilation=dilation)
 
-    def plain_of_input(gradient, kernel):
-        return jax.linear_transpose(lambda x: plain(x, kernel), x)(gradient)[0]
+    def gradients_of_cpu(x, kernel, gradient):
+        return of_input(gradient, kernel), of_kernel(x, gradient)
 
-    def plain_of_kernel(x, gradient):
-        return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(gradient)[0]
-
-    of_input, of_kernel = (_dilated(f, dilation) for f in (winograd.of_input, winograd.of_kernel))
-    return (
-        unfused(of_input, gradient, kernel, elsewhere=plain_of_input),
-        unfused(of_kernel, x, gradient, elsewhere=plain_of_kernel),
-    )
+    elsewhere = functools.partial(_gradients, plain, plain)
+    return _by_platform(x, kernel, filtered, plain, gradients_of_cpu, elsewhere)
 
 
-convolve_3x3.defvjp(_forward, _backward)
+def _by_platform(x, kernel, of_cpu, elsewhere, gradients_of_cpu, gradients_elsewhere):
+    """Convolves by of_cpu or elsewhere(x, kernel); it has no forward-mode derivative.
 
-
-@functools.cache
-def _dilated(function, dilation):
-    """Returns the same function each time, so that JAX traces it once for all blocks of a stage."""
-    return functools.partial(function, dilation=dilation)
-
-
-def unfused(function, *arrays, elsewhere=None):
-    """Calls function(*arrays), on CPUs so that XLA fuses it with nothing around it.
-
-    On other platforms `elsewhere`, by default the function, is called without that restriction.
+    The gradients of input and kernel are those of gradients_..(x, kernel, gradient of the outputs).
     """
+
+    @jax.custom_vjp
+    def convolved(*arrays):
+        return jax.lax.platform_dependent(*arrays, cpu=of_cpu, default=elsewhere)
+
+    def backward(arrays, gradient):
+        ways = dict(cpu=gradients_of_cpu, default=gradients_elsewhere)
+        return jax.lax.platform_dependent(*arrays, gradient, **ways)
+
+    convolved.defvjp(lambda *arrays: (convolved(*arrays), arrays), backward)
+    return convolved(x, kernel)
+
+
+def _gradients(of_input, of_kernel, x, kernel, gradient):
+    """Returns the gradients of input and kernel, each of a function of both."""
+    inputs = jax.linear_transpose(lambda x: of_input(x, kernel), x)
+    kernels = jax.linear_transpose(lambda kernel: of_kernel(x, kernel), kernel)
+    return inputs(gradient)[0], kernels(gradient)[0]
+
+
+def unfused(function, *arrays):
+    """Calls function(*arrays), on CPUs so that XLA fuses it with nothing around it."""
+    return jax.lax.platform_dependent(*arrays, cpu=_isolated(function), default=function)
+
+
+def _isolated(function, **static):
+    """Returns function(*arrays, **static), traced once, which XLA fuses with nothing around it."""
 
     def called(*arrays):
         with set_xla_metadata(inlineable='false'):
-            return jax.jit(function)(*arrays)
+            return jax.jit(function, static_argnames=(*static,))(*arrays, **static)
 
-    return jax.lax.platform_dependent(*arrays, cpu=called, default=elsewhere or function)
+    return called

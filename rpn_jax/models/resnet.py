@@ -49,70 +49,68 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
-        dtype = jnp.dtype(self.dtype)
-        conv = functools.partial(Conv, dtype=dtype, distribution=self.distribution)
-        groups = math.gcd(32, self.width)  # 32 as in Wu and He 2018, where the width allows
-        axis = self.axis_name
-        norm = functools.partial(_norm, self.norm, groups=groups, dtype=dtype, axis_name=axis)
-        learning = train and self.frozen_stages < 1
-        stem = conv(self.width, 7, stride=2, name='stem_conv'), norm(learning, 'stem_norm')
-        x = max_pool(relu(normalised(*stem, images.astype(self.dtype))))
+        x = images.astype(self.dtype)
+        x = max_pool(relu(self._layer(1, train, x, 'stem_conv', self.width, 7, stride=2)))
         outputs = {}
         for stage in range(2, self.last_stage + 1):
-            learning = train and self.frozen_stages < stage
-            blocks = self._blocks(stage, conv, functools.partial(norm, learning))
-            if stage in self.remat:
-                for chain in chains(blocks):
-                    x = nn.remat(functools.partial(applied, blocks=chain))(self, x)
-            else:
-                x = applied(self, x, blocks)
+            for chain in chains(self._blocks(stage, train)):
+                run = functools.partial(applied, blocks=chain)
+                x = (nn.remat(run) if stage in self.remat else run)(self, x)
             outputs[f'conv{stage}'] = x
         return outputs
 
-    def _blocks(self, stage, conv, norm):
+    @nn.nowrap
+    def _blocks(self, stage, train):
         """Returns functions that make the blocks of a stage, one for each."""
         previous, dilation = (1, *self.dilations)[stage - 2 : stage]
-        block = functools.partial(
+        later = functools.partial(
             Bottleneck,
             width=self.width * 2 ** (stage - 2),
+            dilation=dilation,
             stride_in_1x1=self.stride_in_1x1,
-            conv=conv,
-            norm=norm,
+            layer=functools.partial(self._layer, stage, train),
         )
         first = functools.partial(
-            block,
+            later,
             stride=stage_stride(stage, dilation),
             dilation=dilation if self.dilate_first_block or dilation == 1 else previous,
-            project=True,
         )
-        later = functools.partial(block, stride=1, dilation=dilation, project=False)
-        made = [first] + [later] * (BLOCKS[self.depth][stage - 2] - 1)
-        return [functools.partial(f, name=f'conv{stage}_block{i}') for i, f in enumerate(made)]
+        blocks = [first] + [later] * (BLOCKS[self.depth][stage - 2] - 1)
+        return [functools.partial(f, name=f'conv{stage}_block{i}') for i, f in enumerate(blocks)]
+
+    @nn.nowrap  # so that what is made here belongs to the block that asks for it
+    def _layer(self, stage, train, x, name, features, size, **steps):
+        """Convolves and normalises; frozen statistics are a factor of the kernel and a shift."""
+        dtype, norm_name = jnp.dtype(self.dtype), name.replace('conv', 'norm')
+        conv = Conv(features, size, **steps, dtype=dtype, distribution=self.distribution, name=name)
+        named = dict(epsilon=EPSILON, dtype=dtype, name=norm_name)
+        if self.norm == 'group':  # 32 groups as in Wu and He 2018, where the width allows
+            return nn.GroupNorm(num_groups=math.gcd(32, self.width), **named)(conv(x))
+        if self.norm == 'frozen' or not train or stage <= self.frozen_stages:
+            factor, shift = FrozenBatchNorm(name=norm_name)(features)
+            return conv(x, factor) + shift.astype(dtype)[None, None, None]
+        axis = self.axis_name
+        norm = nn.BatchNorm(use_running_average=False, axis_name=axis, momentum=0.9, **named)
+        return norm(conv(x))
 
 
 class Bottleneck(nn.Module):
     """Adds 1x1, 3x3 and 1x1 convolutions to a shortcut (Deep Residual Learning, figure 5)."""
 
     width: int
-    stride: int
     dilation: int
     stride_in_1x1: bool
-    project: bool
-    conv: Any
-    norm: Any
+    layer: Any
+    stride: int = 1
 
     @nn.compact
     def __call__(self, x):
         early, late = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-        conv1 = self.conv(self.width, 1, stride=early, name='conv1')
-        conv2 = self.conv(self.width, 3, stride=late, dilation=self.dilation, name='conv2')
-        conv3 = self.conv(4 * self.width, 1, name='conv3')
-        y = relu(normalised(conv1, self.norm('norm1'), x))
-        y = relu(normalised(conv2, self.norm('norm2'), y))
-        y = normalised(conv3, self.norm('norm3'), y)
-        if self.project:
-            conv = self.conv(4 * self.width, 1, stride=self.stride, name='shortcut_conv')
-            x = normalised(conv, self.norm('shortcut_norm'), x)
+        y = relu(self.layer(x, 'conv1', self.width, 1, stride=early))
+        y = relu(self.layer(y, 'conv2', self.width, 3, stride=late, dilation=self.dilation))
+        y = self.layer(y, 'conv3', 4 * self.width, 1)
+        if x.shape != y.shape:  # in the first block of a stage
+            x = self.layer(x, 'shortcut_conv', 4 * self.width, 1, stride=self.stride)
         return residual(x, y)
 
 
@@ -133,25 +131,13 @@ def chains(blocks):
     return [blocks[i : i + length] for i in range(0, len(blocks), length)]
 
 
-def normalised(conv, norm, x):
-    """Convolves and normalises; frozen statistics are a factor of the kernel and a shift."""
-    if isinstance(norm, FrozenBatchNorm):
-        factor, shift = norm(conv.features)
-        return conv(x, factor) + shift.astype(conv.dtype)[None, None, None]
-    return norm(conv(x))
-
-
 @jax.custom_vjp
 def relu(x):
     """Returns max(x, 0); its gradient reads the result, so that nothing before it is kept."""
     return jnp.maximum(x, 0)
 
 
-def _relu_backward(out, gradient):
-    return (_where_positive(out, gradient),)
-
-
-relu.defvjp(lambda x: (relu(x),) * 2, _relu_backward)
+relu.defvjp(lambda x: (relu(x),) * 2, lambda out, g: (_where_positive(out, g),))
 
 
 @jax.custom_vjp
@@ -166,17 +152,10 @@ def residual(x, y):
     return unfused(_rectified_sum, x, y)
 
 
-def _residual_forward(x, y):
-    out = residual(x, y)
-    return out, out
-
-
-def _residual_backward(out, gradient):
-    gradient = unfused(_where_positive, out, gradient)
-    return gradient, gradient
-
-
-residual.defvjp(_residual_forward, _residual_backward)
+residual.defvjp(
+    lambda x, y: (residual(x, y),) * 2,
+    lambda out, g: (unfused(_where_positive, out, g),) * 2,
+)
 
 
 def _rectified_sum(x, y):
@@ -248,21 +227,13 @@ def total_stride(last_stage, dilations):
 
 
 def stage_of(name):
-    """Returns the stage (1 the stem, 2 conv2, ..) of a top-level module of ResNet by its name.
-
-    None is returned for the names of other modules.
-    """
-    if name in ('stem_conv', 'stem_norm'):
-        return 1
-    block = re.fullmatch(r'conv(\d)_block\d+', name)
-    return int(block[1]) if block else None
+    """Returns the stage (1 the stem, 2 conv2, ..) of a module of ResNet, None of other names."""
+    match = re.fullmatch(r'stem_(conv|norm)|conv(\d)_block\d+', name)
+    return match and int(match[2] or 1)
 
 
 def initializer(distribution):
-    """Returns the initialiser of convolutions.
-
-    'normal' is He et al. 2015 by fan out, 'uniform' is torch's default.
-    """
+    """Returns how kernels begin: 'normal' as in He et al. 2015, by fan out, 'uniform' as torch."""
     if distribution == 'normal':
         return nn.initializers.variance_scaling(2, 'fan_out', 'normal')
     if distribution == 'uniform':
@@ -270,47 +241,23 @@ def initializer(distribution):
     raise InputError(f"init: {distribution!r} is not one of 'normal', 'uniform'")
 
 
-def check(
-    depth,
-    width=64,
-    last_stage=4,
-    dilations=(1, 1, 1, 1),
-    norm='frozen',
-    frozen_stages=0,
-    init='normal',
-    dtype='float32',
-    remat=(),
-    **_,
-):
-    """Raises InputError where the keywords of ResNet make no network."""
-    initializer(init)
-    for key, value, choices in [
-        ('depth', depth, tuple(BLOCKS)),
-        ('last_stage', last_stage, (3, 4, 5)),
-        ('norm', norm, ('frozen', 'batch', 'group')),
-        ('frozen_stages', frozen_stages, (0, 1, 2, 3, 4, 5)),
-        ('dtype', dtype, ('float32', 'bfloat16')),
-    ]:
-        if value not in choices:
+def check(model):
+    """Raises InputError where the fields of a ResNet make no network."""
+    initializer(model.distribution)
+    choices_of = {
+        'depth': tuple(BLOCKS),
+        'last_stage': (3, 4, 5),
+        'norm': ('frozen', 'batch', 'group'),
+        'frozen_stages': (0, 1, 2, 3, 4, 5),
+        'dtype': ('float32', 'bfloat16'),
+    }
+    for key, choices in choices_of.items():
+        if (value := getattr(model, key)) not in choices:
             raise InputError(f'{key}: {value!r} is not one of {choices}')
+    width, dilations, remat = model.width, model.dilations, model.remat
     if len(dilations) != 4 or not all(isinstance(d, int) and d >= 1 for d in dilations):
         raise InputError(f'dilations: {dilations!r} is not four integers >= 1')
-    if not set(remat) <= set(range(2, last_stage + 1)):
-        raise InputError(f'remat: {remat!r} is not of stages from 2 to {last_stage}, as (4,)')
+    if not set(remat) <= set(range(2, model.last_stage + 1)):
+        raise InputError(f'remat: {remat!r} is not of stages from 2 to {model.last_stage}, as (4,)')
     if not isinstance(width, int) or width < 1:
         raise InputError(f'width: {width!r} is not an integer >= 1')
-
-
-def _norm(norm, learning, name, *, groups, dtype, axis_name):
-    if norm == 'group':
-        return nn.GroupNorm(num_groups=groups, epsilon=EPSILON, dtype=dtype, name=name)
-    if norm == 'frozen' or not learning:
-        return FrozenBatchNorm(name=name)
-    return nn.BatchNorm(
-        use_running_average=False,
-        axis_name=axis_name,
-        momentum=0.9,
-        epsilon=EPSILON,
-        dtype=dtype,
-        name=name,
-    )

@@ -1,5 +1,6 @@
 """The region proposal network: a backbone and a head, its anchors, and what of it is frozen."""
 
+import math
 import re
 from typing import Any
 
@@ -68,27 +69,25 @@ class RPNHead(nn.Module):
     def __call__(self, maps, index=None):
         maps = tuple(x.astype(self.dtype) for x in _as_tuple(maps))
         k, channels = self.anchors_per_cell, maps[0].shape[-1]
-        *first, last, objectness, deltas = self._layers(channels)
+        shapes = {f'conv{i or ""}': (3, 3, channels, channels) for i in range(self.convs)}
+        shapes |= {'objectness': (1, 1, channels, k), 'deltas': (1, 1, channels, 4 * k)}
+        layers = [Affine(shape, self.distribution, name=name)() for name, shape in shapes.items()]
+        *first, last, objectness, deltas = jax.tree.map(lambda p: p.astype(self.dtype), layers)
         for kernel, bias in first:
             maps = tuple(nn.relu(convolve(x, kernel) + bias[None, None, None]) for x in maps)
-        cells, slots = _head_positions(map_shapes(maps), k)
-        sampled = index is not None and len(slots) > k * index.shape[1]
-        if sampled:
-            hidden = _neighbourhoods(maps, [column[index] for column in cells])
+        neighbours, cell, slot = _positions(map_shapes(maps), k)
+        if index is not None and len(neighbours) > index.shape[1]:
+            hidden = _neighbourhoods(maps, neighbours[cell[index]])
             hidden = hidden @ last[0].reshape(9 * channels, channels)
+            index = k * jnp.arange(index.shape[1])[None] + slot[index]  # of the answers below
         else:
             flat = [convolve(x, last[0]).reshape(len(x), -1, channels) for x in maps]
-            hidden = flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=1)
+            hidden = jnp.concatenate(flat, axis=1)
         hidden = nn.relu(hidden + last[1][None, None])
         logits, deltas = (
             (hidden @ kernel[0, 0] + bias[None, None]).astype(jnp.float32)
             for kernel, bias in (objectness, deltas)
         )
-        deltas = deltas.reshape(*logits.shape, 4)
-        if sampled:  # [B, S, K]: of each cell the one anchor that was asked for
-            column = slots[index][..., None]
-            logits = jnp.take_along_axis(logits, column, 2)[..., 0]
-            return logits, jnp.take_along_axis(deltas, column[..., None], 2)[..., 0, :]
         logits, deltas = logits.reshape(len(logits), -1), deltas.reshape(len(deltas), -1, 4)
         if index is None:
             return logits, deltas
@@ -96,14 +95,6 @@ class RPNHead(nn.Module):
             jnp.take_along_axis(logits, index, 1),
             jnp.take_along_axis(deltas, index[..., None], 1),
         )
-
-    def _layers(self, channels):
-        """Returns the kernel and bias of each layer, in the dtype of the computation."""
-        shapes = {f'conv{i or ""}': (3, 3, channels, channels) for i in range(self.convs)}
-        shapes['objectness'] = 1, 1, channels, self.anchors_per_cell
-        shapes['deltas'] = 1, 1, channels, 4 * self.anchors_per_cell
-        layers = [Affine(shape, self.distribution, name=name)() for name, shape in shapes.items()]
-        return jax.tree.map(lambda p: p.astype(self.dtype), layers)
 
 
 class Affine(nn.Module):
@@ -126,31 +117,22 @@ def build(model, anchors):
 
     Raises InputError where they make no network.
     """
-    keywords = {k: v for k, v in model.items() if k != 'pretrained'}
+    keywords = {k: v for k, v in model.items() if k not in ('pretrained', 'init')}
     keywords |= {k: tuple(keywords[k]) for k in ('dilations', 'remat') if k in keywords}
-    resnet.check(**keywords)
-    keywords['distribution'] = keywords.pop('init', 'normal')
+    keywords['distribution'] = model.get('init', 'normal')
     backbone = resnet.ResNet(**keywords, axis_name=resnet.AXIS)
+    resnet.check(backbone)
     strides = (resnet.total_stride(backbone.last_stage, backbone.dilations),)
     ratios = tuple(anchors['aspect_ratios'])
     try:
         sizes = per_level(anchors['sizes'], len(strides), 'sizes')
-        valid = all(sizes) and ratios and min(min(map(min, sizes)), *ratios) > 0
+        if not (all(sizes) and ratios and min(*ratios, *map(min, sizes)) > 0):
+            raise ValueError(f'sizes {sizes} and aspect ratios {ratios} need values > 0')
     except (ValueError, TypeError) as error:
         raise InputError(f'anchors: {error}') from error
-    if not valid:
-        raise InputError(f'anchors: sizes {sizes} and aspect ratios {ratios} need values > 0')
-    return RPN(
-        backbone=backbone,
-        head=RPNHead(
-            anchors_per_cell=len(sizes[0]) * len(ratios),
-            dtype=backbone.dtype,
-            distribution=backbone.distribution,
-        ),
-        strides=strides,
-        sizes=sizes,
-        aspect_ratios=ratios,
-    )
+    count = len(sizes[0]) * len(ratios)
+    head = RPNHead(count, dtype=backbone.dtype, distribution=backbone.distribution)
+    return RPN(backbone, head, strides, sizes, ratios)
 
 
 def feature_shapes(model, canvas):
@@ -184,11 +166,9 @@ def frozen(model, params):
     fixed_norms = getattr(model.backbone, 'norm', '') == 'frozen'
 
     def is_frozen(path, _):
-        names = [key.key for key in path]
-        if names[0] != 'backbone':
-            return False
-        stage = next(filter(None, map(resnet.stage_of, names)), None)
-        return (fixed_norms and is_norm(path)) or (stage is not None and stage <= stages)
+        part, *names = (key.key for key in path)
+        stage = next(filter(None, map(resnet.stage_of, names)), math.inf)
+        return part == 'backbone' and (stage <= stages or (fixed_norms and is_norm(path)))
 
     return jax.tree_util.tree_map_with_path(is_frozen, params)
 
@@ -205,34 +185,27 @@ def _as_tuple(maps):
     return tuple(maps) if isinstance(maps, tuple | list) else (maps,)
 
 
-def _head_positions(shapes, k):
-    """Returns where each anchor of feature maps of these shapes is looked up, as NumPy arrays.
+def _positions(shapes, k):
+    """Returns where the anchors of feature maps of these shapes ((h, w), ..) are looked up.
 
-    ((corner [A], width [A]), slot [A]): the row of its cell's upper left neighbour in the padded
-    maps one after another, the cells in a row of its padded map, and its number within the cell.
+    neighbours [cells, 9] are the rows, in all padded maps one after another, of a cell's 3x3
+    neighbourhood; cell and slot [A] are the cell of each anchor and its number within the cell.
     """
-    corners, widths, start = [], [], 0
+    neighbours, start = [], 0
     for h, w in shapes:
-        y, x = np.indices((h, w), np.int32)
-        corners.append((start + y * (w + 2) + x).ravel())
-        widths.append(np.full(corners[-1].shape, w + 2, np.int32))
-        start += (h + 2) * (w + 2)
-    cells = [jnp.asarray(np.repeat(np.concatenate(column), k)) for column in (corners, widths)]
-    return cells, jnp.asarray(np.tile(np.arange(k, dtype=np.int32), sum(map(len, corners))))
+        rows = start + np.arange((h + 2) * (w + 2), dtype=np.int32).reshape(h + 2, w + 2)
+        neighbours.append(np.lib.stride_tricks.sliding_window_view(rows, (3, 3)).reshape(-1, 9))
+        start += rows.size
+    neighbours = np.concatenate(neighbours)
+    cell, slot = np.indices((len(neighbours), k), np.int32).reshape(2, -1)
+    return jnp.asarray(neighbours), jnp.asarray(cell), jnp.asarray(slot)
 
 
-def _neighbourhoods(maps, cells):
-    """Returns the 3x3 neighbourhoods [B, S, 9 * C] of cells, in feature maps [B, h, w, C].
-
-    cells are (corner, width) [B, S] as _head_positions returns them.
-    """
-    b, c = len(maps[0]), maps[0].shape[-1]
+def _neighbourhoods(maps, rows):
+    """Returns rows [B, S, 9] of padded feature maps [B, h, w, C], side by side: [B, S, 9 * C]."""
+    b, c = len(rows), maps[0].shape[-1]
     padded = [jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(b, -1, c) for x in maps]
-    padded = padded[0] if len(padded) == 1 else jnp.concatenate(padded, axis=1)
-    corner, width = (column[:, :, None] for column in cells)
-    steps = jnp.arange(3)
-    offsets = [width * dy + steps[None, None] for dy in range(3)]
-    index = (corner + jnp.concatenate(offsets, axis=-1)).reshape(b, -1)
+    padded = jnp.concatenate(padded, axis=1)
     # Whole rows: take_along_axis would look up every number of them by itself.
-    rows = jax.vmap(lambda cells, i: cells.at[i].get(mode='promise_in_bounds'))(padded, index)
-    return rows.reshape(b, corner.shape[1], 9 * c)
+    found = jax.vmap(lambda x, i: x.at[i].get(mode='promise_in_bounds'))(padded, rows)
+    return found.reshape(*rows.shape[:2], 9 * c)

@@ -23,9 +23,8 @@ def pays(x, kernel, dilation=1):
 
     Tiles may reach far beyond it, and the kernel's transform costs as much as nine of them.
     """
-    shape = x.shape
-    covered = math.prod(2 * dilation * _tile_count(n, dilation) for n in shape[1:3])
-    enough = 4 * covered + 16 * 9 <= 2 / 3 * 9 * math.prod(shape[1:3])
+    covered = math.prod(2 * dilation * _tile_count(n, dilation) for n in x.shape[1:3])
+    enough = 4 * covered + 16 * 9 <= 2 / 3 * 9 * math.prod(x.shape[1:3])
     return x.dtype == jnp.float32 and enough and min(kernel.shape[2:]) >= WIDE
 
 

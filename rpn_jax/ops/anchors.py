@@ -36,25 +36,21 @@ class Anchors:
         x * stride, whatever the image's size. Raises ValueError where the numbers of levels differ.
         """
         sizes = per_level(sizes, len(shapes), 'sizes')
-        shared = not any(isinstance(ratios, tuple | list) for ratios in aspect_ratios)
-        ratios = [aspect_ratios] * len(shapes) if shared else aspect_ratios
-        if not len(strides) == len(ratios) == len(shapes):
-            raise ValueError(
-                f'{len(shapes)} feature maps, {len(strides)} strides and aspect ratios of '
-                f'{len(ratios)} levels: these numbers must be equal'
-            )
-        rows, types, counts = [], [], []
+        if not any(isinstance(ratios, tuple | list) for ratios in aspect_ratios):
+            aspect_ratios = [tuple(aspect_ratios)] * len(shapes)
+        ratios = per_level(aspect_ratios, len(shapes), 'aspect_ratios')
+        if len(strides) != len(shapes):
+            raise ValueError(f'strides {strides!r}: not a number for each of {len(shapes)} levels')
+        rows, types = [], ()
         for level, (shape, stride) in enumerate(zip(shapes, strides, strict=True)):
             boxes = grid(base_anchors(sizes[level], ratios[level]), shape, stride)
-            own = [(size, ratio) for ratio in ratios[level] for size in sizes[level]]
-            each = jnp.arange(math.prod(shape), dtype=jnp.int32), jnp.arange(len(own))
-            cell, slot = (x.reshape(-1) for x in jnp.meshgrid(*each, indexing='ij'))
-            kind = slot.astype(jnp.int32) + len(types)
-            rows.append((boxes, jnp.full(len(boxes), level, jnp.int32), cell, kind))
+            own = tuple((size, ratio) for ratio in ratios[level] for size in sizes[level])
+            each = math.prod(shape), len(own)  # cells, anchors of a cell
+            cell, slot = (jax.lax.broadcasted_iota(jnp.int32, each, i).reshape(-1) for i in (0, 1))
+            rows.append((boxes, jnp.full_like(cell, level), cell, slot + len(types)))
             types += own
-            counts.append(len(boxes))
         columns = (jnp.concatenate(column) for column in zip(*rows, strict=True))
-        return cls(*columns, types=tuple(types), levels=tuple(counts))
+        return cls(*columns, types=types, levels=tuple(len(boxes) for boxes, *_ in rows))
 
 
 def boxes_of(anchors):

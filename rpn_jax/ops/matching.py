@@ -41,23 +41,38 @@ def match(
     # Turned, so that each coordinate of all anchors lies in a row, and once, not in every block.
     columns, area = jax.lax.optimization_barrier((anchors.T, box.area(anchors)))
 
-    def compare(best, rows):
-        number, boxes, kind = rows
+    def compare(state, block):
+        best, matched, wins, near = state
+        rows, boxes, kind = block
+        is_object = kind == 1
         overlaps = _overlaps(boxes, kind, columns.T, area)
         # The barrier makes all that follows read the same numbers: recomputed in two fusions, equal
         # IoUs may differ in the last bit and a tie for the best anchor would be lost. Anchors that
         # are out and, later, other rows stand at -1, below every threshold: they win no match.
         overlaps = jax.lax.optimization_barrier(jnp.where(inside[None, :], overlaps, -1))
-        ignored_from = jnp.where(
-            kind == 2, negative_iou, jnp.where(kind == 3, crowd_overlap, jnp.inf)
+        of_crowd = jnp.where(kind == 3, crowd_overlap, jnp.inf)
+        ignored_from = jnp.where(kind == 2, negative_iou, of_crowd)
+        # Not of `objects`: on CPUs XLA has vector code only for the maximum of a plain array.
+        best_of_object = jnp.max(overlaps, axis=1)
+        touched = is_object & (best_of_object > 0)
+        ties = overlaps == jnp.where(touched, best_of_object, jnp.inf)[:, None]
+        objects = jnp.where(is_object[:, None], overlaps, -1)
+        best_here = jnp.max(objects, axis=0)
+        matched_here = rows[0] + jnp.argmax(objects, axis=0).astype(jnp.int32)
+        state = (
+            jnp.maximum(best, best_here),
+            jnp.where(best_here > best, matched_here, matched),  # of equals the first
+            wins | jnp.any(ties, axis=0),
+            near | jnp.any(overlaps >= ignored_from[:, None], axis=0),
         )
-        return _fold(best, overlaps, number[0], kind == 1, ignored_from), None
+        return state, None
 
+    # Of each anchor its best IoU, the object that it is with, whether it is an object's best
+    # anchor, and whether a difficult box or a crowd keeps it out of the background.
     none = jnp.zeros(len(anchors), bool)
     state = jnp.full(len(anchors), -1, jnp.float32), none.astype(jnp.int32), none, none
     rows = jnp.arange(len(boxes), dtype=jnp.int32), boxes, kind
-    if len(boxes):
-        state, _ = jax.lax.scan(compare, state, [_blocks(values) for values in rows])
+    state, _ = jax.lax.scan(compare, state, [_blocks(values) for values in rows])
     best, matched, wins, near = state
     positive = (best >= positive_iou) | wins
     background = (best < negative_iou) & ~near
@@ -72,21 +87,24 @@ def sample(key, labels, *, samples=256, positive_fraction=0.5):
     further foreground never does (Faster R-CNN, section 3.1.3). Returns index [S] int32 into the
     anchors and labels [S]; foreground comes first, and empty slots have label -1 and index 0.
     """
-    total = len(labels)
-    limit = int(samples * positive_fraction)
     priority = jax.random.uniform(key, labels.shape)
-    positives = _draw(priority, labels == FOREGROUND, min(limit, total))
-    negatives = _draw(priority, labels == BACKGROUND, min(samples, total))
 
+    def draw(label, count):
+        chosen = labels == label
+        count = min(count, len(labels))
+        drawn = jax.lax.top_k(jnp.where(chosen, priority, -1), count)[1]
+        return drawn, jnp.minimum(jnp.sum(chosen), count)
+
+    positives, positive_count = draw(FOREGROUND, int(samples * positive_fraction))
+    negatives, negative_count = draw(BACKGROUND, samples)
     slot = jnp.arange(samples)
-    positive_count = jnp.minimum(jnp.sum(labels == FOREGROUND), len(positives))
-    negative_count = jnp.minimum(jnp.sum(labels == BACKGROUND), samples - positive_count)
     is_positive = slot < positive_count
     is_negative = ~is_positive & (slot < positive_count + negative_count)
-    index = jnp.where(is_positive, _take(positives, slot), 0)
-    index = jnp.where(is_negative, _take(negatives, slot - positive_count), index)
+    drawn = jnp.concatenate([positives, negatives, jnp.zeros(1, jnp.int32)])
+    negative = len(positives) + slot - positive_count
+    row = jnp.where(is_positive, slot, jnp.where(is_negative, negative, len(drawn) - 1))
     labels = jnp.where(is_positive, FOREGROUND, jnp.where(is_negative, BACKGROUND, IGNORED))
-    return index.astype(jnp.int32), labels.astype(jnp.int32)
+    return drawn[row], labels.astype(jnp.int32)
 
 
 def assign(key, anchors, boxes, kind, *, samples=256, positive_fraction=0.5, **rules):
@@ -100,28 +118,6 @@ def assign(key, anchors, boxes, kind, *, samples=256, positive_fraction=0.5, **r
     return index, sampled, matched[index]
 
 
-def _fold(state, overlaps, first, is_object, ignored_from):
-    """Adds a block of overlaps [G, A], whose first row is row `first`, to what is known so far.
-
-    Of each anchor that is its best IoU, the object that it is with, whether it is an object's best
-    anchor, and whether a difficult box or a crowd keeps it out of the background.
-    """
-    best, matched, wins, near = state
-    # Not of `objects`: on CPUs XLA has vector code only for the maximum of a plain array.
-    best_of_object = jnp.max(overlaps, axis=1)
-    touched = is_object & (best_of_object > 0)
-    ties = overlaps == jnp.where(touched, best_of_object, jnp.inf)[:, None]
-    objects = jnp.where(is_object[:, None], overlaps, -1)
-    best_here = jnp.max(objects, axis=0)
-    matched_here = first + jnp.argmax(objects, axis=0).astype(jnp.int32)
-    return (
-        jnp.maximum(best, best_here),
-        jnp.where(best_here > best, matched_here, matched),  # of equals the first
-        wins | jnp.any(ties, axis=0),
-        near | jnp.any(overlaps >= ignored_from[:, None], axis=0),
-    )
-
-
 def _overlaps(boxes, kind, anchors, area):
     """Returns IoUs [G, A] as boxes.iou does, or of a crowd its share of each anchor; area [A]."""
     overlaps = box.intersection(boxes, anchors)
@@ -132,7 +128,7 @@ def _overlaps(boxes, kind, anchors, area):
 
 def _blocks(rows):
     """Returns rows [G, ..] as [blocks, BLOCK, ..]; what fills the last block is zero: padding."""
-    block = min(BLOCK, len(rows))
+    block = min(BLOCK, len(rows)) or 1
     missing = -len(rows) % block
     rows = jnp.pad(rows, ((0, missing),) + ((0, 0),) * (rows.ndim - 1))
     return rows.reshape(-1, block, *rows.shape[1:])
@@ -143,13 +139,3 @@ def _inside(anchors, size, border):
     low = jnp.all(anchors[:, :2] >= -border, axis=1)
     high = (anchors[:, 2] <= width + border) & (anchors[:, 3] <= height + border)
     return (low & high) | (jnp.asarray(border) < 0)
-
-
-def _draw(priority, chosen, count):
-    return jax.lax.top_k(jnp.where(chosen, priority, -1), count)[1]
-
-
-def _take(index, slot):
-    if not len(index):
-        return jnp.zeros_like(slot)
-    return index[jnp.clip(slot, 0, len(index) - 1)]

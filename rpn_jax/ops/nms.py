@@ -24,13 +24,8 @@ def nms(boxes, scores, *, iou_threshold, limit, group=None):
     scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
     order = jnp.argsort(scores, descending=True, stable=True)
     group = None if group is None else group[order]
-    kept, valid = ranked_nms(
-        boxes[order],
-        scores[order] > -jnp.inf,
-        iou_threshold=iou_threshold,
-        limit=limit,
-        group=group,
-    )
+    rules = dict(iou_threshold=iou_threshold, limit=limit, group=group)
+    kept, valid = ranked_nms(boxes[order], scores[order] > -jnp.inf, **rules)
     return jnp.where(valid, order[kept], 0).astype(jnp.int32), valid
 
 
@@ -61,11 +56,8 @@ def _in_blocks(boxes, alive, group, *, block, iou_threshold, limit):
 
     def unfinished(carry):
         start, count, _ = carry
-        return (
-            (start < len(boxes))
-            & (count < limit)
-            & jnp.any(alive & (jnp.arange(len(boxes)) >= start))
-        )
+        left = alive & (jnp.arange(len(boxes)) >= start)
+        return (count < limit) & jnp.any(left)
 
     def decide(carry):
         start, count, kept = carry

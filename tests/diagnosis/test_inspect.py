@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from data_files import write_voc
 from helpers import tiny_config
+from PIL import Image
 
 from rpn_jax import data
 from rpn_jax.data.normalization import pixel_family
@@ -66,6 +67,8 @@ def test_examples_are_what_the_step_gets_and_samples():
 def test_a_canvas_of_each_shape_has_its_own_anchors(tmp_path):
     settings = dict(data__source='voc', data__resize='short_side', data__image_size=48)
     settings |= dict(data__path=str(write_voc(tmp_path / 'VOC2007')), data__batch_size=1)
+    unlike = tmp_path / 'VOC2007/JPEGImages/000000.jpg'  # decoders differ: it is not compared
+    Image.new('CMYK', (80, 60)).save(unlike)
     config = tiny_config(**settings, data__canvases=2)
     shapes = set()
     for _, batch, (example,) in examples(config, range(4))[2]:
@@ -76,6 +79,8 @@ def test_a_canvas_of_each_shape_has_its_own_anchors(tmp_path):
         assert len(example.background) and example.evidence.planned == tuple(batch['size'][0])
         path = tmp_path / f'VOC2007/JPEGImages/{example.record.image_id}.jpg'
         assert example.file == path.read_bytes()
+        assert example.original.shape == (*example.record.size, 3)
+        assert bool(example.evidence.turns) == (path != unlike)
     assert len(shapes) > 1
 
 

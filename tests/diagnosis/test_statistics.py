@@ -39,10 +39,10 @@ def test_boxes_are_counted_by_kind_and_size():
     boxes = np.float32([[0, 0, 10, 40], [0, 0, 32, 32], [0, 0, 96, 96], [5, 5, 9, 9], [0, 0, 9, 9]])
     first = Record('a', (200, 200), boxes, np.int32([1, 1, 1, 2, 3]))
     second = Record('b', (200, 200), boxes[:1], np.int32([1]))
-    third = Record('c', (200, 200), boxes[:0], np.zeros(0, np.int32))
+    third = Record('c', (200, 200), boxes[:1], np.int32([3]))
     counted = statistics.box_statistics([first, second, third])
     kinds = {key: counted[key] for key in ('objects', 'difficult', 'crowd')}
-    assert kinds == {'objects': 4, 'difficult': 1, 'crowd': 1}
+    assert kinds == {'objects': 4, 'difficult': 1, 'crowd': 2}
     assert [counted[key] for key in ('small', 'medium', 'large')] == [2, 1, 1]
     assert counted['images_without_objects'] == 1 and counted['most_boxes'] == 5
     assert counted['per_image']['50'] == 1 and counted['aspect_ratio']['95'] == 4

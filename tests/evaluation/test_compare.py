@@ -7,7 +7,7 @@ import pytest
 from report_data import write_run
 
 import main
-from rpn_jax.evaluation import compare
+from rpn_jax.evaluation import compare, results
 
 
 @pytest.fixture
@@ -32,6 +32,14 @@ def test_a_better_run_is_beyond_noise_and_the_same_one_is_not(runs, tmp_path, ca
     assert json.loads((tmp_path / 'compared.json').read_text()).keys() == set(map(str, runs))
 
 
+def renamed(folder):
+    """Returns the folder of a run whose images now have other names."""
+    run = results.load(folder / 'proposals.npz')
+    other = run._replace(image_ids=[f'other {name}' for name in run.image_ids])
+    results.save(folder / 'proposals.npz', other)
+    return folder
+
+
 @pytest.mark.parametrize(
     ('make', 'complaint'),
     [
@@ -41,6 +49,7 @@ def test_a_better_run_is_beyond_noise_and_the_same_one_is_not(runs, tmp_path, ca
         (lambda a, p: [a, p / 'none'], 'none: no such folder; --runs names workdirs'),
         (lambda a, p: [a, p], 'proposals.npz: no such file; write it by --mode=evaluate --work'),
         (lambda a, p: [a, write_run(p / 'd', 4, images=59)], 'on other images or objects'),
+        (lambda a, p: [a, renamed(write_run(p / 'g', 12))], 'other images or objects'),
         (lambda a, p: [a, write_run(p / 'e', 4, moved=1)], 'evaluate them on the same split'),
         (lambda a, p: [a, write_run(p / 'f', 4, kinds=(1, 2, 1))], 'other images or objects'),
     ],

@@ -139,33 +139,32 @@ def test_short_calls_are_measured_together():
     assert ours.warmed(lambda calls: 0, 0.1).args[0] > 1000
 
 
-def test_a_case_that_the_other_side_refuses_is_left_out(worker, capsys):
-    refuses = worker("reply = {'error': 'no memory'}")
-    words = ['--only=match', '--repeats=2', '--peer', refuses]
-    code, (_, _, row), progress = run(words, capsys)
-    assert code == 0 and re.split('  +', row)[3] == '-'
-    assert '  torchvision: no memory' in progress
-
-
-def test_its_death_is_a_line_after_what_was_measured(worker, capsys):
-    dies = worker("if order == 'run': sys.exit('killed\\nout of luck')")
-    words = ['--only=metrics,match', '--repeats=1', '--peer', dies]
-    code, (_, _, *rows), progress = run(words, capsys)
-    assert code == 1 and [row.split()[0] for row in rows] == ['metrics']
-    assert progress[-1].startswith('error: --peer ') and progress[-1].endswith('out of luck')
+@pytest.mark.parametrize(
+    ('change', 'code', 'cases', 'last'),
+    [
+        ("reply = {'error': 'no memory'}", 0, ['metrics', 'match'], '  torchvision: no memory'),
+        ("if order == 'run': sys.exit('killed\\nout of luck')", 1, ['metrics'], 'out of luck'),
+        ("print('hello', flush=True)", 1, ['metrics'], 'which is not JSON'),
+    ],
+)
+def test_what_the_other_side_cannot_do_is_a_line(worker, capsys, change, code, cases, last):
+    words = ['--only=metrics,match', '--repeats=1', '--peer', worker(change)]
+    ended, (_, _, *rows), progress = run(words, capsys)
+    assert ended == code and [row.split()[0] for row in rows] == cases
+    problems = [line for line in progress if line.startswith(('error: --peer ', '  torchvision: '))]
+    assert len(problems) == 1 and problems[0].endswith(last)
+    assert all(re.split('  +', row)[3] == '-' for row in rows)
 
 
 @pytest.mark.parametrize(
     ('words', 'part'),
     [
         ('--only=match --peer /no/such/python', '--peer /no/such/python'),
+        (['--only=match', '--peer', f'{sys.executable} -c "print(1 +"'], '--peer'),
         ('--only train,nothing', '--only'),
         ('--json', '--json'),
         ('--json --only=train --peer python', '--json'),
         ('--size 16', '--size'),
-        ('--repeats 0', '--repeats'),
-        ('--stage c9', '--stage'),
-        ('--frozen-stages 6', '--frozen-stages'),
         ('--only=match --device=gpu', '--device gpu'),
         ('--compile', '--compile'),
         ('--json --only=nms --image /no/image.jpg', '/no/image.jpg'),
@@ -176,13 +175,6 @@ def test_its_death_is_a_line_after_what_was_measured(worker, capsys):
 def test_errors_of_a_user_are_a_line(words, part, capsys):
     code, out, (line,) = run(words, capsys)
     assert code == 1 and out == [] and line.startswith('error: ') and part in line
-
-
-def test_another_program_is_no_worker(worker, capsys):
-    talks = worker("print('hello', flush=True)")
-    for peer in (talks, f'{sys.executable} -c "print(1 +"'):
-        code, _, progress = run(['--only=match', '--repeats=1', '--peer', peer], capsys)
-        assert code == 1 and progress[-1].startswith('error: --peer ')
 
 
 def test_the_table_of_canned_numbers():
@@ -205,9 +197,8 @@ def test_cases_are_the_grid_or_what_is_asked_for():
     def names(*words):
         return [case.name for case in bench.cases(bench.parse(words))]
 
-    train = names('--only=train')
-    assert len(train) == 8 and train[0] == 'train R101 c4 frozen 3 batch 1'
-    assert train[-1] == 'train R101 dc5 frozen 0 batch 2'
+    first, *others = names('--only=train')
+    assert first == 'train R101 c4 frozen 3 batch 1' and len(others) == 7
     words = '--only=predict,train', '--stage=dc5', '--batch=4', '--frozen-stages=1', '--depth=50'
     assert names(*words) == ['predict R50 dc5 batch 4', 'train R50 dc5 frozen 1 batch 4']
     expected = ['nms 6000 -> 1000', 'nms 6000 -> 6000', 'nms 1000 -> 1000']

@@ -1,4 +1,4 @@
-"""torch and torchvision themselves, where they are installed: files there and back, outputs."""
+"""torchvision itself, where it is installed: it takes our weights and gives the same numbers."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from rpn_jax.training.step import TrainState
 
 torch = pytest.importorskip('torch')
 try:
-    import torchvision
+    import torchvision  # noqa: F401
 except (ImportError, RuntimeError) as error:  # a build that does not belong to this torch
     pytest.skip(f'torchvision: {error}', allow_module_level=True)
 
@@ -45,15 +45,7 @@ def test_an_exported_file_loads_strictly_and_gives_the_same_numbers(exported):
     assert len(rows) == 1 + 3 + 4 + 6 + 3  # stem, blocks, logits, deltas, proposals
     for row, value in rows.items():
         assert value <= (compare.PIXELS if row == 'proposals' else 1e-5), row
-    one = tensors['layer3.5.conv2.weight'].copy()
-    one[0] *= 1.01  # torchvision takes other weights than ours: it shows
     peer = compare.Network(CASE._asdict() | {'proposals': (6000, 1000)}).eval()
-    compare.take(peer, tensors)
-    image = torch.ones(1, 3, 64, 64)
-    before = compare.outputs_of(peer, image)[0]['conv4_block5']
-    compare.take(peer, tensors | {'layer3.5.conv2.weight': one})
-    after = compare.outputs_of(peer, image)[0]['conv4_block5']
-    assert compare.relative(after, before) > 1e-5
     with pytest.raises(RuntimeError, match='layer3.5.conv2.weight'):
         compare.take(peer, {k: t for k, t in tensors.items() if k != 'layer3.5.conv2.weight'})
 
@@ -68,15 +60,3 @@ def test_the_comparison_names_what_is_beyond_tolerance(monkeypatch, capsys):
     assert program.run(compare.main, words) == 1
     lines = capsys.readouterr().out.splitlines()
     assert any('c4   conv4_block5' in line and 'beyond 1e-09' in line for line in lines)
-
-
-@pytest.mark.parametrize('zipped', [True, False])
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
-def test_a_state_dict_as_torch_saves_it(tmp_path, dtype, zipped):
-    net = torchvision.models.resnet50().to(dtype)
-    path = tmp_path / 'resnet50.pth'
-    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=zipped)
-    found = weights.load(path)
-    assert found.keys() == net.state_dict().keys()
-    for name, tensor in net.state_dict().items():
-        np.testing.assert_array_equal(found[name].astype(np.float32), tensor.float().numpy())

@@ -19,6 +19,7 @@ from torchvision.models.detection import _utils, image_list, rpn
 GOLDEN = Path(__file__).parent
 SIZES, ASPECT_RATIOS = (32, 64, 128, 256, 512), (0.5, 1.0, 2.0)
 CANVAS, STRIDE = (608, 800), 16
+ANCHORS = 'sizes', 'aspect_ratios', 'image', 'stride'  # what a case of anchors is made of
 
 
 def network(head=None, sizes=SIZES, aspect_ratios=ASPECT_RATIOS, **keywords):
@@ -46,16 +47,18 @@ def anchors(stored):
     """Anchors of one cell, and the first, the last and the sum of all of an image."""
     figures = {}
     for case in sorted({key.partition('.')[0] for key in stored}):
-        get = {
-            key: stored[f'{case}.{key}'] for key in ('sizes', 'aspect_ratios', 'image', 'stride')
-        }
-        sizes, ratios = (get[key].tolist() for key in ('sizes', 'aspect_ratios'))
+        given = {key: stored[f'{case}.{key}'] for key in ANCHORS}
+        sizes, ratios, image, stride = (value.tolist() for value in given.values())
         generator = network(sizes=sizes, aspect_ratios=ratios).anchor_generator
-        boxes = grid(generator, get['image'].tolist(), int(get['stride'])).numpy()
-        get |= {'base': generator.cell_anchors[0].numpy(), 'grid_shape': np.array(boxes.shape)}
-        get |= {'grid_head': boxes[:200], 'grid_tail': boxes[-200:]}
-        get |= {'grid_sum': boxes.astype(np.float64).sum(0)}
-        figures |= {f'{case}.{key}': value for key, value in get.items()}
+        boxes = grid(generator, image, stride).numpy()
+        made = given | {
+            'base': generator.cell_anchors[0].numpy(),
+            'grid_shape': np.array(boxes.shape),
+            'grid_head': boxes[:200],
+            'grid_tail': boxes[-200:],
+            'grid_sum': boxes.astype(np.float64).sum(0),
+        }
+        figures |= {f'{case}.{key}': value for key, value in made.items()}
     return figures
 
 

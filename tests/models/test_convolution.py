@@ -1,71 +1,69 @@
 """Convolutions in the way of each platform: all are the same, and each goes where it is fast."""
 
 import functools
-import itertools
 import re
 
 import jax
 import numpy as np
 import pytest
-from helpers import assert_near, normal
+from helpers import assert_near, normal, numpy_convolution
 
-from rpn_jax.models import convolution
-from rpn_jax.models.convolution import _gradients, convolve, convolve_3x3, direct, product
+from rpn_jax.models.convolution import convolve, convolve_3x3
 from rpn_jax.models.winograd import WIDE
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
+CASES = [  # function, side of the kernel, batch and sides of the map, stride, dilation
+    *((convolve, 1, *case, 1) for case in [((2, 5, 8), 1), ((1, 8, 8), 1), ((2, 5, 8), 2)]),
+    *((convolve, size, (2, 9, 7), 2, 1) for size in (3, 5, 7)),
+    *((convolve, 7, shape, 2, 1) for shape in [(2, 8, 12), (1, 1, 2)]),
+    (convolve_3x3, 3, (1, 6, 8), 1, 1),
+    (convolve_3x3, 3, (2, 5, 7), 1, 1),
+    (convolve_3x3, 3, (2, 9, 14), 1, 2),
+    (convolve_3x3, 3, (1, 9, 1), 1, 4),
+    (convolve_3x3, 3, (1, 1, 2), 1, 5),  # the kernel reaches beyond it everywhere
+]
 
 
-def with_gradients(function, x, kernel):
-    """Returns the outputs, and the gradients of input and kernel for fixed weights of these."""
+def numpy_gradients(x, kernel, gradient, stride, dilation):
+    """Returns the gradients of sum(gradient * convolution), tap by tap, in float64."""
+    (h, w), (height, width) = x.shape[1:3], gradient.shape[1:3]
+    margin = dilation * (len(kernel) // 2)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (margin,) * 2, (margin,) * 2, (0, 0)))
+    of_x, of_kernel = np.zeros(padded.shape), np.zeros(kernel.shape)
+    for i, j in np.ndindex(kernel.shape[:2]):
+        rows, columns = (
+            slice(dilation * tap, dilation * tap + stride * count, stride)
+            for tap, count in ((i, height), (j, width))
+        )
+        of_kernel[i, j] = np.einsum('bhwc,bhwf->cf', padded[:, rows, columns], gradient)
+        of_x[:, rows, columns] += gradient @ kernel[i, j].T.astype(np.float64)
+    return of_x[:, margin : margin + h, margin : margin + w], of_kernel
+
+
+def on_no_cpu(*arrays, cpu, default):
+    return default(*arrays)
+
+
+@pytest.mark.parametrize('elsewhere', [False, True], ids=['cpu', 'elsewhere'])
+@pytest.mark.parametrize(('function', 'size', 'shape', 'stride', 'dilation'), CASES)
+def test_values_and_gradients_are_those_of_the_sums(
+    function, size, shape, stride, dilation, elsewhere, monkeypatch
+):
+    if elsewhere:
+        monkeypatch.setattr(jax.lax, 'platform_dependent', on_no_cpu)
+    how = {'stride': stride} if function is convolve else {'dilation': dilation}
+    x, kernel = normal(*shape, 3), normal(size, size, 3, 4, seed=1)
+    out = numpy_convolution(x, kernel, stride, dilation)
+    gradient = normal(*out.shape, seed=2)
 
     @jax.jit
     def both(x, kernel):
-        out, pull = jax.vjp(function, x, kernel)
-        return out, *pull(normal(*out.shape, seed=2))
+        out, pull = jax.vjp(functools.partial(function, **how), x, kernel)
+        return out, *pull(gradient)
 
-    return both(x, kernel)
-
-
-@pytest.mark.parametrize('stride', [1, 2])
-@pytest.mark.parametrize('other', [False, True], ids=['cpu', 'elsewhere'])
-def test_a_1x1_convolution_is_a_product_of_pixels(stride, other, monkeypatch):
-    if other:
-        monkeypatch.setattr(convolution, 'product', direct)
-    x, kernel = normal(2, 5, 8, 4), normal(1, 1, 4, 3, seed=1)
-    out, of_x, of_kernel = with_gradients(lambda *a: convolve(*a, stride), x, kernel)
-    seen, gradient = x[:, ::stride, ::stride], normal(*out.shape, seed=2)
-    assert_near(out, seen @ kernel[0, 0], 4e-6)
-    expected = np.zeros_like(x)
-    expected[:, ::stride, ::stride] = gradient @ kernel[0, 0].T
-    assert_near(of_x, expected, 4e-6)
-    assert_near(of_kernel[0, 0], np.einsum('bhwc,bhwf->cf', seen, gradient), 4e-6)
-
-
-@pytest.mark.parametrize(
-    ('size', 'shape'),
-    [(3, (8, 12)), (3, (9, 7)), (5, (10, 5)), (5, (1, 2)), (7, (8, 12)), (7, (9, 7)), (7, (1, 2))],
-)
-def test_a_stem_is_a_strided_convolution_on_each_platform(size, shape):
-    x, kernel = normal(2, *shape, 3), normal(size, size, 3, 4, seed=1)
-    expected = with_gradients(functools.partial(direct, stride=2), x, kernel)
-    for ours in (convolution.space_to_depth, functools.partial(convolve, stride=2)):
-        for mine, theirs in zip(with_gradients(ours, x, kernel), expected, strict=True):
-            assert_near(mine, theirs, 4e-6)
-
-
-@pytest.mark.parametrize('stride', [1, 2])
-def test_gradients_of_products_and_of_convolutions_are_the_same(stride):
-    x, kernel = normal(2, 5, 7, 6), normal(1, 1, 6, 4)
-    gradient = normal(*product(x, kernel, stride).shape)
-    both = [functools.partial(function, stride=stride) for function in (product, direct)]
-    results = [
-        _gradients(*functions, x, kernel, gradient)
-        for functions in itertools.product(both, repeat=2)
-    ]
-    for gradients in results:
-        for ours, theirs in zip(gradients, results[0], strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    expected = out, *numpy_gradients(x, kernel, gradient, stride, dilation)
+    for ours, theirs in zip(both(x, kernel), expected, strict=True):
+        assert_near(ours, theirs, 4e-6)
 
 
 # What is lowered for which platform
@@ -77,29 +75,23 @@ def texts(function, *arguments):
     return {p: traced.lower(lowering_platforms=(p,)).as_text() for p in ('cuda', 'cpu')}
 
 
-def operations(convolved, x, kernel):
-    """Returns how many convolutions and products the gradients of a loss take, by platform."""
-    loss = jax.grad(lambda *a: (convolved(*a) ** 2).sum(), (0, 1))
+@pytest.mark.parametrize(
+    ('function', 'shape', 'size', 'how', 'convolutions_and_products'),
+    [  # of the gradients of a loss; GPUs have no Winograd, and multiply for most gradients of 1x1
+        (convolve_3x3, (1, 4, 4, WIDE), 3, {'dilation': 2}, {'cuda': [3, 0], 'cpu': [0, 12]}),
+        (convolve, (1, 8, 8, 8), 1, {}, {'cuda': [1, 2], 'cpu': [0, 3]}),
+        (convolve, (1, 6, 6, 8), 1, {}, {'cuda': [2, 1], 'cpu': [0, 3]}),
+        (convolve, (1, 16, 16, 8), 1, {'stride': 2}, {'cuda': [3, 0], 'cpu': [0, 3]}),
+    ],
+)
+def test_gpus_convolve_and_cpus_multiply(function, shape, size, how, convolutions_and_products):
+    x, kernel = normal(*shape), normal(size, size, shape[-1], shape[-1])
+    loss = jax.grad(lambda *a: (function(*a, **how) ** 2).sum(), (0, 1))
     names = 'convolution', 'dot_general'
-    return {
+    assert convolutions_and_products == {
         platform: [text.count(f'stablehlo.{name}') for name in names]
         for platform, text in texts(loss, x, kernel).items()
     }
-
-
-def test_gpus_have_no_winograd():
-    x, kernel = normal(1, 4, 4, WIDE), normal(3, 3, WIDE, WIDE)
-    expected = {'cuda': [3, 0], 'cpu': [0, 12]}
-    assert operations(lambda *a: convolve_3x3(*a, 2), x, kernel) == expected
-
-
-@pytest.mark.parametrize(
-    ('side', 'stride', 'on_gpus'), [(8, 1, [1, 2]), (6, 1, [2, 1]), (16, 2, [3, 0])]
-)
-def test_gpus_convolve_pixels_and_multiply_for_most_gradients(side, stride, on_gpus):
-    x, kernel = normal(1, side, side, 8), normal(1, 1, 8, 8)
-    expected = {'cuda': on_gpus, 'cpu': [0, 3]}
-    assert operations(lambda *a: convolve(*a, stride), x, kernel) == expected
 
 
 def test_gpus_see_a_stem_by_space_to_depth_and_cpus_its_gradient_as_columns():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SMALL_RESNET, assert_near, random_image, random_variables, shapes_of
+from helpers import SMALL_RESNET, assert_near, random_image, random_variables
 
 from rpn_jax.models import resnet
 
@@ -30,19 +30,14 @@ def total_of(model, variables):
     return total
 
 
-@pytest.mark.parametrize(
-    ('norm', 'stages', 'share'), [('frozen', (3,), 0.85), ('batch', (2, 3), 0.65)]
-)
-def test_remat_keeps_less_and_changes_nothing(norm, stages, share, monkeypatch):
+def test_remat_keeps_less_and_changes_nothing(monkeypatch):
     monkeypatch.setitem(resnet.BLOCKS, 14, (1, 4, 1, 1))
-    model = SMALL_RESNET(depth=14, norm=norm, last_stage=3)
-    models = [model, model.clone(remat=stages)]
-    assert shapes_of(models[0]) == shapes_of(models[1])
-    variables = random_variables(models[0])
+    model = SMALL_RESNET(depth=14, norm='batch', last_stage=3)
+    variables = random_variables(model)
     params, images = variables['params'], random_image(shape=(1, 24, 24, 3))
     kept, results = [], []
-    for model in models:
-        total = total_of(model, variables)
+    for each in (model, model.clone(remat=(2, 3))):
+        total = total_of(each, variables)
         _, backward, _ = jax.eval_shape(
             lambda params, images, total=total: jax.vjp(total, params, images, has_aux=True),
             params,
@@ -50,7 +45,7 @@ def test_remat_keeps_less_and_changes_nothing(norm, stages, share, monkeypatch):
         )
         kept.append(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward)))
         results.append(jax.jit(jax.value_and_grad(total, has_aux=True))(params, images))
-    assert kept[1] < share * kept[0]
+    assert kept[1] < 0.65 * kept[0]
     (plain, gradients), (again, others) = results
     for one, other in zip(*map(jax.tree.leaves, (plain, again)), strict=True):
         assert_near(other, one, 1e-5)

@@ -1,6 +1,5 @@
 """PASCAL VOC and COCO as their makers publish them: archives, and what a split needs of them."""
 
-import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -180,22 +179,20 @@ def unpack(release, archives, work):
 
 def open_release(release, keywords):
     """Returns the Source of a release split, and the function record -> classes of its boxes."""
+
+    def voc_classes(record):
+        file = keywords['path'] / f'Annotations/{record.image_id}.xml'
+        return voc.parse(file, on_bad='clip')[1]
+
+    def coco_classes(record):
+        own = by_image[record.image_id]  # two images of one file have mixed theirs
+        return own if len(own) == len(record.boxes) else [''] * len(record.boxes)
+
     if release.is_voc:
-        folder = keywords['path'] / 'Annotations'
-        classes = functools.partial(_voc_classes, folder)
-        return voc.voc(release.split, **keywords), classes
+        return voc.voc(release.split, **keywords), voc_classes
     folder = keywords.get('annotations', keywords['path'] / 'annotations')
-    classes = coco.parse(folder / f'instances_{release.split}.json')[2]
-    return coco.coco(release.split, **keywords), functools.partial(_coco_classes, classes)
-
-
-def _voc_classes(folder, record):
-    return voc.parse(folder / f'{record.image_id}.xml', record.image_id, on_bad='clip')[1]
-
-
-def _coco_classes(classes, record):
-    own = classes[record.image_id]  # two images of one file have mixed theirs
-    return own if len(own) == len(record.boxes) else [''] * len(record.boxes)
+    by_image = coco.parse(folder / f'instances_{release.split}.json')[2]
+    return coco.coco(release.split, **keywords), coco_classes
 
 
 def _is_needed(name):

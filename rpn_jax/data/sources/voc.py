@@ -53,7 +53,7 @@ def voc(split, *, path, images='', annotations='', on_bad='error'):
     records, problems = [], []
     for position, (file, image_id) in enumerate(zip(files, ids, strict=True)):
         try:
-            records.append(parse(file, image_id, paths[position], on_bad)[0])
+            records.append(parse(file, paths[position], on_bad)[0])
         except BadRecord as error:
             records.append(without_boxes(image_id))
             problems.append(Problem(error.kind, str(error), position))
@@ -61,15 +61,14 @@ def voc(split, *, path, images='', annotations='', on_bad='error'):
     return source._replace(annotations=files)
 
 
-def parse(path, image_id, picture=None, on_bad='error'):
-    """Reads one VOC annotation into (Record, classes of its boxes).
+def parse(path, picture='', on_bad='error'):
+    """Reads one annotation into (Record, classes); raises BadRecord naming file and object.
 
-    A size that is missing or 0 is that of the picture, the image's file. Raises BadRecord, which
-    names the file and the object.
+    A size that is missing or 0 is that of the picture, the image's file.
     """
     boxes, kind, remarks, classes = [], [], [], []
     with naming(f'{path}: '):
-        root = _root(Path(path), image_id)
+        root = _root(path)
         objects = _objects(root)
         size = _size(root)
         if size is None:
@@ -87,7 +86,7 @@ def parse(path, image_id, picture=None, on_bad='error'):
             remarks += clipped_remark(box, given)
             remarks += [] if difficult else [UNSAID]
             kind.append(Kind.DIFFICULT if DIFFICULT.get(difficult.lower()) else Kind.OBJECT)
-    return record_of(image_id, map(int, size), boxes, kind, remarks), classes
+    return record_of(path.stem, map(int, size), boxes, kind, remarks), classes
 
 
 def listed(path, exists=None):
@@ -102,7 +101,7 @@ def listed(path, exists=None):
     return [line if exists and exists(line) else line.split()[0] for line in lines if line]
 
 
-def _root(path, image_id):
+def _root(path):
     """Returns the root element of an XML file; nothing that it declares is expanded."""
     try:
         if path.exists() and not path.is_file():
@@ -111,7 +110,7 @@ def _root(path, image_id):
         if b'<!DOCTYPE' not in text and b'<!ENTITY' not in text:
             return ElementTree.fromstring(text)
     except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
-        what = f'not a readable XML file ({error}); mend it or take {image_id} off the list'
+        what = f'not a readable XML file ({error}); mend it or take {path.stem} off the list'
         raise BadRecord('annotation unreadable', what) from error
     what = 'declares a DOCTYPE or entities, which no VOC annotation needs'
     raise BadRecord('annotation unreadable', what)

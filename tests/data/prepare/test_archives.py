@@ -105,7 +105,7 @@ def test_a_member_of_a_zip_is_what_its_list_says(tmp_path, at, value, complaint)
 def test_size_and_number_are_bounded(write, monkeypatch):
     for limit, value, complaint in (
         ('BYTES', 1000, 'more than 0 MiB; fetch'),
-        ('MEMBERS', 2, 'more than 2 members'),
+        ('MEMBERS', 3, 'more than 3 members'),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(archives, limit, value)

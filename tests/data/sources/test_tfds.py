@@ -88,6 +88,13 @@ def test_the_years_come_one_after_the_other(root):
     assert [source.read(i).shape[:2] for i in range(12)] == [r.size for r in source.records]
 
 
+def test_bad_images_are_left_out_with_a_note(root):
+    (root / 'VOCdevkit/VOC2007/JPEGImages/000003.jpg').unlink()
+    source = opened('trainval', root, on_bad='skip')
+    assert source.notes == ('VOC2007: 1 of 4 images left out when it was prepared',)
+    assert len(source.records) == 5
+
+
 def test_a_second_start_prepares_and_scans_nothing_until_files_change(root, monkeypatch, capfd):
     monkeypatch.chdir(root.parent)  # a relative path is as good
     first = opened('trainval', root.name)

@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 def parsed(tmp_path, text):
     (tmp_path / 'x.xml').write_bytes(text if isinstance(text, bytes) else text.encode())
-    return parse(tmp_path / 'x.xml', 'x')
+    return parse(tmp_path / 'x.xml')
 
 
 def test_corners_from_one_become_half_open_and_up_to_a_pixel_outside_is_clipped(tmp_path):
