@@ -15,7 +15,7 @@ from rpn_jax.files import cache_folder, make_folder, write_atomically
 IDENTITY = ('seed', 'model', 'anchors', 'targets', 'loss', 'optim', 'data')
 DATA_IDENTITY = (
     *'source name train_split resize image_size max_size canvases'.split(),
-    *'batch_size flip pixels mean std'.split(),
+    *'batch_size flip pixels mean std orientation'.split(),
 )
 FREE = 'schedule_steps', 'remat'
 # What the network is and how its input is made: no mode may read its weights otherwise.

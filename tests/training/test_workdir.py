@@ -20,6 +20,7 @@ from rpn_jax.training.workdir import History
 FREE = (  # keys that may change when a run goes on; every other one makes it another run
     *'steps log_every model.remat optim.schedule_steps features.keep features.gigabytes'.split(),
     *'data.path data.images data.annotations data.eval_split data.scenes data.on_bad'.split(),
+    *'data.eval_path data.eval_images data.eval_annotations'.split(),
     *'data.max_boxes proposals.pre_nms proposals.post_nms proposals.nms_iou'.split(),
     *'proposals.min_size checkpoint.every checkpoint.keep checkpoint.best'.split(),
     *'evaluation.every evaluation.images'.split(),

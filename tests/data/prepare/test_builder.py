@@ -92,7 +92,7 @@ def test_the_classes_of_coco_are_kept(tmp_path, run, categories, twin, label):
     file = write_coco(tmp_path) / 'annotations/instances_train2017.json'
     content = json.loads(file.read_text()) | {'categories': categories}
     content['annotations'][2]['category_id'] = 5
-    content['annotations'] += [coco_box(98, [1, 2, 3, 4])]
+    content['annotations'] += [coco_box(99, [1, 2, 3, 4])]
     content['images'] += twin
     file.write_text(json.dumps(content))
     directory, _ = run(tmp_path, dataset=COCO, on_bad='skip')
