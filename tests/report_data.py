@@ -13,15 +13,16 @@ from helpers import noise, scratch
 from hypothesis import strategies as st
 from PIL import Image
 
+import main
 from configs import default
 from rpn_jax.data.normalization import denormalise, normalise, pixel_family
 from rpn_jax.data.records import Record
 from rpn_jax.diagnosis import evidence
 from rpn_jax.diagnosis.inspect import Example
-from rpn_jax.evaluation import compare, metrics, results
+from rpn_jax.evaluation import metrics, results
 from rpn_jax.evaluation.anchor_coverage import BINS, EDGES
 from rpn_jax.evaluation.results import Results
-from rpn_jax.report import compare_page, report, run_files
+from rpn_jax.report import inputs_page, report
 
 EVIL = '<script>alert(1)</script>"\'><img src=http://x>'
 LIMITS = (1, 3, 10, 100, 1000)
@@ -54,7 +55,7 @@ def as_results(images, areas=True):
         [list(zip(*part[i], strict=True)) or [[]] * (2 + i) for part in images] for i in (0, 1)
     ]
     orders = [np.argsort(-np.array(p[1]), kind='stable') for p in proposals]
-    return results.Results(
+    return Results(
         'drawn',
         0,
         [str(i) for i in range(len(images))],
@@ -82,7 +83,7 @@ def random_results(seed, images=8, most=60, extent=300):
         near = objects[-1][rng.integers(len(objects[-1]), size=count)] if i else boxes(count)
         near = near + rng.normal(0, 6, (count, 4))
         proposals.append(np.where(rng.random((count, 1)) < 0.8, near, boxes(count)))
-    return results.Results(
+    return Results(
         dataset='random',
         step=9,
         image_ids=[f'{i}.jpg' for i in range(images)],
@@ -101,9 +102,7 @@ def values_of(tallies):
 
 def assert_like(found, expected, tolerance=1e-12):
     for name, value in expected.items():
-        assert found[name] == (value if value is None else pytest.approx(value, abs=tolerance)), (
-            name
-        )
+        assert found[name] == pytest.approx(value, abs=tolerance), name
 
 
 def arrays(images):
@@ -181,14 +180,12 @@ def gallery_picture(image_id, group):
 def report_arguments():
     rng = np.random.default_rng(0)
     values = {'random_boxes': 0.1234, 'gaussian_boxes': 0.2, 'anchors': 0.81, 'oracle': 0.987}
+    logged = {'loss_objectness': 0.4, 'loss_box': 0.3, 'learning_rate': 0.01}
+    logged |= {'images_per_second': 12.5, 'positives': 17}
     return {
         'title': 'A <small> run & more',
         'config': {'seed': 7, 'model': {'depth': 26, 'dilations': (1, 1, 2)}, 'data': {'path': ''}},
-        'history': [
-            {'step': s, 'loss': 1 / s, 'loss_objectness': 0.7 / s, 'loss_box': 0.3 / s}
-            | {'learning_rate': 0.01, 'images_per_second': 12.5, 'positives': 17}
-            for s in range(10, 510, 10)
-        ],
+        'history': [{'step': s, 'loss': 1 / s} | logged for s in range(10, 510, 10)],
         'evaluation': {
             'step': 500,
             'dataset': 'drawn shapes',
@@ -311,7 +308,7 @@ def compared_runs():
     """Writes two complete runs, the second better, and a third that has only proposals."""
     folder, names = scratch(), {'a': 12, 'lower': 4, '<i>proposals_alone & long': 9}
     made = [write_run(folder / name, noise, images=40) for name, noise in names.items()]
-    finish_run(made[1], optim__learning_rate=0.5, data__path='x' * 200)
+    finish_run(made[1], {'optim.learning_rate': 0.5, 'data.path': 'x' * 200})
     return [finish_run(made[0]), *made[1:]]
 
 
@@ -323,20 +320,14 @@ def whole_comparison():
 
 def write_comparison(paths):
     """Writes the page that compares runs beside the first one, and returns its path."""
-    loaded = compare.load(paths)
-    tallies = compare.tally(loaded)
-    files = {run: run_files.read(run, each) for run, each in loaded.items()}
-    path = paths[0].parent / 'compare.html'
-    compare_page.write_page(path, loaded, files, tallies, compare.compare(tallies))
-    return path
+    assert main.main(['compare', f'--runs={",".join(map(str, paths))}']) == 0
+    return paths[0].parent / 'compare.html'
 
 
-def finish_run(folder, **changes):
+def finish_run(folder, changes=()):
     """Gives a run the config, the history and the misses that a training leaves."""
     config = default.get_config()
-    for key, value in changes.items():
-        section, _, name = key.rpartition('__')
-        (config[section] if section else config)[name] = value
+    config.update_from_flattened_dict(dict(changes))
     (folder / 'config.json').write_text(json.dumps(config.to_dict()))
     rate = config.optim.learning_rate  # another history for another rate
     losses = {'loss': 3, 'loss_objectness': 2 + rate, 'loss_box': 1 - rate}
@@ -349,7 +340,15 @@ def finish_run(folder, **changes):
     return folder
 
 
-def training_input(number=0, flipped=False, image_id='', file=None, family='caffe'):
+def write_inputs(folder, shown, verdicts, title='a run'):
+    """Writes the page of these Examples and returns it, parsed."""
+    values = {'dataset': 'voc <VOC2007>', 'pixels': pixel_family('caffe'), 'checked': len(shown)}
+    path = folder / 'inspect.html'
+    inputs_page.write_page(path, title=title, verdicts=verdicts, shown=shown, **values)
+    return parsed(path)
+
+
+def training_input(number=0, flipped=False, image_id='', file=None):
     """Returns an Example as inspect makes it, on a canvas that its picture does not fill."""
     size, stored = (40 + 10 * number, 60), io.BytesIO()
     Image.fromarray(noise(size)).save(stored, 'JPEG', quality=99)
@@ -361,7 +360,7 @@ def training_input(number=0, flipped=False, image_id='', file=None, family='caff
     moved = np.stack([60 - boxes[:, 2], boxes[:, 1], 60 - boxes[:, 0], boxes[:, 3]], 1)
     row = {'size': np.float32(size), 'kind': kind, 'image': image}
     row |= {'boxes': moved if flipped else boxes}
-    pixels = pixel_family(family)
+    pixels = pixel_family('caffe')
     network = np.asarray(normalise(image[None], row['size'][None], pixels))
     seen = denormalise(network, pixels)[0]
     found = evidence.compare(record, original, network[0], seen, row, size, pixels)

@@ -14,11 +14,11 @@ import cv2
 import jinja2
 import numpy as np
 import pytest
-from report_data import Page, training_input, whole_comparison, whole_report
+from report_data import Page, training_input, whole_comparison, whole_report, write_inputs
 
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.diagnosis import checks
-from rpn_jax.report import inputs_page, pages
+from rpn_jax.report import pages
 
 BROWSERS = ('chromium', 'google-chrome', 'chromium-browser')
 FLAGS = (
@@ -73,18 +73,12 @@ def decodes(source):
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
     """Returns {name: the text of a page} of every kind that we write."""
-    shown = training_input(image_id='<b>one</b>', file=b'')
-    path = tmp_path_factory.mktemp('pages') / 'inspect.html'
-    inputs_page.write_page(
-        path,
-        title='a run of a name that is long enough to go over the edge of a small screen' * 2,
-        dataset='drawn shapes',
-        pixels=pixel_family('caffe'),
-        checked=1,
-        verdicts=checks.verdicts([shown.evidence]),
-        shown=[shown._replace(level=np.arange(3), levels=3)],
-    )
-    made = whole_comparison(), path, whole_report()
+    example = training_input(image_id='<b>one</b>', file=b'')
+    shown = [example._replace(levels=3, level=np.arange(3))]
+    title = 'a run of a name that is long enough to go over the edge of a small screen' * 2
+    folder = tmp_path_factory.mktemp('pages')
+    write_inputs(folder, shown, checks.verdicts([example.evidence]), title)
+    made = whole_comparison(), folder / 'inspect.html', whole_report()
     return {path.stem: path.read_text('utf-8') for path in made}
 
 
