@@ -81,7 +81,7 @@ def finding(anchors):
 
 
 def figures(history, anchors):
-    """Returns the plots, as pages.figure makes them; those without numbers are left out.
+    """Returns the plots, as pages.figure does.
 
     They are the IoU of anchors with the object that their centre is in, over the relative size of
     the two, and what each size learns over steps, from the lines of metrics.jsonl.
