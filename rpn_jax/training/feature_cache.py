@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import math
 import os
 import zlib
 
@@ -141,9 +140,8 @@ class DiskMaps:
             ) from error
 
     def _mapped(self, name, shape, dtype):
-        with open(self.folder / name, 'ab') as file:
-            file.truncate(math.prod(shape) * dtype.itemsize)  # what is new takes no room yet
-        return np.memmap(self.folder / name, dtype, 'r+', shape=shape)
+        (self.folder / name).touch()
+        return np.memmap(self.folder / name, dtype, 'r+', shape=shape)  # grows, without taking room
 
     def __len__(self):
         return int(np.count_nonzero(self._sums))

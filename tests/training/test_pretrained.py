@@ -67,7 +67,8 @@ def test_weights_of_another_network_are_refused_by_their_file(msra):
 def test_weights_say_which_pixels_they_want(msra, ours):
     assert pretrained.expects(msra, RATIOS) == CAFFE
     assert pretrained.expects(ours, RATIOS) == OURS
-    assert pretrained.expects('imagenet_v2', RATIOS)['data'] == {'pixels': 'torchvision'}
+    expected = {'data': {'pixels': 'torchvision'}, 'model': {'stride_in_1x1': False}}
+    assert pretrained.expects('imagenet_v2', RATIOS) == expected
 
 
 @pytest.mark.parametrize('text', ['no JSON', '[1]', '{}', '{"data": {"pixels": "x"}}'])

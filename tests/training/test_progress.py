@@ -45,7 +45,7 @@ def make(log_every=1, steps=5, schedule=lambda step: step / 4):
 def test_a_line_is_the_mean_of_its_steps_and_the_last_step_has_one(caplog, monkeypatch):
     """The learning rate is the one that the step was taken with, the speed that after the first."""
     caplog.set_level(logging.INFO)
-    clock = itertools.count(10.0, 0.5)  # as each step ends that is looked at
+    clock = itertools.count(10.0, 0.5)  # as the first step ends, and as each line is written
     monkeypatch.setattr('time.monotonic', lambda: next(clock))
     progress, log = make(log_every=2)
     for step in range(1, 6):

@@ -76,7 +76,8 @@ def test_only_what_is_asked_for_is_compared(folder):
     config = changed(**{'seed': 5, 'optim.learning_rate': 1.0, 'data.flip': False})
     workdir.check(folder, config, workdir.NETWORK)
     for key, value in (('model.depth', 50), ('data.mean', (1.0, 2.0, 3.0))):
-        with pytest.raises(InputError, match=f': {key} was .*, is {re.escape(repr(value))};'):
+        expected = f': {key} was .*, is {re.escape(repr(value))}; .* --workdir={folder}-2, '
+        with pytest.raises(InputError, match=expected):
             workdir.check(folder, changed(**{key: value}), workdir.NETWORK)
 
 
