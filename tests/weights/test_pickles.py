@@ -154,17 +154,16 @@ BOMB = b'X\1\0\0\0a' + b'q\1h\1\x86' * 60  # a pair of pairs of pairs ..: 2**60 
         (b'cos\nsystem\n(S"true"\ntR.', 'asks for os.system'),
         (b'\x80\x04\x8c\x0b__builtin__\x8c\x07getattr\x93)R.', 'asks for __builtin__.getattr'),
         (b'(S"true"\nios\nsystem\n.', 'uses INST'),
-        (b'(cos\nsystem\nS"true"\no.', 'asks for os.system|uses OBJ'),
-        (b'\x80\x04cos\nsystem\n)}\x92.', 'asks for os.system|uses NEWOBJ_EX'),
+        (b'(cos\nsystem\nS"true"\no.', 'uses OBJ'),
+        (b'\x80\x04cos\nsystem\n)}\x92.', 'uses NEWOBJ_EX'),
+        (b'\x80\x02cos\nsystem\n)\x81.', 'asks for os.system'),
         (b'\x80\x02\x82\x01.', 'uses EXT1'),
         (b'\x80\x05\x97.', 'uses NEXT_BUFFER'),
         (b'Pos.system\n.', 'uses PERSID'),
         (b'\x80\x04\x8c\x05numpy\x8c\x09ndarray.x\x93.', 'asks for numpy.ndarray.x'),
-        (b'ctorch.storage\n_load_from_bytes\n(S"x"\ntR.', 'torch.storage._load_from_bytes'),
         (b'\x80\x02cnumpy\ndtype\n)\x81.', 'class'),  # no class to make an object of
         (b'cnumpy\ndtype\n}S"x"\nI1\nsb.', 'attribute'),  # attributes set on a function
         (b'cnumpy\ndtype\n(N}S"function"\nI1\nstb.', 'attribute'),
-        (b'S"a"\n}S"x"\nI1\nsb.', 'attribute'),
         (b'cnumpy\ndtype\n(S"O"\ntR.', "arrays of 'O', which are not numbers"),
         (b'cnumpy\ndtype\n(ctorch\nSize\ntR.', 'a type where a str'),
         (b'cnumpy\ndtype\n(S"f4"\ntR(I3\nS"x"\ntb.', 'byteorder not recognized'),
@@ -172,7 +171,6 @@ BOMB = b'X\1\0\0\0a' + b'q\1h\1\x86' * 60  # a pair of pairs of pairs ..: 2**60 
         (b'(S"storage"\nctorch\nSize\nS"0"\nS"cpu"\nI5\ntQ.', 'not known here'),
         (b'(S"storage"\n' + FLOATS + b'I0\nS"cpu"\nI5\ntQ.', 'not known here'),
         (b'NQ.', 'not known here'),
-        (FLOATS + b')R.', 'not callable'),
         (b'c__builtin__\nbytes\n(I1000000000000\ntR.', 'argument'),
         (b'c_codecs\nencode\n(I5\ntR.', 'a int where a str'),
         (b'ctorch._utils\n_rebuild_tensor_v2\n(I1\nI0\n(t(ttR.', 'a int where a Storage'),
@@ -192,11 +190,9 @@ BOMB = b'X\1\0\0\0a' + b'q\1h\1\x86' * 60  # a pair of pairs of pairs ..: 2**60 
         (b'\x80\x04\x95\5' + bytes(7) + b'X\3\0\0\0a}s.', 'frame'),  # it ends in a text
         (b'\x80\x04\x95\x0a' + bytes(7) + b'\x95' + bytes(8) + b'N.', 'frame'),
         (b'\x80\x02Nr\xff\xff\xff\x7f.', 'index 2147483647 of a memo'),  # of 34 GB
-        (b'Np99999999999\n.', 'index 99999999999 of a memo'),
         (b'\x80\x04\x8e' + struct.pack('<Q', 2**45), 'bytes'),
         (b'\x80\x05\x96' + struct.pack('<Q', 2**36) + b'.', 'bytes'),
         (b'\x80\x04\x95' + struct.pack('<Q', 2**36) + b'N.', 'truncated'),
-        (b'h\x05.', '5'),
         (b'.', 'underflow'),
         (b'(((', 'STOP'),
         (b'\xff\xff', 'opcode'),
@@ -204,20 +200,12 @@ BOMB = b'X\1\0\0\0a' + b'q\1h\1\x86' * 60  # a pair of pairs of pairs ..: 2**60 
     ids=lambda part: repr(part)[:30] if isinstance(part, bytes) else '',
 )
 def test_what_tensors_do_not_need_is_refused_by_its_name(data, complaint):
+    """By the checks before loading; whatever operation asks for a name, also by find_class."""
     began = time.monotonic()
     with pytest.raises(ValueError, match=f'^a pickle that cannot be read: .*{complaint}') as error:
         read(data)
     assert '\n' not in str(error.value) and time.monotonic() - began < 5
-
-
-def test_find_class_refuses_what_the_checks_refuse_before_it():
-    """Whatever operation asks for a name, Unpickler asks find_class."""
-    for data in (
-        b'(S"true"\nios\nsystem\n.',
-        b'(cos\nsystem\nS"true"\no.',
-        b'\x80\x04cos\nsystem\n)}\x92.',
-        b'\x80\x02cos\nsystem\n)\x81.',
-    ):
+    if b'os\nsystem' in data:
         with pytest.raises(ValueError, match='asks for os.system'):
             pickles._Unpickler(io.BytesIO(data)).load()
 
@@ -231,12 +219,12 @@ GROWING = {  # pickles that could make much of little: start, what is repeated, 
     'sets': (b'(', b'\x8f', 100_000),
 }
 MEASURE = """
-import io, pathlib, resource, sys, time
-from rpn_jax.weights import pickles
+import io, pathlib, resource, runpy, sys, time
+read = runpy.run_path('rpn_jax/weights/pickles.py')['read']
 for path in map(pathlib.Path, sys.argv[1:]):
     data, began = path.read_bytes(), time.process_time()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pickles.read(io.BytesIO(data))
+    read(io.BytesIO(data))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert time.process_time() - began < 10 and grown < 100 * 1024, (path.name, grown)
 """
