@@ -265,10 +265,11 @@ def _check(file):
             has_mark = pickletools.markobject in before
             first = marks.pop() if has_mark else len(stack) - len(before)
             taken = stack[first:]
-            keys = taken[HASHED.get(name, slice(0))]
-            numbered += sum(key in NUMBERS for key in keys)
-            if not set(keys) <= TEXT | NUMBERS or numbered > NUMBERED:
-                raise ValueError('keys that are no names')
+            if name in HASHED:
+                keys = taken[HASHED[name]]
+                numbered += sum(key in NUMBERS for key in keys)
+                if not set(keys) <= TEXT | NUMBERS or numbered > NUMBERED:
+                    raise ValueError('keys that are no names')
             if name in CALLS and 'large' in taken:
                 raise ValueError(f'a call with more than {ARGUMENTS} arguments')
             # Large integers can be chosen to have one hash; as keys they take quadratic time.
