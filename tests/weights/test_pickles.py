@@ -189,10 +189,10 @@ BOMB = b'X\1\0\0\0a' + b'q\1h\1\x86' * 60  # a pair of pairs of pairs ..: 2**60 
 )
 def test_what_tensors_do_not_need_is_refused_by_its_name(data, complaint):
     """By the checks before loading; whatever operation asks for a name, also by find_class."""
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ValueError, match=f'^a pickle that cannot be read: .*{complaint}') as error:
         read(data)
-    assert '\n' not in str(error.value) and time.monotonic() - began < 5
+    assert '\n' not in str(error.value) and time.process_time() - began < 5
     if b'os\nsystem' in data:
         with pytest.raises(ValueError, match='asks for os.system'):
             pickles._Unpickler(io.BytesIO(data)).load()
