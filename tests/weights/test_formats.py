@@ -61,8 +61,10 @@ def test_npz_holds_any_float(tmp_path, dtype):
 
 @pytest.mark.parametrize('key', ['model', 'state_dict', 'model_state_dict', 'blobs'])
 def test_weights_are_found_in_a_checkpoint(tmp_path, key):
-    (tmp_path / 'x').write_bytes(pickle.dumps({key: {'a': np.ones(2)}, 'step': 5}))
-    assert formats.read(tmp_path / 'x').keys() == {'a'}
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        checkpoint = {key: {'a': np.ones(2)}, 'step': 5}
+        (tmp_path / 'x').write_bytes(pickle.dumps(checkpoint, protocol))
+        assert formats.read(tmp_path / 'x').keys() == {'a'}
 
 
 def refusal(path):
