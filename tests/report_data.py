@@ -13,15 +13,16 @@ from helpers import noise, scratch
 from hypothesis import strategies as st
 from PIL import Image
 
+import main
 from configs import default
 from rpn_jax.data.normalization import denormalise, normalise, pixel_family
 from rpn_jax.data.records import Record
 from rpn_jax.diagnosis import evidence
 from rpn_jax.diagnosis.inspect import Example
-from rpn_jax.evaluation import compare, metrics, misses, results
+from rpn_jax.evaluation import metrics, results
 from rpn_jax.evaluation.anchor_coverage import BINS, EDGES
 from rpn_jax.evaluation.results import Results
-from rpn_jax.report import compare_page, report, run_files
+from rpn_jax.report import inputs_page, report
 
 EVIL = '<script>alert(1)</script>"\'><img src=http://x>'
 LIMITS = (1, 3, 10, 100, 1000)
@@ -54,7 +55,7 @@ def as_results(images, areas=True):
         [list(zip(*part[i], strict=True)) or [[]] * (2 + i) for part in images] for i in (0, 1)
     ]
     orders = [np.argsort(-np.array(p[1]), kind='stable') for p in proposals]
-    return results.Results(
+    return Results(
         'drawn',
         0,
         [str(i) for i in range(len(images))],
@@ -82,7 +83,7 @@ def random_results(seed, images=8, most=60, extent=300):
         near = objects[-1][rng.integers(len(objects[-1]), size=count)] if i else boxes(count)
         near = near + rng.normal(0, 6, (count, 4))
         proposals.append(np.where(rng.random((count, 1)) < 0.8, near, boxes(count)))
-    return results.Results(
+    return Results(
         dataset='random',
         step=9,
         image_ids=[f'{i}.jpg' for i in range(images)],
@@ -101,9 +102,7 @@ def values_of(tallies):
 
 def assert_like(found, expected, tolerance=1e-12):
     for name, value in expected.items():
-        assert found[name] == (value if value is None else pytest.approx(value, abs=tolerance)), (
-            name
-        )
+        assert found[name] == pytest.approx(value, abs=tolerance), name
 
 
 def arrays(images):
@@ -149,27 +148,17 @@ def texts_of(svg):
     return [''.join(node.itertext()) for node in root.iter() if node.tag.endswith('text')]
 
 
-COUNTS = (1, 10, 100, 1000)
-IOUS = tuple(np.arange(0.5, 1, 0.05).round(2).tolist())
-NOTHING = {'remover': None, 'removed_by': None}
+NOTHING = metrics.measure([], [], [])
 VOID = {'meta', 'img', 'input', 'link', 'br', 'hr', 'wbr'}
 
 
 def all_metrics(value):
-    names = [f'AR@{n}' for n in (10, 100, 300, 1000)]
-    names += [f'AR@100/{size}' for size in ('small', 'medium', 'large')]
-    names += [f'{kind}/{n}' for kind in ('recall@0.5', 'recall@0.7') for n in (10, 100, 300, 1000)]
-    names += [f'ABO@{n}' for n in (10, 100, 300, 1000)] + ['top10_max_iou']
-    return dict.fromkeys(names, value)
+    return dict.fromkeys(metrics.summarise(NOTHING, post_nms=1000), value)
 
 
 def all_curves(value):
-    keys = {'iou': IOUS, 'count': COUNTS}
-    keys |= {key: [value] * len(IOUS) for key in ('recall@100/iou', 'recall@1000/iou')}
-    keys |= {
-        key: [value] * len(COUNTS) for key in ('recall@0.5/count', 'recall@0.7/count', 'AR/count')
-    }
-    return keys
+    curves = metrics.curves(NOTHING, (1, 10, 100, 1000))
+    return {key: [value] * len(xs) if '/' in key else xs for key, xs in curves.items()}
 
 
 def gallery_picture(image_id, group):
@@ -190,41 +179,27 @@ def gallery_picture(image_id, group):
 
 def report_arguments():
     rng = np.random.default_rng(0)
-    steps = range(10, 510, 10)
+    values = {'random_boxes': 0.1234, 'gaussian_boxes': 0.2, 'anchors': 0.81, 'oracle': 0.987}
+    logged = {'loss_objectness': 0.4, 'loss_box': 0.3, 'learning_rate': 0.01}
+    logged |= {'images_per_second': 12.5, 'positives': 17}
     return {
         'title': 'A <small> run & more',
         'config': {'seed': 7, 'model': {'depth': 26, 'dilations': (1, 1, 2)}, 'data': {'path': ''}},
-        'history': [
-            {'step': s, 'loss': 1 / s, 'loss_objectness': 0.7 / s, 'loss_box': 0.3 / s}
-            | {'learning_rate': 0.01, 'images_per_second': 12.5, 'positives': 17}
-            for s in steps
-        ],
+        'history': [{'step': s, 'loss': 1 / s} | logged for s in range(10, 510, 10)],
         'evaluation': {
             'step': 500,
             'dataset': 'drawn shapes',
             'images': 1234,
             'objects': 5678,
             'proposals': all_metrics(0.4321),
-            'baselines': {
-                'random_boxes': all_metrics(0.1234),
-                'gaussian_boxes': all_metrics(0.2),
-                'anchors': all_metrics(0.81),
-                'oracle': all_metrics(0.987),
-            },
+            'baselines': {name: all_metrics(value) for name, value in values.items()},
         },
-        'curves': {
-            'proposals': all_curves(0.4),
-            'random_boxes': all_curves(0.1),
-            'quadrants': None,
-        },
+        'curves': {'proposals': all_curves(0.4), 'random_boxes': all_curves(0.1)},
         'sizes': {
             'objects': np.exp(rng.normal(4, 0.6, (300, 2))),
             'proposals': np.exp(rng.normal(4, 0.6, (900, 2))),
         },
-        'gallery': [
-            *(gallery_picture(f'best-{i}', 'best') for i in range(6)),
-            *(gallery_picture(f'worst-{i}', 'worst') for i in range(6)),
-        ],
+        'gallery': [gallery_picture(f'{g}-{i}', g) for g in ('best', 'worst') for i in range(2)],
     }
 
 
@@ -271,19 +246,17 @@ def write_page(folder, **changes):
 
 
 def missed_objects():
-    found = []
-    for i in range(12):
-        removed = i < 6
-        reason, size = ('suppressed', (20, 20)) if removed else ('beyond_limit', (40, 200))
-        picture = gallery_picture(f'{reason}-{i % 6}', reason) | {
-            'boxes': np.array([[10.0, 20, 60, 70], [5, 5, 15, 15]])[: 1 + removed],
-            'lost': np.array([12.0, 20, 62, 70]),
-            'remover': np.array([30.0, 20, 90, 70]) if removed else None,
-        }
-        miss = {'reason': reason, 'size': np.array(size), 'overlap': 0.75, 'rank': 240 + i % 6}
-        by = {'remover': 2, 'removed_by': 'another_object'} if removed else NOTHING
-        found.append(miss | by | {'picture': picture})
-    return found
+    """Returns two objects that NMS lost to a proposal on another object, and two ranked too low."""
+    suppressed, beyond = (
+        gallery_picture(reason, reason) | {'lost': np.array([12.0, 20, 62, 70]), 'remover': None}
+        for reason in ('suppressed', 'beyond_limit')
+    )
+    suppressed |= {'boxes': suppressed['boxes'][:2], 'remover': np.array([30.0, 20, 90, 70])}
+    beyond |= {'boxes': beyond['boxes'][:1]}
+    both = {'overlap': 0.75, 'rank': 240}
+    first = {'reason': 'suppressed', 'size': (20, 20), 'remover': 2, 'removed_by': 'another_object'}
+    other = {'reason': 'beyond_limit', 'size': (40, 200), 'remover': None, 'removed_by': None}
+    return [both | first | {'picture': suppressed}] * 2 + [both | other | {'picture': beyond}] * 2
 
 
 def anchor_section(**changes):
@@ -293,16 +266,15 @@ def anchor_section(**changes):
     positives[0, 10] = 10
     ious = np.full((2, 2, BINS), None)
     ious[:, 1, 16], ious[:, 1, 17], ious[:, 0, 10] = (0.01, 0.02), (0.05, 0.06), (0.5, 0.75)
-    stretch = {'octaves': EDGES.tolist(), 'anchors': anchors.tolist()}
-    stretch |= {'positives': positives.tolist()}
-    stretch |= {'iou_before': ious[0].tolist(), 'iou_after': ious[1].tolist()}
+    lists = {'octaves': EDGES, 'anchors': anchors, 'positives': positives}
+    lists |= {'iou_before': ious[0], 'iou_after': ious[1]}
     means = ('loss_objectness', 'loss_box', 'iou_before', 'iou_after', 'shift', 'scale')
     return {
-        **{'sizes': [64, 16], 'aspect_ratios': [0.5, 1.0, 2.0], 'labelled': [900] * 6},
+        'types': [[0, size, ratio] for ratio in (0.5, 1.0, 2.0) for size in (64, 16)],
         **{'positives': [40, 10, 50, 20, 5, 4], 'recalled': [30, 0, 20, 10, 1, 2]},
         **{name: [0.5, None, 0.25, 0.125, 0.75, 0.625] for name in means},
         'recall_share': [30 / 63, 0, 20 / 63, 10 / 63, 1 / 63, 2 / 63],
-        'stretch': stretch,
+        'stretch': {name: values.tolist() for name, values in lists.items()},
     } | changes
 
 
@@ -319,15 +291,10 @@ def files_of(page):
 def whole_report():
     """Writes a report in which every section is there, once for all tests; returns its path."""
     values, folder = report_arguments(), scratch()
-    values['evaluation'] |= {
-        'parts': {'oracle_scores': all_metrics(0.6)},
-        'anchors': anchor_section(),
-        'intervals': {
-            'proposals': dict.fromkeys(all_metrics(0), [0.411, 0.452]),
-            'baselines': {'random_boxes': {'AR@10': [0.101, 0.14], 'AR@100': None}},
-            'parts': {},
-        },
-    }
+    own = {'proposals': all_metrics([0.411, 0.452]), 'parts': {}}
+    own |= {'baselines': {'random_boxes': {'AR@10': [0.101, 0.14], 'AR@100': None}}}
+    values['evaluation'] |= {'anchors': anchor_section(), 'intervals': own}
+    values['evaluation'] |= {'parts': {'oracle_scores': all_metrics(0.6)}}
     values['evaluation']['baselines']['random_boxes']['ABO@100'] = 0.5
     values['curves']['oracle_scores'] = all_curves(0.6)
     types = {'positives': [1] * 6, 'iou_after': [0.5] * 6, 'loss_objectness': [0.1] * 6}
@@ -341,7 +308,7 @@ def compared_runs():
     """Writes two complete runs, the second better, and a third that has only proposals."""
     folder, names = scratch(), {'a': 12, 'lower': 4, '<i>proposals_alone & long': 9}
     made = [write_run(folder / name, noise, images=40) for name, noise in names.items()]
-    finish_run(made[1], optim__learning_rate=0.5, data__path='x' * 200)
+    finish_run(made[1], {'optim.learning_rate': 0.5, 'data.path': 'x' * 200})
     return [finish_run(made[0]), *made[1:]]
 
 
@@ -353,36 +320,35 @@ def whole_comparison():
 
 def write_comparison(paths):
     """Writes the page that compares runs beside the first one, and returns its path."""
-    loaded = compare.load(paths)
-    tallies = compare.tally(loaded)
-    files = {run: run_files.read(run, each) for run, each in loaded.items()}
-    path = paths[0].parent / 'compare.html'
-    compare_page.write_page(path, loaded, files, tallies, compare.compare(tallies))
-    return path
+    assert main.main(['compare', f'--runs={",".join(map(str, paths))}']) == 0
+    return paths[0].parent / 'compare.html'
 
 
-def finish_run(folder, **changes):
+def finish_run(folder, changes=()):
     """Gives a run the config, the history and the misses that a training leaves."""
     config = default.get_config()
-    for key, value in changes.items():
-        section, _, name = key.rpartition('__')
-        (config[section] if section else config)[name] = value
+    config.update_from_flattened_dict(dict(changes))
     (folder / 'config.json').write_text(json.dumps(config.to_dict()))
-    times = config.optim.learning_rate  # another history for another rate
-    lines = [
-        {'step': s, 'loss': 3 / s, 'loss_objectness': (2 + times) / s, 'loss_box': (1 - times) / s}
-        for s in range(1, 60)
-    ]
-    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    rate = config.optim.learning_rate  # another history for another rate
+    losses = {'loss': 3, 'loss_objectness': 2 + rate, 'loss_box': 1 - rate}
+    lines = [{'step': s} | {key: loss / s for key, loss in losses.items()} for s in range(1, 60)]
+    (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     clipped = len(folder.name)
-    missed = {'suppressed': 1234, 'beyond_limit': 400 - clipped, 'clipped': clipped}
-    missed = dict.fromkeys(misses.REASONS, 0) | missed
+    missed = {'suppressed': 1234, 'beyond_limit': 400 - clipped, 'clipped': clipped, 'no_anchor': 0}
     known = {'step': 7, 'dataset': 'drawn', 'missed': missed}
     (folder / 'evaluation.json').write_text(json.dumps(known))
     return folder
 
 
-def training_input(number=0, flipped=False, image_id='', file=None, family='caffe'):
+def write_inputs(folder, shown, verdicts, title='a run'):
+    """Writes the page of these Examples and returns it, parsed."""
+    values = {'dataset': 'voc <VOC2007>', 'pixels': pixel_family('caffe'), 'checked': len(shown)}
+    path = folder / 'inspect.html'
+    inputs_page.write_page(path, title=title, verdicts=verdicts, shown=shown, **values)
+    return parsed(path)
+
+
+def training_input(number=0, flipped=False, image_id='', file=None):
     """Returns an Example as inspect makes it, on a canvas that its picture does not fill."""
     size, stored = (40 + 10 * number, 60), io.BytesIO()
     Image.fromarray(noise(size)).save(stored, 'JPEG', quality=99)
@@ -394,7 +360,7 @@ def training_input(number=0, flipped=False, image_id='', file=None, family='caff
     moved = np.stack([60 - boxes[:, 2], boxes[:, 1], 60 - boxes[:, 0], boxes[:, 3]], 1)
     row = {'size': np.float32(size), 'kind': kind, 'image': image}
     row |= {'boxes': moved if flipped else boxes}
-    pixels = pixel_family(family)
+    pixels = pixel_family('caffe')
     network = np.asarray(normalise(image[None], row['size'][None], pixels))
     seen = denormalise(network, pixels)[0]
     found = evidence.compare(record, original, network[0], seen, row, size, pixels)

@@ -1,13 +1,12 @@
 """The comparison of runs: one HTML page on which run is ahead, and in what they differ."""
 
-import itertools
+import functools
 from pathlib import Path
 
 import numpy as np
 
 from rpn_jax.data.records import Kind
 from rpn_jax.evaluation import compare, metrics
-from rpn_jax.evaluation.metrics import COUNTS
 from rpn_jax.evaluation.misses import REASONS
 from rpn_jax.report import compare_plots, pages, plots
 from rpn_jax.report.findings import REMEDIES
@@ -168,74 +167,64 @@ def _difference_figures(compared, figures, names):
     first, *others = compared
     keys = ('difference', 'low', 'high')
     rows = {
-        names[run]: np.array([[compared[run][f][k] for k in keys] for f in figures], np.float64)
+        names[run]: np.array([[compared[run][f][k] for f in figures] for k in keys], np.float64).T
         for run in others
     }
     series = {
-        f'{name} {key}': (np.arange(len(figures)), row[:, i])
+        f'{name} {key}': (np.arange(len(figures)), column)
         for name, row in rows.items()
-        for i, key in enumerate(keys)
-        if figures and np.any(np.isfinite(row[:, i]))
+        for key, column in zip(keys, row.T, strict=True)
     }
-    if not series:
-        return []
     title = f'Difference from {names[first]} with 95 % intervals, filled where beyond noise'
-    return [pages.figure(title, compare_plots.intervals(figures, rows), 'figure', series, figures)]
+    draw = compare_plots.intervals
+    return pages.figure(title, lambda _: draw(figures, rows), 'figure', series, figures)
 
 
 def _curve_figures(runs, names):
     """Returns the plots of recall over the number of proposals and over IoU, all runs in each."""
-    most = {run: max(map(len, each.proposals), default=0) for run, each in runs.items()}
-    curves = {}
+    curves, most = {}, 0
     for run, each in runs.items():
         pairs = zip(each.gt_boxes, each.gt_kinds, strict=True)
         objects = [boxes[kinds == Kind.OBJECT] for boxes, kinds in pairs]
         overlaps = metrics.measure(each.proposals, objects, list(map(metrics.area, objects)))
-        counts = [n for n in COUNTS if n < most[run]] + [most[run]]
-        curves[names[run]] = metrics.curves(overlaps, counts)
-    titles = {
+        own = max(map(len, each.proposals), default=0)
+        counts = [n for n in metrics.COUNTS if n < own] + [own]
+        curves[names[run]], most = metrics.curves(overlaps, counts), max(most, own)
+    options = {'styles': compare_plots.styles(names.values()), 'right': 0.66}
+    drawn = []
+    for key, title in {
         'AR/count': 'Average recall over number of proposals',
         'recall@0.5/count': 'Recall at IoU 0.5 over number of proposals',
-        'recall@100/iou': f'Recall over IoU, first {min(100, max(most.values()))} proposals',
-    }
-    options = {'styles': _styles(names), 'right': 0.66}
-    drawn = (pages.recall_figure(title, key, curves, **options) for key, title in titles.items())
-    return list(itertools.chain(*drawn))
+        'recall@100/iou': f'Recall over IoU, first {min(100, most)} proposals',
+    }.items():
+        drawn += pages.recall_figure(title, key, curves, **options)
+    return drawn
 
 
 def _loss_figures(histories, names):
     """Returns the plots of the losses that were recorded, all runs in each."""
-    drawn = []
+    styles, drawn = compare_plots.styles(names.values()), []
+    draw = functools.partial(plots.losses, styles=styles, right=0.84)
     for key, title in _LOSSES.items():
         series = {
-            names[run]: plots.finite(plots.column(history, 'step'), plots.column(history, key))
+            names[run]: (plots.column(history, 'step'), plots.column(history, key))
             for run, history in histories.items()
         }
-        if series := {name: points for name, points in series.items() if len(points[0])}:
-            svg = plots.losses(series, styles=_styles(names), right=0.84)
-            drawn.append(pages.figure(title, svg, 'step', series))
+        drawn += pages.figure(title, draw, 'step', series)
     return drawn
 
 
 def _miss_figures(missed, names):
     """Returns the plot of why objects were missed, of all runs where that is known."""
     reasons = [reason for reason in REASONS if any((m or {}).get(reason) for m in missed.values())]
-    if not reasons:
-        return []
-    counts = {
-        names[run]: None if m is None else np.array([m.get(r, 0) for r in reasons], np.float64)
-        for run, m in missed.items()
-    }
     series = {
-        name: (np.arange(len(reasons)), each) for name, each in counts.items() if each is not None
+        names[run]: (np.arange(len(reasons)), np.array([m.get(r, 0) for r in reasons], np.float64))
+        for run, m in missed.items()
+        if m is not None
     }
     title = 'Objects missed at IoU 0.5 by the first 100 proposals, by reason'
-    svg = compare_plots.counts(reasons, counts)
-    return [pages.figure(title, svg, 'reason', series, reasons)]
-
-
-def _styles(names):
-    return {name: compare_plots.style(i) for i, name in enumerate(names.values())}
+    draw = functools.partial(compare_plots.counts, reasons=reasons, runs=list(names.values()))
+    return pages.figure(title, draw, 'reason', series, reasons)
 
 
 def _text(value):

@@ -1,6 +1,6 @@
 """Draws runs side by side as SVG: differences with their intervals, and counts.
 
-A run has the same colour and dashes in every plot: `style` of its position.
+A run has the same colour and dashes in every plot, by its position: `styles`.
 """
 
 import matplotlib
@@ -17,10 +17,13 @@ DOTS, HATCHES = 'osD^', ('', '////', '....', 'xxxx')
 _BAND = 0.7  # share of a row's height that its runs take
 
 
-def style(position):
-    """Returns how the lines of the run at this position are drawn."""
-    colour, round_ = _colour_and_round(position)
-    return {'color': colour, 'linestyle': DASHES[round_], 'linewidth': 2, 'zorder': 3}
+def styles(runs):
+    """Returns how the lines of each run are drawn: {run: keywords of a line}."""
+    looks = {run: _colour_and_round(i) for i, run in enumerate(runs)}
+    return {
+        run: {'color': colour, 'linestyle': DASHES[round_], 'linewidth': 2, 'zorder': 3}
+        for run, (colour, round_) in looks.items()
+    }
 
 
 @matplotlib.rc_context(plots.RC)
@@ -56,28 +59,23 @@ def intervals(figures, rows):
 
 
 @matplotlib.rc_context(plots.RC)
-def counts(names, series):
-    """Draws numbers of objects as bars, a group for each name and a bar for each run.
+def counts(series, *, reasons, runs):
+    """Draws numbers of missed objects as bars, a group for each reason and a bar for each run.
 
-    series: {run: [n] counts, or None for a run that has none: its colour is not given to another}.
-    Returns SVG bytes.
+    series is {run: (range(n), [n] counts)}, without those of `runs` that have none: their colours
+    are not given to others. Returns SVG bytes.
     """
-    bars = sum(values is not None for values in series.values())
-    height = 0.9 + len(names) * (0.16 + 0.22 * bars)
-    figure, axes, heights = _axes_of(names, height, left=0.165, right=0.93)
-    drawn = 0
-    for i, (run, values) in enumerate(series.items()):
-        if values is None:
-            continue
-        y = heights + _offset(drawn, bars)
-        colour, round_ = _colour_and_round(i)
+    height = 0.9 + len(reasons) * (0.16 + 0.22 * len(series))
+    figure, axes, heights = _axes_of(reasons, height, left=0.165, right=0.93)
+    for i, (run, (_, values)) in enumerate(series.items()):
+        y = heights + _offset(i, len(series))
+        colour, round_ = _colour_and_round(runs.index(run))
         filling = {'color': colour, 'hatch': HATCHES[round_], 'edgecolor': 'white', 'linewidth': 0}
-        axes.barh(y, values, height=0.88 * _BAND / bars, **filling)
+        axes.barh(y, values, height=0.88 * _BAND / len(series), **filling)
         for at, value in zip(y, values, strict=True):
             text = f'{value:,.0f}, {run}' if at == y[0] else f'{value:,.0f}'
             aside = {'xytext': (5, 0), 'textcoords': 'offset points'}
             axes.annotate(text, (value, at), va='center', fontsize=10.5, **aside)
-        drawn += 1
     axes.set_xlabel('objects missed')
     plots.whole_ticks(axes.xaxis)
     return plots.svg(figure)

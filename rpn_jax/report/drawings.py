@@ -38,57 +38,48 @@ def draw_boxes(image, boxes, colour, thickness=2, labels=None, dashed=False):
 
     boxes [N, 4] float are in pixels, half open; what is outside the image is left out, and a box
     without width or height is drawn one pixel wide or high. colour is RGB in 0..255; thickness is
-    in pixels, drawn inwards; labels are N strings to write beside the boxes, or None.
+    in pixels, drawn inwards; labels are N strings to write beside the boxes.
     """
     picture = np.array(image, np.uint8, order='C')
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     for box in boxes:
         _outline(picture, box, colour, thickness, dashed)
-    if labels is not None:
-        for box, label in zip(boxes, labels, strict=True):
-            if label:
-                _label(picture, box, label, colour)
+    for box, label in zip(boxes, labels, strict=True) if labels else ():
+        _label(picture, box, label, colour)
     return picture
 
 
-def draw_input(image, size, boxes, kind, positive, background, level=None, levels=1):
-    """Returns a copy of one training input, as the network sees it, with its boxes and anchors.
+def draw_input(example):
+    """Returns what the network sees of an inspect.Example, with its boxes and anchors.
 
-    Ground truth, boxes [G, 4] of kind [G], is thick, and dashed unless of Kind.OBJECT. Positive
-    anchors [N, 4] are thin, coloured by their level [N], of `levels` in all; background anchors
-    [M, 4] are dots at their centres, because hundreds of outlines would hide the picture.
-    image is the canvas [H, W, 3] uint8 RGB, size (height, width) that of the real image inside it.
+    Ground truth is thick, and dashed unless of Kind.OBJECT. Positive anchors are thin, coloured by
+    their level; background anchors are dots at their centres, because hundreds of outlines would
+    hide the picture.
     """
-    picture = np.array(image, np.uint8, order='C')
-    background = np.asarray(background, np.float64).reshape(-1, 4)
+    picture, background = np.array(example.seen, order='C'), np.float64(example.background)
     for x, y in (background[:, :2] + background[:, 2:]) / 2:
         centre = (int(np.clip(x, -99, 1e6)), int(np.clip(y, -99, 1e6)))
         cv2.circle(picture, centre, 3, _INK, cv2.FILLED)
         cv2.circle(picture, centre, 2, COLOURS['background anchor'], cv2.FILLED)
-    positive = np.asarray(positive, np.float64).reshape(-1, 4)
-    level = np.zeros(len(positive)) if level is None else np.asarray(level)
-    for i, colour in enumerate(anchor_colours(levels).values()):
-        picture = draw_boxes(picture, positive[level == i], colour, 1)
-    boxes, kind = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(kind).reshape(-1)
-    for value, role in KINDS.items():
-        dashed = value != Kind.OBJECT
-        picture = draw_boxes(picture, boxes[kind == value], COLOURS[role], 3, dashed=dashed)
-    height, width = size
+    for i, colour in enumerate(anchor_colours(example.levels).values()):
+        picture = draw_boxes(picture, example.positive[example.level == i], colour, 1)
+    for kind, role in KINDS.items():
+        boxes, dashed = example.boxes[example.kind == kind], kind != Kind.OBJECT
+        picture = draw_boxes(picture, boxes, COLOURS[role], 3, dashed=dashed)
+    height, width = example.size
     return draw_boxes(picture, [[0, 0, width, height]], COLOURS['border'], 2, dashed=True)
 
 
-def contact_sheet(pictures, captions, legend, columns=3):
+def contact_sheet(pictures, captions, legend, columns):
     """Returns one picture [H', W', 3] of rows of pictures, a caption under each, a legend below.
 
-    pictures are uint8 RGB, each of its own size; of a caption what does not fit is cut; legend is
-    {name: colour}; columns is the number of pictures in a row.
+    pictures are uint8 RGB, each of its own size, at least one; of a caption what does not fit is
+    cut; legend is {name: colour}; columns is the number of pictures in a row.
     """
-    if len(pictures) != len(captions):
-        raise ValueError(f'{len(pictures)} pictures, but {len(captions)} captions')
-    columns = max(1, min(columns, len(pictures)))
+    columns = min(columns, len(pictures))
     strip = _legend_strip(legend)
-    cell_height = max((picture.shape[0] for picture in pictures), default=0) + _LINE_HEIGHT
-    cell_width = max((picture.shape[1] for picture in pictures), default=0)
+    cell_height = max(picture.shape[0] for picture in pictures) + _LINE_HEIGHT
+    cell_width = max(picture.shape[1] for picture in pictures)
     width = max(_MARGIN + columns * (cell_width + _MARGIN), strip.shape[1])
     height = _MARGIN + -(-len(pictures) // columns) * (cell_height + _MARGIN)
     sheet = np.full((height + len(strip), width, 3), 255, np.uint8)
@@ -126,9 +117,7 @@ def _outline(picture, box, colour, thickness, dashed):
     x1, y1 = max(int(np.ceil(x1)), x0 + 1), max(int(np.ceil(y1)), y0 + 1)
     x = np.arange(max(x0, 0), min(x1, width))
     y = np.arange(max(y0, 0), min(y1, height))[:, None]
-    edge = (np.minimum(x - x0, x1 - 1 - x) < thickness) | (
-        np.minimum(y - y0, y1 - 1 - y) < thickness
-    )
+    edge = np.minimum(np.minimum(x - x0, x1 - 1 - x), np.minimum(y - y0, y1 - 1 - y)) < thickness
     if dashed:
         edge &= (x - x0 + y - y0) // _DASH % 2 == 0
     picture[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)][edge] = colour

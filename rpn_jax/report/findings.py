@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from rpn_jax.evaluation.metrics import LIMITS
 from rpn_jax.report import anchor_tables, plots
-from rpn_jax.report.tables import best_blind, headline_count
 
 COLLAPSED = 0.25  # spread_ratio below which proposals count as all of one size
 REMEDIES = {  # reason of a miss: what it means, what to try
@@ -15,6 +15,23 @@ REMEDIES = {  # reason of a miss: what it means, what to try
     'suppressed': 'NMS suppresses their boxes; try a higher proposals.nms_iou',
     'beyond_limit': 'their boxes rank too low; the scores are the weakest step',
 }
+
+
+def headline_count(evaluation):
+    """Returns the number of proposals of the headline: 100, or the most that AR is known at."""
+    known = [n for n in LIMITS if n <= 100 and f'AR@{n}' in evaluation['proposals']]
+    return max(known, default=100)
+
+
+def best_blind(evaluation, figure):
+    """Returns (name, value) of the best baseline that never sees the image, or (None, None)."""
+    values = {
+        name: figures[figure]
+        for name, figures in evaluation['baselines'].items()
+        if name not in plots.BOUNDS and figures.get(figure) is not None
+    }
+    name = max(values, key=values.get, default=None)
+    return name, values.get(name)
 
 
 def times(value, blind):

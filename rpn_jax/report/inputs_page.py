@@ -1,5 +1,7 @@
 """The page of training inputs: what the network gets beside the file that it was made from."""
 
+import re
+
 from rpn_jax.diagnosis import checks
 from rpn_jax.diagnosis.inspect import failures
 from rpn_jax.report import drawings, pages
@@ -8,27 +10,25 @@ SHOWN = 16  # most images on a page
 LARGEST = 2 * 2**20  # bytes of a picture on the page; a larger one is shrunk
 SIDE = 1280  # pixels of its longer side then
 BROWSERS = {  # the picture formats that they read, by their first bytes
-    b'\xff\xd8': 'jpeg',
-    b'\x89PNG': 'png',
-    b'GIF8': 'gif',
-    b'RIFF': 'webp',
+    rb'\xff\xd8': 'jpeg',
+    rb'\x89PNG': 'png',
+    rb'GIF8': 'gif',
+    rb'RIFF....WEBP': 'webp',
 }
 
 
 def sheet(batch):
     """Returns a picture (uint8 RGB) of a list of Examples, and a caption of each."""
-    drawn = [
-        drawings.draw_input(
-            *(e.seen, e.size, e.boxes, e.kind, e.positive, e.background, e.level, e.levels)
-        )
-        for e in batch
-    ]
+    names = ('object', 'difficult', 'crowd', 'background anchor', 'border')
+    legend = {name: drawings.COLOURS[name] for name in names}
+    legend |= drawings.anchor_colours(batch[0].levels)
     captions = [
         f'{e.record.image_id}: {len(e.boxes)} objects, {len(e.positive)} positive, '
         f'{len(e.background)} background'
         for e in batch
     ]
-    return drawings.contact_sheet(drawn, captions, _legend(batch), columns=4), captions
+    drawn = [drawings.draw_input(example) for example in batch]
+    return drawings.contact_sheet(drawn, captions, legend, columns=4), captions
 
 
 def chosen(batch, count):
@@ -42,7 +42,7 @@ def write_page(path, *, title, dataset, pixels, checked, verdicts, shown):
     pixels are the Pixels that normalise the images of the dataset; verdicts are the Checks over all
     images that were `checked`, a number; shown are Examples, for a short page at most SHOWN.
     """
-    colours = drawings.anchor_colours(max((e.levels for e in shown), default=1))
+    colours = drawings.anchor_colours(shown[0].levels)
     pages.write(
         path,
         'inspect.html.j2',
@@ -56,26 +56,15 @@ def write_page(path, *, title, dataset, pixels, checked, verdicts, shown):
         unsure=[check.name for check in verdicts if check.passed is None],
         anchors={name: f'rgb{colour}' for name, colour in colours.items()},
         shown=[(e, _encoded(e.seen), *_file(e)) for e in shown],
-        kinds=drawings.KINDS,
-        xywh=pages.xywh,
         failures=failures,
         flipped=checks.flipped,
     )
 
 
-def _legend(batch):
-    """Returns {name: colour} of all that is drawn on training inputs."""
-    names = ('object', 'difficult', 'crowd', 'background anchor', 'border')
-    legend = {name: drawings.COLOURS[name] for name in names}
-    return legend | drawings.anchor_colours(max((e.levels for e in batch), default=1))
-
-
 def _file(example):
     """Returns ((type, bytes) that show an original, whether these are the file's own)."""
     file = example.file
-    kind = next((kind for head, kind in BROWSERS.items() if file.startswith(head)), '')
-    if kind == 'webp' and file[8:12] != b'WEBP':
-        kind = ''
+    kind = next((kind for head, kind in BROWSERS.items() if re.match(head, file, re.DOTALL)), '')
     if kind and len(file) <= LARGEST:
         return (f'image/{kind}', file), True
     return _encoded(example.original), False

@@ -1,6 +1,7 @@
 """What all pages share: filling in a template, and preparing plots and boxes for it."""
 
 import base64
+import functools
 import json
 import pathlib
 import re
@@ -9,7 +10,7 @@ import jinja2
 import numpy as np
 
 from rpn_jax.files import write_atomically
-from rpn_jax.report import plots
+from rpn_jax.report import drawings, plots
 
 POINTS = 2000  # most points of a line in a page's JSON files, so that pages of long runs stay small
 ROWS = 24  # most rows of the table below a plot
@@ -23,8 +24,8 @@ _RECALLS = {  # what recall is drawn over
 def write(path, template, **values):
     """Fills in a template of this folder and writes it to one HTML file, complete or not at all.
 
-    Every string is escaped; the filter `base64` makes text of bytes. Raises jinja2.UndefinedError
-    where the template uses a value that is not given.
+    Every string is escaped; every template has the filter `base64`, which makes text of bytes,
+    `xywh` and `kinds`. Raises jinja2.UndefinedError where it uses a value that is not given.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates'),
@@ -34,38 +35,39 @@ def write(path, template, **values):
         undefined=jinja2.StrictUndefined,
     )
     environment.filters['base64'] = lambda data: base64.b64encode(data).decode()
+    environment.globals |= {'xywh': xywh, 'kinds': drawings.KINDS}
     write_atomically(path, environment.get_template(template).render(**values))
 
 
-def figure(title, svg, xlabel, series, names=None, columns=None):
-    """Returns what the macro `plot` shows of one plot: the picture, its description, its numbers.
+def figure(title, draw, xlabel, series, names=None, columns=None):
+    """Returns what the macro `plot` shows of one plot, as a list; [] where no line has a point.
 
-    svg is bytes; series is {name: (x [n], y [n])}; names are texts for x = 0, 1, .. where x is not
-    a number. The numbers offered as a JSON file are those of series, or columns {name: list}; at
-    most POINTS of each.
+    draw makes SVG bytes of those of series, {name: (x [n], y [n])}, that have a point; names are
+    texts for x = 0, 1, .. where x is not a number. The numbers offered as a JSON file are those of
+    series, or columns {name: list}; at most POINTS of each.
     """
-    shown = columns_of(series, xlabel, names)
-    columns = shown if columns is None else columns
+    series = {name: xy for name, xy in series.items() if len(plots.finite(*xy)[0])}
+    if not series:
+        return []
+    shown = _columns(series, xlabel, names)
+    columns = columns or shown
     thinned = {name: _thin(values, POINTS) for name, values in columns.items()}
-    first, *lines = (_thin(values, ROWS) for values in shown.values())
-    rows = [
-        [f'{x}', *('' if value is None else f'{value:.4g}' for value in values)]
-        for x, *values in zip(first, *lines, strict=True)
-    ]
-    return {
+    rows = zip(*(_thin(values, ROWS) for values in shown.values()), strict=True)
+    made = {
         'title': title,
-        'svg': svg,
-        'alt': describe(title, shown),
+        'svg': draw(series),
+        'alt': _describe(title, shown),
         'header': list(shown),
-        'rows': rows,
+        'rows': [[f'{x}', *('' if y is None else f'{y:.4g}' for y in ys)] for x, *ys in rows],
         'json': json.dumps({'title': title, 'columns': thinned}, allow_nan=False).encode(),
         'file': re.sub(r'\W+', '_', title).strip('_').lower() + '.json',
         'points': [max(map(len, each.values())) for each in (thinned, columns)],
     }
+    return [made]
 
 
 def recall_figure(title, key, curves, bounds=(), **options):
-    """Returns, as a list, the plot of one key of curves, such as 'AR/count'; [] without any value.
+    """Returns the plot of one key of curves, such as 'AR/count', as figure does.
 
     curves are {name: {key: [n] floats or None} or None}, with the x values below what follows the
     slash: 'iou', 'count' or 'size'. bounds are further lines {name: (x [n], y [n])}, drawn only
@@ -78,18 +80,13 @@ def recall_figure(title, key, curves, bounds=(), **options):
         for name, xy in lists.items()
         if None not in xy and any(value is not None for value in xy[1])
     }
-    if not series:
-        return []
-    series, axes = dict(bounds) | series, _RECALLS[over]
-    svg = plots.recalls(series, **axes, **options)
-    return [figure(title, svg, axes['xlabel'], series, axes.get('names'))]
+    axes, series = _RECALLS[over], series and dict(bounds) | series
+    draw = functools.partial(plots.recalls, **axes, **options)
+    return figure(title, draw, axes['xlabel'], series, axes.get('names'))
 
 
-def columns_of(series, xlabel, names=None):
-    """Returns all numbers of a plot as {name: list}, of equal lengths; the first are the x values.
-
-    None is where a line has no point; the arguments are as in figure.
-    """
+def _columns(series, xlabel, names):
+    """Returns the numbers of a plot: {name: list} of equal lengths, first x; None: no point."""
     lines = [dict(np.stack(plots.finite(*xy), 1).tolist()) for xy in series.values()]
     xs = sorted(set().union(*lines))
     ys = ([line.get(x) for x in xs] for line in lines)
@@ -97,11 +94,12 @@ def columns_of(series, xlabel, names=None):
     return {xlabel: labels, **dict(zip(series, ys, strict=True))}
 
 
-def describe(title, columns):
+def _describe(title, columns):
     """Returns a sentence that describes a plot: where each line starts and ends."""
-    (xs, *_), texts = columns.values(), []
-    for name, values in list(columns.items())[1:]:
-        known = [(x, y) for x, y in zip(xs, values, strict=True) if y is not None]
+    (_, xs), *lines = columns.items()
+    texts = []
+    for name, ys in lines:
+        known = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None]
         (x0, y0), (x1, y1) = known[0], known[-1]
         texts.append(f'{name} {y0:.3g} at {plain(x0)} to {y1:.3g} at {plain(x1)}')
     return f'{title}: ' + '; '.join(texts) + '.'

@@ -1,4 +1,9 @@
-"""Draws the report's plots as SVG: the same bytes for the same numbers, no global pyplot state."""
+"""Draws the report's plots as SVG: the same bytes for the same numbers, no global pyplot state.
+
+Every plot of lines takes series, {name: (x [n], y [n])} float64, NaN where a value is missing, and
+styles, {name: how its line is drawn}. `right` is where its axes end and names begin, as a share of
+the width.
+"""
 
 import io
 import re
@@ -9,7 +14,7 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 LOSSES = {'loss': 'total', 'loss_objectness': 'objectness', 'loss_box': 'box'}
 BOUNDS = ('anchors', 'oracle')  # baselines that no proposals can exceed; all others are blind
@@ -36,6 +41,7 @@ STYLES = {
     'loss_box': _LOSS | {'color': '#D55E00'},
 }
 _OTHER = _LINE | {'color': '#56B4E9'}
+_METADATA = ('Creator', 'Date', 'Format', 'Type')  # that matplotlib would write into a file
 _POINTS = 600  # most points per line: more cannot be told apart and makes the file large
 
 RC = matplotlib.rc_params_from_file(Path(__file__).with_suffix('.mplstyle'), False, False)
@@ -43,8 +49,7 @@ RC = matplotlib.rc_params_from_file(Path(__file__).with_suffix('.mplstyle'), Fal
 
 def column(history, key):
     """Returns one key of a list of dicts as [n] float64, NaN where it is missing or None."""
-    values = [line.get(key) for line in history]
-    return np.array([np.nan if value is None else value for value in values], np.float64)
+    return np.array([line.get(key) for line in history], np.float64)
 
 
 def smooth(values):
@@ -68,12 +73,7 @@ def finite(x, y):
 
 @matplotlib.rc_context(RC)
 def losses(series, *, styles=STYLES, right=0.87):
-    """Draws losses over steps, as logged (thin) and smoothed; returns SVG bytes.
-
-    series is {name: (steps [n], values [n])}, NaN where a value is missing; LOSSES labels some of
-    the names. styles is {name: how its line is drawn}; right is where the axes end and the names
-    begin, as a share of the width.
-    """
+    """Draws losses over steps, as logged (thin) and smoothed; returns SVG bytes."""
     figure, axes = _axes_of(15, 5.2, right=right)
     ends, low, high = {}, np.inf, np.log(2) if 'loss_objectness' in series else 1e-6
     for name, points in series.items():
@@ -102,9 +102,9 @@ def losses(series, *, styles=STYLES, right=0.87):
 
 @matplotlib.rc_context(RC)
 def panels(series, styles=None):
-    """Draws a row of small panels, {title: {name: (steps [n], values [n])}}; returns SVG bytes.
+    """Draws a row of small panels over steps, {title: series}; returns SVG bytes.
 
-    styles are as in losses; with them there is a legend of the names.
+    With styles there is a legend of the names.
     """
     figure = Figure(figsize=(15, 3.3))
     grid = figure.subplots(1, len(series), squeeze=False)[0]
@@ -122,10 +122,9 @@ def panels(series, styles=None):
         axes.locator_params(axis='x', nbins=4)
         axes.locator_params(axis='y', nbins=5)
         whole_ticks(axes.xaxis)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.6g}'))
+        axes.yaxis.set_major_formatter(lambda value, _: f'{value:,.6g}')
     if styles:
-        handles = grid[0].get_legend_handles_labels()
-        figure.legend(*handles, loc='center right')
+        figure.legend(*grid[0].get_legend_handles_labels(), loc='center right')
     return svg(figure)
 
 
@@ -133,9 +132,8 @@ def panels(series, styles=None):
 def recalls(series, *, xlabel, log_x=False, names=None, full=False, styles=STYLES, right=0.73):
     """Draws recall or average recall as lines that are named at their right ends.
 
-    series is {name: (x [n], y [n])} float64; NaN leaves a gap, but not all are NaN. names are tick
-    labels at x = 0, 1, .., where x is not a number; full: whether the y axis always ends at 1;
-    styles and right are as in losses. Returns SVG bytes.
+    names are tick labels at x = 0, 1, .., where x is not a number; full: whether the y axis always
+    ends at 1. Returns SVG bytes.
     """
     figure, axes = _axes_of(7.4, 4.9, right=right)
     ends, top = {}, 0
@@ -206,7 +204,7 @@ def _size_shares(axes, sets, edges):
         axes.text(x, y, name, va='center', ha=align, fontsize=11)
     axes.set(xscale='log', xlim=edges, ylim=(0, 1.4 * top), xlabel='square root of area (pixels)')
     axes.set_title('share of boxes; bars: middle half and median')
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{100 * value:.0f}%'))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.locator_params(axis='y', nbins=6)
     _plain_ticks(axes.xaxis, [2.0**power for power in range(13)])
 
@@ -230,15 +228,14 @@ def _axes_of(width, height, *, right):
 def whole_ticks(axis):
     """Sets ticks at whole numbers alone, written with separators."""
     axis.set_major_locator(MaxNLocator(nbins='auto', integer=True, steps=(1, 2, 2.5, 5, 10)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
+    axis.set_major_formatter(lambda value, _: f'{value:,.0f}')
 
 
 def _plain_ticks(axis, ticks):
     """Sets ticks, written as plain numbers rather than powers of ten."""
     axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+    axis.set_major_formatter(lambda value, _: f'{value:g}')
     axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _name_ends(axes, ends, gap=0.068):
@@ -268,9 +265,7 @@ def _name_ends(axes, ends, gap=0.068):
 def svg(figure):
     """Returns the figure as the bytes of an SVG file without date, metadata or font names."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format='svg', metadata={'Date': None})
+    figure.savefig(buffer, format='svg', metadata=dict.fromkeys(_METADATA))
     text = buffer.getvalue().decode()
-    text = text[text.index('<svg') :]
-    text = re.sub(r'\s*<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
-    text = text.replace("'DejaVu Sans', sans-serif", 'system-ui, sans-serif')
+    text = text[text.index('<svg') :].replace("'DejaVu Sans', sans-serif", 'system-ui, sans-serif')
     return re.sub(r'\n\s*', '\n', text).encode()

@@ -61,11 +61,16 @@ def _free(name, taken):
 def write(detector, path, target):
     """Writes an image's proposals to target.json and target.png; returns whether it was readable.
 
-    Boxes are (x0, y0, x1, y1) in pixels of the image as it is in its file, best first. An image
-    that cannot be read is reported in the log. Raises InputError where a file cannot be written.
+    Boxes are (x0, y0, x1, y1) in pixels of the image, best first; it is turned as its EXIF
+    orientation says, unless data.orientation is 'ignore', and the json names the orientation that
+    was applied, 1 where none was. An image that cannot be read is reported in the log. Raises
+    InputError where a file cannot be written.
     """
     try:
-        image = images.decode(images.load(path), path)
+        data = images.load(path)
+        turns = detector.config.data.get('orientation') != 'ignore'
+        orientation = images.orientation_of(data) if turns else 1
+        image = images.decode(data, path, orientation=orientation)
     except BadRecord as error:
         logger.warning(f'skipped: {error}')
         return False
@@ -75,6 +80,7 @@ def write(detector, path, target):
         'image': os.fspath(path),
         'height': image.shape[0],
         'width': image.shape[1],
+        'orientation': orientation,
         'step': int(detector.step),
         'boxes': np.round(boxes.astype(float), 2).tolist(),
         'scores': np.round(scores.astype(float), 5).tolist(),

@@ -3,8 +3,7 @@
 import numpy as np
 
 from rpn_jax.evaluation import metrics
-from rpn_jax.report import anchor_tables, drawings, missed, pages, plots, tables
-from rpn_jax.report.findings import COLLAPSED, findings, spread_ratio, times
+from rpn_jax.report import anchor_tables, drawings, findings, missed, pages, plots
 from rpn_jax.report.pages import figure, recall_figure
 
 _HISTORY = 1000  # most lines of the history in the page's data
@@ -51,21 +50,19 @@ def write_page(path, *, title, config, history, evaluation, curves, sizes, galle
         'report.html.j2',
         title=title,
         evaluation=evaluation,
-        findings=findings(history, evaluation, sizes),
-        count=tables.headline_count(evaluation),
-        best_blind=tables.best_blind,
-        times=times,
-        spread=spread_ratio(sizes),
-        collapsed=COLLAPSED,
+        findings=findings.findings(history, evaluation, sizes),
+        count=findings.headline_count(evaluation),
+        best_blind=findings.best_blind,
+        times=findings.times,
+        spread=findings.spread_ratio(sizes),
+        collapsed=findings.COLLAPSED,
         columns=metrics.columns(evaluation['proposals'], sizes=False),
-        rows=tables.rows(evaluation),
+        rows=rows(evaluation),
         training_figures=_training_figures(history),
         recall_figures=_recall_figures(curves, evaluation),
         size_figures=_size_figures(sizes),
         gallery=gallery,
-        kinds=drawings.KINDS,
         jpeg=drawings.encode_jpeg,
-        xywh=pages.xywh,
         ablation_figures=_ablation_figures(curves, evaluation),
         missed=missed.rows(misses),
         removers=missed.removers(misses),
@@ -79,20 +76,41 @@ def write_page(path, *, title, config, history, evaluation, curves, sizes, galle
     )
 
 
+def rows(evaluation):
+    """Returns the table's rows as a list of dicts, group by group, the best of a group first.
+
+    Each has `name`, `group` ('proposals', 'ablation', 'blind' or 'bound'), `figures` {figure: float
+    or None} and `intervals` {figure: (low, high) or None}.
+    """
+    own, intervals = {'proposals': evaluation['proposals']}, evaluation.get('intervals', {})
+    groups = {'proposals': (own, {'proposals': intervals.get('proposals', {})})}
+    groups['ablation'] = evaluation.get('parts', {}), intervals.get('parts', {})
+    for group, is_bound in (('blind', False), ('bound', True)):
+        sets = {n: f for n, f in evaluation['baselines'].items() if (n in plots.BOUNDS) == is_bound}
+        groups[group] = sets, intervals.get('baselines', {})
+    headline = f'AR@{findings.headline_count(evaluation)}'
+    return [
+        {'name': name, 'group': group, 'figures': sets[name], 'intervals': known.get(name, {})}
+        for group, (sets, known) in groups.items()
+        for name in sorted(sets, key=lambda name: -(sets[name].get(headline) or 0))
+    ]
+
+
 def _training_figures(history):
     """Returns the plots of the losses, and of what else was logged over steps."""
     steps = plots.column(history, 'step')
-    series = {key: (steps, plots.column(history, key)) for key in (*plots.LOSSES, *_PANELS)}
-    series = {key: xy for key, xy in series.items() if len(plots.finite(*xy)[0])}
-    figures = []
-    if losses := {key: xy for key, xy in series.items() if key in plots.LOSSES}:
-        title = 'Loss over steps, as logged (thin) and smoothed'
-        figures.append(figure(title, plots.losses(losses), 'step', losses))
-    if panels := {name: series[key] for key, name in _PANELS.items() if key in series}:
-        title = 'Learning rate, speed and sampled positives over steps'
-        svg = plots.panels({name: {name: xy} for name, xy in panels.items()})
-        figures.append(figure(title, svg, 'step', panels))
-    return figures
+    losses = {key: (steps, plots.column(history, key)) for key in plots.LOSSES}
+    others = {name: (steps, plots.column(history, key)) for key, name in _PANELS.items()}
+
+    def draw_others(series):
+        return plots.panels({name: {name: xy} for name, xy in series.items()})
+
+    return [
+        *figure('Loss over steps, as logged (thin) and smoothed', plots.losses, 'step', losses),
+        *figure(
+            'Learning rate, speed and sampled positives over steps', draw_others, 'step', others
+        ),
+    ]
 
 
 def _recall_figures(curves, evaluation):
@@ -106,12 +124,10 @@ def _recall_figures(curves, evaluation):
     for key, title in _CURVES.items():
         bounds = _bound_lines(evaluation, key.removesuffix('/count'))
         drawn += recall_figure(title, key, own, bounds)
+    sets = evaluation['baselines'] | {'proposals': evaluation['proposals']}
     sizes = {
         name: {'size': [0, 1, 2], 'AR@100/size': [figures.get(size) for size in metrics.SIZES]}
-        for name, figures in {
-            **evaluation['baselines'],
-            'proposals': evaluation['proposals'],
-        }.items()
+        for name, figures in sets.items()
     }
     return drawn + recall_figure('AR@100 over object size', 'AR@100/size', sizes)
 
@@ -125,19 +141,18 @@ def _ablation_figures(curves, evaluation):
 
 def _bound_lines(evaluation, metric):
     """Returns {name: (counts, values)} of the bounds for 'AR' or 'recall@IOU'."""
-    lines = {}
-    for name in plots.BOUNDS:
-        figures = evaluation['baselines'].get(name, {})
-        keys = {n: f'AR@{n}' if metric == 'AR' else f'{metric}/{n}' for n in metrics.LIMITS}
-        points = [(n, figures[k]) for n, k in keys.items() if figures.get(k) is not None]
-        if points:
-            lines[name] = tuple(np.array(points, np.float64).T)
-    return lines
+    counts = np.array(metrics.LIMITS)
+    names = [f'AR@{n}' if metric == 'AR' else f'{metric}/{n}' for n in counts]
+    sets = {bound: evaluation['baselines'].get(bound, {}) for bound in plots.BOUNDS}
+    return {
+        bound: (counts, np.array([figures.get(name) for name in names], np.float64))
+        for bound, figures in sets.items()
+    }
 
 
 def _size_figures(sizes):
     """Returns the plot of the sizes of boxes; below it stand percentiles, in its file all sizes."""
-    if min(len(pairs) for pairs in sizes.values()) == 0:
+    if not all(map(len, sizes.values())):
         return []
     percents, series, columns = np.array((5, 25, 50, 75, 95)), {}, {}
     for name, pairs in sizes.items():
@@ -146,7 +161,8 @@ def _size_figures(sizes):
         for key, values in zip(('width', 'height', 'sqrt(area)'), (*pairs.T, roots), strict=True):
             series[f'{name}: {key}'] = (percents, np.percentile(values, percents))
     title = 'Sizes of all objects and of the ten best proposals of each image'
-    return [figure(title, plots.sizes(**sizes), 'percentile', series, columns=columns)]
+    draw = plots.sizes
+    return figure(title, lambda _: draw(**sizes), 'percentile', series, columns=columns)
 
 
 def _above_zero(pairs):

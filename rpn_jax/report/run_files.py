@@ -1,5 +1,6 @@
 """Reads the files of a workdir beside its proposals; one that cannot be read counts as absent."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -7,6 +8,8 @@ from typing import NamedTuple
 from flax.traverse_util import flatten_dict
 
 from rpn_jax.training import workdir
+
+_UNREADABLE = OSError, ValueError, RecursionError
 
 
 class RunFiles(NamedTuple):
@@ -46,18 +49,14 @@ def _is_number(value):
 
 def _json(run, name):
     """Returns the content of a workdir's json file, {} where there is none that can be read."""
-    content = _readable(lambda: json.loads((Path(run) / name).read_text()))
+    content = {}
+    with contextlib.suppress(*_UNREADABLE):
+        content = json.loads((Path(run) / name).read_text())
     return content if isinstance(content, dict) else {}
 
 
 def _history(run):
-    lines = [line for line in _readable(workdir.read_history, run) or () if isinstance(line, dict)]
+    lines = []
+    with contextlib.suppress(*_UNREADABLE):
+        lines = [line for line in workdir.read_history(run) if isinstance(line, dict)]
     return [{key: value for key, value in line.items() if _is_number(value)} for line in lines]
-
-
-def _readable(function, *arguments):
-    """Returns what a function reads, None where it cannot."""
-    try:
-        return function(*arguments)
-    except (OSError, ValueError, RecursionError):
-        return None

@@ -22,16 +22,15 @@ class Checkpoints:
     def __init__(self, workdir, *, every, keep, best=''):
         self.every, self.best = every, best
         policies = ocp.training.preservation_policies
-        preserved = policies.LatestN(keep)
+        preserved = [policies.LatestN(keep)]
         if best:
             greatest = policies.BestN(
                 get_metric_fn=self._figure, n=1, keep_checkpoints_without_metrics=False
             )
-            preserved = policies.AnyPreservationPolicy([preserved, greatest])
+            preserved.append(greatest)
         self._checkpointer = ocp.training.Checkpointer(
             folder(workdir).absolute(),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(every),
-            preservation_policy=preserved,
+            preservation_policy=policies.AnyPreservationPolicy(preserved),
             cleanup_tmp_directories=True,
         )
 
@@ -49,11 +48,8 @@ class Checkpoints:
 
     def is_best(self, figures):
         """Says whether an evaluation's figures are better than those of every checkpoint."""
-        value = figures.get(self.best)
-        if value is None:
-            return False
         saved = (self._figure(each.metrics or {}) for each in self._checkpointer.checkpoints)
-        return value > max(saved, default=-math.inf)
+        return self._figure(figures) > max(saved, default=-math.inf)
 
     def _figure(self, metrics):
         value = metrics.get(self.best)
@@ -70,12 +66,7 @@ class Checkpoints:
 
     def load(self, state):
         """Returns the newest checkpoint, placed like `state`; state itself where there is none."""
-        if self.latest is None:
-            return state
-        template = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-        )
-        return self._checkpointer.load(self.latest, template)
+        return state if self.latest is None else self._checkpointer.load(self.latest, state)
 
 
 def folder(workdir):
@@ -99,20 +90,18 @@ def restore(workdir, step=None):
     if not saved:
         raise InputError(f'{root}: no checkpoint; train first, or name another --workdir')
     step = saved[-1] if step is None else step
+    shown = ', '.join(map(str, saved))
     if step not in saved:
-        shown = ', '.join(map(str, saved))
         raise InputError(f'{root}: no checkpoint of step {step}; there are {shown}')
     path = root.absolute() / str(step)
     try:
         shape = ocp.metadata(path, checkpointable_name='state').metadata
-        template = {k: jax.tree.map(lambda _: np.ndarray, v) for k, v in shape.items()}
-        template |= {'opt_state': jax.tree.map(lambda _: ..., shape['opt_state'])}
+        template = jax.tree.map(lambda _: np.ndarray, shape)
+        template['opt_state'] = jax.tree.map(lambda _: ..., shape['opt_state'])
         return ocp.load(path, template, checkpointable_name='state'), step
     except Exception as error:  # Orbax and what it stands on have many kinds
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(
-            f'{path}: a damaged checkpoint ({reason}); there are {", ".join(map(str, saved))}'
-        ) from error
+        raise InputError(f'{path}: a damaged checkpoint ({reason}); there are {shown}') from error
 
 
 def variables(workdir, step=None):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import math
 import os
 import zlib
 
@@ -23,15 +22,18 @@ PLACES = ('device', 'host', 'disk')
 VERSION = 3  # of how maps are computed: those of another on disk are not used
 
 
-def check(keep, *, frozen_stages, last_stage, resize):
-    """Raises InputError where the feature maps of a run cannot be kept as `keep` asks."""
+def check(keep, model, resize):
+    """Raises InputError where the feature maps of a run cannot be kept as `keep` asks.
+
+    model is the config's section, resize that of its section data.
+    """
     if keep not in ('', *PLACES):
-        known = ', '.join(map(repr, PLACES))
-        raise InputError(f"keep: {keep!r} is not one of '', {known}")
-    if keep and frozen_stages < last_stage:
+        raise InputError(f"keep: {keep!r} is not one of '', {', '.join(map(repr, PLACES))}")
+    last = model['last_stage']
+    if keep and model['frozen_stages'] < last:
         raise InputError(
-            f'features.keep: conv{last_stage} learns, so its maps change; set '
-            f'model.frozen_stages={last_stage}, or do without'
+            f'features.keep: conv{last} learns, so its maps change; set '
+            f'model.frozen_stages={last}, or do without'
         )
     if keep and resize != 'square':
         raise InputError(
@@ -46,28 +48,15 @@ class Features:
     A map [h, w, C], of the backbone's dtype, has the number 2 * position + flip. Called with a
     batch of TrainBatches(known=..), it puts `features` [devices, N / devices, h, w, C] in place of
     the images, as make_update takes them. A map is computed from its image only, so it does not
-    depend on the batch in which it is first met. The settings have passed check.
+    depend on the batch in which it is first met. The settings have passed check; data is the
+    config's section, about is what identity returns.
     """
 
-    def __init__(
-        self,
-        model,
-        variables,
-        source,
-        devices,
-        *,
-        keep,
-        gigabytes,
-        pixels,
-        image_size,
-        flip,
-        identity,
-    ):
+    def __init__(self, model, variables, source, devices, *, pixels, data, about, keep, gigabytes):
         backbone = {name: {'backbone': tree['backbone']} for name, tree in variables.items()}
         backbone = jax.tree.map(np.array, backbone)  # copies: the update gives its state away
-        self._devices = devices
+        self._devices, self._sharding = devices, sharding(devices, AXIS)
         self._variables = [jax.device_put(backbone, device) for device in devices]
-        self._sharding = sharding(devices, AXIS)
 
         def compute(variables, image, size):
             images = normalise(image, size, pixels)
@@ -76,70 +65,58 @@ class Features:
 
         self._compute = jax.jit(compute)
         self._stack = jax.jit(lambda *maps: jnp.stack(maps)[None])
-        image = np.zeros((1, image_size, image_size, 3), np.uint8)
+        image = np.zeros((1, data['image_size'], data['image_size'], 3), np.uint8)
         like = jax.eval_shape(compute, backbone, image, np.zeros((1, 2), np.float32))
-        self._size = like.size * like.dtype.itemsize
-        self._limit, self._keep = gigabytes * 1e9 / self._size, keep
-        self._maps = HostMaps() if keep == 'host' else {}
+        size = like.size * like.dtype.itemsize
+        self._limit, self._on_device = int(gigabytes * 1e9 / size), keep == 'device'
+        self._maps, where = {}, f"the {keep}'s memory"
         if keep == 'disk':
-            name = fingerprint(identity, backbone, source)
-            folder = cache_folder() / 'features' / name
-            self._maps = DiskMaps(folder, like, 2 * len(source.records), identity)
-        self._describe(len(source.records) * (1 + flip))
+            where = cache_folder() / 'features' / fingerprint(about, backbone, source)
+            self._maps = DiskMaps(where, like, 2 * len(source.records), about)
+        wanted = len(source.records) * (1 + data['flip'])
+        kept = min(wanted, self._limit)
+        logger.info(
+            f'feature maps: {kept} of {wanted} kept in {where}, {kept * size / 1e9:.2g} GB; '
+            f'{len(self._maps)} are there'
+        )
+        if kept < wanted:
+            logger.info(
+                f'note: all of them take {wanted * size / 1e9:.3g} GB, more than '
+                'features.gigabytes; the others are computed each time they come'
+            )
 
     def known(self, number):
         """Returns the map of a number, or None: then its image must be read. For any thread."""
         return self._maps.get(number)
 
     def __call__(self, batch):
-        share = len(batch['number']) // len(self._devices)
-        placed = []
-        for row, features in enumerate(batch['kept']):
-            device = row // share
-            if features is None:
-                features = self._make(batch, row, device)
-            placed.append(jax.device_put(features, self._devices[device]))
-        shards = [self._stack(*placed[i : i + share]) for i in range(0, len(placed), share)]
-        shape = len(self._devices), *shards[0].shape[1:]
+        count, devices = len(batch['number']), len(self._devices)
+        share = count // devices
+        placed = [self._placed(batch, row, row // share) for row in range(count)]
+        shards = [self._stack(*placed[i : i + share]) for i in range(0, count, share)]
+        shape = devices, *shards[0].shape[1:]
         features = jax.make_array_from_single_device_arrays(shape, self._sharding, shards)
         rest = {k: v for k, v in batch.items() if k not in ('image', 'number', 'kept')}
         return rest | {'features': features}
 
-    def _make(self, batch, row, device):
-        """Returns the map of a row, and keeps it where there is room."""
-        number = int(batch['number'][row])
-        if (known := self.known(number)) is not None:  # it came after the batch was made
-            return known
-        one = slice(row, row + 1)
-        features = self._compute(self._variables[device], batch['image'][one], batch['size'][one])
-        if number in self._maps or len(self._maps) + 1 <= self._limit:
-            try:
-                self._maps[number] = features
-            except (OSError, MemoryError) as error:
-                self._limit = 0
-                logger.info(f'note: no more feature maps are kept ({error})')
-        return features
+    def _placed(self, batch, row, device):
+        """Returns the map of a row on its device; one that is new is kept where there is room."""
+        number, features = int(batch['number'][row]), batch['kept'][row]
+        if features is None:
+            features = self.known(number)  # it may have come after the batch was made
+        if features is None:
+            image, size = (batch[name][row : row + 1] for name in ('image', 'size'))
+            features = self._compute(self._variables[device], image, size)
+            if number in self._maps or len(self._maps) < self._limit:
+                self._put(number, features)
+        return jax.device_put(features, self._devices[device])
 
-    def _describe(self, wanted):
-        """Says how many maps are kept, and where."""
-        kept, there = int(min(wanted, self._limit)), len(self._maps)
-        where = getattr(self._maps, 'folder', f"the {self._keep}'s memory")
-        size = kept * self._size / 1e9
-        logger.info(
-            f'feature maps: {kept} of {wanted} kept in {where}, {size:.2g} GB; {there} are there'
-        )
-        if kept < wanted:
-            logger.info(
-                f'note: all of them take {wanted * self._size / 1e9:.3g} GB, more than '
-                'features.gigabytes; the others are computed each time they come'
-            )
-
-
-class HostMaps(dict):
-    """Maps in the host's memory."""
-
-    def __setitem__(self, number, features):
-        super().__setitem__(number, np.asarray(features))
+    def _put(self, number, features):
+        try:
+            self._maps[number] = features if self._on_device else np.asarray(features)
+        except (OSError, MemoryError) as error:
+            self._limit = 0
+            logger.info(f'note: no more feature maps are kept ({error})')
 
 
 class DiskMaps:
@@ -163,9 +140,8 @@ class DiskMaps:
             ) from error
 
     def _mapped(self, name, shape, dtype):
-        with open(self.folder / name, 'ab') as file:
-            file.truncate(math.prod(shape) * dtype.itemsize)  # what is new takes no room yet
-        return np.memmap(self.folder / name, dtype, 'r+', shape=shape)
+        (self.folder / name).touch()
+        return np.memmap(self.folder / name, dtype, 'r+', shape=shape)  # grows, without taking room
 
     def __len__(self):
         return int(np.count_nonzero(self._sums))
@@ -181,7 +157,6 @@ class DiskMaps:
         return features if _checksum(features) == self._sums[number] else None
 
     def __setitem__(self, number, features):
-        features = np.asarray(features)
         # Writing to a mapped file on a full disk would kill the process: room is taken first.
         if hasattr(os, 'posix_fallocate'):  # not on macOS
             with open(self.folder / 'maps', 'r+b') as file:
@@ -194,7 +169,7 @@ def _checksum(features):
     return zlib.crc32(features.tobytes()) or 1  # 0 stands for none
 
 
-def identity(source, *, model, data, seed):
+def identity(source, model, data, seed):
     """Returns what, beside weights and image files, decides the numbers of a feature map.
 
     model and data are the config's sections.
@@ -220,5 +195,6 @@ def fingerprint(about, backbone, source):
     if source.files is None:
         digest.update(source.read(0).data)
     for position, name in enumerate(source.files.names if source.files else ()):
-        digest.update(f'{os.path.abspath(name)}\0{source.files.stamp(position)}\0'.encode())
+        turned = source.files.turned.get(position, '')
+        digest.update(f'{os.path.abspath(name)}\0{source.files.stamp(position)}\0{turned}'.encode())
     return digest.hexdigest()[:16]

@@ -37,42 +37,27 @@ def train(config, folder, make_evaluate=None, *, devices=None):
     devices = list(devices or jax.local_devices())
     options = data.check(data.Options(**config.data))
     check_divides(options.batch_size, len(devices))
-    feature_cache.check(
-        config.features.keep,
-        frozen_stages=config.model.frozen_stages,
-        last_stage=config.model.last_stage,
-        resize=options.resize,
-    )
-    resuming = bool(checkpoint.steps(folder))
-    if resuming:
+    feature_cache.check(config.features.keep, config.model, options.resize)
+    tensors, where = None, config.model.pretrained
+    if resuming := bool(checkpoint.steps(folder)):
         workdir.check(folder, config)
     source = data.open_split(options, options.train_split, seed=config.seed)
     model, optimizer, schedule = build(config)
-    tensors, where = None, config.model.pretrained
     if not resuming:
         tensors = pretrained.load(where, config.model.depth, config.anchors.aspect_ratios)
         pretrained.check(where, tensors, model)
     evaluate = make_evaluate and make_evaluate(model, source, devices)
-    state = init_state(model, optimizer, config.seed, tensors)
+    state = place(init_state(model, optimizer, config.seed, tensors), devices)
     workdir.begin(folder, config)
     update = update_of(config, model, optimizer, devices)
     with checkpoint.Checkpoints(folder, **config.checkpoint) as checkpoints:
-        state = checkpoints.load(place(state, devices))
+        state = checkpoints.load(state)
         start = int(state.step)
         _describe(config, model, state, source, evaluate and evaluate.source, options)
-        maps = None
-        if config.features.keep and start < config.steps:
-            maps = feature_cache_of(config, model, state, source, devices)
-        made = _batches(config, source, options, start, maps, devices)
-        with workdir.History(folder, start) as history, Signals() as signals, made as batches:
-            progress = Progress(
-                history,
-                source.records,
-                schedule=schedule,
-                steps=config.steps,
-                log_every=config.log_every,
-                batch_size=options.batch_size,
-            )
+        made = contextlib.closing(_batches(config, model, state, source, options, devices))
+        with workdir.history(folder, start) as log, Signals() as signals, made as batches:
+            lengths = {'steps': config.steps, 'log_every': config.log_every}
+            progress = Progress(log, source.records, schedule, **lengths)
             numbered = zip(range(start + 1, config.steps + 1), batches, strict=True)
             for step, (index, batch) in numbered:
                 state, metrics = update(state, batch)
@@ -89,7 +74,7 @@ def train(config, folder, make_evaluate=None, *, devices=None):
                 if stop and not last:
                     raise Interrupted(step, stop)
                 if due and not last:
-                    history.log(step, figures or _evaluate_between(evaluate, state, step))
+                    log(step, figures or _evaluate_between(evaluate, state, step))
     return state, evaluate and evaluate(state.variables, int(state.step))
 
 
@@ -129,33 +114,23 @@ def _evaluate_between(evaluate, state, step):
 
 def feature_cache_of(config, model, state, source, devices):
     """Returns the cache of the feature maps of the frozen backbone."""
-    identity = feature_cache.identity(
-        source, model=config.model, data=config.data, seed=config.seed
-    )
-    return feature_cache.Features(
-        model,
-        state.variables,
-        source,
-        devices,
-        pixels=_pixels(config),
-        image_size=config.data.image_size,
-        flip=config.data.flip,
-        identity=identity,
-        **config.features,
-    )
+    about = feature_cache.identity(source, config.model, config.data, config.seed)
+    settings = {'pixels': _pixels(config), 'data': config.data, 'about': about, **config.features}
+    return feature_cache.Features(model, state.variables, source, devices, **settings)
 
 
-def _batches(config, source, options, start, maps, devices):
-    """Returns a context of the batches from step `start` on: index [N] and the batch, placed.
+def _batches(config, model, state, source, options, devices):
+    """Yields index [N] and the batch, placed, of the steps that are left.
 
     A thread copies them to the devices; meanwhile another can dispatch their work.
     """
-    steps = range(start, config.steps)
-    known = maps.known if maps else None
+    steps, maps = range(int(state.step), config.steps), None
+    if config.features.keep and steps:
+        maps = feature_cache_of(config, model, state, source, devices)
+    known = maps and maps.known
     batches = data.train_batches(source, options, seed=config.seed, steps=steps, known=known)
     batches = map(maps, batches) if maps else batches
-    placed = prefetch(lambda batch: (batch['index'], place_batch(batch, devices)), batches)
-    return contextlib.closing(placed)
+    return prefetch(lambda batch: (batch['index'], place_batch(batch, devices)), batches)
 
 
 def _describe(config, model, state, source, other, options):
@@ -171,7 +146,7 @@ def _describe(config, model, state, source, other, options):
         f'{millions(state.params)} parameters, {millions(learning)} learn; '
         f'{source.name}: {len(source.records)} images; steps {int(state.step)} to {config.steps}'
     )
-    for note in (*source.notes, *(shared_images(source, other) if other else ())):
+    for note in filter(None, (*source.notes, other and shared_images(source, other))):
         logger.info(f'note: {note}')
     if config.model.norm == 'frozen' and not config.model.pretrained:
         logger.warning("model.norm='frozen' without model.pretrained normalises nothing")

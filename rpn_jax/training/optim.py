@@ -7,8 +7,6 @@ from rpn_jax.errors import InputError
 from rpn_jax.models.rpn import is_norm
 from rpn_jax.training.schedules import make_schedule
 
-OPTIMIZERS = ('sgd', 'adam')
-
 
 def make_optimizer(
     *,
@@ -28,15 +26,15 @@ def make_optimizer(
     function step -> learning rate is returned beside the chain.
     """
     rate = make_schedule(learning_rate=learning_rate, steps=steps, **schedule)
-    if optimizer not in OPTIMIZERS:
-        raise InputError(f'optimizer: {optimizer!r} is not one of {OPTIMIZERS}')
-    if optimizer == 'adam':
-        direction = optax.scale_by_adam(b1=momentum)
-    else:
-        direction = _computed_once(optax.trace(momentum)) if momentum else optax.identity()
+    directions = {
+        'sgd': _computed_once(optax.trace(momentum)) if momentum else optax.identity(),
+        'adam': optax.scale_by_adam(b1=momentum),
+    }
+    if optimizer not in directions:
+        raise InputError(f'optimizer: {optimizer!r} is not one of {tuple(directions)}')
     chain = optax.chain(
         optax.add_decayed_weights(weight_decay, decayed),
-        direction,
+        directions[optimizer],
         optax.scale_by_learning_rate(rate),
     )
     if frozen is None:

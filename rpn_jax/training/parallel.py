@@ -8,14 +8,15 @@ from rpn_jax.errors import InputError
 from rpn_jax.models.resnet import AXIS
 
 
-def parallel(update, devices=None, donated=(0,)):
+def parallel(update, devices=None):
     """Returns update(state, batch) pmapped over devices (by default all local ones).
 
-    It takes global batches [N, ..], placed or not. The state has no axis of devices.
+    It takes global batches [N, ..], placed or not. The state, which is given away, has no axis of
+    devices.
     """
     devices = list(devices or jax.local_devices())
     mapped = jax.pmap(
-        update, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=donated, devices=devices
+        update, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0, devices=devices
     )
 
     def sharded(state, batch):
@@ -47,8 +48,7 @@ def shard(batch, devices):
     Without `size` the images fill their canvas, without `index` they are counted from 0. Features
     are split already.
     """
-    features = {k: v for k, v in batch.items() if k == 'features'}
-    if not features:
+    if 'image' in batch:
         *lead, height, width, _ = np.shape(batch['image'])
         batch = {
             'index': np.arange(np.prod(lead), dtype=np.int32).reshape(lead),
@@ -57,9 +57,11 @@ def shard(batch, devices):
     if np.ndim(batch['index']) == 2:
         return batch
     check_divides(len(batch['index']), devices)
-    rows = (devices, len(batch['index']) // devices)
-    batch = {k: v for k, v in batch.items() if k not in features}
-    return {k: np.reshape(v, (*rows, *np.shape(v)[1:])) for k, v in batch.items()} | features
+    rows = devices, len(batch['index']) // devices
+    return {
+        name: value if name == 'features' else np.reshape(value, (*rows, *np.shape(value)[1:]))
+        for name, value in batch.items()
+    }
 
 
 def check_divides(images, devices):

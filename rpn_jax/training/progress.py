@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import threading
 import time
 
 import jax
@@ -14,15 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Logs the means of the steps' metrics every log_every steps, and writes them to the history.
+    """Prints the means of the steps' metrics every log_every steps, and calls log(step, scalars).
 
     A step's metrics are read only after the next step is dispatched, so that the host never waits
     for the device between two steps. schedule is the function step -> learning rate.
     """
 
-    def __init__(self, history, records, *, schedule, steps, log_every, batch_size):
-        self._history, self._records, self._schedule = history, records, schedule
-        self._steps, self._log_every, self._batch_size = steps, log_every, batch_size
+    def __init__(self, log, records, schedule, *, steps, log_every):
+        self._log, self._records, self._schedule = log, records, schedule
+        self._steps, self._log_every = steps, log_every
         self._pending, self._window, self._began = None, [], None
 
     def read(self, step, metrics, index, checkpoint):
@@ -40,31 +41,30 @@ class Progress:
             return
         (step, metrics, index, checkpoint), self._pending = self._pending, None
         metrics = jax.device_get(metrics)  # all at once, not one after the other
-        if not metrics.pop('finite'):
-            raise InputError(self._not_finite(step, metrics['image_loss'], index, checkpoint))
-        del metrics['image_loss']
+        finite, image_loss = metrics.pop('finite'), metrics.pop('image_loss')
+        if not finite:
+            raise InputError(self._not_finite(step, image_loss, index, checkpoint))
         self._window.append(metrics)
         # The first step is mostly compilation: speed is measured from its end.
         self._began = self._began or (step, time.monotonic())
         if step % self._log_every == 0 or step == self._steps:
-            self._write(step)
+            self._write(step, len(index))
 
-    def _write(self, step):
-        steps = self._steps
-        types = anchors_line([m.pop('anchors') for m in self._window])
-        line = {k: float(np.mean([m[k] for m in self._window])) for k in self._window[0]}
-        self._window = []
+    def _write(self, step, batch_size):
+        window, self._window = self._window, []
+        types = anchors_line([metrics.pop('anchors') for metrics in window])
         first, began = self._began
         rate = (step - first) / max(time.monotonic() - began, 1e-9)
+        line = {name: float(np.mean([metrics[name] for metrics in window])) for name in window[0]}
         line |= {
             'learning_rate': float(self._schedule(step - 1)),
-            'images_per_second': rate * self._batch_size,
+            'images_per_second': rate * batch_size,
             'anchors': types,
         }
-        self._history.log(step, line)
-        left = duration((steps - step) / rate) if rate else '?'
+        self._log(step, line)
+        left = duration((self._steps - step) / rate) if rate else '?'
         logger.info(
-            f'step {step:>{len(str(steps))}}/{steps}  loss {line["loss"]:.4f}  '
+            f'step {step:>{len(str(self._steps))}}/{self._steps}  loss {line["loss"]:.4f}  '
             f'objectness {line["loss_objectness"]:.4f}  box {line["loss_box"]:.4f}  '
             f'positives {line["positives"]:5.1f}  lr {line["learning_rate"]:.2e}  '
             f'{line["images_per_second"]:.2f} images/s  {left} left'
@@ -72,13 +72,10 @@ class Progress:
 
     def _not_finite(self, step, image_loss, index, checkpoint):
         bad = np.flatnonzero(~np.isfinite(image_loss))
-        rows = index[bad] if len(bad) else index
-        images = ', '.join(self._records[i].image_id for i in rows)
-        saved = (
-            'there is no checkpoint yet'
-            if checkpoint is None
-            else f'the last good checkpoint is of step {checkpoint}'
-        )
+        images = ', '.join(self._records[i].image_id for i in (index[bad] if len(bad) else index))
+        saved = 'there is no checkpoint yet'
+        if checkpoint is not None:
+            saved = f'the last good checkpoint is of step {checkpoint}'
         return (
             f'loss or gradient is not finite at step {step}, images {images}; {saved}; '
             'lower optim.learning_rate, or look at these images with --mode=inspect'
@@ -106,16 +103,11 @@ def anchors_line(window):
 class Signals:
     """Remembers the first SIGINT or SIGTERM, so that a step can end; a second one kills."""
 
-    def __init__(self):
-        self.received = 0
-        self._previous = {}
-
     def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
+        self.received, self._previous = 0, {}
+        if threading.current_thread() is threading.main_thread():  # else they are not ours
+            for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._remember)
-            except ValueError:  # not the main thread: signals are somebody else's business
-                break
         return self
 
     def __exit__(self, *_):
@@ -124,8 +116,7 @@ class Signals:
 
     def _remember(self, number, _):
         self.received = number
-        for caught, handler in self._previous.items():
-            signal.signal(caught, handler)
+        self.__exit__()
 
 
 def duration(seconds):
@@ -151,11 +142,10 @@ def canvases_line(canvases):
 
 
 def shared_images(source, other):
-    """Yields a line where images of one source are in another one, which is evaluated, too."""
-    if source.files and other.files:
-        names = set(source.files.names) & set(other.files.names)
-        if names:
-            yield (
-                f'{len(names)} of the {len(other.files.names)} images of the evaluation are '
-                f'trained on ({min(names)}, ..): it is not a held-out measurement'
-            )
+    """Returns a line on the images of a source that are in another, evaluated one, too."""
+    both = source.files and other.files
+    names = {*source.files.names} & {*other.files.names} if both else ()
+    return names and (
+        f'{len(names)} of the {len(other.files.names)} images of the evaluation are trained on '
+        f'({min(names)}, ..): it is not a held-out measurement'
+    )

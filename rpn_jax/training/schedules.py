@@ -67,14 +67,8 @@ def make_schedule(
     length = schedule_steps or steps
     if schedule != 'constant' and length < 1:
         raise InputError(f'schedule_steps: {schedule!r} needs a length of at least 1')
-    shape = dict(
-        length=length,
-        decay_at=decay_at,
-        decay_factor=decay_factor,
-        final_factor=final_factor,
-        cycles=cycles,
-        low_factor=low_factor,
-    )
+    shape = dict(length=length, decay_at=decay_at, decay_factor=decay_factor)
+    shape |= dict(final_factor=final_factor, cycles=cycles, low_factor=low_factor)
 
     def rate(step):
         factor = SCHEDULES[schedule](jnp.clip(step / max(length, 1), 0, 1), step, **shape)

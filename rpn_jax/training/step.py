@@ -61,8 +61,8 @@ def make_update(
     not finite the state stays as it was and metrics['finite'] says so.
     """
     frozen = frozen or functools.partial(rpn.frozen, model)
-    loss = LOSS | dict(loss or {})
-    loss_fn = _make_loss(model, dict(targets or {}), loss, pixels)
+    pixels = pixels or pixel_family('torchvision')
+    rules = dict(targets or {}), LOSS | dict(loss or {})
 
     def update(state, batch):
         key = step_key(seed, state.step)
@@ -70,18 +70,23 @@ def make_update(
         learning = jax.tree.map(lambda p, fixed: None if fixed else p, state.params, fixed)
 
         def loss_of(learning):
-            return loss_fn(_merged(learning, state.params), state.batch_stats, key, batch)
+            whole = state.replace(params=_merged(learning, state.params))
+            return _loss(model, whole.variables, key, batch, pixels, *rules)
 
-        (_, (batch_stats, sums)), gradients = jax.value_and_grad(loss_of, has_aux=True)(learning)
-        image_loss = jax.lax.all_gather(sums.pop('image_loss'), AXIS, tiled=True)
+        (_, aux), gradients = jax.value_and_grad(loss_of, has_aux=True)(learning)
+        batch_stats, image_loss, *sums = aux
         if jax.lax.axis_size(AXIS) > 1:  # XLA would copy all gradients for a sum of one
             gradients, sums = jax.lax.psum((gradients, sums), AXIS)
-        count = jnp.maximum(sums.pop('sampled'), 1)
-        images = sums.pop('images')
-        positives = sums.pop('positives') / images
-        types = anchor_statistics.means(sums.pop('anchors'), images, count)
-        metrics = {name: value / count for name, value in sums.items()}
+        losses, (sampled, positives, images), types = sums
+        count = jnp.maximum(sampled, 1)
+        metrics = {name: value / count for name, value in losses.items()}
         finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(optax.tree.norm(gradients))
+        metrics |= {
+            'positives': positives / images,
+            'anchors': anchor_statistics.means(types, images, count),
+            'finite': finite,
+            'image_loss': jax.lax.all_gather(image_loss, AXIS, tiled=True),
+        }
 
         def advance(learning, opt_state):
             params = _merged(learning, state.params)
@@ -95,10 +100,7 @@ def make_update(
         learning, opt_state = _if_finite(finite, advance, learning, state.opt_state)
         batch_stats = _select(finite, batch_stats, state.batch_stats)
         params = _merged(learning, state.params)
-        new = TrainState(state.step + finite, params, batch_stats, opt_state)
-        metrics |= {'positives': positives, 'anchors': types}
-        metrics |= {'finite': finite, 'image_loss': image_loss}
-        return new, metrics
+        return TrainState(state.step + finite, params, batch_stats, opt_state), metrics
 
     return parallel(update, devices)
 
@@ -121,44 +123,29 @@ def step_key(seed, step):
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
-def _make_loss(model, targets, loss, pixels):
-    """Returns loss_fn(params, batch_stats, key, batch) -> (sum, aux) over one device's images."""
-    pixels = pixels or pixel_family('torchvision', (), ())
-
-    def loss_fn(params, batch_stats, key, batch):
-        variables = {'params': params} | ({'batch_stats': batch_stats} if batch_stats else {})
-        if 'features' in batch:
-            inputs, how = batch['features'], {'method': 'from_features'}
-            anchors = rpn.anchors_of_maps(model, rpn.map_shapes(inputs))
-        else:
-            inputs, how = normalise(batch['image'], batch['size'], pixels), {'train': True}
-            anchors = rpn.anchors_of(model, inputs.shape[1:3])
-        index, labels, matched = assign_images(key, anchors, batch, targets)
-        (logits, deltas), updated = model.apply(
-            variables, inputs, index, mutable=['batch_stats'], **how
-        )
-        gt_boxes = jax.vmap(lambda boxes, row: boxes[row])(batch['boxes'], matched)
-        sampled = labels, anchors.boxes[index], gt_boxes
-        losses = jax.vmap(functools.partial(rpn_losses, beta=loss['beta']))(
-            logits, deltas, *sampled
-        )
-        by_type = functools.partial(anchor_statistics.sums, count=len(anchors.types))
-        types = jax.vmap(by_type)(losses, deltas, *sampled, anchors.type[index])
-        objectness, box = (losses[name].sum(axis=1) for name in ('objectness', 'box'))
-        total = loss['objectness_weight'] * objectness + loss['box_weight'] * box
-        sums = {
-            'loss': total.sum(),
-            'loss_objectness': objectness.sum(),
-            'loss_box': box.sum(),
-            'sampled': jnp.sum(labels >= 0),
-            'positives': jnp.sum(labels == 1),
-            'images': jnp.int32(len(labels)),
-            'anchors': jax.tree.map(lambda x: x.sum(axis=0), types),
-            'image_loss': total,
-        }
-        return total.sum(), (updated.get('batch_stats', {}), sums)
-
-    return loss_fn
+def _loss(model, variables, key, batch, pixels, targets, loss):
+    """Returns (sum, (batch_stats, image_loss [B], *sums)) over the images of one device."""
+    if 'features' in batch:
+        inputs, how = batch['features'], {'method': 'from_features'}
+        anchors = rpn.anchors_of_maps(model, rpn.map_shapes(inputs))
+    else:
+        inputs, how = normalise(batch['image'], batch['size'], pixels), {'train': True}
+        anchors = rpn.anchors_of(model, inputs.shape[1:3])
+    index, labels, matched = assign_images(key, anchors, batch, targets)
+    (logits, deltas), updated = model.apply(
+        variables, inputs, index, mutable=['batch_stats'], **how
+    )
+    gt_boxes = jax.vmap(lambda boxes, row: boxes[row])(batch['boxes'], matched)
+    sampled = labels, anchors.boxes[index], gt_boxes
+    losses = jax.vmap(functools.partial(rpn_losses, beta=loss['beta']))(logits, deltas, *sampled)
+    by_type = functools.partial(anchor_statistics.sums, count=len(anchors.types))
+    types = jax.vmap(by_type)(losses, deltas, *sampled, anchors.type[index])
+    objectness, box = (losses[name].sum(axis=1) for name in ('objectness', 'box'))
+    total = loss['objectness_weight'] * objectness + loss['box_weight'] * box
+    sums = {'loss': total.sum(), 'loss_objectness': objectness.sum(), 'loss_box': box.sum()}
+    counts = jnp.sum(labels >= 0), jnp.sum(labels == 1), jnp.int32(len(labels))
+    types = jax.tree.map(lambda x: x.sum(axis=0), types)
+    return sums['loss'], (updated.get('batch_stats', {}), total, sums, counts, types)
 
 
 def _if_finite(finite, advance, *state):

@@ -1,23 +1,29 @@
 """The folder of a run: its config, which must agree to resume, its lock, its metrics."""
 
 import contextlib
+import itertools
 import json
 from pathlib import Path
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from rpn_jax import files
 from rpn_jax.errors import InputError
 from rpn_jax.files import cache_folder, make_folder, write_atomically
 
-# What made the weights must agree for a run to go on. Horizons, other paths of the same data, how
-# much memory is used, and how often something is written or evaluated may change.
-IDENTITY = ('seed', 'model', 'anchors', 'targets', 'loss', 'optim', 'data')
-DATA_IDENTITY = (
-    *'source name train_split resize image_size max_size canvases'.split(),
-    *'batch_size flip pixels mean std orientation'.split(),
+# What made the weights must agree for a run to go on: sections and single keys. Horizons, other
+# paths of the same data, how much memory is used, and how often something is written or evaluated
+# may change.
+DATA = (
+    *'source name train_split orientation resize image_size max_size canvases'.split(),
+    *'batch_size flip pixels mean std'.split(),
 )
-FREE = 'schedule_steps', 'remat'
+IDENTITY = (
+    *('seed', 'model', 'anchors', 'targets', 'loss', 'optim'),
+    *(f'data.{key}' for key in DATA),
+)
+FREE = 'optim.schedule_steps', 'model.remat'
 # What the network is and how its input is made: no mode may read its weights otherwise.
 NETWORK = ('model', 'anchors', 'data.pixels', 'data.mean', 'data.std')
 
@@ -39,16 +45,26 @@ def read_config(workdir):
     return _plain(config)
 
 
-def check(workdir, config, sections=IDENTITY):
+def check(workdir, config, names=IDENTITY):
     """Raises InputError, naming every key that differs, unless a config is that of the workdir.
 
-    config is a resolved config, or nested dicts; only the sections named are compared.
+    config is a resolved config, or nested dicts; names are the sections and keys to compare.
     """
-    differences = _differences(read_config(workdir), _plain(config), sections)
+    old, new = (flatten_dict(each, sep='.') for each in (read_config(workdir), _plain(config)))
+    differences = [
+        f'{key} was {old[key]!r}, is {new.get(key)!r}'
+        for name in names
+        for key in sorted(old)  # what is new alone is younger than the workdir
+        if f'{key}.'.startswith(f'{name}.') and key not in FREE
+        if old[key] != new.get(key)
+    ]
     if differences:
+        folder = Path(workdir)
+        numbered = (folder.with_name(f'{folder.name}-{n}') for n in itertools.count(2))
+        free = next(each for each in numbered if not each.exists())
         raise InputError(
             f'workdir {workdir} belongs to another config: {"; ".join(differences)}; name another '
-            f'--workdir, such as --workdir={_free(Path(workdir))}, or set these keys back'
+            f'--workdir, such as --workdir={free}, or set these keys back'
         )
 
 
@@ -85,31 +101,29 @@ def keep_compilations():
         jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'compiled'))
 
 
-class History:
-    """Appends scalars to metrics.jsonl and to TensorBoard; lines after a restored step are cut."""
+@contextlib.contextmanager
+def history(workdir, start):
+    """Yields log(step, scalars), which appends to metrics.jsonl and to TensorBoard's events.
 
-    def __init__(self, workdir, start):
-        # TensorBoard is imported here: tests and notebooks that never log need not wait for it.
-        from tensorboardX import SummaryWriter
+    scalars are {name: number}; nested ones go to the file only. Lines after the step `start`, from
+    which a run goes on, are cut.
+    """
+    # TensorBoard is imported here: tests and notebooks that never log need not wait for it.
+    from tensorboardX import SummaryWriter
 
-        self._path = Path(workdir) / 'metrics.jsonl'
-        lines = [line for line in read_history(workdir) if line['step'] <= start]
-        write_atomically(self._path, ''.join(json.dumps(line) + '\n' for line in lines))
-        self._events = SummaryWriter(str(workdir), purge_step=start + 1 if start else None)
+    path = Path(workdir) / 'metrics.jsonl'
+    lines = [line for line in read_history(workdir) if line['step'] <= start]
+    write_atomically(path, ''.join(json.dumps(line) + '\n' for line in lines))
+    with SummaryWriter(str(workdir), purge_step=start + 1 if start else None) as events:
 
-    def __enter__(self):
-        return self
+        def log(step, scalars):
+            with path.open('a') as file:
+                file.write(json.dumps({'step': step, **scalars}) + '\n')
+            for name, value in scalars.items():
+                if value is not None and not isinstance(value, dict):
+                    events.add_scalar(name, value, step)
 
-    def __exit__(self, *_):
-        self._events.close()
-
-    def log(self, step, scalars):
-        """Writes the scalars (name -> number) of one step; nested values go to the file only."""
-        with self._path.open('a') as file:
-            file.write(json.dumps({'step': step, **scalars}) + '\n')
-        for name, value in scalars.items():
-            if value is not None and not isinstance(value, dict):
-                self._events.add_scalar(name, value, step)
+        yield log
 
 
 def read_history(workdir):
@@ -122,30 +136,6 @@ def read_history(workdir):
         except json.JSONDecodeError:
             break
     return lines
-
-
-def _differences(before, now, sections):
-    pairs = []
-    for name in sections:
-        section, _, key = name.partition('.')
-        old, new = before.get(section, {}), now[section]
-        if not isinstance(new, dict):
-            pairs.append((name, before.get(section), new))
-            continue
-        old = old if isinstance(old, dict) else {}
-        keys = {key} if key else {*new, *old}
-        keys = keys & set(DATA_IDENTITY) if name == 'data' else keys - set(FREE)
-        # A key may be younger than the workdir.
-        pairs += [(f'{section}.{k}', old.get(k, new.get(k)), new.get(k)) for k in sorted(keys)]
-    return [f'{key} was {old!r}, is {new!r}' for key, old, new in pairs if old != new]
-
-
-def _free(folder):
-    """Returns the first of NAME-2, NAME-3, .. beside a folder that does not exist."""
-    number = 2
-    while (free := folder.with_name(f'{folder.name}-{number}')).exists():
-        number += 1
-    return free
 
 
 def _plain(value):

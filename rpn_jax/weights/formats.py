@@ -5,15 +5,16 @@ arrays (.pkl). Nothing in a file is executed; a file cannot make the reader use 
 fixed bound.
 """
 
+import contextlib
+import functools
 import io
-import lzma
 import zipfile
-import zlib
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file
 
 from rpn_jax.weights import pickles
 
@@ -22,8 +23,6 @@ EXPANSION = 100  # a zip file may expand to so many times its size; weights hard
 SMALL = 64 * 2**20  # bytes to which any zip file may expand
 PICKLES = (b'\x80', b'(', b'}', b'c')  # how those of protocol 2 and later begin, and earlier ones
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a .pth file before the zip format
-BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
-UNSUPPORTED = (NotImplementedError, RuntimeError, KeyError)  # encrypted, or another compression
 STATES = ('model', 'state_dict', 'model_state_dict', 'blobs')  # where checkpoints keep the weights
 
 
@@ -41,15 +40,14 @@ def read(path):
         file.seek(0)
         if not start:
             raise ValueError('an empty file')
-        # First: the length of its header may begin like any of the others.
-        if start[8:9] == b'{' and int.from_bytes(start[:8], 'little') <= size - 8:
-            tensors = _read_safetensors(path)
+        if start[8:9] == b'{':  # first: the length before it may begin like any of the others
+            with _refusing('.safetensors'):
+                tensors = load_file(path)
         elif start.startswith(b'PK'):
-            tensors = _read_zip(file, size)
-        elif start[:1] in PICKLES:
+            with _refusing('zip'), zipfile.ZipFile(file) as archive:
+                tensors = _read_zip(archive, size)
+        elif start.startswith(PICKLES):
             tensors = _read_pickle(io.BytesIO(file.read()))
-        elif start[8:9] == b'{':
-            tensors = _read_safetensors(path)  # which says what is missing
         else:
             raise ValueError('not a .safetensors, .npz, .pth or .pkl file')
     if sum(tensor.nbytes for tensor in tensors.values()) > LIMIT:
@@ -66,42 +64,39 @@ def metadata(path):
         return {}
 
 
-def _read_safetensors(path):
+@contextlib.contextmanager
+def _refusing(kind):
+    """Raises ValueError for what a library raises of a damaged file, which may be any error."""
     try:
-        with safe_open(path, framework='numpy') as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f'not a whole .safetensors file ({error})') from error
+        yield
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(f'not a whole {kind} file ({error})') from error
 
 
-def _read_zip(file, size):
-    """Reads a .npz file, whose members are .npy files, or a .pth file, whose first is a pickle."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            expanded = sum(info.file_size for info in archive.infolist())
-            if expanded > min(max(SMALL, EXPANSION * size), LIMIT):
-                raise ValueError(f'a zip file of {size} bytes that would expand to {expanded}')
-            pickled = [name for name in members if name.endswith('/data.pkl')]
-            if pickled:
-                return _read_torch_zip(archive, pickled[0], members)
-            if members and all(name.endswith('.npy') for name in members):
-                return {name[: -len('.npy')]: _npy(archive.read(name), name) for name in members}
-    except BROKEN + UNSUPPORTED as error:
-        raise ValueError(f'not a whole zip file ({error})') from error
-    raise ValueError('a zip file that is neither .npz nor .pth')
+def _read_zip(archive, size):
+    """Reads a .npz file, whose members are .npy files, or a .pth file, one of whose is a pickle."""
+    names = archive.namelist()
+    expanded = sum(info.file_size for info in archive.infolist())
+    if expanded > min(max(SMALL, EXPANSION * size), LIMIT):
+        raise ValueError(f'a zip file of {size} bytes that would expand to {expanded}')
+    for name in names:
+        if name.endswith('/data.pkl'):
+            return _read_torch_zip(archive, name.removesuffix('data.pkl'))
+    if not names or not all(name.endswith('.npy') for name in names):
+        raise ValueError('a zip file that is neither .npz nor .pth')
+    return {name.removesuffix('.npy'): _npy(archive.read(name), name) for name in names}
 
 
 def _npy(data, name):
     """Reads the bytes of a .npy file, which must be those of one array of numbers."""
     file = io.BytesIO(data)
     try:
-        array = np.load(file, allow_pickle=False)
+        array = np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:  # of a damaged header NumPy lets out any error of Python's parser
-        raise ValueError(
-            f'{name} is no whole .npy file of numbers; nothing was unpickled'
-        ) from error
-    if not isinstance(array, np.ndarray) or file.read(1):
+        raise ValueError(f'{name} is no whole .npy file; nothing was unpickled') from error
+    if file.read(1):
         raise ValueError(f'{name} is more than one .npy file')
     if array.dtype == 'V2':
         array = array.view(ml_dtypes.bfloat16)  # NumPy does not write its name
@@ -110,44 +105,31 @@ def _npy(data, name):
     return array
 
 
-def _read_torch_zip(archive, name, members):
-    folder = name.removesuffix('data.pkl')
-    if f'{folder}byteorder' in members and archive.read(f'{folder}byteorder') != b'little':
+def _read_torch_zip(archive, folder):
+    order = f'{folder}byteorder'
+    if order in archive.namelist() and archive.read(order) != b'little':
         raise ValueError('a .pth file of a big-endian machine')
-    state = pickles.read(io.BytesIO(archive.read(name)))
+    state, _ = pickles.read(io.BytesIO(archive.read(f'{folder}data.pkl')))
     return _tensors(state, lambda key: archive.read(f'{folder}data/{key}'))
 
 
 def _read_pickle(file):
     """Reads a pickle of arrays, or the five pickles and the numbers of torch's former format."""
-    state = pickles.read(file)
+    state, _ = pickles.read(file)
     if state != TORCH_MAGIC:
         return _tensors(state, {}.__getitem__)
-    _, system, state, keys = (pickles.read(file) for _ in range(4))
+    _, (system, _), (state, storages), (keys, _) = [pickles.read(file) for _ in range(4)]
     if not isinstance(system, dict) or system.get('little_endian') is not True:
         raise ValueError('a .pth file of a big-endian machine')
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+    if not isinstance(keys, list) or not all(isinstance(k, str) and k in storages for k in keys):
         raise ValueError('a damaged .pth file')
-    widths = {storage.key: storage.dtype.itemsize for storage in _storages(state)}
     numbers = {}
     for key in keys:
-        count = int.from_bytes(file.read(8), 'little')
-        if key not in widths or count * widths[key] > LIMIT:
+        dtype, _, count = storages[key]
+        if int.from_bytes(file.read(8), 'little') != count:
             raise ValueError('a damaged .pth file')
-        numbers[key] = file.read(count * widths[key])
+        numbers[key] = file.read(count * dtype.itemsize)
     return _tensors(state, numbers.__getitem__)
-
-
-def _storages(state):
-    """Yields the storages of all tensors anywhere in a tree of dicts, lists and tuples."""
-    rest, seen = [state], set()
-    while rest:
-        item = rest.pop()
-        if isinstance(item, pickles.Tensor):
-            yield item.storage
-        elif isinstance(item, dict | list | tuple) and id(item) not in seen:
-            seen.add(id(item))
-            rest.extend(item.values() if isinstance(item, dict) else item)
 
 
 def _tensors(state, read_storage):
@@ -160,27 +142,15 @@ def _tensors(state, read_storage):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ValueError('a pickle of something else than named tensors')
-    storages, encoded, arrays = {}, {}, {}  # bytes that tensors may share, by key and by text
+    arrays, read_once = {}, functools.cache(read_storage)  # tensors may share a storage
     for name, value in state.items():
-        if isinstance(value, pickles.Array):
-            arrays[name] = value.array(encoded)
-        elif isinstance(value, pickles.Tensor):
-            arrays[name] = _torch_array(name, value, read_storage, storages)
+        try:
+            if isinstance(value, pickles.Array):
+                arrays[name] = value.value
+            elif isinstance(value, pickles.Tensor):
+                arrays[name] = value.array(read_once)
+        except ValueError as error:
+            raise ValueError(f'{name} is {error}') from error
     if not arrays:
         raise ValueError('a pickle without named tensors')
     return arrays
-
-
-def _torch_array(name, tensor, read_storage, storages):
-    storage = tensor.storage
-    try:
-        if storage.key not in storages:
-            storages[storage.key] = read_storage(storage.key)
-        # Fails where fewer bytes are there than the storage says.
-        flat = np.frombuffer(storages[storage.key], storage.dtype, storage.count)
-    except (KeyError, ValueError) as error:
-        raise ValueError(f'the numbers of {name} are not in the file, or not all') from error
-    try:
-        return tensor.array(flat)
-    except ValueError as error:
-        raise ValueError(f'{name} is {error}') from error

@@ -4,18 +4,9 @@ from rpn_jax import files
 from rpn_jax.errors import InputError
 
 ADDRESS = 'https://download.pytorch.org/models/'
-# The eight digits in a name begin the file's SHA-256.
-FILES = {
-    'imagenet': {  # IMAGENET1K_V1
-        50: 'resnet50-0676ba61.pth',
-        101: 'resnet101-63fe2227.pth',
-        152: 'resnet152-394f9c45.pth',
-    },
-    'imagenet_v2': {  # IMAGENET1K_V2
-        50: 'resnet50-11ad3fa6.pth',
-        101: 'resnet101-cd907fc2.pth',
-        152: 'resnet152-f82ba261.pth',
-    },
+FILES = {  # IMAGENET1K_V1 and V2: by depth the digits that their SHA-256 begins with
+    'imagenet': {50: '0676ba61', 101: '63fe2227', 152: '394f9c45'},
+    'imagenet_v2': {50: '11ad3fa6', 101: 'cd907fc2', 152: 'f82ba261'},
 }
 
 
@@ -27,11 +18,9 @@ def fetch(name, depth):
     put it, where that fails.
     """
     if depth not in FILES[name]:
-        raise InputError(
-            f'{name!r} has weights of ResNets of depth {", ".join(map(str, FILES[name]))}, '
-            f'not {depth}'
-        )
-    file = FILES[name][depth]
-    path = files.cache_folder() / file
-    files.fetch(ADDRESS + file, path, sha256=path.stem.rpartition('-')[2])
+        depths = ', '.join(map(str, FILES[name]))
+        raise InputError(f'{name!r} has weights of ResNets of depth {depths}, not {depth}')
+    digest = FILES[name][depth]
+    path = files.cache_folder() / f'resnet{depth}-{digest}.pth'
+    files.fetch(ADDRESS + path.name, path, sha256=digest)
     return path

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from rpn_jax.errors import InputError
@@ -25,14 +25,10 @@ def load(path, aspect_ratios=None):
     where = f'weights {path}'
     try:
         if str(path) in ('', '.') or not Path(path).exists():
-            raise InputError(f'{where}: no such file')
-        if Path(path).is_dir():
-            raise InputError(f'{where}: a folder without checkpoints')
+            raise ValueError('no such file')
         if not Path(path).is_file():
-            raise InputError(f'{where}: no file')
+            raise ValueError('a folder without checkpoints' if Path(path).is_dir() else 'no file')
         tensors = names.to_torchvision(formats.read(path), aspect_ratios)
-    except InputError:
-        raise
     except (ValueError, OSError, MemoryError) as error:
         raise InputError(f'{where}: {error}') from error
     return checked(tensors, where)
@@ -41,29 +37,20 @@ def load(path, aspect_ratios=None):
 def checked(tensors, where):
     """Returns tensors; raises InputError, which begins with where, if any is not finite numbers."""
     used = {name: tensor for name, tensor in tensors.items() if not names.UNUSED.search(name)}
-    floating = {name: tensor for name, tensor in used.items() if _is_floating(tensor)}
-    for problem, bad in {
-        'no floating point numbers': sorted(used.keys() - floating.keys()),
-        'NaN or infinity': [name for name, t in floating.items() if not _is_finite(t)],
+    for problem, is_bad in {
+        'no floating point numbers': lambda t: not jnp.issubdtype(t.dtype, jnp.floating),
+        'NaN or infinity': lambda t: not np.all(np.abs(t) <= LARGEST),
     }.items():
-        if bad:
+        if bad := [name for name, tensor in used.items() if is_bad(tensor)]:
             more = f' and {len(bad) - SHOWN} more' if len(bad) > SHOWN else ''
             raise InputError(f'{where}: {problem} in {", ".join(bad[:SHOWN])}{more}')
     return tensors
 
 
-def _is_floating(tensor):
-    return np.issubdtype(tensor.dtype, np.floating) or tensor.dtype == ml_dtypes.bfloat16
-
-
-def _is_finite(tensor):
-    return np.all(np.abs(tensor) <= LARGEST)
-
-
 def pixels(tensors):
     """Returns which pixels the weights expect, by the stem's norm: 'caffe' or 'torchvision'."""
-    stem = (tensors.get(f'bn1.{name}') for name in ('running_var', 'running_mean', 'weight'))
-    variance, mean, scale = (np.asarray(0 if t is None else t, np.float64) for t in stem)
+    stem = (tensors.get(f'bn1.{name}', 0) for name in ('running_var', 'running_mean', 'weight'))
+    variance, mean, scale = (np.asarray(tensor, np.float64) for tensor in stem)
     if 'bn1.running_var' not in tensors or not variance.size:
         return 'torchvision'
     # Caffe2's files, and what was trained from them, keep a norm as only a scale and a bias.

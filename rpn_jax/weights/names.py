@@ -9,27 +9,49 @@ import re
 import numpy as np
 
 EPSILON = 1e-5  # of every norm
-LAYERS = {'1': 'downsample.0', '2a': 'conv1', '2b': 'conv2', '2c': 'conv3'}  # Caffe2's branches
-NORM = {  # Caffe2's, detectron2's suffixes
-    's': 'weight',
-    'b': 'bias',
-    'w': 'weight',
-    'rm': 'running_mean',
-    'riv': 'running_var',
-    'gamma': 'weight',
-    'beta': 'bias',
-    'running_mean': 'running_mean',
-    'running_var': 'running_var',
-}
-PART = f'({"|".join(NORM)})'
-BOTTOM_UP = r'(?:backbone\.)?(?:bottom_up\.)?'  # how detectron2's names begin
-RPN_HEAD = r'proposal_generator\.rpn_head\.'
+TORCHVISION = re.compile(
+    r'(conv1|bn1|layer\d\.\d+\.(conv\d|bn\d|downsample\.[01])|fc|'
+    r'rpn\.head\.(conv\.\d+\.0|cls_logits|bbox_pred))\.'
+    r'(weight|bias|running_mean|running_var|num_batches_tracked)'
+)
 UNUSED = re.compile(r'(^|\.)(fc\.(weight|bias)|num_batches_tracked)$')  # classifier, counters
 # Dropped: other parts of a detector, what is computed anyhow, the former optimizer's state, and the
 # bias that Caffe2's ResNet-50 keeps before a norm that has one (some 1e-9; unused there too).
 DROPPED = re.compile(
     r'(.*_momentum|conv1_b|lr|weight_order|pixel_(mean|std)|(proposal_generator|rpn)\.'
     r'anchor_generator\..*|roi_heads\..*|(cls_score|bbox_pred)_[wb])$'
+)
+VALUES = {'rpn.head.cls_logits': 1, 'rpn.head.bbox_pred': 4}  # for each anchor
+
+
+def block(match):
+    """Returns torchvision's name of a block, whose stage (conv2, ..) and number are matched."""
+    return f'layer{int(match[1]) - 1}.{match[2]}.'
+
+
+SUBSTITUTIONS = (  # names of Caffe2 (Detectron, MSRA's files) and detectron2 -> torchvision's
+    (r'^backbone\.(body\.)?', ''),  # of torchvision's detectors, too
+    (r'^bottom_up\.', ''),
+    (r'^(stem\.|res_)', ''),
+    (r'^res(\d)[._](\d+)[._]', block),
+    (r'\.(branch1|shortcut)', '.downsample.0'),
+    (r'\.branch2a', '.conv1'),
+    (r'\.branch2b', '.conv2'),
+    (r'\.branch2c', '.conv3'),
+    (r'downsample\.0(_[bg]n|\.norm)', 'downsample.1'),
+    (r'conv(\d)(_[bg]n|\.norm)', r'bn\1'),
+    (r'^(fc1000|pred)_', 'fc_'),
+    (r'^proposal_generator\.rpn_head\.', 'rpn.head.'),
+    (r'^rpn\.head\.conv\.conv(\d)', r'rpn.head.conv.\1.0'),
+    (r'\.objectness_logits\.', '.cls_logits.'),
+    (r'\.anchor_deltas\.', '.bbox_pred.'),
+    (r'^conv_rpn_', 'rpn.head.conv_'),
+    (r'^rpn_(cls_logits|bbox_pred)_', r'rpn.head.\1_'),
+    (r'_(w|s|gamma)$', '.weight'),
+    (r'_(b|beta)$', '.bias'),
+    (r'_(rm|running_mean)$', '.running_mean'),
+    (r'_(riv|running_var)$', '.running_var'),
+    (r'^rpn\.head\.conv\.(weight|bias)$', r'rpn.head.conv.0.0.\1'),  # torchvision's before 0.14
 )
 
 
@@ -46,7 +68,7 @@ def to_torchvision(tensors, aspect_ratios):
     for name, tensor in tensors.items():
         if DROPPED.match(name):
             continue
-        new = _rename(name)
+        new = rename(name, SUBSTITUTIONS)
         if new in renamed:
             raise ValueError(f'{origin[new]} and {name} are the same tensor {new}')
         renamed[new], origin[new] = tensor, name
@@ -61,48 +83,15 @@ def to_torchvision(tensors, aspect_ratios):
     return renamed
 
 
-def _rename(name):
-    for pattern, replacement in RULES:
-        if match := pattern.fullmatch(name):
-            return replacement(*match.groups())
-    return name
+def rename(name, substitutions):
+    """Returns what the substitutions, in their order, make of a name if torchvision has such names.
 
-
-def _norm(conv):
-    """conv2 -> bn2, downsample.0 -> downsample.1: the norm after a convolution."""
-    return 'downsample.1' if conv == 'downsample.0' else conv.replace('conv', 'bn')
-
-
-def _block(stage, block, layer, kind, parameter):
-    """Names a tensor of a block: its convolution's, or where kind is set, its norm's."""
-    parameter = NORM.get(parameter, parameter)
-    layer = LAYERS.get(layer, layer).replace('shortcut', 'downsample.0')
-    return f'layer{int(stage) - 1}.{block}.{_norm(layer) if kind else layer}.{parameter}'
-
-
-RULES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        # Caffe2 (Detectron, MSRA's files)
-        (r'conv1_(w)', lambda p: f'conv1.{NORM[p]}'),
-        (f'(?:res_conv1_bn|conv1_gn)_{PART}', lambda p: f'bn1.{NORM[p]}'),
-        (rf'res(\d)_(\d+)_branch(1|2[abc])(_[bg]n)?_{PART}', _block),
-        (r'conv_rpn_(w|b)', lambda p: f'rpn.head.conv.0.0.{NORM[p]}'),
-        (r'rpn_(cls_logits|bbox_pred)_(w|b)', lambda m, p: f'rpn.head.{m}.{NORM[p]}'),
-        (r'(?:fc1000|pred)_(w|b)', lambda p: f'fc.{NORM[p]}'),
-        # detectron2
-        (rf'{BOTTOM_UP}stem\.conv1\.(weight)', lambda p: f'conv1.{p}'),
-        (rf'{BOTTOM_UP}stem\.conv1\.norm\.(\w+)', lambda p: f'bn1.{p}'),
-        (rf'{BOTTOM_UP}res(\d)\.(\d+)\.(conv\d|shortcut)(\.norm)?\.(\w+)', _block),
-        (rf'{RPN_HEAD}conv(?:\.conv(\d))?\.(\w+)', lambda i, p: f'rpn.head.conv.{i or 0}.0.{p}'),
-        (rf'{RPN_HEAD}objectness_logits\.(\w+)', lambda p: f'rpn.head.cls_logits.{p}'),
-        (rf'{RPN_HEAD}anchor_deltas\.(\w+)', lambda p: f'rpn.head.bbox_pred.{p}'),
-        (r'(?:stem|backbone)\.(fc\.\w+)', lambda rest: rest),
-        # torchvision's detectors, and its head before 0.14
-        (r'backbone\.(?:body\.)?((?:conv1|bn1|layer\d)\..+)', lambda rest: rest),
-        (r'rpn\.head\.conv\.(weight|bias)', lambda p: f'rpn.head.conv.0.0.{p}'),
-    )
-]
+    Other names stay as they are.
+    """
+    new = name
+    for pattern, replacement in substitutions:
+        new = re.sub(pattern, replacement, new)
+    return new if TORCHVISION.fullmatch(new) else name
 
 
 def _statistics(tensors):
@@ -134,16 +123,14 @@ def _ratios_of(cell):
 
 def _reorder(tensors, aspect_ratios):
     """Puts the anchors of a head's channels from size-major into ratio-major order."""
-    for name, values in (('cls_logits', 1), ('bbox_pred', 4)):
-        for parameter in ('weight', 'bias'):
-            key = f'rpn.head.{name}.{parameter}'
-            if key not in tensors:
-                continue
-            tensor = tensors[key]
-            if tensor.ndim == 0 or len(tensor) % (values * aspect_ratios):
-                raise ValueError(
-                    f'{key} {tensor.shape} of a detectron2 head is not of {aspect_ratios} aspect '
-                    'ratios; aspect_ratios must be those of the head'
-                )
-            split = tensor.reshape(-1, aspect_ratios, values, *tensor.shape[1:])
-            tensors[key] = split.swapaxes(0, 1).reshape(tensor.shape)
+    for name, tensor in tensors.items():
+        values = VALUES.get(name.rpartition('.')[0])
+        if values is None:
+            continue
+        if tensor.ndim == 0 or len(tensor) % (values * aspect_ratios):
+            raise ValueError(
+                f'{name} {tensor.shape} of a detectron2 head is not of {aspect_ratios} aspect '
+                'ratios; aspect_ratios must be those of the head'
+            )
+        split = tensor.reshape(-1, aspect_ratios, values, *tensor.shape[1:])
+        tensors[name] = split.swapaxes(0, 1).reshape(tensor.shape)

@@ -1,12 +1,14 @@
 """Pickles of tensors, read by an Unpickler that calls this module's own functions and no others.
 
-`find_class` decides which names a pickle may ask for: those of GLOBALS. Before it loads anything, a
-pickle is checked for what would take Python's Unpickler too much time or memory.
+Its find_class decides which names a pickle may ask for. Before anything is loaded, a pickle is
+checked for what would take Python's Unpickler too much time or memory.
 """
 
-import io
+import functools
+import math
 import pickle
 import pickletools
+import re
 from typing import NamedTuple
 
 import ml_dtypes
@@ -19,8 +21,6 @@ CODES = 'f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8 b1'.split()  # NumPy's number types
 REFUSED = set(  # operations that neither torch nor NumPy writes
     'POP POP_MARK DUP PERSID INST OBJ NEWOBJ_EX EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER'.split()
 )
-PUT = {'PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'}
-GET = {'GET', 'BINGET', 'LONG_BINGET'}
 CALLS = {'REDUCE', 'NEWOBJ', 'BINPERSID'}
 HASHED = {  # which of the values that an operation takes become keys
     'SETITEM': slice(1, 2),
@@ -48,75 +48,54 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    def array(self, flat):
-        """Returns the tensor as a view of flat, the storage's numbers [count].
+    def array(self, read_storage):
+        """Returns the tensor as a view of the bytes read_storage(key) of its storage.
 
-        Raises ValueError where it would reach outside of them.
+        Raises ValueError where these are fewer than the storage says, or KeyError was raised, and
+        where the tensor would reach outside of them.
         """
-        if not all(_is_count(n) for n in (self.offset, *self.shape, *self.strides)):
+        dtype, key, count = self.storage
+        try:
+            flat = np.frombuffer(read_storage(key), dtype, count)
+        except (KeyError, ValueError) as error:
+            raise ValueError('a tensor whose numbers are not in the file, or not all') from error
+        offset, shape, strides = self.offset, self.shape, self.strides
+        if not all(map(_is_count, (offset, *shape, *strides))) or len(shape) > 8:
             raise ValueError('a tensor whose shape is no shape')
-        if len(self.shape) != len(self.strides) or len(self.shape) > 8:
+        if len(shape) != len(strides):
             raise ValueError('a tensor whose strides do not fit its shape')
-        size, last = 1, self.offset
-        for side, stride in zip(self.shape, self.strides, strict=True):
-            size, last = size * side, last + (side - 1) * stride
-        if size and (last >= len(flat) or size > len(flat)):
+        size = math.prod(shape)
+        last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+        if size > count or (size and last >= count):
             raise ValueError('a tensor that reaches outside its storage')
-        if not size:
-            return np.zeros(self.shape, flat.dtype)
-        strides = [stride * flat.itemsize for stride in self.strides]
-        return np.lib.stride_tricks.as_strided(
-            flat[self.offset :], self.shape, strides, writeable=False
-        )
+        strides = [stride * dtype.itemsize for stride in strides]
+        return np.ndarray(shape, dtype, flat[offset:], strides=strides)
 
 
 class Array:
-    """Describes an array of NumPy's: its numbers as bytes, or as text of one character a byte."""
+    """Holds an array of NumPy's in `value`, a view of the pickle's bytes; its state replaces it."""
 
-    def __init__(self, data=None, dtype=None, shape=(), order='C'):
-        self.data, self.dtype, self.shape, self.order = data, dtype, shape, order
+    def __init__(self, data, dtype, shape=(), order='C'):
+        if not all(map(_is_count, shape)):
+            raise ValueError('an array whose shape is no shape')
+        data = _encoded(data) if isinstance(data, str) else data
+        self.value = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
 
     def __setstate__(self, state):
-        if len(_expect(state, tuple)) != 5:
-            raise ValueError('a damaged pickle')
-        _, self.shape, self.dtype, is_fortran, self.data = state
-        self.order = 'F' if is_fortran else 'C'
-
-    def array(self, encoded):
-        """Returns the array, a view of its bytes; encoded keeps those of each text, {text: bytes}.
-
-        The same text, used by many arrays, so takes memory once. Raises ValueError where the bytes
-        do not fill the shape.
-        """
-        data = self.data
-        if isinstance(data, str):
-            if data not in encoded:
-                encoded[data] = data.encode('latin1')
-            data = encoded[data]
-        has_numbers = isinstance(data, bytes | bytearray) and isinstance(self.dtype, Dtype)
-        has_shape = isinstance(self.shape, tuple) and all(map(_is_count, self.shape))
-        if not has_numbers or not has_shape or self.order not in ('C', 'F'):
-            raise ValueError('an array that is not one of numbers')
-        return np.frombuffer(data, self.dtype.dtype).reshape(self.shape, order=self.order)
+        _, shape, dtype, is_fortran, data = state
+        self.__init__(data, dtype, shape, 'F' if is_fortran else 'C')
 
 
 class Dtype:
     """A number type of NumPy's; its byte order comes with its state."""
 
     def __init__(self, code, *_):
-        self.code, self.order = _expect(code, str), '='
-        if code not in CODES:
+        if _expect(code, str) not in CODES:
             raise ValueError(f'arrays of {code[:20]!r}, which are not numbers')
+        self.dtype = np.dtype(code)
 
     def __setstate__(self, state):
-        self.order = _expect(_expect(state, tuple)[1], str)
-        if self.order not in tuple('<>|='):
-            raise ValueError(f'a byte order {self.order[:20]!r}')
-
-    @property
-    def dtype(self):
-        """The NumPy dtype."""
-        return np.dtype(self.code).newbyteorder(self.order)
+        self.dtype = self.dtype.newbyteorder(state[1])
 
 
 class Placeholder:
@@ -124,145 +103,130 @@ class Placeholder:
 
     __slots__ = ()
 
-    def __new__(cls, *_):
-        return super().__new__(cls)
-
-    @staticmethod
     def _ignore(*_):
         pass
 
-    __setstate__ = __setitem__ = append = extend = add = _ignore
+    __init__ = __setstate__ = __setitem__ = append = extend = add = _ignore
 
 
 class _Dict(dict):
-    """A dict that ignores its state, which of a state_dict is the versions of its modules."""
+    """An OrderedDict; ignores its state, which of a state_dict is the versions of its modules."""
+
+    def __init__(self, pairs=None):
+        super().__init__({_expect(key, str): value for key, value in pairs or ()})
+        if pairs:
+            pairs.clear()  # a pickle that names the same again must not get more memory by it
 
     def __setstate__(self, state):
         pass
 
 
-class _Global:
-    """What a pickle gets for a name: a function to call, or the dtype of a storage.
+class _Function(NamedTuple):
+    """A function that a pickle may call; it cannot set its attributes, as a plain one's."""
 
-    A pickle could set the attributes of a plain function, or call the constructor of a plain dtype.
-    """
-
-    __slots__ = 'function', 'dtype'
-
-    def __init__(self, function=None, dtype=None):
-        self.function, self.dtype = function, dtype
+    function: object
 
     def __call__(self, *arguments):
         return self.function(*arguments)
 
-    def __setstate__(self, state):
-        raise ValueError('a damaged pickle')
-
 
 def _expect(value, kind):
     if not isinstance(value, kind):
-        raise ValueError('a damaged pickle')
+        raise ValueError(f'a {type(value).__name__} where a {kind.__name__} has to be')
     return value
+
+
+@functools.cache  # a text that many arrays use takes memory once
+def _encoded(text):
+    return text.encode('latin1')
 
 
 def _is_count(number):
     return type(number) is int and 0 <= number < 2**40
 
 
-def _ordered(pairs=None):
-    if pairs is None:
-        return _Dict()
-    result = _Dict({_expect(key, str): value for key, value in _expect(pairs, list)})
-    pairs.clear()  # a pickle that names the same pairs again must not get more memory by it
-    return result
-
-
 def _tensor(storage, offset, shape, strides, *_):
-    if not isinstance(storage, Storage):
-        raise ValueError('a tensor without a storage')
-    return Tensor(storage, offset, _expect(shape, tuple), _expect(strides, tuple))
+    return Tensor(_expect(storage, Storage), offset, _expect(shape, tuple), _expect(strides, tuple))
 
 
-GLOBALS = {
-    ('collections', 'OrderedDict'): _Global(_ordered),
-    ('torch._utils', '_rebuild_tensor'): _Global(_tensor),  # until torch 0.3
-    ('torch._utils', '_rebuild_tensor_v2'): _Global(_tensor),
-    ('torch._utils', '_rebuild_parameter'): _Global(lambda data, *_: _expect(data, Tensor)),
-    ('_codecs', 'encode'): _Global(lambda text, *_: _expect(text, str)),  # Array.array does it
-    ('__builtin__', 'bytes'): _Global(lambda: b''),  # how protocols 0 to 2 write no bytes
-    ('numpy', 'dtype'): _Global(Dtype),
-    ('numpy', 'ndarray'): Placeholder,
+FUNCTIONS = {
+    'collections.OrderedDict': _Dict,
+    'torch._utils._rebuild_tensor': _tensor,  # until torch 0.3
+    'torch._utils._rebuild_tensor_v2': _tensor,
+    'torch._utils._rebuild_parameter': lambda data, *_: _expect(data, Tensor),
+    '_codecs.encode': lambda text, *_: _expect(text, str),  # Array does it
+    '__builtin__.bytes': lambda: b'',  # how protocols 0 to 2 write no bytes
+    'numpy.dtype': Dtype,
+    'numpy.core.multiarray._reconstruct': lambda *_: Array(b'', Dtype('i1'), (0,)),
+    'numpy.core.multiarray.scalar': lambda dtype, data: Array(data, dtype),
+    'numpy.core.numeric._frombuffer': Array,
 }
-for _core in ('numpy.core', 'numpy._core'):  # before and since NumPy 2
-    GLOBALS |= {
-        (f'{_core}.multiarray', '_reconstruct'): _Global(lambda *_: Array()),
-        (f'{_core}.multiarray', 'scalar'): _Global(lambda dtype, data: Array(data, dtype)),
-        (f'{_core}.numeric', '_frombuffer'): _Global(Array),
-    }
-for _name, _dtype in {
-    'Double': np.float64,
-    'Float': np.float32,
-    'Half': np.float16,
-    'BFloat16': ml_dtypes.bfloat16,
-    'Long': np.int64,
-    'Int': np.int32,
-    'Short': np.int16,
-    'Char': np.int8,
-    'Byte': np.uint8,
-    'Bool': np.bool_,
-}.items():
-    GLOBALS['torch', f'{_name}Storage'] = _Global(dtype=np.dtype(_dtype))
-BUILTINS = 'bool complex dict float frozenset int list range set slice str tuple xrange'
-for _module, _names in {
-    'argparse': 'Namespace',
-    'builtins': BUILTINS,
-    '__builtin__': BUILTINS,
-    'collections': 'Counter defaultdict deque',
-    'datetime': 'date datetime time timedelta timezone',
-    'pathlib': 'Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath',
-    'pathlib._local': 'Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath',
-    'torch': 'Size bfloat16 bool device float16 float32 float64 int32 int64 uint8',
-    'types': 'SimpleNamespace',
-}.items():
-    GLOBALS |= {(_module, name): Placeholder for name in _names.split()}
+STORAGES = {
+    'torch.DoubleStorage': np.float64,
+    'torch.FloatStorage': np.float32,
+    'torch.HalfStorage': np.float16,
+    'torch.BFloat16Storage': ml_dtypes.bfloat16,
+    'torch.LongStorage': np.int64,
+    'torch.IntStorage': np.int32,
+    'torch.ShortStorage': np.int16,
+    'torch.CharStorage': np.int8,
+    'torch.ByteStorage': np.uint8,
+    'torch.BoolStorage': np.bool_,
+}
+IGNORED = re.compile(  # what trainers keep beside the weights
+    r'argparse\.Namespace|types\.SimpleNamespace|collections\.(Counter|defaultdict|deque)|'
+    r'(builtins|__builtin__)\.(bool|complex|dict|float|frozenset|int|list|set|slice|str|tuple)|'
+    r'(builtins|__builtin__)\.x?range|datetime\.(date|datetime|time|timedelta|timezone)|'
+    r'pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|numpy\.ndarray|'
+    r'torch\.(Size|bfloat16|bool|device|float16|float32|float64|int32|int64|uint8)'
+)
 
 
-def read(file: io.BytesIO):
-    """Reads one pickle, up to its end, as dicts, lists, tuples, text and numbers.
+def read(file):
+    """Reads one pickle from a binary file; returns its value and torch's storages, {key: Storage}.
 
-    Tensors of torch come as Tensor, NumPy's as Array, other objects that a checkpoint may hold as
-    Placeholder. Raises ValueError for a name outside GLOBALS, which is named, for an operation that
-    tensors do not need, and for what is not whole. Memory is at most a small multiple of the
-    pickle's size, or some 300 MiB.
+    The value is made of dicts, lists, tuples, text and numbers; tensors of torch come as Tensor,
+    NumPy's as Array, other objects that checkpoints hold as Placeholder. Raises ValueError for any
+    other name that the pickle asks for, for operations that tensors do not need, and for what is
+    not whole. Memory is at most a small multiple of the pickle's size, or some 300 MiB.
     """
     start = file.tell()
     try:
         _check(file)
-        end = file.tell()
         file.seek(start)
-        state = _Unpickler(file, encoding='latin1').load()  # Python 2 has text and bytes as one
-    except ValueError:
-        raise
+        unpickler = _Unpickler(file)
+        return unpickler.load(), unpickler.storages
     except Exception as error:  # whatever comes of operations that do not fit together
-        raise ValueError('a damaged pickle') from error
-    file.seek(end)
-    return state
+        raise ValueError(f'a pickle that cannot be read: {error}') from error
+    finally:
+        _encoded.cache_clear()
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, file):
+        super().__init__(file, encoding='latin1')  # Python 2 has text and bytes as one
+        self.storages = {}
+
     def find_class(self, module, name):
-        if (module, name) not in GLOBALS:
-            raise ValueError(
-                f'its pickle asks for {module}.{name}, which is no part of a tensor; nothing was '
-                'run. Save a state_dict alone, or as .safetensors'
-            )
-        return GLOBALS[module, name]
+        asked = f'{module}.{name}'
+        known = asked.replace('numpy._core.', 'numpy.core.')  # its name since NumPy 2
+        if known in FUNCTIONS:
+            return _Function(FUNCTIONS[known])
+        if asked in STORAGES:
+            return asked
+        if IGNORED.fullmatch(asked):
+            return Placeholder
+        raise ValueError(
+            f'it asks for {asked}, which is no part of a tensor; nothing was run. Save a '
+            'state_dict alone, or as .safetensors'
+        )
 
     def persistent_load(self, pid):
         match pid:
-            case ('storage', _Global(dtype=np.dtype() as dtype), str(key), _, count, *view):
-                if _is_count(count) and not any(view):
-                    return Storage(dtype, key, count)
+            case ('storage', str(kind), str(key), _, count, *view):
+                if kind in STORAGES and _is_count(count) and not any(view):
+                    self.storages[key] = Storage(np.dtype(STORAGES[kind]), key, count)
+                    return self.storages[key]
         raise ValueError('a tensor that is kept in a way not known here')
 
 
@@ -272,51 +236,45 @@ def _check(file):
     Unpickler makes room for any index of its memo (34 GB for five bytes) and for any length, copies
     the arguments of every call, and hashes any key: that of a pair of pairs of pairs takes for
     ever, that of a deep tuple all of the C stack. So the operations are gone through first; of the
-    values on the stack and in the memo only the kind is kept: 'text' or 'number', which may be
-    keys, 'long' tuples, which may be no arguments, or 'other'.
+    values on the stack and in the memo only the kind is kept: 'large', or pickletools' name.
     """
     stack, marks, memo = [], [], {}
     numbered = position = frame_end = 0
     for count, (opcode, argument, start) in enumerate(pickletools.genops(file)):
         name, before = opcode.name, opcode.stack_before
         if count == OPERATIONS:
-            raise ValueError(f'a pickle of more than {OPERATIONS} operations')
+            raise ValueError(f'more than {OPERATIONS} operations')
         if name in REFUSED:
-            raise ValueError(f'its pickle uses {name}, which tensors do not need; nothing was run')
+            raise ValueError(f'it uses {name}, which tensors do not need; nothing was run')
         # Unpickler loses the beginning of an operation that its frame does not hold whole.
         if position < frame_end < start or (name == 'FRAME' and start < frame_end):
-            raise ValueError('a damaged pickle')
+            raise ValueError('an operation that its frame does not hold')
         position = start
         if name == 'FRAME':
             frame_end = file.tell() + argument
         elif name == 'MARK':
             marks.append(len(stack))
-        elif name in PUT:
+        elif name.endswith('PUT') or name == 'MEMOIZE':
             index = len(memo) if argument is None else argument
             if index > count:
-                raise ValueError('a damaged pickle')
+                raise ValueError(f'index {index} of a memo of {len(memo)} values')
             memo[index] = stack[-1]
-        elif name in GET:
+        elif name.endswith('GET'):
             stack.append(memo[argument])
         else:
             has_mark = pickletools.markobject in before
             first = marks.pop() if has_mark else len(stack) - len(before)
             taken = stack[first:]
-            keys = taken[HASHED.get(name, slice(0))]
-            numbered += keys.count('number')
-            if 'other' in keys or 'long' in keys or numbered > NUMBERED:
-                raise ValueError('its pickle has keys that are no names')
-            if name in CALLS and 'long' in taken:
-                raise ValueError('a damaged pickle')
+            if name in HASHED:
+                keys = taken[HASHED[name]]
+                numbered += sum(key in NUMBERS for key in keys)
+                if not set(keys) <= TEXT | NUMBERS or numbered > NUMBERED:
+                    raise ValueError('keys that are no names')
+            if name in CALLS and 'large' in taken:
+                raise ValueError(f'a call with more than {ARGUMENTS} arguments')
+            # Large integers can be chosen to have one hash; as keys they take quadratic time.
+            is_large = isinstance(argument, int | float) and not abs(argument) < 2**60
+            is_large |= name == 'TUPLE' and len(taken) > ARGUMENTS
             del stack[first:]
             if not (has_mark and before[0] is not pickletools.markobject):
-                stack += [_kind(value, argument, len(taken)) for value in opcode.stack_after]
-
-
-def _kind(value, argument, count):
-    if value.name == 'tuple' and count > ARGUMENTS:
-        return 'long'
-    if value.name in TEXT:
-        return 'text'
-    # Large integers can be chosen to have one hash; as keys they take quadratic time.
-    return 'number' if value.name in NUMBERS and abs(argument or 0) < 2**60 else 'other'
+                stack += ['large'] if is_large else [value.name for value in opcode.stack_after]

@@ -1,37 +1,28 @@
 """Tensors by torchvision's names <-> the variables of a network: strict, in both directions."""
 
 import difflib
-import re
-from collections import Counter
 
 import jax
 import numpy as np
 
 from rpn_jax.errors import InputError
-from rpn_jax.weights.names import UNUSED
+from rpn_jax.weights import names
 
-MODULES = [  # the last names of a module's path in the variables -> torchvision's name
-    (re.compile(rf'(?:.+\.)?{pattern}'), name)
-    for pattern, name in (
-        (r'stem_conv', lambda: 'conv1'),
-        (r'stem_norm', lambda: 'bn1'),
-        (r'conv(\d)_block(\d+)\.conv(\d)', lambda s, b, i: f'{_block(s, b)}.conv{i}'),
-        (r'conv(\d)_block(\d+)\.norm(\d)', lambda s, b, i: f'{_block(s, b)}.bn{i}'),
-        (r'conv(\d)_block(\d+)\.shortcut_conv', lambda s, b: f'{_block(s, b)}.downsample.0'),
-        (r'conv(\d)_block(\d+)\.shortcut_norm', lambda s, b: f'{_block(s, b)}.downsample.1'),
-        (r'head\.conv(\d*)', lambda i: f'rpn.head.conv.{i or 0}.0'),
-        (r'head\.objectness', lambda: 'rpn.head.cls_logits'),
-        (r'head\.deltas', lambda: 'rpn.head.bbox_pred'),
-    )
-]
-PARAMETERS = {
-    'kernel': 'weight',
-    'scale': 'weight',
-    'bias': 'bias',
-    'mean': 'running_mean',
-    'var': 'running_var',
-}
+SUBSTITUTIONS = (  # a parameter's path in the variables -> torchvision's name
+    (r'^(.+\.)?stem_conv\.', 'conv1.'),
+    (r'^(.+\.)?stem_norm\.', 'bn1.'),
+    (r'^(?:.+\.)?conv(\d)_block(\d+)\.', names.block),
+    (r'\.norm(\d)\.', r'.bn\1.'),
+    (r'\.shortcut_conv\.', '.downsample.0.'),
+    (r'\.shortcut_norm\.', '.downsample.1.'),
+    (r'^head\.conv\.', 'rpn.head.conv.0.0.'),
+    (r'^head\.conv(\d+)\.', r'rpn.head.conv.\1.0.'),
+    (r'^head\.objectness\.', 'rpn.head.cls_logits.'),
+    (r'^head\.deltas\.', 'rpn.head.bbox_pred.'),
+)
+PARAMETERS = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 OPTIONAL = ('rpn.', 'head.', 'fpn.')  # parts that keep their values where the tensors hold none
+STAGES = {'layer1', 'layer2', 'layer3', 'layer4'}
 SHOWN = 20  # problems of a kind that an error lists
 
 
@@ -45,17 +36,17 @@ def to_variables(tensors, variables):
     expected = {name: _torch_shape(leaf) for name, leaf in _named(variables).items()}
     absent = tuple(part for part in OPTIONAL if not any(n.startswith(part) for n in tensors))
     wanted = {name for name in expected if not name.startswith(absent)}
-    stages = {name.split('.')[0] for name in wanted}
-    given = {name for name in tensors if not UNUSED.search(name) and not _is_above(name, stages)}
+    above = STAGES - {name.split('.')[0] for name in wanted}  # the network's last stage
+    given = {name for name in tensors if name.split('.')[0] not in above}
+    given = {name for name in given if not names.UNUSED.search(name)}
     missing, unexpected = sorted(wanted - given), sorted(given - wanted)
     shapes = {name: np.shape(tensors[name]) for name in sorted(given & wanted)}
-    misshapen = [name for name, shape in shapes.items() if shape != expected[name]]
     problems = [
         *_list('missing', missing, lambda name: _nearest(name, unexpected)),
         *_list('unexpected', unexpected),
         *_list(
             'misshapen',
-            misshapen,
+            [name for name, shape in shapes.items() if shape != expected[name]],
             lambda name: f' is {shapes[name]}, the network needs {expected[name]}',
         ),
     ]
@@ -78,35 +69,29 @@ def from_variables(variables):
     What torchvision has no name for, as in a backbone of your own, is called by its path. The
     inverse of to_variables.
     """
-    tensors = {}
-    for name, leaf in _named(variables).items():
-        tensor = np.asarray(leaf, np.float32)
-        tensors[name] = tensor.transpose(3, 2, 0, 1).copy() if tensor.ndim == 4 else tensor
-    return tensors
+    tensors = {name: np.asarray(leaf, np.float32) for name, leaf in _named(variables).items()}
+    return {
+        name: tensor.transpose(3, 2, 0, 1).copy() if tensor.ndim == 4 else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _named(variables):
     """Returns {torchvision name: leaf}; raises ValueError where two leaves have one name."""
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    names = [_name(path) for path, _ in leaves]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f'several variables of the network are called {twice[0]}')
-    return {name: leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
+    named = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        name = _name(path)
+        if name in named:
+            raise ValueError(f'several variables of the network are called {name}')
+        named[name] = leaf
+    return named
 
 
 def _name(path):
     """Returns the torchvision name of a variable: params, head, conv, kernel -> rpn.head.conv.."""
     _, *modules, parameter = (str(key.key) for key in path)
-    parameter = PARAMETERS.get(parameter, parameter)
-    module = '.'.join(modules).removeprefix('backbone.')
-    for pattern, name in MODULES:
-        if match := pattern.fullmatch(module):
-            return f'{name(*match.groups())}.{parameter}'
-    return f'{module}.{parameter}' if module else parameter
-
-
-def _block(stage, block):
-    return f'layer{int(stage) - 1}.{block}'
+    name = '.'.join([*modules, PARAMETERS.get(parameter, parameter)])
+    return names.rename(name.removeprefix('backbone.'), SUBSTITUTIONS)
 
 
 def _torch_shape(leaf):
@@ -114,15 +99,9 @@ def _torch_shape(leaf):
     return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
 
 
-def _is_above(name, stages):
-    """Returns whether a tensor belongs to a stage that the network was cut off below."""
-    stage = name.split('.')[0]
-    return bool(re.fullmatch(r'layer[1-4]', stage)) and stage not in stages
-
-
-def _list(problem, names, describe=lambda name: ''):
-    more = [f'and {len(names) - SHOWN} more {problem}'] if len(names) > SHOWN else []
-    return [f'{problem} {name}{describe(name)}' for name in names[:SHOWN]] + more
+def _list(problem, listed, describe=lambda name: ''):
+    more = [f'and {len(listed) - SHOWN} more {problem}'] if len(listed) > SHOWN else []
+    return [f'{problem} {name}{describe(name)}' for name in listed[:SHOWN]] + more
 
 
 def _nearest(name, unexpected):

@@ -10,13 +10,10 @@ from rpn_jax.evaluation.anchor_coverage import BINS
 from rpn_jax.report import anchor_tables
 
 TYPES = [(level, size, ratio) for level, size in ((0, 16), (1, 64)) for ratio in (0.5, 1, 2)]
-
-
-def history():
-    ious = [None, 0.5, 0.75, None, 0.25, None]
-    types = {'positives': [0, 1, 3, 0, 1, 0], 'iou_before': ious, 'iou_after': ious}
-    types |= {name: [0.1, 0.2, 0.1, 0.2, 0.1, 0.3] for name in ('loss_objectness', 'loss_box')}
-    return [{'step': 10, 'anchors': types}, {'step': 15}, {'step': 20, 'anchors': types}]
+IOUS = [None, 0.5, 0.75, None, 0.25, None]
+LOGGED = {'positives': [0, 1, 3, 0, 1, 0], 'iou_after': IOUS}
+LOGGED |= {'loss_objectness': [0.1, 0.2, 0.1, 0.2, 0.1, 0.3]}
+HISTORY = [{'step': 10, 'anchors': LOGGED}, {'step': 15}, {'step': 20, 'anchors': LOGGED}]
 
 
 def columns(figure):
@@ -25,19 +22,13 @@ def columns(figure):
     return json.loads(figure['json'])['columns']
 
 
-def test_rows_are_the_types_from_small_to_large_with_or_without_a_list_of_types():
-    old = anchor_section()
-    rows = anchor_tables.rows(old)
+def test_rows_are_the_types_from_small_to_large():
+    rows = anchor_tables.rows(anchor_section())
     names = [(f'{size} px', ratio) for size in (16, 64) for ratio in (0.5, 1, 2)]
     assert [(row['name'], row['ratio']) for row in rows] == names
     assert [row['positives'] for row in rows] == [10, 20, 4, 40, 50, 5]
     assert (rows[0]['width'], rows[0]['height'], rows[0]['bar']) == (22, 12, 0.2)
     assert {row['bar'] for row in anchor_tables.rows(anchor_section(positives=[0] * 6))} == {0}
-    types = [(0, size, ratio) for ratio in (0.5, 1.0, 2.0) for size in (64, 16)]  # ratio-major
-    assert anchor_tables.types_of(old) == types
-    new = old | {'types': [list(each) for each in types]}
-    assert anchor_tables.rows(new) == rows
-    assert anchor_tables.sentence(new) == anchor_tables.sentence(old)
 
 
 def test_several_levels_are_named_and_kept_apart():
@@ -47,7 +38,7 @@ def test_several_levels_are_named_and_kept_apart():
     assert [row['positives'] for row in rows] == [0, 0, 0, 300, 1, 1]
     assert 'of level 1, 64 px inside' in anchor_tables.sentence(anchors)
     assert 'level 0, 16 px at 0.5' in anchor_tables.finding(anchors)
-    stretch, training = map(columns, anchor_tables.figures(history(), anchors))
+    stretch, training = map(columns, anchor_tables.figures(HISTORY, anchors))
     assert 'level 1, 64 px anchors: IoU after' in stretch
     assert training['positives: level 0, 16 px'] == [4, 4]
     assert training['positives: level 1, 64 px'] == [1, 1]
@@ -78,7 +69,7 @@ def test_types_that_match_or_recall_nothing_are_a_finding(changes, words):
 
 
 def test_plots_weigh_sizes_by_their_anchors_and_show_training_by_size():
-    figure, training = anchor_tables.figures(history(), anchor_section())
+    figure, training = anchor_tables.figures(HISTORY, anchor_section())
     numbers = columns(figure)
     row = numbers['object / anchor'].index('1 to 1.41')
     assert '1/32' in texts_of(figure['svg']) and numbers['all anchors: positive'][row] == 0.2
@@ -88,8 +79,8 @@ def test_plots_weigh_sizes_by_their_anchors_and_show_training_by_size():
     assert numbers['step'] == [10, 20]
     assert numbers['positives: 64 px'] == [4, 4] and numbers['iou_after: 64 px'] == [0.625, 0.625]
     np.testing.assert_allclose(numbers['loss_objectness: 16 px'], 0.7)
-    nothing = {name: np.full((2, BINS), None).tolist() for name in ('iou_before', 'iou_after')}
-    nothing |= {name: np.zeros((2, BINS)).tolist() for name in ('anchors', 'positives')}
+    nothing = dict.fromkeys(('iou_before', 'iou_after'), [[None] * BINS] * 2)
+    nothing |= dict.fromkeys(('anchors', 'positives'), [[0] * BINS] * 2)
     empty = anchor_section(stretch=anchor_section()['stretch'] | nothing)
     assert anchor_tables.figures([{'step': 1}], empty) == []
     assert anchor_tables.sentence(empty) is None

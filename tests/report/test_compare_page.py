@@ -128,12 +128,16 @@ def test_the_command_writes_the_page_and_names_misses_of_another_evaluation(tmp_
 
 
 def test_runs_of_proposals_alone_and_runs_without_objects_make_a_page(tmp_path):
-    many = [write_run(tmp_path / f'run{i}', 12, images=9) for i in range(9)]
+    many = [write_run(tmp_path / f'run{i}', 12, images=9, kinds=(1, 2, 3)) for i in range(9)]
     (many[1] / 'metrics.jsonl').write_text('[]\n3\n')
     (many[1] / 'evaluation.json').write_text('{')
     page = page_of(write_comparison(many))
     assert page.inside['h1'] == '9 runs' and 'Scroll the table' in page.text
     assert len(page.all('img')) == 1 + 3 and 'Note.' in page.text
+    run = results.load(many[0] / 'proposals.npz')  # of each image's boxes only the first counts
+    recall = metrics.average_recall(run.proposals, [boxes[:1] for boxes in run.gt_boxes])
+    numbers = page.data['Average recall over number of proposals']
+    assert '9 objects' in page.text and numbers['A · run0'][-1] == pytest.approx(recall, rel=1e-5)
     assert 'AR@10: A · run0 and B · run1 have the same 0.' in page.text
     assert 'Evaluate more images (evaluation.images) and train with other seeds.' in page.text
     assert 'no readable metrics.jsonl: A · run0, B · run1,' in page.text

@@ -7,7 +7,7 @@ from rpn_jax.report import compare_plots
 
 
 def test_styles_are_told_apart_and_the_first_run_alone_is_black():
-    styles = [compare_plots.style(i) for i in range(3 * len(compare_plots.COLOURS))]
+    styles = compare_plots.styles(range(3 * len(compare_plots.COLOURS))).values()
     assert len({(style['color'], str(style['linestyle'])) for style in styles}) == len(styles)
     ink = compare_plots.COLOURS[0]
     assert [i for i, style in enumerate(styles) if style['color'] == ink] == [0]
@@ -20,20 +20,16 @@ def test_intervals_name_figures_and_runs_and_fill_a_dot_beyond_zero():
     assert {'AR@10', 'AR@100', '0', *rows} <= set(texts)
 
     def white(low, high):
-        return compare_plots.intervals(['AR@10'], {'b': np.array([[0.1, low, high]])}).count(
-            b'fill: #ffffff; stroke: #0072b2'
-        )
+        drawn = compare_plots.intervals(['AR@10'], {'b': np.array([[0.1, low, high]])})
+        return drawn.count(b'fill: #ffffff; stroke: #0072b2')
 
-    assert white(-0.1, 0.3) == white(0.0, 0.3) > white(0.05, 0.3) == 0
+    assert white(-0.1, 0.3) == white(0.0, 0.3) > white(0.05, 0.3) == white(-0.3, -0.1) == 0
 
 
-def test_counts_are_written_beside_their_bars():
-    series = {'a': np.array([1234.0, 0]), 'b': None, 'c': np.array([5.0, 7])}
-    drawn = compare_plots.counts(['no_anchor', 'clipped'], series)
+def test_counts_are_written_beside_their_bars_in_the_colour_of_the_run():
+    series = {'a': (None, np.array([1234.0, 0])), 'c': (None, np.array([5.0, 7]))}
+    drawn = compare_plots.counts(series, reasons=['no_anchor', 'clipped'], runs=['a', 'b', 'c'])
     texts = [text.strip() for text in texts_of(drawn)]
     assert {'1,234, a', '5, c', '7', 'no_anchor', 'clipped'} <= set(texts)
-    assert not any(text.endswith(' b') for text in texts) and b'<pattern' not in drawn
-    assert compare_plots.COLOURS[2].lower().encode() in drawn.lower()  # of the third run
-    bars = {f'run {i}': np.array([5.0]) for i in range(8)}
-    drawn = compare_plots.counts(['clipped'], bars)
-    assert drawn.count(b'<pattern') == 1  # run 7 has run 1's colour, hatched
+    used = [colour.lower().encode() in drawn for colour in compare_plots.COLOURS[:3]]
+    assert used == [True, False, True]

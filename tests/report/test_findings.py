@@ -7,11 +7,12 @@ from report_data import all_metrics, anchor_section, report_arguments
 from rpn_jax.evaluation import misses
 from rpn_jax.report import findings
 
+ARGUMENTS = report_arguments()
+EVALUATION, SIZES = ARGUMENTS['evaluation'], ARGUMENTS['sizes']
 
-def sentences(history=None, sizes=None, **evaluation):
-    values = report_arguments()
-    history, sizes = history or values['history'], sizes or values['sizes']
-    return findings.findings(history, values['evaluation'] | evaluation, sizes)
+
+def sentences(history=ARGUMENTS['history'], sizes=SIZES, **evaluation):
+    return findings.findings(history, EVALUATION | evaluation, sizes)
 
 
 def test_findings_name_the_best_blind_baseline_and_the_ratio():
@@ -24,9 +25,8 @@ def test_findings_name_the_best_blind_baseline_and_the_ratio():
 
 def test_findings_warn_of_a_network_that_learned_nothing():
     flat = [{'step': i, 'loss': 0.8} for i in range(20)]
-    sizes = report_arguments()['sizes']
-    sizes |= {'proposals': np.full((50, 2), 128.0) + np.arange(50)[:, None] / 9}
-    found = sentences(flat, sizes, proposals=all_metrics(0.19))
+    one_size = {'proposals': np.full((50, 2), 128.0) + np.arange(50)[:, None] / 9}
+    found = sentences(flat, SIZES | one_size, proposals=all_metrics(0.19))
     assert [good for _, good in found] == [False] * 4
     for (text, _), words in zip(
         found, ('only 0.95', '', 'did not fall', 'to nearly one'), strict=True
@@ -42,16 +42,23 @@ def test_a_network_below_the_blind_knows_less_than_they(value, ratio, knows):
     (text, good), (_, recalls), *_ = sentences(proposals=all_metrics(value))
     assert not good and f'only {ratio} times the 0.200 of gaussian_boxes, which' in text
     assert f'the network knows {knows} than' in text and recalls == (value > 0.2)
-    assert findings.times(value, 0.2) == ratio
 
 
 def test_what_is_not_known_is_left_out_or_named():
-    nothing = report_arguments()['evaluation'] | {'proposals': {'AR@10': None}}
-    sizes = {'objects': [], 'proposals': []}
-    (text, good), (loss, fell) = findings.findings([{'loss': 1}], nothing, sizes)
+    nothing = {'objects': [], 'proposals': []}
+    (text, good), (loss, fell) = sentences([{'loss': 1}], nothing, proposals={'AR@10': None})
     assert 'is not defined' in text and 'Too little training' in loss and not good and not fell
     (text, good), (recall, _), *_ = sentences(baselines={})
     assert good and 'no blind baseline' in text and 'these anchors' not in recall
+
+
+def test_the_headline_is_of_the_most_proposals_and_the_best_baseline_that_is_no_bound():
+    assert findings.best_blind(EVALUATION, 'AR@100') == ('gaussian_boxes', 0.2)
+    bound = EVALUATION | {'baselines': {'oracle': all_metrics(1.0)}}
+    assert findings.best_blind(bound, 'AR@100') == (None, None)
+    assert findings.headline_count(EVALUATION) == 100
+    assert findings.headline_count({'proposals': {'AR@10': 0.5}}) == 10
+    assert findings.headline_count({'proposals': {}}) == 100
 
 
 def test_spread_ratio_compares_log_sizes():

@@ -1,26 +1,15 @@
 """The page of inputs shows the network's canvas beside the file, its boxes, anchors and checks."""
 
 import base64
-import io
 import re
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
-from report_data import EVIL, parsed, training_input
+from report_data import EVIL, training_input, write_inputs
 
-from rpn_jax.data.normalization import pixel_family
 from rpn_jax.diagnosis import checks
 from rpn_jax.report import drawings, inputs_page
-
-
-def write(folder, shown, verdicts, title='a run'):
-    """Writes a page and returns it, parsed."""
-    values = {'dataset': 'voc <VOC2007>', 'pixels': pixel_family('caffe'), 'checked': len(shown)}
-    path = folder / 'index.html'
-    inputs_page.write_page(path, title=title, verdicts=verdicts, shown=shown, **values)
-    return parsed(path)
 
 
 def content_of(picture):
@@ -33,7 +22,7 @@ def content_of(picture):
 
 def test_each_canvas_with_its_boxes_stands_beside_its_file_with_the_annotation(tmp_path):
     batch = [training_input(i, flipped=i == 1) for i in range(3)]
-    page = write(tmp_path, batch, checks.verdicts([example.evidence for example in batch]))
+    page = write_inputs(tmp_path, batch, checks.verdicts([example.evidence for example in batch]))
     pictures, views = page.all('img'), [svg['viewbox'] for svg in page.all('svg')]
     boxes = [box for box in page.all('rect') if 'object' in box['class'].split()]
     borders = [box for box in page.all('rect') if box['class'] == 'border']
@@ -70,7 +59,7 @@ def test_what_fails_comes_first_and_names_from_outside_are_escaped(tmp_path):
     assert shown[0] is worse and shown[1] is batch[0]
     states = dict.fromkeys(checks.CLAIMS, True) | {'flips': None, 'boxes': False}
     verdicts = [checks.Check(name, passed, f'of {name}, {EVIL}') for name, passed in states.items()]
-    page = write(tmp_path, shown, verdicts, title=EVIL)
+    page = write_inputs(tmp_path, shown, verdicts, title=EVIL)
     assert 'Do not train on this input: 1 of 8 checks fail (boxes).' in page.text
     order = [page.text.index(f'of {name}') for name in ('boxes', 'flips', 'padding')]
     assert order == sorted(order)
@@ -81,29 +70,31 @@ def test_what_fails_comes_first_and_names_from_outside_are_escaped(tmp_path):
 
 def test_several_levels_have_colours_and_a_legend(tmp_path):
     example = training_input()._replace(level=np.arange(3), levels=3)
-    page = write(tmp_path, [example], [])
+    page = write_inputs(tmp_path, [example], [])
     for i in range(3):
         assert f'positive, level {i}' in page.text
         assert sum(box['class'] == f'positive level-{i}' for box in page.all('rect')) == 1
         assert f'.level-{i} {{ --tone: rgb{drawings.LEVELS[i]}; }}' in page.inside['style']
     sheet, _ = inputs_page.sheet([example])
-    assert np.any(np.all(sheet == np.uint8(drawings.LEVELS[1]), -1))
+    legend = sheet[-30:]  # below the pictures
+    assert np.any(np.all(legend == np.uint8(drawings.LEVELS[1]), -1))
 
 
-@pytest.mark.parametrize(('kind', 'words'), [('TIFF', 'converted from a file of'), ('', 'drawn,')])
-def test_what_no_browser_shows_becomes_png_and_a_large_file_smaller(
-    tmp_path, monkeypatch, kind, words
-):
-    file, example = io.BytesIO(), training_input()
-    if kind:
-        Image.fromarray(example.original).save(file, kind)
-    page = write(tmp_path, [example._replace(file=file.getvalue())], [])
+@pytest.mark.parametrize(
+    ('file', 'words'), [(b'RIFF....WAVE', 'converted from a file of 12'), (b'', 'drawn, no file')]
+)
+def test_what_no_browser_shows_becomes_png(tmp_path, file, words):
+    example = training_input(file=file)
+    page = write_inputs(tmp_path, [example], [])
     shown, _, image = content_of(page.all('img')[1])
     np.testing.assert_array_equal(image, example.original)
     assert shown == 'image/png' and words in page.text
+
+
+def test_a_large_file_becomes_smaller(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs_page, 'LARGEST', 2000)
     monkeypatch.setattr(inputs_page, 'SIDE', 40)
-    page = write(tmp_path, [example], [])
+    page = write_inputs(tmp_path, [training_input()], [])
     for picture in page.all('img'):
         shown, _, image = content_of(picture)
         assert shown == 'image/jpeg' and max(image.shape) == 40

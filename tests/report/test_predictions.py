@@ -7,10 +7,12 @@ import types
 import cv2
 import numpy as np
 import pytest
+from data_files import turned_jpeg
 from helpers import finished_run, tiny_flags
 
 import main
 import rpn_jax
+from configs import default
 from rpn_jax import commands, files
 from rpn_jax.errors import InputError
 from rpn_jax.ops.proposals import Proposals
@@ -19,7 +21,9 @@ from rpn_jax.report import drawings, predictions
 BOXES = np.float32([[3, 4, 30, 35.128], [0, 0, 9, 9], [1, 1, 2, 2]])
 SCORES = np.float32([0.912345678, 0.5, 0.25])
 PROPOSALS = Proposals(BOXES, SCORES, np.array([True, True, False]), np.arange(3))
-DETECTOR = types.SimpleNamespace(step=8, propose=lambda image: PROPOSALS)
+DETECTOR = types.SimpleNamespace(
+    step=8, propose=lambda image: PROPOSALS, config=default.get_config()
+)
 
 
 @pytest.fixture
@@ -67,6 +71,20 @@ def test_pictures_drawn_before_are_not_predicted_and_no_image_is_overwritten(fol
     (folder / 'b.PNG').replace(folder / 'b.png')
     with pytest.raises(InputError, match='b.png: its picture would overwrite it'):
         predictions.find([folder / 'b.png'], tmp_path / 'link')
+
+
+def test_an_image_is_turned_as_its_exif_orientation_says_unless_that_is_ignored(tmp_path):
+    picture, file, sizes = np.zeros((50, 70, 3), np.uint8), tmp_path / 'x.jpg', {}
+    file.write_bytes(turned_jpeg(picture, 6))
+    for orientation in ('annotation', 'apply', 'ignore'):
+        DETECTOR.config.data.orientation = orientation
+        assert predictions.write(DETECTOR, file, tmp_path / orientation)
+        content = json.loads((tmp_path / f'{orientation}.json').read_text())
+        sizes[orientation] = content['height'], content['width'], content['orientation']
+        assert cv2.imread(str(tmp_path / f'{orientation}.png')).shape[:2] == sizes[orientation][:2]
+    turned = (70, 50, 6)
+    assert sizes == {'annotation': turned, 'apply': turned, 'ignore': (50, 70, 1)}
+    DETECTOR.config.data.orientation = 'annotation'
 
 
 def test_what_cannot_be_written_is_one_line_and_leaves_whole_files(folder, tmp_path, monkeypatch):

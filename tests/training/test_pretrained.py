@@ -12,6 +12,7 @@ from rpn_jax.config import resolve
 from rpn_jax.errors import InputError
 from rpn_jax.training import checkpoint, loop, pretrained, workdir
 from rpn_jax.training.step import init_state
+from rpn_jax.weights import from_variables
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 RATIOS = (0.5, 1.0, 2.0)
@@ -45,21 +46,16 @@ def ours(request, tmp_path):
     return str(tmp_path)
 
 
-@pytest.mark.parametrize('path', ['', 'checkpoints', 'checkpoints/6'])
-def test_a_run_starts_from_another_runs_checkpoint(path):
+def test_a_run_starts_from_another_runs_checkpoint():
     folder = finished_run().folder
-    variables, _ = checkpoint.variables(folder, 6 if '6' in path else None)
-    config = tiny_config(model__pretrained=str(folder / path))
-    model, optimizer, _ = loop.build(config)
-    tensors = pretrained.load(config.model.pretrained, 26, RATIOS)
+    model, optimizer, _ = loop.build(tiny_config())
+    for path, step in (('', None), ('checkpoints', None), ('checkpoints/6', 6)):
+        variables, _ = checkpoint.variables(folder, step)
+        tensors = pretrained.load(str(folder / path), 26, RATIOS)
+        jax.tree.map(np.testing.assert_array_equal, tensors, from_variables(variables))
     pretrained.check('', tensors, model)
     state = init_state(model, optimizer, 1, tensors)
     jax.tree.map(np.testing.assert_array_equal, state.variables, variables)
-
-
-def test_without_a_name_there_are_no_weights():
-    assert pretrained.load('', 26, RATIOS) is None
-    pretrained.check('', None, None)
 
 
 def test_weights_of_another_network_are_refused_by_their_file(msra):
@@ -71,7 +67,8 @@ def test_weights_of_another_network_are_refused_by_their_file(msra):
 def test_weights_say_which_pixels_they_want(msra, ours):
     assert pretrained.expects(msra, RATIOS) == CAFFE
     assert pretrained.expects(ours, RATIOS) == OURS
-    assert pretrained.expects('imagenet_v2', RATIOS)['data'] == {'pixels': 'torchvision'}
+    expected = {'data': {'pixels': 'torchvision'}, 'model': {'stride_in_1x1': False}}
+    assert pretrained.expects('imagenet_v2', RATIOS) == expected
 
 
 @pytest.mark.parametrize('text', ['no JSON', '[1]', '{}', '{"data": {"pixels": "x"}}'])

@@ -1,27 +1,21 @@
 """What a run says while it goes, when it stops, and how it listens to signals."""
 
+import itertools
 import json
 import logging
 import os
 import signal
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from rpn_jax.data.records import Record
-from rpn_jax.errors import InputError, Interrupted
+from rpn_jax.data.records import Files, Record, Source
+from rpn_jax.errors import InputError
 from rpn_jax.ops.anchor_statistics import IOUS, LOSSES
-from rpn_jax.training.progress import Progress, Signals, anchors_line, duration
+from rpn_jax.training.progress import Progress, Signals, anchors_line, duration, shared_images
 
 RECORDS = [Record(f'image {i}', (8, 8), np.zeros((0, 4)), np.zeros(0)) for i in range(6)]
-
-
-class Log(list):
-    """Stands for workdir.History."""
-
-    def log(self, step, scalars):
-        self.append((step, scalars))
 
 
 class Unread:
@@ -41,24 +35,32 @@ def metrics(loss, **changes):
     return figures | changes
 
 
-def make(log_every=2, steps=5, schedule=lambda step: 0.5):
-    """Returns a Progress and its log."""
-    log, lengths = Log(), dict(steps=steps, log_every=log_every, batch_size=4)
-    return Progress(log, RECORDS, schedule=schedule, **lengths), log
+def make(log_every=1, steps=5, schedule=lambda step: step / 4):
+    """Returns a Progress and the list of what it logs: (step, scalars)."""
+    logged = []
+    lengths = {'steps': steps, 'log_every': log_every}
+    return Progress(lambda *line: logged.append(line), RECORDS, schedule, **lengths), logged
 
 
-def test_a_line_is_the_mean_of_its_steps_and_the_last_step_has_one(caplog):
+def test_a_line_is_the_mean_of_its_steps_and_the_last_step_has_one(caplog, monkeypatch):
+    """The learning rate is the one that the step was taken with, the speed that after the first."""
     caplog.set_level(logging.INFO)
-    progress, log = make()
+    clock = itertools.count(10.0, 0.5)  # as the first step ends, and as each line is written
+    monkeypatch.setattr('time.monotonic', lambda: next(clock))
+    progress, log = make(log_every=2)
     for step in range(1, 6):
         progress.read(step, metrics(float(step)), np.arange(4), None)
     progress.flush()
     assert [step for step, _ in log] == [2, 4, 5]
-    assert [scalars['loss'] for _, scalars in log] == [1.5, 3.5, 5]
-    assert [scalars['loss_box'] for _, scalars in log] == [1.125, 2.625, 3.75]
-    for _, scalars in log:
-        assert scalars['positives'] == 2 and scalars['learning_rate'] == 0.5
-        assert scalars['images_per_second'] > 0 and 'image_loss' not in scalars
+    expected = {
+        'loss': [1.5, 3.5, 5],
+        'loss_box': [1.125, 2.625, 3.75],
+        'positives': [2, 2, 2],
+        'learning_rate': [0.25, 0.75, 1],
+        'images_per_second': [8, 12, 4 * 4 / 1.5],
+    }
+    for name, values in expected.items():
+        assert [scalars[name] for _, scalars in log] == values, name
     first, _, last = caplog.messages
     assert first.startswith('step 2/5  loss 1.5000  objectness 0.3750  box 1.1250 ')
     assert last.endswith(' 0:00 left')
@@ -74,23 +76,16 @@ def test_anchor_types_have_means_over_their_positives_in_the_window():
     line = anchors_line(steps)
     assert line['positives'] == [4, 0, 0.5] and line['loss_box'] == [1.5, 0, 0.416667]
     assert line['iou_after'] == line['iou_before'] == [0.8, None, 0.7]
-    progress, log = make(log_every=1)
+    progress, log = make()
     progress.read(1, metrics(2.0), np.arange(4), None)
     progress.flush()
-    assert log[0][1]['anchors']['iou_after'] == [2, None]
-    assert json.loads(json.dumps(log[0][1], allow_nan=False)) == log[0][1]
-
-
-def test_the_logged_learning_rate_is_the_one_the_step_was_taken_with():
-    progress, log = make(log_every=1, steps=4, schedule=lambda step: step / 4)
-    for step in (1, 2, 3):
-        progress.read(step, metrics(1), np.arange(4), None)
-    progress.flush()
-    assert [scalars['learning_rate'] for _, scalars in log] == [0, 0.25, 0.5]
+    scalars = log[0][1]
+    assert scalars['anchors']['iou_after'] == [2, None] and 'image_loss' not in scalars
+    assert json.loads(json.dumps(scalars, allow_nan=False)) == scalars
 
 
 def test_metrics_are_read_a_step_late():
-    progress, log = make(log_every=1)
+    progress, log = make()
     progress.read(1, metrics(1), np.arange(4), None)
     assert log == []
     progress.read(2, metrics(1, positives=Unread()), np.arange(4), None)
@@ -100,23 +95,21 @@ def test_metrics_are_read_a_step_late():
     progress.flush()  # there is nothing left
 
 
-def test_the_images_whose_loss_is_not_finite_are_named():
-    progress, log = make(log_every=1)
-    image_loss = np.array([1, np.nan, 2, np.inf], np.float32)
-    bad = metrics(np.nan, finite=np.bool_(False), image_loss=image_loss)
-    progress.read(3, bad, np.array([5, 2, 1, 4]), 2)
-    with pytest.raises(InputError) as caught:
+@pytest.mark.parametrize(
+    ('image_loss', 'saved', 'message'),
+    [
+        ([1, np.nan, 2, np.inf], 2, 'image 2, image 4; the last good checkpoint is of step 2;'),
+        ([1, 2, 3, 4], None, 'image 5, image 2, image 1, image 4; there is no checkpoint yet;'),
+    ],
+)
+def test_the_images_whose_loss_is_not_finite_are_named(image_loss, saved, message):
+    """All of them where only the gradient is not finite."""
+    progress, log = make()
+    bad = metrics(np.nan, finite=np.bool_(False), image_loss=np.float32(image_loss))
+    progress.read(3, bad, np.array([5, 2, 1, 4]), saved)
+    with pytest.raises(InputError, match=f'not finite at step 3, images {message}'):
         progress.read(4, metrics(1), np.array([0, 1, 2, 3]), 2)
-    message = str(caught.value)
-    assert 'at step 3, images image 2, image 4; the last good checkpoint is of step 2;' in message
     assert log == []
-
-
-def test_all_images_are_named_where_only_the_gradient_is_not_finite():
-    progress, _ = make()
-    progress.read(1, metrics(1, finite=np.bool_(False)), np.array([5, 2, 1, 4]), None)
-    with pytest.raises(InputError, match='image 5, image 2, image 1, image 4; there is no check'):
-        progress.flush()
 
 
 def test_the_first_signal_is_remembered_and_the_second_has_its_usual_way():
@@ -139,22 +132,10 @@ def test_the_first_signal_is_remembered_and_the_second_has_its_usual_way():
 
 
 def test_signals_are_left_alone_outside_the_main_thread():
-    seen = []
-
-    def work():
-        with Signals() as signals:
-            seen.append(signals.received)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [0]
-
-
-def test_an_interruption_says_how_to_go_on():
-    interruption = Interrupted(12, signal.SIGTERM)
-    assert interruption.code == 143 and Interrupted(1, signal.SIGINT).code == 130
-    assert str(interruption) == 'interrupted at step 12; the same command goes on from there'
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(Signals().__enter__).result().received == 0
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(
@@ -162,3 +143,13 @@ def test_an_interruption_says_how_to_go_on():
 )
 def test_durations_read_like_a_clock(seconds, text):
     assert duration(seconds) == text
+
+
+def test_images_that_are_trained_on_and_evaluated_are_named():
+    def source(*names):
+        return Source('x', [], None, Files(names, None, None) if names else None)
+
+    assert not shared_images(source('a', 'b'), source('c'))
+    assert not shared_images(source(), source()) and not shared_images(source('a'), source())
+    line = shared_images(source('a', 'c', 'b'), source('c', 'b', 'd'))
+    assert line.startswith('2 of the 3 images of the evaluation are trained on (b, ..): ')

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,6 @@ from configs import default
 from rpn_jax.config import items
 from rpn_jax.errors import InputError
 from rpn_jax.training import workdir
-from rpn_jax.training.workdir import History
 
 FREE = (  # keys that may change when a run goes on; every other one makes it another run
     *'steps log_every model.remat optim.schedule_steps features.keep features.gigabytes'.split(),
@@ -53,22 +53,15 @@ def folder(tmp_path):
     return tmp_path / 'runs' / 'x'
 
 
-@pytest.mark.parametrize('key', IDENTITY)
-def test_another_config_is_refused_by_the_name_of_its_key(folder, key):
-    with pytest.raises(InputError) as error:
-        workdir.check(folder, changed(**{key: OTHER[key]}))
-    message = str(error.value)
-    assert f': {key} was ' in message and f', is {OTHER[key]!r}; name another' in message
-    assert message.count(' was ') == 1 and str(folder) in message
-
-
-def test_every_key_that_differs_is_named_at_once_and_a_free_folder_is_offered(folder):
+def test_another_config_is_refused_by_every_key_that_differs(folder):
     folder.with_name('x-2').mkdir()
     with pytest.raises(InputError) as error:
         workdir.check(folder, changed(**OTHER))
+    message = str(error.value)
     for key in IDENTITY:
-        assert f'{key} was ' in str(error.value)
-    assert f'--workdir={folder}-3, ' in str(error.value)
+        assert f' {key} was ' in message and f', is {OTHER[key]!r};' in message
+    assert message.count(' was ') == len(IDENTITY) and message.startswith(f'workdir {folder} ')
+    assert f'; name another --workdir, such as --workdir={folder}-3, ' in message
 
 
 def test_the_same_config_and_what_may_change_are_accepted(folder):
@@ -80,11 +73,24 @@ def test_the_same_config_and_what_may_change_are_accepted(folder):
     assert type(workdir.read_config(folder)['anchors']['sizes']) is tuple
 
 
-def test_only_the_sections_asked_for_are_compared(folder):
-    config = changed(**{'seed': 5, 'optim.learning_rate': 1.0})
-    workdir.check(folder, config, ('model', 'anchors'))
-    with pytest.raises(InputError, match='model.depth was 101, is 50'):
-        workdir.check(folder, changed(**{'model.depth': 50}), ('model', 'anchors'))
+def test_only_what_is_asked_for_is_compared(folder):
+    config = changed(**{'seed': 5, 'optim.learning_rate': 1.0, 'data.flip': False})
+    workdir.check(folder, config, workdir.NETWORK)
+    for key, value in (('model.depth', 50), ('data.mean', (1.0, 2.0, 3.0))):
+        expected = f': {key} was .*, is {re.escape(repr(value))}; .* --workdir={folder}-2, '
+        with pytest.raises(InputError, match=expected):
+            workdir.check(folder, changed(**{key: value}), workdir.NETWORK)
+
+
+def test_a_key_younger_than_the_run_does_not_matter_but_one_that_went_does(folder):
+    path = folder / 'config.json'
+    config = json.loads(path.read_text())
+    del config['data']['canvases'], config['model']['init']
+    path.write_text(json.dumps(config))
+    workdir.check(folder, changed())
+    path.write_text(json.dumps(config | {'model': config['model'] | {'old': 1}}))
+    with pytest.raises(InputError, match='config: model.old was 1, is None; name another'):
+        workdir.check(folder, changed())
 
 
 @pytest.mark.parametrize('text', ['{"seed": 0,', '[3]', '\xff'])
@@ -102,65 +108,52 @@ def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
         'from rpn_jax.training import workdir\n'
         'with workdir.locked(sys.argv[1]):\n'
         '    print("locked", flush=True)\n'
-        '    time.sleep(600)\n'
+        '    time.sleep(60)\n'
     )
+    folder = tmp_path / 'runs' / 'x'
     environment = os.environ | {'PYTHONPATH': str(ROOT)}
-    command = [sys.executable, '-c', hold, tmp_path]
+    command = [sys.executable, '-c', hold, folder]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout.readline() == b'locked\n'
-        with pytest.raises(InputError, match='another process trains in it'):
-            with workdir.locked(tmp_path):
-                pass
-        process.kill()
-        process.wait()
-    with workdir.locked(tmp_path):
-        (tmp_path / 'config.json').write_text('')
-    assert [path.name for path in tmp_path.iterdir()] == ['config.json']
+        try:
+            with pytest.raises(InputError, match='another process trains in it'):
+                with workdir.locked(folder):
+                    pass
+        finally:
+            process.kill()
+    with workdir.locked(folder):
+        pass
+    folder.rmdir()  # it is empty
+    with workdir.locked(folder):
+        assert folder.exists()
+    assert not folder.exists()  # nothing was written
 
 
-def test_lines_after_the_restored_step_are_cut(tmp_path):
-    with History(tmp_path, 0) as history:
+def test_lines_after_the_restored_step_are_cut_and_scalars_go_to_tensorboard(tmp_path):
+    with workdir.history(tmp_path, 0) as log:
         for step in range(1, 7):
-            history.log(step, {'loss': step / 2, 'AR@10': None})
-    written = (tmp_path / 'metrics.jsonl').read_text()
-    assert written.splitlines()[0] == '{"step": 1, "loss": 0.5, "AR@10": null}'
-    with History(tmp_path, 4) as history:
-        assert (tmp_path / 'metrics.jsonl').read_text() == ''.join(written.splitlines(True)[:4])
-        history.log(5, {'loss': 9.0})
+            log(step, {'loss': step / 2, 'AR@10': None, 'nested': {'list': [1, None]}})
+    (events,) = (path.read_bytes() for path in tmp_path.glob('events*'))
+    assert b'loss' in events and b'AR@10' not in events and b'nested' not in events
+    written = (tmp_path / 'metrics.jsonl').read_text().splitlines(True)
+    assert written[0] == '{"step": 1, "loss": 0.5, "AR@10": null, "nested": {"list": [1, null]}}\n'
+    with workdir.history(tmp_path, 4) as log:
+        assert (tmp_path / 'metrics.jsonl').read_text() == ''.join(written[:4])
+        log(5, {'loss': 9.0})
     lines = workdir.read_history(tmp_path)
     assert [line['step'] for line in lines] == [1, 2, 3, 4, 5] and lines[-1]['loss'] == 9
-    with History(tmp_path, 0):
+    with workdir.history(tmp_path, 0):
         assert workdir.read_history(tmp_path) == []
 
 
-@pytest.mark.parametrize('end', ['{"step": 3, "lo', '{', '\n\n', '{"step": 3, "loss": 1}garbage'])
+@pytest.mark.parametrize('end', ['{"step": 3, "lo', '\n\n', '{"step": 3, "loss": 1}garbage'])
 def test_a_last_line_that_a_crash_cut_off_harms_nothing(tmp_path, end):
-    with History(tmp_path, 0) as history:
-        history.log(1, {'loss': 1.0})
-        history.log(2, {'loss': 2.0})
-    with (tmp_path / 'metrics.jsonl').open('a') as file:
-        file.write(end)
+    lines = '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 2.0}\n'
+    (tmp_path / 'metrics.jsonl').write_text(lines + end)
     assert [line['step'] for line in workdir.read_history(tmp_path)] == [1, 2]
-    with History(tmp_path, 2) as history:
-        history.log(3, {'loss': 3.0})
+    with workdir.history(tmp_path, 2) as log:
+        log(3, {'loss': 3.0})
     assert [line['loss'] for line in workdir.read_history(tmp_path)] == [1, 2, 3]
-
-
-def test_scalars_go_to_tensorboard_as_well(tmp_path):
-    with History(tmp_path, 0) as history:
-        history.log(1, {'loss': 1.0, 'undefined': None, 'nested': {'list': [1, None]}})
-    (events,) = tmp_path.glob('events*')
-    content = events.read_bytes()
-    assert b'loss' in content and b'undefined' not in content and b'nested' not in content
-    assert workdir.read_history(tmp_path)[0]['nested'] == {'list': [1, None]}
-
-
-def test_a_key_younger_than_the_run_does_not_matter(folder):
-    path = folder / 'config.json'
-    config = json.loads(path.read_text())
-    del config['data']['canvases'], config['model']['init']
-    path.write_text(json.dumps(config))
-    workdir.check(folder, changed())
 
 
 @pytest.mark.parametrize('own', ['', 'elsewhere'])

@@ -29,15 +29,12 @@ def test_the_first_bytes_of_a_file_say_what_it_is(tmp_path, kind):
         assert tensors[name].dtype == np.float32
 
 
-@pytest.mark.parametrize('length', [0x80, 0x180, 0x4B50])
-def test_a_length_that_begins_like_another_format_is_a_length(tmp_path, length):
-    """0x80 begins a pickle, and 0x4b50 is PK, as a zip file begins."""
+@pytest.mark.parametrize('start', [b'\x80\x02', b'PK'])
+def test_a_length_that_begins_like_another_format_is_a_length(tmp_path, start):
+    length = int.from_bytes(start, 'little')
     empty = int.from_bytes(save(TENSORS, {'a': ''})[:8], 'little')
-    padded = max(0x180, length) if length == 0x80 else length
-    while padded < empty or padded & 0xFF != length & 0xFF:
-        padded += 8
-    data = save(TENSORS, {'a': 'x' * (padded - empty)})
-    assert data[0] == length & 0xFF
+    data = save(TENSORS, {'a': 'x' * (length - empty)})
+    assert data[:2] == start
     (tmp_path / 'weights').write_bytes(data)
     assert weights.load(tmp_path / 'weights').keys() == TENSORS.keys()
 
@@ -54,13 +51,20 @@ def test_what_torch_saved_is_read(name):
 
 
 @pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16, np.float64, '>f4'])
-@pytest.mark.parametrize('kind', ['npz', 'npz_deflated'])
-def test_npz_holds_any_float(tmp_path, kind, dtype):
+def test_npz_holds_any_float(tmp_path, dtype):
     tensors = {name: tensor.astype(dtype) for name, tensor in TENSORS.items()}
-    loaded = formats.read(write_weights(tmp_path / 'weights', kind, tensors))
+    loaded = formats.read(write_weights(tmp_path / 'weights', 'npz', tensors))
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(loaded[name], tensor)
         assert loaded[name].dtype == tensor.dtype
+
+
+@pytest.mark.parametrize('key', ['model', 'state_dict', 'model_state_dict', 'blobs'])
+def test_weights_are_found_in_a_checkpoint(tmp_path, key):
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        checkpoint = {key: {'a': np.ones(2)}, 'step': 5}
+        (tmp_path / 'x').write_bytes(pickle.dumps(checkpoint, protocol))
+        assert formats.read(tmp_path / 'x').keys() == {'a'}
 
 
 def refusal(path):
@@ -70,29 +74,18 @@ def refusal(path):
     return str(error.value)
 
 
-@pytest.mark.parametrize('kind', KINDS)
-def test_a_file_that_was_cut_off_anywhere_is_refused(tmp_path, kind):
-    path = write_weights(tmp_path / 'weights', kind)
-    whole = path.read_bytes()
+@pytest.mark.parametrize('kind', [*KINDS, 'torch', 'torch_legacy'])
+def test_a_damaged_file_is_refused_or_has_other_numbers(tmp_path, kind):
+    """One cut off anywhere is refused; of a .npz file no byte can change: checksums see it."""
+    path = tmp_path / 'weights'
+    if kind in KINDS:
+        whole = write_weights(path, kind).read_bytes()
+    else:
+        whole = (GOLDEN / f'{kind}.pth').read_bytes()
     for size in {*range(0, len(whole), max(1, len(whole) // 25)), len(whole) - 1}:
         path.write_bytes(whole[:size])
         refusal(path)
-
-
-@pytest.mark.parametrize('name', ['torch', 'torch_legacy'])
-def test_what_torch_saved_is_refused_cut_off(tmp_path, name):
-    whole, path = (GOLDEN / f'{name}.pth').read_bytes(), tmp_path / 'weights.pth'
-    for size in {*range(0, len(whole), 29), len(whole) - 1}:
-        path.write_bytes(whole[:size])
-        refusal(path)
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_changed_bytes_are_refused_or_change_numbers_only(tmp_path, kind):
-    """Of a zip file not even these: its members have checksums."""
-    path = write_weights(tmp_path / kind, kind)
-    whole = path.read_bytes()
-    for position in range(0, len(whole), 5):
+    for position in range(0, len(whole), max(1, len(whole) // 100)):
         changed = bytes([whole[position] ^ 0x41])
         path.write_bytes(whole[:position] + changed + whole[position + 1 :])
         try:
@@ -126,39 +119,33 @@ OBJECTS = HEADER.replace('<f4', '|O')
     [
         (b'', 'an empty file'),
         (b'\x89PNG\r\n\x1a\n' + bytes(100), 'not a .safetensors, .npz, .pth or .pkl file'),
-        (b'\x7fELF' + bytes(100), 'not a .safetensors'),
         (b'PK\x03\x04' + bytes(500), 'not a whole zip file'),
         (archive({'bomb/data.pkl': bytes(2**27)}), 'would expand to 134217728'),
-        (archive({'a.npy': bytes(2**27)}), 'would expand to 134217728'),
         (archive({'readme.txt': b'hello'}), 'neither .npz nor .pth'),
         (archive({}), 'neither .npz nor .pth'),
         (archive({'a.npy': npy(HUGE, bytes(8))}), 'a.npy is no whole .npy file'),
-        (archive({'a.npy': npy(HEADER.replace('1,', '40000000000,'))}), 'a.npy is no whole'),
         (archive({'a.npy': npy(HEADER.replace('1,', 'True'))}), 'a.npy is no whole'),
         (archive({'a.npy': npy(HEADER.replace('1,', '-1,'), bytes(8))}), 'a.npy is '),
         (archive({'a.npy': npy(HEADER, bytes(8))}), 'a.npy is more than one .npy file'),
-        (archive({'a.npy': npy('{"shape": ', bytes(8))}), 'a.npy is no whole .npy file'),
         (archive({'a.npy': npy('(' * 5000)}), 'a.npy is no whole .npy file'),
-        (archive({'a.npy': archive({'b.npy': npy(HEADER, bytes(4))})}), 'a.npy is more than one'),
         (archive({'a.npy': npy(HEADER.replace('<f4', '<c8'), bytes(8))}), 'are no numbers'),
         (archive({'a.npy': npy(HEADER.replace('<f4', '|V4'), bytes(4))}), 'are no numbers'),
         (archive({'a.npy': npy(OBJECTS, pickle.dumps(Canary()))}), 'nothing was unpickled'),
         (archive({'a.npy': pickle.dumps(Canary())}), 'nothing was unpickled'),
         (archive({'x/data.pkl': pickle.dumps(Canary())}), 'asks for (posix|nt).system'),
         (archive({'x/data.pkl': pickle.dumps({}), 'x/byteorder': b'big'}), 'big-endian'),
-        (pickle.dumps(Canary()), 'asks for (posix|nt).system'),
         (pickle.dumps({'model': {'conv1.weight': Canary()}}), 'asks for (posix|nt).system'),
         (pickle.dumps([1, 2]), 'something else than named tensors'),
         (pickle.dumps({}), 'without named tensors'),
         (pickle.dumps({1: np.ones(2)}), 'something else than named tensors'),
         (pickle.dumps({'a': np.ones(2, np.int32)}), 'no floating point numbers in a'),
         (pickle.dumps({'a': np.array([1e300])}), 'NaN or infinity in a'),
-        (pickle.dumps({'a': np.ones(2), 'b': np.array([1, np.nan])}), 'NaN or infinity in b'),
         (pickle.dumps({'a\n\x1b[31m': np.array([np.nan])}), r'infinity in a\\n\\x1b\[31m$'),
         (archive({'a\nb.npy': b''}), r'a\\nb.npy is no whole'),
         (pickle.dumps(formats.TORCH_MAGIC), 'STOP'),
-        (b''.join(pickle.dumps(part) for part in LEGACY), 'a damaged .pth file'),
-        (b''.join(pickle.dumps(part) for part in [*LEGACY[:4], [[1]]]), 'a damaged .pth file'),
+        (b''.join(map(pickle.dumps, LEGACY)), 'a damaged .pth file'),
+        (b''.join(map(pickle.dumps, [*LEGACY[:4], [[1]]])), 'a damaged .pth file'),
+        (b''.join(map(pickle.dumps, [*LEGACY[:2], {}, {}, []])), 'big-endian'),
         (save(TENSORS) + b'?', 'not a whole .safetensors file'),
         (len(FLOAT8).to_bytes(8, 'little') + FLOAT8 + b'1', 'not a whole .safetensors file'),
         ((2**62).to_bytes(8, 'little') + b'{' + bytes(50), 'not a whole .safetensors file'),
@@ -177,24 +164,17 @@ def test_the_numbers_of_a_pth_file_must_be_in_it(tmp_path):
     path = write_weights(tmp_path / 'weights.pth', 'pth')
     with zipfile.ZipFile(path) as whole:
         members = {name: whole.read(name) for name in whole.namelist()}
-    for change in ({}, {'weights/data/0': b'abc'}, {'../weights/data/0': bytes(96)}):
-        kept = {name: data for name, data in members.items() if name != 'weights/data/0'}
-        path.write_bytes(archive(kept | change))
-        assert 'the numbers of conv1.weight are not in the file, or not all' in refusal(path)
-
-
-def test_what_is_neither_file_nor_folder_is_refused(tmp_path):
-    os.mkfifo(tmp_path / 'pipe')
-    assert 'no file' in refusal(tmp_path / 'pipe')
-    assert 'File name too long' in refusal(tmp_path / ('x' * 300))
+    del members['weights/data/0']
+    for change in ({}, {'weights/data/0': bytes(92)}, {'../weights/data/0': bytes(96)}):
+        path.write_bytes(archive(members | change))
+        assert 'conv1.weight is a tensor whose numbers are not in the file' in refusal(path)
 
 
 def test_sizes_are_bounded(tmp_path, monkeypatch):
     path = write_weights(tmp_path / 'weights', 'npz')
     monkeypatch.setattr(formats, 'LIMIT', path.stat().st_size - 1)
     assert 'are read' in refusal(path)
-    path = write_weights(
-        tmp_path / 'weights', 'pkl', {f'{i}': TENSORS['conv1.weight'] for i in range(99)}
-    )
-    monkeypatch.setattr(formats, 'LIMIT', path.stat().st_size)  # the same array, 99 times
+    tensors = {f'{i}': TENSORS['conv1.weight'] for i in range(99)}  # one array, 99 times
+    write_weights(path, 'pkl', tensors)
+    monkeypatch.setattr(formats, 'LIMIT', path.stat().st_size)
     assert 'its tensors take more than' in refusal(path)

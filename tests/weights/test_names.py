@@ -1,113 +1,90 @@
 """Names of Caffe2 and detectron2 become torchvision's; their heads' anchors come in our order."""
 
-import functools
-import pickle
-
-import jax
 import numpy as np
 import pytest
-from helpers import variables_of
 
 from rpn_jax import weights
-from rpn_jax.errors import InputError
 from rpn_jax.models import resnet
 from rpn_jax.ops import anchors
+from rpn_jax.weights.names import to_torchvision
 
 SIZES, RATIOS = (32, 64, 128, 256, 512), (0.5, 1.0, 2.0)
-SHORT = {'weight': 's', 'bias': 'b', 'running_mean': 'rm', 'running_var': 'riv'}
-LONG = {'weight': 'gamma', 'bias': 'beta'}
-
-
-def caffe2(name, suffixes=SHORT):
-    """Returns Caffe2's name of a tensor of torchvision's ResNet: layer2.0.bn1.bias .."""
-    module, _, parameter = name.rpartition('.')
-    suffix = suffixes.get(parameter, parameter)
-    if module in ('conv1', 'bn1'):
-        return 'conv1_w' if module == 'conv1' else f'res_conv1_bn_{suffix}'
-    layer, block, conv, *number = module.split('.')
-    branch = '1' if conv == 'downsample' else f'2{"abc"[int(conv[-1]) - 1]}'
-    start = f'res{int(layer[-1]) + 1}_{block}_branch{branch}'
-    return f'{start}_w' if number == ['0'] or conv.startswith('conv') else f'{start}_bn_{suffix}'
-
-
-def detectron2(name, prefix=''):
-    """Returns detectron2's name of a tensor of torchvision's ResNet."""
-    module, _, parameter = name.rpartition('.')
-    if module in ('conv1', 'bn1'):
-        return f'{prefix}stem.conv1.{"norm." if module == "bn1" else ""}{parameter}'
-    layer, block, conv, *number = module.split('.')
-    norm = 'norm.' if number == ['1'] or conv.startswith('bn') else ''
-    conv = 'shortcut' if conv == 'downsample' else f'conv{conv[-1]}'
-    return f'{prefix}res{int(layer[-1]) + 1}.{block}.{conv}.{norm}{parameter}'
-
-
-def load(path, tensors, **keywords):
-    path.write_bytes(pickle.dumps(tensors, protocol=2))
-    return weights.load(path, **keywords)
-
-
-@functools.cache
-def backbone():
-    """Returns (variables, their tensors without a head) of a small network."""
-    variables = variables_of(26, 5)
-    tensors = weights.from_variables(variables)
-    return variables, {k: v for k, v in tensors.items() if not k.startswith('rpn.')}
-
-
-def fill(path, file):
-    """Returns the variables of the network with the weights of a file."""
-    return weights.to_variables(load(path, file), backbone()[0])
-
-
-def test_caffe2_files_with_folded_norms_fill_the_network(tmp_path):
-    variables, tensors = backbone()
-    file = {caffe2(name): tensor for name, tensor in tensors.items() if '.running_' not in name}
-    assert 'res2_0_branch1_bn_s' in file and 'res5_1_branch2c_w' in file
-    extra = {'fc1000_w': np.ones((10, 4)), 'fc1000_b': np.ones(10), 'conv1_b': np.ones(8)}
-    extra |= {'conv1_w_momentum': np.ones(3)}
-    loaded = load(tmp_path / 'R.pkl', {'blobs': file | extra})
-    assert weights.pixels(loaded) == 'caffe'
-    taken = weights.to_variables(loaded, variables)
-    jax.tree.map(np.testing.assert_array_equal, taken['params'], variables['params'])
-    for path, leaf in jax.tree_util.tree_leaves_with_path(taken['batch_stats']):
-        if path[-1].key == 'var':  # what makes the norm's deviation exactly one
-            np.testing.assert_allclose(leaf + resnet.EPSILON, 1, rtol=1e-7)
-        else:
-            assert not leaf.any()
-
-
-D2_EXTRA = {
-    'pixel_mean': np.ones((3, 1, 1)),
-    'roi_heads.box_predictor.bbox_pred.bias': np.ones(4),
-    'stem.fc.weight': np.ones((10, 4)),
-    'stem.fc.bias': np.ones(10),
+RPN_HEAD = 'proposal_generator.rpn_head'
+NAMES = {  # theirs: torchvision's
+    # Caffe2
+    'conv1_w': 'conv1.weight',
+    'res_conv1_bn_s': 'bn1.weight',
+    'res_conv1_bn_rm': 'bn1.running_mean',
+    'conv1_gn_b': 'bn1.bias',
+    'res2_0_branch1_w': 'layer1.0.downsample.0.weight',
+    'res2_0_branch1_bn_b': 'layer1.0.downsample.1.bias',
+    'res3_1_branch2a_w': 'layer2.1.conv1.weight',
+    'res3_1_branch2a_bn_running_mean': 'layer2.1.bn1.running_mean',
+    'res4_22_branch2b_w': 'layer3.22.conv2.weight',
+    'res4_22_branch2b_bn_gamma': 'layer3.22.bn2.weight',
+    'res4_22_branch2b_gn_s': 'layer3.22.bn2.weight',
+    'res5_2_branch2c_bn_beta': 'layer4.2.bn3.bias',
+    'res5_2_branch2c_bn_riv': 'layer4.2.bn3.running_var',
+    'res5_2_branch2c_bn_running_var': 'layer4.2.bn3.running_var',
+    'conv_rpn_w': 'rpn.head.conv.0.0.weight',
+    'rpn_cls_logits_b': 'rpn.head.cls_logits.bias',
+    'rpn_bbox_pred_w': 'rpn.head.bbox_pred.weight',
+    'fc1000_w': 'fc.weight',
+    'pred_b': 'fc.bias',
+    # detectron2
+    'stem.conv1.weight': 'conv1.weight',
+    'backbone.stem.conv1.norm.bias': 'bn1.bias',
+    'backbone.bottom_up.stem.conv1.norm.running_mean': 'bn1.running_mean',
+    'backbone.bottom_up.res2.0.shortcut.weight': 'layer1.0.downsample.0.weight',
+    'backbone.res5.2.shortcut.norm.running_var': 'layer4.2.downsample.1.running_var',
+    'backbone.bottom_up.res4.22.conv3.weight': 'layer3.22.conv3.weight',
+    'res4.22.conv2.norm.weight': 'layer3.22.bn2.weight',
+    f'{RPN_HEAD}.conv.weight': 'rpn.head.conv.0.0.weight',
+    f'{RPN_HEAD}.conv.conv0.bias': 'rpn.head.conv.0.0.bias',
+    f'{RPN_HEAD}.conv.conv1.bias': 'rpn.head.conv.1.0.bias',
+    'stem.fc.weight': 'fc.weight',
+    # torchvision's detectors, and its head until 0.14
+    'backbone.layer1.0.conv1.weight': 'layer1.0.conv1.weight',
+    'backbone.body.bn1.num_batches_tracked': 'bn1.num_batches_tracked',
+    'module.backbone.body.layer4.2.downsample.1.bias': 'layer4.2.downsample.1.bias',
+    'rpn.head.conv.bias': 'rpn.head.conv.0.0.bias',
+    'rpn.head.conv.1.0.weight': 'rpn.head.conv.1.0.weight',
+    # nobody's
+    'res9_0_branch2d_w': 'res9_0_branch2d_w',
+    'backbone.fpn.inner_blocks.0.weight': 'backbone.fpn.inner_blocks.0.weight',
+    'my_s': 'my_s',
 }
 
 
-@pytest.mark.parametrize(
-    ('rename', 'extra'),
-    [
-        (caffe2, {}),
-        (lambda name: caffe2(name, LONG), {}),
-        (detectron2, D2_EXTRA),
-        (lambda name: detectron2(name, 'backbone.'), D2_EXTRA),
-        (lambda name: detectron2(name, 'backbone.bottom_up.'), D2_EXTRA),
-        ('module.{}'.format, {}),
-        ('backbone.{}'.format, {}),
-        ('backbone.body.{}'.format, {}),
-        ('module.backbone.{}'.format, {}),
-    ],
-)
-def test_files_of_every_library_fill_the_network(tmp_path, rename, extra):
-    variables, tensors = backbone()
-    file = {rename(name): tensor for name, tensor in tensors.items()}
-    assert len(file) == len(tensors)  # each has a name of its own
-    taken = fill(tmp_path / 'R.pkl', {'model': file | extra, '__author__': 'someone'})
-    jax.tree.map(np.testing.assert_array_equal, taken, variables)
+@pytest.mark.parametrize(('theirs', 'ours'), NAMES.items())
+def test_names_become_torchvisions(theirs, ours):
+    assert next(iter(to_torchvision({theirs: np.ones(3)}, None))) == ours
+
+
+def test_other_parts_of_a_detector_are_dropped():
+    others = (
+        'conv1_w_momentum conv1_b lr weight_order pixel_mean cls_score_w bbox_pred_b '
+        'roi_heads.box_predictor.bbox_pred.bias rpn.anchor_generator.cell_anchors.0'
+    )
+    assert to_torchvision(dict.fromkeys(others.split(), np.ones(3)), None) == {}
+
+
+@pytest.mark.parametrize('suffix', ['s', 'gamma'])
+def test_folded_norms_of_caffe2_divide_by_exactly_one(suffix):
+    file = {f'res_conv1_bn_{suffix}': np.float32([0.5, 2]), 'conv1_w': np.ones((2, 3, 7, 7))}
+    tensors = to_torchvision(file | {f'res2_0_branch1_bn_{suffix}': np.ones(3)}, None)
+    assert weights.pixels(tensors) == 'caffe'
+    for norm, size in {'bn1': 2, 'layer1.0.downsample.1': 3}.items():
+        deviation = np.sqrt(tensors[f'{norm}.running_var'] + resnet.EPSILON)
+        np.testing.assert_allclose(deviation, np.ones(size), rtol=1e-7)
+        np.testing.assert_array_equal(tensors[f'{norm}.running_mean'], np.zeros(size))
+    unfolded = file | {'res_conv1_bn_riv': np.float32([3, 4])}
+    np.testing.assert_array_equal(to_torchvision(unfolded, None)['bn1.running_var'], [3, 4])
 
 
 TORCHVISION = 'rpn.head.cls_logits', 'rpn.head.bbox_pred'
-DETECTRON2 = [f'proposal_generator.rpn_head.{n}' for n in ('objectness_logits', 'anchor_deltas')]
+DETECTRON2 = f'{RPN_HEAD}.objectness_logits', f'{RPN_HEAD}.anchor_deltas'
+CELLS = 'proposal_generator.anchor_generator.cell_anchors.0'
 
 
 def head(order, names):
@@ -132,46 +109,33 @@ def assert_head(tensors, order):
     [(SIZES, RATIOS), ((32,), RATIOS), (SIZES, (1.0,)), ((64, 128), (0.5, 2.0))],
 )
 @pytest.mark.parametrize('has_cells', [False, True])
-def test_a_detectron2_head_comes_in_the_order_of_our_anchors(tmp_path, sizes, ratios, has_cells):
+def test_a_detectron2_head_comes_in_the_order_of_our_anchors(sizes, ratios, has_cells):
     """detectron2: for size, for ratio. Ours: as anchors.base_anchors has them."""
     file = head([(size, ratio) for size in sizes for ratio in ratios], DETECTRON2)
-    file['proposal_generator.rpn_head.conv.weight'] = np.ones((2, 2, 3, 3))
     if has_cells:  # the file has its anchors, so nobody has to know them
         sides = [(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in ratios]
-        cells = [(-w / 2, -h / 2, w / 2, h / 2) for w, h in sides]
-        file['proposal_generator.anchor_generator.cell_anchors.0'] = np.array(cells)
-    loaded = load(tmp_path / 'R.pkl', file, aspect_ratios=None if has_cells else len(ratios))
+        file[CELLS] = np.array([(-w / 2, -h / 2, w / 2, h / 2) for w, h in sides])
+    tensors = to_torchvision(file, None if has_cells else len(ratios))
     base = np.asarray(anchors.base_anchors(sizes, ratios))
     width, height = (base[:, 2:] - base[:, :2]).T
-    order = loaded['rpn.head.cls_logits.weight'][:, :, 0, 0]
+    order = tensors['rpn.head.cls_logits.weight'][:, :, 0, 0]
     np.testing.assert_allclose(order[:, 0], np.sqrt(width * height), rtol=0.04)  # rounded anchors
     np.testing.assert_allclose(order[:, 1], height / width, rtol=0.1)
-    assert_head(loaded, order)
-    assert 'rpn.head.conv.0.0.weight' in loaded
+    assert_head(tensors, order)
 
 
-def test_heads_of_torchvision_and_caffe2_keep_their_order(tmp_path):
+def test_who_names_no_ratios_gets_three():
+    file = head([(size, ratio) for size in SIZES for ratio in RATIOS], DETECTRON2)
+    assert_head(to_torchvision(file, None), [(size, ratio) for ratio in RATIOS for size in SIZES])
+
+
+@pytest.mark.parametrize('names', [TORCHVISION, ('rpn_cls_logits', 'rpn_bbox_pred')])
+def test_heads_of_torchvision_and_caffe2_keep_their_order(names):
     order = [(size, ratio) for ratio in RATIOS for size in SIZES]
-    file, kernel = head(order, TORCHVISION), np.ones((2, 2, 3, 3))
-    short = {'rpn.head.': 'rpn_', '.weight': '_w', '.bias': '_b'}
-    of_caffe2 = {
-        functools.reduce(lambda n, s: n.replace(*s), short.items(), k): file[k] for k in file
-    }
-    for tensors in (
-        file | {'rpn.head.conv.weight': kernel},  # its name until torchvision 0.14
-        of_caffe2 | {'conv_rpn_w': kernel},
-    ):
-        loaded = load(tmp_path / 'R.pkl', tensors)
-        assert loaded.keys() == {*file, 'rpn.head.conv.0.0.weight'}
-        assert_head(loaded, order)
-
-
-def test_blocks_and_head_convolutions_have_numbers(tmp_path):
-    for name in ('res4_22_branch2c_w', 'backbone.bottom_up.res4.22.conv3.weight'):
-        assert list(load(tmp_path / 'R.pkl', {name: np.ones(3)})) == ['layer3.22.conv3.weight']
-    names = [f'proposal_generator.rpn_head.conv.conv{i}.bias' for i in range(2)]
-    loaded = load(tmp_path / 'R.pkl', {name: np.ones(3) for name in names})
-    assert loaded.keys() == {'rpn.head.conv.0.0.bias', 'rpn.head.conv.1.0.bias'}
+    file = head(order, names)
+    if names != TORCHVISION:
+        file = {n.replace('.weight', '_w').replace('.bias', '_b'): t for n, t in file.items()}
+    assert_head(to_torchvision(file, 3), order)
 
 
 @pytest.mark.parametrize(
@@ -184,18 +148,14 @@ def test_blocks_and_head_convolutions_have_numbers(tmp_path):
         ([(0, 0, 2, 2), (0, 0, 2, 2), (0, 0, 9, 9)], 'not some aspect ratios of some sizes'),
     ],
 )
-def test_a_head_of_other_anchors_is_refused(tmp_path, cells, complaint):
+def test_a_head_of_other_anchors_is_refused(cells, complaint):
     file = head([(size, ratio) for size in SIZES for ratio in RATIOS], DETECTRON2)
-    if cells is not None:
-        file['proposal_generator.anchor_generator.cell_anchors.0'] = np.array(cells)
-    with pytest.raises(InputError, match=complaint):
-        load(tmp_path / 'R.pkl', file, aspect_ratios=4)
+    file |= {} if cells is None else {CELLS: np.array(cells)}
+    with pytest.raises(ValueError, match=complaint):
+        to_torchvision(file, 4)
 
 
-def test_one_tensor_under_two_names_and_a_foreign_name_are_refused(tmp_path):
-    file = {'conv1_w': np.ones(3), 'backbone.conv1.weight': np.ones(3)}
-    with pytest.raises(InputError, match='conv1_w and backbone.conv1.weight are the same tensor'):
-        load(tmp_path / 'R.pkl', file)
-    file = {caffe2(name): tensor for name, tensor in backbone()[1].items()}
-    with pytest.raises(InputError, match='unexpected res9_0_branch2d_w$'):
-        fill(tmp_path / 'R.pkl', file | {'res9_0_branch2d_w': np.ones(3)})
+def test_one_tensor_under_two_names_is_refused():
+    file = dict.fromkeys(['conv1_w', 'backbone.conv1.weight'], np.ones(3))
+    with pytest.raises(ValueError, match='conv1_w and backbone.conv1.weight are the same tensor'):
+        to_torchvision(file, None)
