@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import functools
+import io
 import json
 import logging
 import math
@@ -444,3 +445,28 @@ def python_rate(step, schedule, horizon, *, learning_rate=0.1, warmup_steps=0, *
     elif schedule == 'one_cycle':
         rate *= final + (1 - final) * (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
     return rate
+
+
+def pycocotools_recall(instances, results, limits):
+    """Returns AR@n and AR@n/size of COCOeval, None where it says -1."""
+    coco = pytest.importorskip('pycocotools.coco')
+    evaluation = pytest.importorskip('pycocotools.cocoeval')
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth, found = coco.COCO(), coco.COCO()
+        truth.dataset = json.loads(json.dumps(instances))
+        truth.createIndex()
+        if results:
+            found = truth.loadRes(json.loads(json.dumps(results)))
+        else:  # loadRes looks at the first of them
+            found.dataset = {**truth.dataset, 'annotations': []}
+            found.createIndex()
+        run = evaluation.COCOeval(truth, found, 'bbox')
+        run.params.useCats, run.params.maxDets = 0, list(limits)
+        run.evaluate()
+        run.accumulate()
+    recalls = run.eval['recall'][:, 0]  # [thresholds, sizes, limits]
+    return {
+        f'AR@{n}{size}': None if recalls[0, i, j] < 0 else float(recalls[:, i, j].mean())
+        for j, n in enumerate(limits)
+        for i, size in enumerate(('', '/small', '/medium', '/large'))
+    }

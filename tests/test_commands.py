@@ -7,7 +7,8 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from helpers import finished_run, tiny_config, tiny_flags
+from data_files import coco_box, write_coco
+from helpers import finished_run, pycocotools_recall, tiny_config, tiny_flags
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -77,6 +78,35 @@ def test_evaluation_needs_the_workdir_alone_and_measures_the_same(
     for name in ('proposals', 'scores', 'gt_boxes', 'gt_kinds'):
         for a, b in zip(getattr(back, name), getattr(ours, name), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-9)
+
+
+def test_the_results_of_a_json_file_are_counted_alike_by_cocoeval_with_that_file(
+    copied, tmp_path, capsys
+):
+    folder, out = write_coco(tmp_path / 'coco', 'val'), tmp_path / 'out.json'
+    own = folder / 'annotations/instances_val.json'
+    content = json.loads(own.read_text())  # its ids are 7, 3, 12
+    del content['annotations'][1]  # an empty box, which COCOeval counts
+    content['annotations'][0]['area'] = 20.0**2  # a mask's, small where the box is medium
+    boxes = [[x, y, 24, 24] for x in (0, 16, 32, 48) for y in (0, 16, 32)]
+    content['annotations'] += [coco_box(7, box, id=100 + i) for i, box in enumerate(boxes)]
+    for annotation in content['annotations']:
+        annotation['category_id'] = 9
+    own.write_text(json.dumps(content | {'categories': [{'id': 9, 'name': 'owl'}]}))
+    flags = ['--config.data.source=coco', f'--config.data.path={folder}']
+    flags += ['--config.data.train_split=val']
+    assert main.main(['evaluate', f'--workdir={copied}', f'--output={out}', *flags]) == 0
+    printed = capsys.readouterr().out
+    ours, given = results.load(copied / 'proposals.npz'), json.loads(own.read_text())
+    assert ours.coco_ids == [7, 3, 12] and ours.gt_areas[0].tolist()[:3] == [400, 5, 5]
+    assert json.loads((tmp_path / 'out.instances.json').read_text()) == given
+    counted = pycocotools_recall(given, json.loads(out.read_text()), (10, 50))
+    tallies = protocols.coco(ours, (10, 50))
+    for name in ('AR@10', 'AR@50', 'AR@50/small'):
+        assert tallies[name].value == pytest.approx(counted[name], abs=1e-9)
+    assert counted['AR@50'] > 0
+    (row,) = (s for s in printed.splitlines() if s.startswith('coco ') and '±' in s)
+    assert f' {counted["AR@10"]:.3f} ' in row
 
 
 def test_evaluation_works_without_the_gaussian_and_with_a_batch_that_devices_cannot_share(copied):

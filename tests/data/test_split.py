@@ -1,6 +1,7 @@
 """The data section: every key is used, contradictions are refused, sources become batches."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -91,6 +92,42 @@ def test_a_folder_is_opened_where_the_keys_say(folder, tmp_path):
     source = data.open_split(data_options(path=str(folder), **elsewhere), 'val')
     assert [record.image_id for record in source.records] == ['000004', '000005']
     assert source.read(1).shape == (90, 50, 3)
+
+
+def test_the_evaluation_split_may_lie_elsewhere(folder, tmp_path):
+    other = write_coco(tmp_path / 'other', 'val')
+    places = {'path': str(folder), 'eval_path': str(other)}
+    settings = data_options(**places, train_split='train', eval_split='val')
+    assert data.open_split(settings, 'train').name == 'voc VOC train'
+    with pytest.raises(InputError, match='no folder .*other/JPEGImages'):
+        data.open_split(settings, 'val', training=False)
+    labels, pictures = other / 'annotations/instances_val.json', other / 'val'
+    own = {'eval_images': str(pictures), 'eval_annotations': str(labels)}
+    settings = data_options(source='coco', path='nowhere', eval_split='x', **own)
+    assert len(data.open_split(settings, 'x', training=False).records) == 3
+
+
+def test_one_json_is_refused_for_two_splits_with_images_of_their_own(tmp_path):
+    folder, keys = write_coco(tmp_path, 'train'), dict(train_split='train', eval_split='val')
+    keys |= dict(source='coco', path=str(folder))
+    json_file = str(folder / 'annotations/instances_train.json')
+    shutil.copytree(folder / 'train', folder / 'val')
+    settings = data_options(annotations=json_file, **keys)
+    assert len(data.open_split(settings, 'train').records) == 3
+    with pytest.raises(InputError, match="^annotations: .* name that of 'val' in eval_annotations"):
+        data.open_split(settings, 'val', training=False)
+    for own in ({'images': str(folder / 'train')}, {'eval_annotations': f'{folder}/./x.json'}):
+        shutil.copy(json_file, folder / 'x.json')
+        settings = data_options(annotations=json_file, **keys, **own)
+        assert len(data.open_split(settings, 'val', training=False).records) == 3
+
+
+def test_annotations_may_lie_beside_the_images_of_their_split(tmp_path):
+    folder = write_coco(tmp_path, 'valid')
+    json_file = folder / 'annotations/instances_valid.json'
+    json_file.rename(folder / 'valid/_annotations.coco.json')
+    settings = data_options(source='coco', path=str(folder), eval_split='valid')
+    assert len(data.open_split(settings, 'valid', training=False).records) == 3
 
 
 def test_a_split_whose_boxes_do_not_fit_is_refused(folder):

@@ -1,12 +1,8 @@
 """Each protocol against its program's rule written out in loops, and against pycocotools itself."""
 
-import contextlib
-import io
-import json
-
 import numpy as np
 import pytest
-from helpers import loop_iou
+from helpers import loop_iou, pycocotools_recall
 from hypothesis import given
 from report_data import LIMITS, as_results, assert_like, coarse_split, random_results, values_of
 
@@ -77,31 +73,6 @@ def loop_voc(split, limit):
                 detected.add(chosen)
         found += len(detected)
     return found / total if total else None
-
-
-def pycocotools_recall(instances, results, limits):
-    """Returns AR@n and AR@n/size of COCOeval, None where it says -1."""
-    coco = pytest.importorskip('pycocotools.coco')
-    evaluation = pytest.importorskip('pycocotools.cocoeval')
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth, found = coco.COCO(), coco.COCO()
-        truth.dataset = json.loads(json.dumps(instances))
-        truth.createIndex()
-        if results:
-            found = truth.loadRes(json.loads(json.dumps(results)))
-        else:  # loadRes looks at the first of them
-            found.dataset = {**truth.dataset, 'annotations': []}
-            found.createIndex()
-        run = evaluation.COCOeval(truth, found, 'bbox')
-        run.params.useCats, run.params.maxDets = 0, list(limits)
-        run.evaluate()
-        run.accumulate()
-    recalls = run.eval['recall'][:, 0]  # [thresholds, sizes, limits]
-    return {
-        f'AR@{n}{size}': None if recalls[0, i, j] < 0 else float(recalls[:, i, j].mean())
-        for j, n in enumerate(limits)
-        for i, size in enumerate(SIZES)
-    }
 
 
 def assert_is_cocoeval(split):

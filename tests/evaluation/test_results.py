@@ -35,6 +35,7 @@ def a_split(seed=0, images=5, dtype=np.float32, areas=False):
 
 
 def assert_equal(a, b):
+    assert a.coco_ids == b.coco_ids
     assert (a.dataset, a.step, list(a.image_ids)) == (b.dataset, b.step, list(b.image_ids))
     assert a.post_nms == b.post_nms and np.array_equal(a.sizes, b.sizes)
     for name in ('proposals', 'scores', 'gt_boxes', 'gt_kinds', 'gt_areas'):
@@ -77,7 +78,7 @@ def test_half_floats_are_read_without_a_warning(tmp_path):
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
 def test_coco_round_trip(tmp_path, dtype):
-    split = a_split(dtype=dtype, areas=True)
+    split = a_split(dtype=dtype, areas=True)._replace(coco_ids=['b', 7, 2, 10**19, 'a'])
     paths = tmp_path / 'instances.json', tmp_path / 'results.json'
     for path, content in zip(paths, results.to_coco(split), strict=True):
         path.write_text(json.dumps(content, allow_nan=False))
@@ -274,3 +275,27 @@ def test_damaged_files_end_in_a_line(tmp_path):
         refused(other, 'not a whole file')
     np.savez_compressed(path, **arrays | {'scores': np.zeros(10**6)})  # would swell
     refused(path, 'members are compressed')
+
+
+def test_ids_of_a_json_file_come_back_and_its_own_entries_are_written(tmp_path):
+    split = a_split(images=4)._replace(coco_ids=[3, '1', 10**19, 0])
+    results.save(tmp_path / 'x.npz', split)
+    assert results.load(tmp_path / 'x.npz').coco_ids == split.coco_ids
+    assert [entry['id'] for entry in results.to_coco(split)[0]['images']] == split.coco_ids
+    images = [{'id': key, 'file_name': f'{key}.jpg', 'licence': 4} for key in (10**19, 5, 3)]
+    annotations = [
+        {'id': 'a', 'image_id': 3, 'bbox': [0.1, 0.7, 1, 2], 'area': 0.3, 'segmentation': [[]]},
+        {'id': 'b', 'image_id': 5, 'bbox': [0.1, 0.7, 1, 2]},
+    ]
+    own = {'info': 'x', 'images': images, 'annotations': annotations}
+    own['categories'] = [{'id': 77, 'name': 'owl'}]
+    instances, entries = results.to_coco(split, own)
+    assert instances == own | {'images': [images[0], images[2]], 'annotations': annotations[:1]}
+    assert {entry['category_id'] for entry in entries} == {77}
+    assert {str(entry['image_id']) for entry in entries} <= set(map(str, split.coco_ids))
+
+
+@pytest.mark.parametrize('ids', [[1, 2], [1, 2, 3, None], [1.5, 2, 3, 4], [True, 2, 3, 4]])
+def test_wrong_ids_of_images_are_refused(tmp_path, ids):
+    with pytest.raises(InputError, match='coco_ids are not one whole number or string for each'):
+        results.save(tmp_path / 'x.npz', a_split(images=4)._replace(coco_ids=ids))
