@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import logging
 import os
 import signal
@@ -35,6 +36,8 @@ MODES = {
 
 def main(argv=None):
     """Runs one mode and returns the exit code; argv None are the words of the process."""
+    if argv is None:
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         try:
             for stream in (sys.stdout, sys.stderr):
@@ -44,9 +47,18 @@ def main(argv=None):
                 return _run(sys.argv[1:] if argv is None else list(argv), process=argv is None)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever read it has left, as `head` does
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
-        return 128 + signal.SIGPIPE
+        if isinstance(error, BrokenPipeError):  # whoever read it has left, as `head` does
+            return 128 + signal.SIGPIPE
+        if error.errno != errno.ENOSPC or '--debug' in (sys.argv if argv is None else argv):
+            raise
+        print(f'error: the output cannot be written ({error})', file=sys.stderr)
+        return 1
+
+
+def _interrupt(number, _):
+    raise KeyboardInterrupt(number)
 
 
 def _run(words, process):
@@ -71,9 +83,9 @@ def _run(words, process):
     except Interrupted as interruption:
         print(interruption, file=sys.stderr)
         return interruption.code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print('interrupted', file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 128 + next(iter(interruption.args), signal.SIGINT)
     return 0
 
 

@@ -37,6 +37,7 @@ class Key(NamedTuple):
     items: type = float  # of a tuple
     lengths: tuple = ()  # of a tuple; () any
     nested: bool = False  # whether a tuple may hold tuples of its items
+    filled: bool = False  # whether a tuple, and each in it, has an item at least
 
 
 FIGURES = (  # of an evaluation during training; the number is one of proposals
@@ -60,8 +61,8 @@ KEYS = {
     'model.pretrained': Key(str),
     'model.dtype': Key(str, choices=('float32', 'bfloat16')),
     'model.remat': Key(tuple, 2, 5, items=int),
-    'anchors.sizes': Key(tuple, nested=True),
-    'anchors.aspect_ratios': Key(tuple),
+    'anchors.sizes': Key(tuple, 1, nested=True, filled=True),
+    'anchors.aspect_ratios': Key(tuple, 1e-3, filled=True),
     'targets.positive_iou': Key(float, 0, 1),
     'targets.negative_iou': Key(float, 0, 1),
     'targets.crowd_overlap': Key(float),
@@ -84,7 +85,7 @@ KEYS = {
     'data.eval_split': Key(str),
     'data.images': Key(str),
     'data.annotations': Key(str),
-    'data.scenes': Key(tuple, items=int, lengths=(2,)),
+    'data.scenes': Key(tuple, 1, items=int, lengths=(2,)),
     'data.resize': Key(str, choices=('square', 'short_side')),
     'data.image_size': Key(int, 1),
     'data.max_size': Key(int, 1),
@@ -184,6 +185,9 @@ def check(config, where='', changed=()):
         if problem := _problem(KEYS[key], value):
             start = f'{where}: ' if where and key not in changed else ''
             raise InputError(f'{start}config key {key}: {problem}')
+    low, high = (values[f'targets.{name}_iou'] for name in ('negative', 'positive'))
+    if low > high:
+        raise InputError(f'config key targets.negative_iou: {low} is above positive_iou, {high}')
     best = values['checkpoint.best']
     number = int('0' + best.partition('@')[2])
     if best and not values['evaluation.every']:
@@ -326,6 +330,8 @@ def _problem(key, value):
         return f'{value!r} is not one of {", ".join(map(repr, key.choices))}{near}'
     if key.type is tuple and key.lengths and len(value) not in key.lengths:
         return f'{value!r} is not {_named(key)}'
+    if key.filled and any(each == () for each in (value, *value)):
+        return f'{value!r} has no number'
     bounds = f'{key.least} to {key.most:.10g}' if key.most < math.inf else f'at least {key.least}'
     for number in _flat(value) if key.type in (int, float, tuple) else ():
         if not (math.isfinite(number) and key.least <= number <= key.most):

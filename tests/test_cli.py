@@ -5,10 +5,12 @@ import io
 import logging
 import os
 import runpy
+import subprocess
 import sys
 from unittest import mock
 
 import pytest
+from helpers import ROOT
 
 import main as program
 from configs import quickstart
@@ -164,12 +166,14 @@ def test_a_terminal_without_unicode_gets_escapes(monkeypatch):
         (OSError(28, 'No space left', 'x'), "error: [Errno 28] No space left: 'x' (--debug shows"),
         (Interrupted(12, 15), 'interrupted at step 12'),
         (KeyboardInterrupt(), 'interrupted'),
+        (KeyboardInterrupt(15), 'interrupted'),
     ],
 )
 def test_an_error_of_the_user_is_one_line(fails, capsys, error, line):
     fails(error)
-    codes = {KeyboardInterrupt: 128 + 2, Interrupted: 128 + 15}
-    assert main([CONFIG]) == codes.get(type(error), 1)
+    code = 128 + 15 if 15 in error.args or isinstance(error, Interrupted) else 128 + 2
+    stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+    assert main([CONFIG]) == (code if stopped else 1)
     out, text = capsys.readouterr()
     assert out == '' and text.startswith(line) and text.count('\n') == 1
 
@@ -203,3 +207,26 @@ def test_a_reader_that_leaves_ends_the_program_quietly(fails, monkeypatch, capfd
             runpy.run_path(program.__file__, run_name='__main__')
         gone.flush()
     assert leaving.value.code == 128 + 13 and capfd.readouterr() == ('', '')
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='there is no full device')
+@pytest.mark.parametrize('words', [['--help'], [CONFIG, '--print-config']])
+def test_an_output_that_is_full_is_one_line(words):
+    with open('/dev/full', 'w') as full:
+        command = [sys.executable, program.__file__, *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr.count('\n') == 1
+    assert 'No space left on device' in done.stderr
+
+
+def test_sigterm_ends_any_mode_in_one_line():
+    text = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from rpn_jax import cli, commands
+commands.statistics_mode = lambda **_: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(60))
+sys.argv = ['main.py', 'statistics', {CONFIG!r}]
+sys.exit(cli.main())
+"""
+    done = subprocess.run([sys.executable, '-c', text], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (128 + 15, 'interrupted\n')

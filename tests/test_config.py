@@ -32,7 +32,10 @@ def test_bounds_are_allowed_and_what_lies_beyond_is_refused(key):
     refused = [math.nan, math.inf] if entry.type is float else []
     for bound, beyond in ((entry.least, -1), (entry.most, 1)):
         if math.isfinite(bound) and not entry.choices:
-            configs.check(changed(key, entry.type(bound)))
+            config = changed(key, entry.type(bound))
+            if key in ('targets.positive_iou', 'targets.negative_iou'):  # which must not cross
+                config.targets.update(positive_iou=bound, negative_iou=bound)
+            configs.check(config)
             refused.append(entry.type(bound + beyond))
     for value in refused:
         with pytest.raises(InputError, match=f'config key {key}: .* is out of bounds'):
@@ -59,6 +62,12 @@ def test_a_value_that_is_no_choice_is_refused_with_the_choices(key):
         ('data.mean', (1.0, 2.0)),
         ('data.std', (1.0, math.nan, 2.0)),
         ('anchors.sizes', ((32, math.inf),)),
+        ('anchors.sizes', ()),
+        ('anchors.sizes', ((32,), ())),
+        ('anchors.sizes', (0.5,)),
+        ('anchors.aspect_ratios', (0.0,)),
+        ('data.scenes', (0, 5)),
+        ('targets.negative_iou', 0.8),
     ],
 )
 def test_tuples_have_lengths_and_bounds(key, value):

@@ -39,8 +39,13 @@ def train(config, folder, make_evaluate=None, *, devices=None):
     check_divides(options.batch_size, len(devices))
     feature_cache.check(config.features.keep, config.model, options.resize)
     tensors, where = None, config.model.pretrained
-    if resuming := bool(checkpoint.steps(folder)):
+    if resuming := checkpoint.steps(folder):
         workdir.check(folder, config)
+        if config.steps < resuming[-1]:
+            raise InputError(
+                f'steps: {config.steps} is fewer than the {resuming[-1]} of the newest checkpoint '
+                f'in {folder}; train on with more, or evaluate it'
+            )
     source = data.open_split(options, options.train_split, seed=config.seed)
     model, optimizer, schedule = build(config)
     if not resuming:
@@ -58,18 +63,24 @@ def train(config, folder, make_evaluate=None, *, devices=None):
         with workdir.history(folder, start) as log, Signals() as signals, made as batches:
             lengths = {'steps': config.steps, 'log_every': config.log_every}
             progress = Progress(log, source.records, schedule, **lengths)
+            progress.window += workdir.read_unlogged(folder, start)
+            every = config.evaluation.every
+            if evaluate and every and 0 < start < config.steps and start % every == 0:
+                if not workdir.is_evaluated(folder, start):  # it was interrupted
+                    log(start, _evaluate_between(evaluate, state, start))
             numbered = zip(range(start + 1, config.steps + 1), batches, strict=True)
             for step, (index, batch) in numbered:
                 state, metrics = update(state, batch)
                 progress.read(step, metrics, index, checkpoints.latest)
                 last, stop = step == config.steps, signals.received
-                every, figures = config.evaluation.every, {}
+                figures = {}
                 due = not stop and evaluate and every and step % every == 0
                 if due and checkpoints.best:  # the figure is saved with the checkpoint
                     progress.flush()
                     figures = _evaluate_between(evaluate, state, step)
                 if last or stop or step % checkpoints.every == 0 or checkpoints.is_best(figures):
                     progress.flush()
+                    workdir.write_unlogged(folder, step, progress.window)
                     checkpoints.save(step, state, figures)
                 if stop and not last:
                     raise Interrupted(step, stop)

@@ -18,13 +18,14 @@ class Progress:
     """Prints the means of the steps' metrics every log_every steps, and calls log(step, scalars).
 
     A step's metrics are read only after the next step is dispatched, so that the host never waits
-    for the device between two steps. schedule is the function step -> learning rate.
+    for the device between two steps; window holds those of the steps since the last line. schedule
+    is the function step -> learning rate.
     """
 
     def __init__(self, log, records, schedule, *, steps, log_every):
         self._log, self._records, self._schedule = log, records, schedule
         self._steps, self._log_every = steps, log_every
-        self._pending, self._window, self._began = None, [], None
+        self._pending, self.window, self._began = None, [], None
 
     def read(self, step, metrics, index, checkpoint):
         """Takes a dispatched step's metrics, and handles those of the step before.
@@ -44,14 +45,14 @@ class Progress:
         finite, image_loss = metrics.pop('finite'), metrics.pop('image_loss')
         if not finite:
             raise InputError(self._not_finite(step, image_loss, index, checkpoint))
-        self._window.append(metrics)
+        self.window.append(metrics)
         # The first step is mostly compilation: speed is measured from its end.
         self._began = self._began or (step, time.monotonic())
         if step % self._log_every == 0 or step == self._steps:
             self._write(step, len(index))
 
     def _write(self, step, batch_size):
-        window, self._window = self._window, []
+        window, self.window = self.window, []
         types = anchors_line([metrics.pop('anchors') for metrics in window])
         first, began = self._began
         rate = (step - first) / max(time.monotonic() - began, 1e-9)

@@ -3,15 +3,19 @@
 import contextlib
 import itertools
 import json
+import logging
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from rpn_jax import files
 from rpn_jax.errors import InputError
 from rpn_jax.files import cache_folder, make_folder, write_atomically
 
+logger = logging.getLogger(__name__)
+UNLOGGED = 'unlogged.json'  # metrics that are in no line of metrics.jsonl yet, by checkpoint
 # What made the weights must agree for a run to go on: sections and single keys. Horizons, other
 # paths of the same data, how much memory is used, and how often something is written or evaluated
 # may change.
@@ -38,7 +42,7 @@ def read_config(workdir):
         raise InputError(f'{path}: no such file; name a --config, or the --workdir of a run')
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f'{path}: not a config ({error})') from error
     if not isinstance(config, dict):
         raise InputError(f'{path}: not a config, which is a JSON object')
@@ -127,15 +131,68 @@ def history(workdir, start):
 
 
 def read_history(workdir):
-    """Returns the lines of metrics.jsonl as dicts, without a last line that a crash cut off."""
-    path = Path(workdir) / 'metrics.jsonl'
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    """Returns the lines of metrics.jsonl as dicts; damaged ones are left out, with one warning.
+
+    A last line that a crash cut off is left out without.
+    """
+    path, lines, damaged = Path(workdir) / 'metrics.jsonl', [], []
+    content = path.read_bytes() if path.exists() else b''
+    for number, line in enumerate(content.split(b'\n')):
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            entry = json.loads(line)
+            if not all(isinstance(value, dict | int | float | None) for value in entry.values()):
+                raise ValueError
+            lines.append(entry | {'step': int(entry['step'])})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            damaged += [number + 1] if line and number < content.count(b'\n') else []
+    if damaged:
+        where = f'{path}: {len(damaged)} damaged lines are left out, the first of them line'
+        logger.warning(f'{where} {damaged[0]}')
     return lines
+
+
+def is_evaluated(workdir, step):
+    """Says whether metrics.jsonl has the figures of an evaluation at a step."""
+    return any(line['step'] == step and 'loss' not in line for line in read_history(workdir))
+
+
+def write_unlogged(workdir, step, window):
+    """Keeps the metrics of the steps since the last line of metrics.jsonl, beside a checkpoint.
+
+    window is a list of nested dicts of float32 arrays. Those of older checkpoints are kept as long
+    as these.
+    """
+    path = Path(workdir) / UNLOGGED
+    kept = {name: own for name, own in _unlogged(path).items() if _is_checkpoint(workdir, name)}
+    if window:
+        kept[str(step)] = jax.tree.map(lambda x: np.asarray(x, np.float32).tolist(), window)
+    if kept or path.exists():
+        write_atomically(path, json.dumps(kept))
+
+
+def read_unlogged(workdir, step):
+    """Returns the window that write_unlogged kept for a step, [] where there is none."""
+    window = _unlogged(Path(workdir) / UNLOGGED).get(str(step), [])
+    with contextlib.suppress(TypeError, ValueError):  # what is damaged is left out
+        return [_as_arrays(metrics) for metrics in window]
+    return []
+
+
+def _as_arrays(value):
+    if isinstance(value, dict):
+        return {key: _as_arrays(item) for key, item in value.items()}
+    return np.float32(value)
+
+
+def _unlogged(path):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        content = json.loads(path.read_text())
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def _is_checkpoint(workdir, name):
+    return (Path(workdir) / 'checkpoints' / name).is_dir()
 
 
 def _plain(value):

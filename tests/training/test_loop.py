@@ -104,6 +104,31 @@ def test_a_run_that_died_ends_bit_for_bit_like_one_that_did_not(tmp_path, caplog
     assert evaluation.summary == json.loads((other / 'evaluation.json').read_text())
 
 
+def test_lines_and_evaluations_that_an_interruption_cut_off_are_made_up(tmp_path):
+    """Means over steps before and after a checkpoint; an evaluation at the step of one."""
+    config = tiny_config(log_every=3)
+    whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+
+    def die(step):
+        if not (cut / 'died').exists() and cut.exists():
+            (cut / 'died').touch()
+            raise Killed
+        return step / 10
+
+    loop.train(config, whole, evaluate_as(lambda step: step / 10, []))
+    with pytest.raises(Killed):
+        loop.train(config, cut, evaluate_as(die, []))
+    assert checkpoint.steps(cut) == [2, 4]
+    assert [line['step'] for line in read_history(cut)] == [3]
+    loop.train(config, cut, evaluate_as(die, []))
+    clock = 'images_per_second'
+    mine, theirs = ([{**x, clock: 0} for x in read_history(run)] for run in (cut, whole))
+    assert mine == theirs and [line['step'] for line in mine] == [3, 4, 6, 8]
+    with pytest.raises(InputError, match='^steps: 6 is fewer than the 8 of the newest checkpoint'):
+        loop.train(tiny_config(steps=6), cut)
+    assert json.loads((cut / 'config.json').read_text())['steps'] == 8
+
+
 def test_a_run_compiles_its_update_and_its_prediction_once():
     run = finished_run()
     assert [line['step'] for line in read_history(run.folder) if 'AR@10' in line] == [4]

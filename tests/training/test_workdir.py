@@ -156,6 +156,22 @@ def test_a_last_line_that_a_crash_cut_off_harms_nothing(tmp_path, end):
     assert [line['loss'] for line in workdir.read_history(tmp_path)] == [1, 2, 3]
 
 
+def test_damaged_lines_are_left_out_and_counted_and_the_good_ones_kept(tmp_path, caplog):
+    bad = '[1]', '{"loss": 1}', '{"step": "x"}', '{"step": 2, "loss": "0.1"}', '[' * 99_999, '\xff'
+    good = [f'{{"step": {step}, "loss": 0.5}}' for step in range(len(bad))]
+    lines = [line for both in zip(good, bad, strict=True) for line in both]
+    (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines) + '\n', 'latin1')
+    assert [line['step'] for line in workdir.read_history(tmp_path)] == list(range(len(bad)))
+    (message,) = caplog.messages
+    assert message.endswith('6 damaged lines are left out, the first of them line 2')
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{"6": 3}', '{"6": [{"loss": "x"}]}', '[' * 99_999])
+def test_a_damaged_file_of_unlogged_metrics_harms_nothing(tmp_path, content):
+    (tmp_path / workdir.UNLOGGED).write_text(content)
+    assert workdir.read_unlogged(tmp_path, 6) == []
+
+
 @pytest.mark.parametrize('own', ['', 'elsewhere'])
 def test_compilations_are_kept_where_jax_is_told_or_in_the_cache_folder(monkeypatch, own):
     monkeypatch.setenv('RPN_JAX_CACHE', 'kept')
