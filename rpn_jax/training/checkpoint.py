@@ -1,14 +1,19 @@
 """Save, resume and restore checkpoints, in the background; the only module that calls Orbax."""
 
+import contextlib
+import logging
 import math
+import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from rpn_jax.errors import InputError
+from rpn_jax.errors import InputError, Interrupted
 
+logger = logging.getLogger(__name__)
+ORBAX = logging.getLogger('absl')  # where Orbax logs
 FOLDER = 'checkpoints'  # in a workdir
 
 
@@ -33,12 +38,24 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(preserved),
             cleanup_tmp_directories=True,
         )
+        self._workdir, self._saving = workdir, None
 
     def __enter__(self):
+        self._level = ORBAX.level
+        ORBAX.setLevel(logging.CRITICAL)  # it logs a failure with a traceback from each thread
         return self
 
-    def __exit__(self, *_):
-        self._checkpointer.close()
+    def __exit__(self, kind, *_):
+        try:
+            self._finish()
+        except InputError as error:
+            if kind is None or issubclass(kind, Interrupted):
+                raise
+            logger.warning(str(error))  # what ended the run is told first
+        finally:
+            with contextlib.suppress(Exception):  # each part of Orbax raises what is told above
+                self._checkpointer.close()
+            ORBAX.setLevel(self._level)
 
     @property
     def latest(self):
@@ -58,11 +75,46 @@ class Checkpoints:
     def save(self, step, state, figures=None):
         """Starts writing the state in the background; a step that exists is left as it is.
 
-        figures are those of the step's evaluation, if it had one.
+        figures are those of the step's evaluation, if it had one. Raises InputError where this
+        save, or the one before, fails.
         """
+        self._finish()
         if self.latest != step:
             kept = {self.best: figures[self.best]} if figures and self.best in figures else None
-            self._checkpointer.save_async(step, state, force=True, metrics=kept)
+            try:
+                with tempfile.TemporaryFile(dir=folder(self._workdir)):
+                    pass  # where this fails, Orbax would leave threads that wait for minutes
+                response = self._checkpointer.save_async(step, state, force=True, metrics=kept)
+            except Exception as error:  # Orbax and what it stands on have many kinds
+                raise self._unwritten(step, error) from error
+            self._saving = step, response
+
+    def check(self):
+        """Raises InputError if the save in the background has failed; waits for nothing."""
+        self._finish(timeout=0)
+
+    def _finish(self, timeout=None):
+        """Waits for the save in the background; only its result ends Orbax's thread of it."""
+        if self._saving is None:
+            return
+        step, response = self._saving
+        try:
+            response.result(timeout)
+        except Exception as error:
+            if timeout == 0 and isinstance(error, TimeoutError):
+                return  # it is still being written
+            self._saving = None
+            raise self._unwritten(step, error) from error
+        self._saving = None
+
+    def _unwritten(self, step, error):
+        saved = steps(self._workdir)
+        newest = f'the newest is of step {saved[-1]}' if saved else 'there is none yet'
+        return InputError(
+            f'{folder(self._workdir) / str(step)}: the checkpoint cannot be written '
+            f'({_reason(error)}); {newest}; make room or set the rights of the folder, then give '
+            'the same command again'
+        )
 
     def load(self, state):
         """Returns the newest checkpoint, placed like `state`; state itself where there is none."""
@@ -100,11 +152,19 @@ def restore(workdir, step=None):
         template['opt_state'] = jax.tree.map(lambda _: ..., shape['opt_state'])
         return ocp.load(path, template, checkpointable_name='state'), step
     except Exception as error:  # Orbax and what it stands on have many kinds
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(f'{path}: a damaged checkpoint ({reason}); there are {shown}') from error
+        raise InputError(
+            f'{path}: a damaged checkpoint ({_reason(error)}); there are {shown}'
+        ) from error
 
 
 def variables(workdir, step=None):
     """Returns (variables, step) of a checkpoint: what model.apply takes, in NumPy arrays."""
     state, step = restore(workdir, step)
     return {name: state[name] for name in ('params', 'batch_stats') if state[name]}, step
+
+
+def _reason(error):
+    """Returns what an error of Orbax, or of what it stands on, says, in a line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

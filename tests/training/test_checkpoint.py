@@ -1,6 +1,8 @@
 """Checkpoints keep every bit, the newest ones, and open on any devices."""
 
+import os
 import shutil
+from concurrent.futures import Future
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import assert_same
 
-from rpn_jax.errors import InputError
+from rpn_jax.errors import InputError, Interrupted
 from rpn_jax.training import checkpoint
 from rpn_jax.training.checkpoint import Checkpoints
 from rpn_jax.training.parallel import place
@@ -116,3 +118,47 @@ def test_what_is_being_written_does_not_follow_the_state(tmp_path):
         with Checkpoints(tmp_path, every=1, keep=3) as checkpoints:
             saved = checkpoints._checkpointer.load(step, state)
         assert saved['step'] == step and np.all(np.asarray(saved['params']) == step)
+
+
+def test_saves_leave_no_threads_and_no_descriptors(tmp_path):
+    state, counts = state_of(1), []
+    with Checkpoints(tmp_path, every=1, keep=2) as checkpoints:
+        for step in range(1, 21):
+            checkpoints.save(step, state)
+            counts.append(len(os.listdir('/proc/self/fd')))
+    assert max(counts) < counts[1] + 12  # each save had left three
+
+
+def test_a_save_that_fails_is_told_at_the_next_step(tmp_path, monkeypatch):
+    response = Future()
+    with pytest.raises(InputError) as caught, Checkpoints(tmp_path, every=1, keep=2) as checkpoints:
+        checkpoints.save(1, state_of(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._checkpointer, 'save_async', lambda *_, **__: response)
+            checkpoints.save(2, state_of(2))
+        checkpoints.check()  # it is still being written
+        response.set_exception(OSError(28, 'No space left on device'))
+        checkpoints.check()
+    expected = (
+        '2: the checkpoint cannot be written (No space left on device); the newest is of step 1'
+    )
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize('error', [InputError('not finite'), Interrupted(2, 15)])
+def test_a_save_that_fails_at_the_end_hides_no_other_error(tmp_path, caplog, error):
+    with pytest.raises(InputError) as caught, Checkpoints(tmp_path, every=1, keep=2) as checkpoints:
+        checkpoints._saving = 2, Future()
+        checkpoints._saving[1].set_exception(OSError(28, 'No space left on device'))
+        raise error
+    told = str(caught.value) if isinstance(error, Interrupted) else caplog.text
+    assert 'cannot be written (No space left on device); there is none yet' in told
+    assert isinstance(error, Interrupted) or caught.value is error
+
+
+def test_a_folder_that_is_gone_is_an_error_not_made_again(tmp_path):
+    with pytest.raises(InputError, match='cannot be written .No such file or directory.; there is'):
+        with Checkpoints(tmp_path, every=1, keep=2) as checkpoints:
+            shutil.rmtree(checkpoint.folder(tmp_path))
+            checkpoints.save(1, state_of(1))
+    assert not checkpoint.folder(tmp_path).exists()
