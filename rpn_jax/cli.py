@@ -30,6 +30,7 @@ MODES = {
     'inspect': Mode('checks and draws the first training batches as the network gets them'),
     'statistics': Mode('counts the pixels and boxes of the training data'),
     'predict': Mode('writes proposals of PATH .. (images, folders)', ('step', 'output', 'paths')),
+    'verify': Mode('reads all checkpoints of the workdir and names those that are damaged'),
     'export': Mode('writes a checkpoint as --output=FILE.safetensors', ('step', 'output')),
 }
 

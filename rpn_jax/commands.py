@@ -63,6 +63,21 @@ def evaluate_mode(config, folder, *, step=None, output=''):
         _write_coco(Path(output), evaluation.results, evaluate.source)
 
 
+def verify_mode(config, folder):
+    """Prints a line for each checkpoint of a workdir; raises InputError if any is damaged."""
+    if not checkpoint.steps(folder):
+        raise InputError(f'{checkpoint.folder(folder)}: no checkpoint to verify')
+    damaged = []
+    for step, message in checkpoint.verify(folder):
+        print(f'step {step}: {message or "good"}')
+        damaged += [str(step)] if message else []
+    if damaged:
+        raise InputError(
+            f'{checkpoint.folder(folder)}: damaged checkpoints, of step {", ".join(damaged)}; '
+            'training and evaluation take the newest good one'
+        )
+
+
 def evaluator(config, folder):
     """Returns make(model, source, devices) -> evaluate, as loop.train calls it.
 

@@ -234,3 +234,13 @@ def test_inspection_refuses_weights_of_another_network(tmp_path, refuse):
 )
 def test_an_output_that_cannot_be_written_is_refused(copied, refuse, words, complaint):
     assert complaint in refuse([*words, f'--workdir={copied}'])
+
+
+def test_verification_names_the_damaged_checkpoints(copied, capsys):
+    assert main.main([f'--workdir={copied}', '--mode=verify']) == 0
+    assert capsys.readouterr().out == 'step 4: good\nstep 6: good\nstep 8: good\n'
+    (copied / 'checkpoints/6/state/manifest.ocdbt').write_bytes(b'')
+    assert main.main([f'--workdir={copied}', '--mode=verify']) == 1
+    said = capsys.readouterr()
+    assert 'step 4: good\nstep 6: ' in said.out and said.out.count('\n') == 3
+    assert 'damaged checkpoints, of step 6;' in said.err and said.err.count('\n') == 1

@@ -1,15 +1,26 @@
 """Save, resume and restore checkpoints, in the background; the only module that calls Orbax."""
 
+import contextlib
+import gc
+import hashlib
+import logging
 import math
+import shutil
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from rpn_jax.errors import InputError
+from rpn_jax.errors import InputError, Interrupted
 
+logger = logging.getLogger(__name__)
 FOLDER = 'checkpoints'  # in a workdir
+NOISY = 'absl', 'asyncio'  # loggers that Orbax uses
+LEFT_BEHIND = 0.3  # seconds for reads that a failed one leaves behind
 
 
 class Checkpoints:
@@ -28,17 +39,30 @@ class Checkpoints:
                 get_metric_fn=self._figure, n=1, keep_checkpoints_without_metrics=False
             )
             preserved.append(greatest)
-        self._checkpointer = ocp.training.Checkpointer(
-            folder(workdir).absolute(),
-            preservation_policy=policies.AnyPreservationPolicy(preserved),
-            cleanup_tmp_directories=True,
-        )
+        with _quiet():
+            self._checkpointer = ocp.training.Checkpointer(
+                folder(workdir).absolute(),
+                preservation_policy=policies.AnyPreservationPolicy(preserved),
+                cleanup_tmp_directories=True,
+            )
+        self._workdir, self._saving = workdir, None
 
     def __enter__(self):
+        self._silence = _quiet()
+        self._silence.__enter__()
         return self
 
-    def __exit__(self, *_):
-        self._checkpointer.close()
+    def __exit__(self, kind, *_):
+        try:
+            self._finish()
+        except InputError as error:
+            if kind is None or issubclass(kind, Interrupted):
+                raise
+            logger.warning(str(error))  # what ended the run is told first
+        finally:
+            with contextlib.suppress(Exception):  # each part of Orbax raises what is told above
+                self._checkpointer.close()
+            self._silence.__exit__(None, None, None)
 
     @property
     def latest(self):
@@ -58,15 +82,67 @@ class Checkpoints:
     def save(self, step, state, figures=None):
         """Starts writing the state in the background; a step that exists is left as it is.
 
-        figures are those of the step's evaluation, if it had one.
+        figures are those of the step's evaluation, if it had one. Raises InputError where this
+        save, or the one before, fails.
         """
+        self._finish()
         if self.latest != step:
             kept = {self.best: figures[self.best]} if figures and self.best in figures else None
-            self._checkpointer.save_async(step, state, force=True, metrics=kept)
+            hashes = {'sha256': _hashes(state)}
+            try:
+                with tempfile.TemporaryFile(dir=folder(self._workdir)):
+                    pass  # where this fails, Orbax would leave threads that wait for minutes
+                response = self._checkpointer.save_async(
+                    step, state, force=True, metrics=kept, custom_metadata=hashes
+                )
+            except Exception as error:  # Orbax and what it stands on have many kinds
+                raise self._unwritten(step, error) from error
+            self._saving = step, response
+
+    def check(self):
+        """Raises InputError if the save in the background has failed; waits for nothing."""
+        self._finish(timeout=0)
+
+    def _finish(self, timeout=None):
+        """Waits for the save in the background; only its result ends Orbax's thread of it."""
+        if self._saving is None:
+            return
+        step, response = self._saving
+        try:
+            response.result(timeout)
+        except Exception as error:
+            if timeout == 0 and isinstance(error, TimeoutError):
+                return  # it is still being written
+            self._saving = None
+            raise self._unwritten(step, error) from error
+        self._saving = None
+
+    def _unwritten(self, step, error):
+        saved = steps(self._workdir)
+        newest = f'the newest is of step {saved[-1]}' if saved else 'there is none yet'
+        return InputError(
+            f'{folder(self._workdir) / str(step)}: the checkpoint cannot be written '
+            f'({_reason(error)}); {newest}; make room or set the rights of the folder, then give '
+            'the same command again'
+        )
 
     def load(self, state):
-        """Returns the newest checkpoint, placed like `state`; state itself where there is none."""
-        return state if self.latest is None else self._checkpointer.load(self.latest, state)
+        """Returns the newest good checkpoint, placed like `state`; without checkpoints, state.
+
+        Damaged newer ones are renamed to STEP.damaged, a warning each. Raises InputError where all
+        are damaged.
+        """
+        if not steps(self._workdir):
+            return state
+        state, good, damaged = _newest_good(self._workdir, lambda path, _: _load(path, state))
+        for step, message in damaged.items():  # out of the way of later saves
+            path = folder(self._workdir) / str(step)
+            aside = path.with_name(f'{step}.damaged')
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            logger.warning(f'{message}; it is now {aside.name}; the run goes on from step {good}')
+        self._checkpointer.reload()
+        return state
 
 
 def folder(workdir):
@@ -75,36 +151,154 @@ def folder(workdir):
 
 
 def steps(workdir):
-    """Returns the steps of the complete checkpoints in a workdir, ascending."""
-    path = folder(workdir).absolute()
-    named = sorted(int(each.name) for each in path.glob('*') if each.name.isdecimal())
-    return [step for step in named if ocp.is_orbax_checkpoint(path / str(step))]
+    """Returns the steps of the checkpoints in a workdir, good or damaged, ascending."""
+    found = folder(workdir).glob('*')  # Orbax gives a folder this name when it is complete
+    return sorted(int(each.name) for each in found if each.name.isdecimal() and each.is_dir())
 
 
 def restore(workdir, step=None):
     """Returns (state, step): a checkpoint as nested dicts of NumPy arrays, whatever the devices.
 
-    step None takes the newest. The optimizer's state is not read.
+    step None takes the newest good one; a warning names damaged newer ones. The optimizer's state
+    is not read. Raises InputError where there is no such checkpoint or it is damaged.
     """
     root, saved = folder(workdir), steps(workdir)
     if not saved:
         raise InputError(f'{root}: no checkpoint; train first, or name another --workdir')
-    step = saved[-1] if step is None else step
     shown = ', '.join(map(str, saved))
-    if step not in saved:
+    if step is not None and step not in saved:
         raise InputError(f'{root}: no checkpoint of step {step}; there are {shown}')
-    path = root.absolute() / str(step)
-    try:
-        shape = ocp.metadata(path, checkpointable_name='state').metadata
-        template = jax.tree.map(lambda _: np.ndarray, shape)
-        template['opt_state'] = jax.tree.map(lambda _: ..., shape['opt_state'])
-        return ocp.load(path, template, checkpointable_name='state'), step
-    except Exception as error:  # Orbax and what it stands on have many kinds
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(f'{path}: a damaged checkpoint ({reason}); there are {shown}') from error
+    if step is not None:
+        try:
+            return _checked(workdir, step, _load_variables), step
+        except InputError as error:
+            raise InputError(f'{error}; there are {shown}') from error
+    state, good, damaged = _newest_good(workdir, _load_variables)
+    for message in damaged.values():
+        logger.warning(f'{message}; the newest good one, of step {good}, is taken')
+    return state, good
+
+
+def verify(workdir):
+    """Yields (step, message) of each checkpoint of a workdir; the message of a good one is ''."""
+    for step in steps(workdir):
+        try:
+            _checked(workdir, step, lambda path, shape: _load(path, _arrays(shape)))
+        except InputError as error:
+            yield step, str(error)
+        else:
+            yield step, ''
 
 
 def variables(workdir, step=None):
     """Returns (variables, step) of a checkpoint: what model.apply takes, in NumPy arrays."""
     state, step = restore(workdir, step)
     return {name: state[name] for name in ('params', 'batch_stats') if state[name]}, step
+
+
+def _newest_good(workdir, load):
+    """Returns (state, step, damaged) of the newest good checkpoint; load is as in _checked.
+
+    damaged is {step: message} of newer ones. Raises InputError where none is good.
+    """
+    damaged = {}
+    for step in reversed(steps(workdir)):
+        try:
+            return _checked(workdir, step, load), step, damaged
+        except InputError as error:
+            damaged[step] = str(error)
+    raise InputError(
+        f'{"; ".join(damaged.values())}; there is no good checkpoint: name another --workdir'
+    )
+
+
+def _checked(workdir, step, load):
+    """Returns the state load(path, shape) of a checkpoint; shape is the tree of its leaves.
+
+    Raises InputError unless the state is the one that was saved at this step. Those of earlier
+    versions have no hashes: that is noted.
+    """
+    path = folder(workdir).absolute() / str(step)
+    try:
+        with _quiet():
+            metadata = ocp.metadata(path, checkpointable_name='state')
+            state = load(path, metadata.metadata)
+        if metadata.commit_timestamp_nsecs is None:
+            raise ValueError('_CHECKPOINT_METADATA cannot be read')
+        inside = int(state['step'] if isinstance(state, dict) else state.step)
+        if inside != step:
+            raise ValueError(f'it holds step {inside}')
+        found, hashes = _hashes(state), metadata.custom_metadata.get('sha256')
+        if hashes is None:
+            logger.info(f'note: {path} has no hashes, as those of earlier versions: not checked')
+            return state
+        for name in sorted({*found, *hashes}):
+            if found.get(name, '') not in (None, hashes.get(name)):
+                raise ValueError(f'{name} is not what was saved')
+        return state
+    except Exception as error:  # Orbax and what it stands on have many kinds
+        raise InputError(f'{path}: a damaged checkpoint ({_reason(error)})') from error
+
+
+def _hashes(state):
+    """Returns {path: SHA-256 of dtype, shape and values} of a tree's leaves; None of `...`."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    names = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves]
+    return {
+        name: None if leaf is ... else _hash(np.asarray(leaf))
+        for name, (_, leaf) in zip(names, leaves, strict=True)
+    }
+
+
+def _hash(array):
+    digest = hashlib.sha256(f'{array.dtype} {array.shape}'.encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _load(path, template):
+    return ocp.load(path, template, checkpointable_name='state')
+
+
+def _load_variables(path, shape):
+    rest = jax.tree.map(lambda _: ..., shape['opt_state'])
+    return _load(path, {**_arrays(shape), 'opt_state': rest})
+
+
+def _arrays(shape):
+    return jax.tree.map(lambda _: np.ndarray, shape)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps Orbax from printing a traceback from each thread that fails, while the context lasts.
+
+    A failed read leaves others behind that find its event loop closed: they are waited for.
+    """
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in NOISY}
+    hook = sys.unraisablehook
+
+    def ignore(unraisable):
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            hook(unraisable)
+
+    for noisy in levels:
+        noisy.setLevel(logging.CRITICAL)
+    sys.unraisablehook = ignore
+    try:
+        yield
+    except Exception:
+        time.sleep(LEFT_BEHIND)
+        raise
+    finally:
+        gc.collect()  # tasks whose errors nobody asked for log when they go
+        sys.unraisablehook = hook
+        for noisy, level in levels.items():
+            noisy.setLevel(level)
+
+
+def _reason(error):
+    """Returns what an error of Orbax, or of what it stands on, says, in a line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -72,6 +72,7 @@ def train(config, folder, make_evaluate=None, *, devices=None):
             for step, (index, batch) in numbered:
                 state, metrics = update(state, batch)
                 progress.read(step, metrics, index, checkpoints.latest)
+                checkpoints.check()
                 last, stop = step == config.steps, signals.received
                 figures = {}
                 due = not stop and evaluate and every and step % every == 0

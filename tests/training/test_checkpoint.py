@@ -1,6 +1,8 @@
 """Checkpoints keep every bit, the newest ones, and open on any devices."""
 
+import os
 import shutil
+from concurrent.futures import Future
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import assert_same
 
-from rpn_jax.errors import InputError
+from rpn_jax.errors import InputError, Interrupted
 from rpn_jax.training import checkpoint
 from rpn_jax.training.checkpoint import Checkpoints
 from rpn_jax.training.parallel import place
@@ -116,3 +118,102 @@ def test_what_is_being_written_does_not_follow_the_state(tmp_path):
         with Checkpoints(tmp_path, every=1, keep=3) as checkpoints:
             saved = checkpoints._checkpointer.load(step, state)
         assert saved['step'] == step and np.all(np.asarray(saved['params']) == step)
+
+
+def test_saves_leave_no_threads_and_no_descriptors(tmp_path):
+    state, counts = state_of(1), []
+    with Checkpoints(tmp_path, every=1, keep=2) as checkpoints:
+        for step in range(1, 21):
+            checkpoints.save(step, state)
+            counts.append(len(os.listdir('/proc/self/fd')))
+    assert max(counts) < counts[1] + 12  # each save had left three
+
+
+def test_a_save_that_fails_is_told_at_the_next_step(tmp_path, monkeypatch):
+    response = Future()
+    with pytest.raises(InputError) as caught, Checkpoints(tmp_path, every=1, keep=2) as checkpoints:
+        checkpoints.save(1, state_of(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._checkpointer, 'save_async', lambda *_, **__: response)
+            checkpoints.save(2, state_of(2))
+        checkpoints.check()  # it is still being written
+        response.set_exception(OSError(28, 'No space left on device'))
+        checkpoints.check()
+    expected = (
+        '2: the checkpoint cannot be written (No space left on device); the newest is of step 1'
+    )
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize('error', [InputError('not finite'), Interrupted(2, 15)])
+def test_a_save_that_fails_at_the_end_hides_no_other_error(tmp_path, caplog, error):
+    with pytest.raises(InputError) as caught, Checkpoints(tmp_path, every=1, keep=2) as checkpoints:
+        checkpoints._saving = 2, Future()
+        checkpoints._saving[1].set_exception(OSError(28, 'No space left on device'))
+        raise error
+    told = str(caught.value) if isinstance(error, Interrupted) else caplog.text
+    assert 'cannot be written (No space left on device); there is none yet' in told
+    assert isinstance(error, Interrupted) or caught.value is error
+
+
+def test_a_folder_that_is_gone_is_an_error_not_made_again(tmp_path):
+    with pytest.raises(InputError, match='cannot be written .No such file or directory.; there is'):
+        with Checkpoints(tmp_path, every=1, keep=2) as checkpoints:
+            shutil.rmtree(checkpoint.folder(tmp_path))
+            checkpoints.save(1, state_of(1))
+    assert not checkpoint.folder(tmp_path).exists()
+
+
+def flip(path):
+    """Flips a bit of the weights, somewhere in a file's array data."""
+    content = bytearray(path.read_bytes())
+    at = content.index(np.asarray(state_of(2).params['backbone']['kernel']).tobytes()[:12])
+    content[at + 1] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    'flip': ('state/d/*', flip),
+    'truncate': ('state/d/*', lambda path: os.truncate(path, path.stat().st_size // 2)),
+    'zero': ('state/manifest.ocdbt', lambda path: path.write_bytes(bytes(path.stat().st_size))),
+    'empty': ('state/_METADATA', lambda path: path.write_bytes(b'')),
+    'remove': ('_CHECKPOINT_METADATA', os.unlink),
+    'all': ('state', shutil.rmtree),
+    'swap': (
+        'state',
+        lambda path: shutil.copytree(path.parents[1] / '1/state', path, dirs_exist_ok=True),
+    ),
+}
+
+
+@pytest.mark.parametrize('kind', DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_the_newest_good_one_taken(tmp_path, kind, caplog):
+    write(tmp_path, [1, 2])
+    pattern, damage = DAMAGE[kind]
+    root = checkpoint.folder(tmp_path)
+    for path in list((root / '2').glob(pattern)):
+        damage(path)
+    ((_, good), (_, bad)) = checkpoint.verify(tmp_path)
+    assert good == '' and '2: a damaged checkpoint (' in bad and '\n' not in bad
+    state, step = checkpoint.restore(tmp_path)
+    assert step == 1 and caplog.messages[-1] == f'{bad}; the newest good one, of step 1, is taken'
+    assert_same(state['params'], jax.device_get(state_of(1).params))
+    with pytest.raises(InputError, match='2: a damaged checkpoint .*; there are 1, 2'):
+        checkpoint.restore(tmp_path, 2)
+    with Checkpoints(tmp_path, every=1, keep=3) as checkpoints:
+        assert_same(checkpoints.load(state_of(0)), state_of(1))
+        assert caplog.messages[-1].endswith('it is now 2.damaged; the run goes on from step 1')
+        checkpoints.save(2, state_of(2))
+    assert [*checkpoint.verify(tmp_path)] == [(1, ''), (2, '')]
+
+
+def test_a_checkpoint_under_another_steps_name_is_damaged(tmp_path):
+    write(tmp_path, [1])
+    root = checkpoint.folder(tmp_path)
+    shutil.copytree(root / '1', root / '5')
+    with Checkpoints(tmp_path, every=1, keep=3) as checkpoints:
+        assert_same(checkpoints.load(state_of(0)), state_of(1))
+    assert (root / '5.damaged').exists()
+    (root / '1').rename(root / '3')
+    with pytest.raises(InputError, match='.it holds step 1.; there is no good'):
+        checkpoint.restore(tmp_path)
