@@ -222,6 +222,8 @@ def _checked(workdir, step, load):
     try:
         with _quiet():
             metadata = ocp.metadata(path, checkpointable_name='state')
+            if not isinstance(metadata.metadata, dict):
+                raise ValueError('state/_METADATA cannot be read')
             state = load(path, metadata.metadata)
         if metadata.commit_timestamp_nsecs is None:
             raise ValueError('_CHECKPOINT_METADATA cannot be read')
