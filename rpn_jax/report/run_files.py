@@ -58,5 +58,5 @@ def _json(run, name):
 def _history(run):
     lines = []
     with contextlib.suppress(*_UNREADABLE):
-        lines = [line for line in workdir.read_history(run) if isinstance(line, dict)]
+        lines = workdir.read_history(run)
     return [{key: value for key, value in line.items() if _is_number(value)} for line in lines]
