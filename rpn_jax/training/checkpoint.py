@@ -20,6 +20,7 @@ from rpn_jax.errors import InputError, Interrupted
 logger = logging.getLogger(__name__)
 FOLDER = 'checkpoints'  # in a workdir
 NOISY = 'absl', 'asyncio'  # loggers that Orbax uses
+LEFTOVERS = 'Event loop is closed', 'Encountered error while reading array'  # of its reads
 LEFT_BEHIND = 0.3  # seconds for reads that a failed one leaves behind
 
 
@@ -281,7 +282,7 @@ def _quiet():
     hook = sys.unraisablehook
 
     def ignore(unraisable):
-        if str(unraisable.exc_value) != 'Event loop is closed':
+        if not str(unraisable.exc_value).startswith(LEFTOVERS):
             hook(unraisable)
 
     for noisy in levels:

@@ -171,6 +171,15 @@ def flip(path):
     path.write_bytes(content)
 
 
+def swap(path):
+    """Puts another state of the same step in place of a checkpoint's: only hashes can tell."""
+    other, step = path.parents[3] / 'other', int(path.parent.name)
+    with Checkpoints(other, every=1, keep=1) as checkpoints:
+        checkpoints.save(step, state_of(9).replace(step=state_of(step).step))
+    shutil.rmtree(path)
+    shutil.copytree(checkpoint.folder(other) / str(step) / 'state', path)
+
+
 DAMAGE = {
     'flip': ('state/**/d/*', flip),
     'truncate': ('state/**/d/*', lambda path: os.truncate(path, path.stat().st_size // 2)),
@@ -178,15 +187,13 @@ DAMAGE = {
     'empty': ('state/_METADATA', lambda path: path.write_bytes(b'')),
     'remove': ('_CHECKPOINT_METADATA', os.unlink),
     'all': ('state', shutil.rmtree),
-    'swap': (
-        'state',
-        lambda path: shutil.copytree(path.parents[1] / '1/state', path, dirs_exist_ok=True),
-    ),
+    'swap': ('state', swap),
 }
 
 
 @pytest.mark.parametrize('kind', DAMAGE)
 def test_a_damaged_checkpoint_is_named_and_the_newest_good_one_taken(tmp_path, kind, caplog):
+    tmp_path = tmp_path / 'run'
     write(tmp_path, [1, 2])
     pattern, damage = DAMAGE[kind]
     root = checkpoint.folder(tmp_path)
