@@ -241,6 +241,6 @@ def test_verification_names_the_damaged_checkpoints(copied, capsys):
     assert capsys.readouterr().out == 'step 4: good\nstep 6: good\nstep 8: good\n'
     (copied / 'checkpoints/6/state/manifest.ocdbt').write_bytes(b'')
     assert main.main([f'--workdir={copied}', '--mode=verify']) == 1
-    said = capsys.readouterr()
-    assert 'step 4: good\nstep 6: ' in said.out and said.out.count('\n') == 3
-    assert 'damaged checkpoints, of step 6;' in said.err and said.err.count('\n') == 1
+    out, error = capsys.readouterr()
+    assert 'step 4: good\nstep 6: ' in out and out.count('\n') == 3
+    assert 'damaged checkpoints, of step 6;' in error and error.count('\n') == 1

@@ -37,9 +37,9 @@ def lint(source, on_bad='error', orientation='annotation'):
 
     Every image file is decoded once; the outcome is kept in the cache folder and holds as long as
     the file does not change. An image that would train wrongly raises InputError, once the first
-    twenty problems are logged; with on_bad='skip' such images are left out. orientation says what
-    becomes of EXIF's: 'apply', 'ignore', or 'annotation', which applies it where the annotated size
-    is the turned one.
+    twenty problems are logged; with on_bad='skip' such images are left out. orientation is what to
+    do with EXIF's: 'apply', 'ignore', or 'annotation', which applies it where the annotated size is
+    the turned one.
     """
     facts = examined(source)
     turned, problems = _file_problems(source, facts, orientation)
@@ -63,7 +63,7 @@ def lint(source, on_bad='error', orientation='annotation'):
     if problems:
         lost = sum(problem.position < 0 for problem in problems)
         what = f'{total - len(good)} of {total} images'
-        what += f' and {lost} annotations of no image' if lost else ''
+        what += f' and {lost} annotations of unlisted images' if lost else ''
         notes.append(f"{what} left out, as on_bad='skip' ({counts})")
     return source._replace(notes=tuple(notes))
 
@@ -109,7 +109,8 @@ def forget(source):
 def _file_problems(source, facts, orientation):
     """Returns ({position: EXIF orientation to apply}, Problems of the image files).
 
-    They are missing, unreadable, of another size than annotated, or turned nobody knows how.
+    A file is missing, unreadable or of another size than annotated, or it is not known whether its
+    boxes are turned as its EXIF tag turns it.
     """
     turned, problems = {}, []
     for position, (record, fact) in enumerate(zip(source.records, facts, strict=False)):
@@ -134,8 +135,10 @@ def _is_applied(record, fact, orientation, where):
     upright = fact.size[::-1] if fact.orientation > 4 else fact.size
     is_known = UNSIZED not in record.remarks and upright != fact.size
     if not is_known and len(record.boxes):
-        what = 'its EXIF tag turns it, and its annotated size does not tell whether its boxes are'
-        remedy = "set orientation='apply' if they are turned along, 'ignore' if not"
+        what = (
+            'its EXIF tag turns it; its annotated size does not tell whether its boxes are turned'
+        )
+        remedy = "set orientation='apply' if they are, 'ignore' if they are not"
         raise BadRecord('image turned by EXIF', f'{where}: {what}; {remedy}')
     return is_known and record.size == upright
 

@@ -28,7 +28,7 @@ SOURCES = {  # name: the function (split, **keywords) -> Source, and its keyword
 }
 WITHOUT_BOXES = ('images',)  # sources that cannot be trained on
 RESIZES = ('square', 'short_side')
-PLACES = ('path', 'images', 'annotations')  # keys that `eval_` has besides
+PATHS = ('path', 'images', 'annotations')  # each has an eval_ key for the evaluation split
 
 
 class Options(NamedTuple):
@@ -73,8 +73,8 @@ def check(options):
         raise InputError(f'scenes {options.scenes!r} is not two whole numbers')
     family = 'torchvision' if options.pixels == 'auto' else options.pixels
     pixel_family(family, options.mean, options.std)
-    paths = [prefix + name for prefix in ('', 'eval_') for name in PLACES]
-    return options._replace(**{key: os.path.expanduser(getattr(options, key)) for key in paths})
+    keys = [prefix + key for prefix in ('', 'eval_') for key in PATHS]
+    return options._replace(**{key: os.path.expanduser(getattr(options, key)) for key in keys})
 
 
 def open_split(options, split, *, seed=0, training=True, boxes=True):
@@ -106,18 +106,18 @@ def open_split(options, split, *, seed=0, training=True, boxes=True):
 
 
 def _for_evaluation(options):
-    """Returns the options with the places of the evaluation split, '' as for training.
+    """Returns the options with the paths of the evaluation split in place of those of training.
 
-    Raises InputError where they give one json file to the images of both splits.
+    Raises InputError where one json file would annotate the images of both splits.
     """
-    places = {key: getattr(options, f'eval_{key}') or getattr(options, key) for key in PLACES}
-    own = options._replace(**places)
-    both = {
+    paths = {key: getattr(options, f'eval_{key}') or getattr(options, key) for key in PATHS}
+    own = options._replace(**paths)
+    pictures = {
         (each.images or f'{each.path}/{split}')
         for each, split in ((options, options.train_split), (own, options.eval_split))
     }
     same = own.annotations == options.annotations
-    if same and options.annotations.endswith('.json') and len(both) > 1:
+    if same and options.annotations.endswith('.json') and len(pictures) > 1:
         raise InputError(
             f'annotations: {options.annotations} is the only json file for the images of two '
             f'splits; name that of {options.eval_split!r} in eval_annotations'

@@ -65,7 +65,7 @@ def _of_coco(source):
     for record in source.records:
         name = coco.loadImgs([record.coco_id])[0]['file_name'].replace('\\', '/')
         own = PurePath(name).name == PurePath(record.image_id).name
-        entries = coco.loadAnns(coco.getAnnIds(imgIds=[record.coco_id])) if own else []
+        entries = coco.imgToAnns.get(record.coco_id, ()) if own else ()
         entries = [entry for entry in entries if all(entry['bbox'][2:])]
         boxes = [(x, y, x + w, y + h) for x, y, w, h in (entry['bbox'] for entry in entries)]
         yield boxes, [not entry.get('iscrowd') for entry in entries]
@@ -80,7 +80,6 @@ def _of_voc(path):
         for box in parent:
             if box.tag.lower().endswith('bndbox') and box not in in_parts:
                 boxes.append([float(box.find(name).text) - near for name, near in NEAR.items()])
-                are_objects.append(
-                    (parent.findtext('difficult') or '0').strip().lower() in ('0', 'false')
-                )
+                difficult = (parent.findtext('difficult') or '').strip().lower()
+                are_objects.append(difficult in ('', '0', 'false'))
     return boxes, are_objects

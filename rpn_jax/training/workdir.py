@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from rpn_jax import files
 from rpn_jax.errors import InputError
 from rpn_jax.files import cache_folder, make_folder, write_atomically
+from rpn_jax.training import checkpoint
 
 logger = logging.getLogger(__name__)
 UNLOGGED = 'unlogged.json'  # metrics that are in no line of metrics.jsonl yet, by checkpoint
@@ -163,7 +164,8 @@ def write_unlogged(workdir, step, window):
     as these.
     """
     path = Path(workdir) / UNLOGGED
-    kept = {name: own for name, own in _unlogged(path).items() if _is_checkpoint(workdir, name)}
+    saved = set(map(str, checkpoint.steps(workdir)))
+    kept = {name: own for name, own in _unlogged(path).items() if name in saved}
     if window:
         kept[str(step)] = jax.tree.map(lambda x: np.asarray(x, np.float32).tolist(), window)
     if kept or path.exists():
@@ -189,10 +191,6 @@ def _unlogged(path):
         content = json.loads(path.read_text())
         return content if isinstance(content, dict) else {}
     return {}
-
-
-def _is_checkpoint(workdir, name):
-    return (Path(workdir) / 'checkpoints' / name).is_dir()
 
 
 def _plain(value):

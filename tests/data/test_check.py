@@ -69,7 +69,7 @@ BAD = [  # what is wrong with one image of a split: the kind, its file, the cont
     (UNREADABLE, JPG, b'GIF89a\x50\0\x3c\0', 'not an image'),
     (RESIZED, XML, xml(VOC_BOX, size=(80, 60)), 'is 80 x 60'),
     (RESIZED, JPG, turned_jpeg(PICTURE[:-1], 6), 'is 80 x 59'),
-    ('image turned by EXIF', JPG, turned_jpeg(PICTURE, 3), "set orientation='apply' if they"),
+    ('image turned by EXIF', JPG, turned_jpeg(PICTURE, 3), "set orientation='apply' if they are"),
     ('annotation unreadable', XML, None, 'not a readable XML'),
     ('box inverted', XML, xml(VOC_BOX, (3, 40, 20, 2)), 'object 1 (cat) is inverted'),
 ]
@@ -129,8 +129,8 @@ def test_exif_orientation_is_applied_where_the_annotated_size_is_the_turned_one(
     upright = PICTURE[:, :60] if square else PICTURE
     path, sides = folder / JPG, upright.shape[:2]
     write(folder / XML, xml(VOC_BOX, size=sides))
-    stored = upright.swapaxes(0, 1) if tag > 4 else upright
-    path.write_bytes(turned_jpeg(stored, tag))
+    pixels = upright.swapaxes(0, 1) if tag > 4 else upright  # as the file has them
+    path.write_bytes(turned_jpeg(pixels, tag))
     can_tell = tag > 4 and not square
     with Image.open(path) as image:
         pictures = {'ignore': np.asarray(image), 'apply': ImageOps.exif_transpose(image)}
@@ -166,7 +166,7 @@ def test_a_bad_annotation_is_an_error_or_its_image_left_out(tmp_path, image, lef
     assert str(error.value).startswith(f'{file}: ') and '\n' not in str(error.value)
     source = lint(coco('train2017', path=folder), 'skip')
     assert len(source.records) == left and ': 1)' in source.notes[-1]
-    assert (' and 1 annotations of no image' in source.notes[-1]) == (image == 99)
+    assert (' and 1 annotations of unlisted images' in source.notes[-1]) == (image == 99)
 
 
 @pytest.mark.parametrize(('file', 'content', 'remark'), ODD)

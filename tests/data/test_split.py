@@ -96,8 +96,8 @@ def test_a_folder_is_opened_where_the_keys_say(folder, tmp_path):
 
 def test_the_evaluation_split_may_lie_elsewhere(folder, tmp_path):
     other = write_coco(tmp_path / 'other', 'val')
-    places = {'path': str(folder), 'eval_path': str(other)}
-    settings = data_options(**places, train_split='train', eval_split='val')
+    paths = {'path': str(folder), 'eval_path': str(other)}
+    settings = data_options(**paths, train_split='train', eval_split='val')
     assert data.open_split(settings, 'train').name == 'voc VOC train'
     with pytest.raises(InputError, match='no folder .*other/JPEGImages'):
         data.open_split(settings, 'val', training=False)

@@ -23,12 +23,12 @@ PLANS = {
 
 def files(pictures, mode='RGB'):
     """Returns a source of PNG or, for CMYK, TIFF files of two pictures with a box each."""
-    stored = [io.BytesIO() for _ in pictures]
-    for picture, file in zip(pictures, stored, strict=True):
+    buffers = [io.BytesIO() for _ in pictures]
+    for picture, file in zip(pictures, buffers, strict=True):
         Image.fromarray(picture).convert(mode).save(file, 'TIFF' if mode == 'CMYK' else 'PNG')
     box = np.float32([[12, 20, 70, 80]])
     records = [Record(f'{i}.png', p.shape[:2], box, np.int32([1])) for i, p in enumerate(pictures)]
-    here = Files([r.image_id for r in records], lambda i: stored[i].getvalue(), str)
+    here = Files([r.image_id for r in records], lambda i: buffers[i].getvalue(), str)
     return Source('files', records, reader(records, here), here)
 
 

@@ -56,14 +56,12 @@ def test_a_fault_of_a_reader_is_found(source, changes):
 def test_boxes_that_are_read_nowhere_are_found(tmp_path):
     folder = write_voc(tmp_path)
     source = voc('train', path=folder)
-    text = voc_annotation((60, 80), ((5, 6, 40, 50), 0))
-    for lost in (f'<bndbox/>{BOX}', BOX, f'<outputs><object>{BOX}</object></outputs>'):
-        text = text.replace('<bndbox/>', '')
-        changed = text.replace('</object>', f'{lost}</object>').replace('<bndbox/>', '')
-        (folder / 'Annotations/000000.xml').write_text(changed)
+    text, file = voc_annotation((60, 80), ((5, 6, 40, 50), 0)), folder / 'Annotations/000000.xml'
+    for lost in (BOX, f'<item>{BOX}</item>', f'<outputs><object>{BOX}</object></outputs>'):
+        file.write_text(text.replace('</object>', f'{lost}</object>'))
         assert len(differences(source)[1]) == 1
     part = f'<part>{BOX}</part></object>'
-    (folder / 'Annotations/000000.xml').write_text(text.replace('</object>', part))
+    file.write_text(text.replace('</object>', part))
     assert differences(source)[1] == []
 
 

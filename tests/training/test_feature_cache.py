@@ -28,7 +28,7 @@ class Followed(NamedTuple):
     losses: np.ndarray  # [steps, 2]
     read: list  # positions of the images, in the order in which they were read
     maps: Features
-    said: list
+    logged: list
 
 
 def config_of(keep, **changes):
@@ -104,11 +104,11 @@ def test_a_limit_keeps_some_and_says_so():
     kept = follow('host', features__gigabytes=LIMIT)
     np.testing.assert_allclose(kept.losses, plain().losses, rtol=1e-5)
     assert count_of(kept) == 3
-    assert kept.said[0].startswith("feature maps: 3 of 20 kept in the host's memory, ")
-    assert kept.said[1].startswith('note: all of them take 0.000328 GB, more than features.gig')
-    with messages() as said:
+    assert kept.logged[0].startswith("feature maps: 3 of 20 kept in the host's memory, ")
+    assert kept.logged[1].startswith('note: all of them take 0.000328 GB, more than features.gig')
+    with messages() as logged:
         maps_of(config_of('device', data__flip=False), jax.devices()[:1])
-    assert said[0].startswith("feature maps: 10 of 10 kept in the device's memory, ")
+    assert logged[0].startswith("feature maps: 10 of 10 kept in the device's memory, ")
 
 
 def test_another_run_finds_what_is_on_disk(cache):
@@ -116,8 +116,8 @@ def test_another_run_finds_what_is_on_disk(cache):
     np.testing.assert_array_equal(again.losses, first.losses)
     assert not again.read
     (folder,) = cache.iterdir()
-    assert f' of 20 kept in {folder}, ' in again.said[0]
-    assert again.said[0].endswith('; 19 are there')
+    assert f' of 20 kept in {folder}, ' in again.logged[0]
+    assert again.logged[0].endswith('; 19 are there')
     assert json.loads((folder / 'about.json').read_text())['images'] == 10
 
 
@@ -198,8 +198,8 @@ def test_a_full_disk_ends_the_keeping_not_the_run(cache, monkeypatch):
     monkeypatch.setattr('rpn_jax.training.feature_cache.os.posix_fallocate', full)
     kept = follow('disk')
     np.testing.assert_allclose(kept.losses, plain().losses, rtol=1e-5)
-    assert [line for line in kept.said if 'No space left' in line] == kept.said[1:]
-    assert len(kept.said) == 2 and len(kept.read) == 48
+    assert [line for line in kept.logged if 'No space left' in line] == kept.logged[1:]
+    assert len(kept.logged) == 2 and len(kept.read) == 48
 
 
 def test_a_folder_that_cannot_be_used_is_named(cache):

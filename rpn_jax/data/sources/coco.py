@@ -129,7 +129,7 @@ def _dict(pairs):
 
 @contextlib.contextmanager
 def _entry(path, kind, number, entry):
-    """Makes one InputError, naming the entry, of what is wrong with it in the file as a whole."""
+    """Names the entry in the errors that make the whole file unusable."""
     try:
         if not isinstance(entry, dict):
             raise InputError('is no json object')
@@ -159,7 +159,7 @@ class _Row:
         self.boxes, self.kinds, self.areas, self.remarks = [], [], [], []
 
     def add(self, annotation, on_bad):
-        """Takes an annotation in and returns whether it has a box."""
+        """Adds the box of an annotation; returns whether it has one."""
         box, given, kind = _object(annotation, self.size, on_bad)
         if box is None:
             self.remarks.append(EMPTY)
