@@ -29,6 +29,7 @@ class Example(NamedTuple):
     background: np.ndarray  # [q, 4]
     levels: int  # the number of feature levels
     evidence: evidence.Evidence
+    turned: bool = False  # whether the file's EXIF orientation is applied
 
 
 def examples(model, source, options, *, targets, seed, steps, pixels):
@@ -77,6 +78,7 @@ def examples(model, source, options, *, targets, seed, steps, pixels):
                     background=anchors.boxes[index[i][labels[i] == 0]],
                     levels=len(anchors.levels),
                     evidence=measured,
+                    turned=turned,
                 )
             )
         yield made

@@ -50,6 +50,14 @@ def test_each_canvas_with_its_boxes_stands_beside_its_file_with_the_annotation(t
     assert 'FAIL' not in page.text and len(re.findall('(?<!not )flipped ·', page.text)) == 1
 
 
+def test_a_browser_turns_a_file_as_its_exif_orientation_says_where_that_is_applied(tmp_path):
+    batch = [training_input(0), training_input(1)._replace(turned=True)]
+    batch.append(training_input(2, file=b'no image')._replace(turned=True))  # shown as it is read
+    page = write_inputs(tmp_path, batch, checks.verdicts([batch[0].evidence]))
+    classes = [div['class'] for div in page.all('div') if 'photo' in div.get('class', '')]
+    assert classes == ['photo', 'photo', 'photo', 'photo turned', 'photo', 'photo']
+
+
 def test_what_fails_comes_first_and_names_from_outside_are_escaped(tmp_path):
     worse = training_input(2, image_id=EVIL)
     colours = worse.evidence.colours | {'RGB': 40.0, 'BGR': 1.0}
