@@ -61,8 +61,10 @@ class Checkpoints:
                 raise
             logger.warning(str(error))  # what ended the run is told first
         finally:
-            with contextlib.suppress(Exception):  # each part of Orbax raises what is told above
+            try:
                 self._checkpointer.close()
+            except Exception:  # each part of Orbax raises what is told above
+                gc.collect()  # as in _quiet
             self._silence.__exit__(None, None, None)
 
     @property
@@ -292,9 +294,9 @@ def _quiet():
         yield
     except Exception:
         time.sleep(LEFT_BEHIND)
+        gc.collect()  # tasks whose errors nobody asked for log when they go
         raise
     finally:
-        gc.collect()  # tasks whose errors nobody asked for log when they go
         sys.unraisablehook = hook
         for noisy, level in levels.items():
             noisy.setLevel(level)
