@@ -79,6 +79,7 @@ def model():
             frozen_stages=3,  # 0 none, 1 stem, 2 ..conv2, 3 ..conv3, 4 ..conv4, 5 all
             init='normal',  # 'normal', 'uniform': of what is not pretrained
             pretrained='',  # 'imagenet', 'imagenet_v2', a weights file, a workdir; '' none
+            pretrained_key='',  # in a weights file with several: 'ema', 'encoder_q'; '' the usual
             dtype='float32',  # of the computation: 'float32', 'bfloat16'
             remat=(),  # stages whose maps are computed twice to save memory on GPUs, as (4,)
         )

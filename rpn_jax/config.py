@@ -59,6 +59,7 @@ KEYS = {
     'model.frozen_stages': Key(int, 0, 5),
     'model.init': Key(str, choices=('normal', 'uniform')),
     'model.pretrained': Key(str),
+    'model.pretrained_key': Key(str),
     'model.dtype': Key(str, choices=('float32', 'bfloat16')),
     'model.remat': Key(tuple, 2, 5, items=int),
     'anchors.sizes': Key(tuple, 1, nested=True, filled=True),
@@ -210,11 +211,13 @@ def resolve(config, workdir=''):
     from rpn_jax.training.workdir import read_config
 
     config = config.copy_and_resolve_references()
-    where, wanted = config.model.pretrained, {}
+    where, key, wanted = config.model.pretrained, config.model.pretrained_key, {}
     if workdir and checkpoint.steps(workdir):
         settled = read_config(workdir).get('data', {})
     else:
-        wanted = pretrained.expects(where, config.anchors.aspect_ratios) if where else {}
+        if key and not where:
+            raise InputError(f'pretrained_key: {key!r} needs weights, model.pretrained')
+        wanted = pretrained.expects(where, config.anchors.aspect_ratios, key) if where else {}
         settled = wanted.get('data', {})
     if config.data.pixels == 'auto':
         pixels = settled.get('pixels', 'auto')

@@ -117,7 +117,7 @@ def build(model, anchors):
 
     Raises InputError where they make no network.
     """
-    keywords = {k: v for k, v in model.items() if k not in ('pretrained', 'init')}
+    keywords = {k: v for k, v in model.items() if k not in ('pretrained', 'pretrained_key', 'init')}
     keywords |= {k: tuple(keywords[k]) for k in ('dilations', 'remat') if k in keywords}
     keywords['distribution'] = model.get('init', 'normal')
     backbone = resnet.ResNet(**keywords, axis_name=resnet.AXIS)

@@ -174,7 +174,7 @@ def identity(source, model, data, seed):
 
     model and data are the config's sections.
     """
-    other = 'pretrained', 'init', 'frozen_stages', 'remat'
+    other = 'pretrained', 'pretrained_key', 'init', 'frozen_stages', 'remat'
     return {
         'version': VERSION,
         'source': source.name,

@@ -49,7 +49,8 @@ def train(config, folder, make_evaluate=None, *, devices=None):
     source = data.open_split(options, options.train_split, seed=config.seed)
     model, optimizer, schedule = build(config)
     if not resuming:
-        tensors = pretrained.load(where, config.model.depth, config.anchors.aspect_ratios)
+        given = config.model.depth, config.anchors.aspect_ratios, config.model.pretrained_key
+        tensors = pretrained.load(where, *given)
         pretrained.check(where, tensors, model)
     evaluate = make_evaluate and make_evaluate(model, source, devices)
     state = place(init_state(model, optimizer, config.seed, tensors), devices)

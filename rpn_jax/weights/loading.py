@@ -14,13 +14,15 @@ LARGEST = np.finfo(np.float32).max
 SHOWN = 20  # tensors that an error lists
 
 
-def load(path, aspect_ratios=None):
-    """Reads a file of weights into a dict of NumPy arrays by torchvision name.
+def load(path, aspect_ratios=None, pretrained_key=''):
+    """Reads a file of weights into formats.Tensors, a dict of NumPy arrays by torchvision name.
 
     The file is a .safetensors, .npz, torch's .pth, or a .pkl of Caffe2 or detectron2. aspect_ratios
     is how many a cell of the network's anchors has: a detectron2 head numbers its anchors size by
-    size. Raises InputError for what is missing, not whole, hostile or no weights, and for tensors
-    that hold NaN or infinity.
+    size. pretrained_key picks one of several networks or parts of a file, by a key of the
+    checkpoint or by what the names of its tensors begin with. The attribute passed_over of the
+    result lists what was left out. Raises InputError for what is missing, not whole, hostile or no
+    weights, and for tensors that hold NaN or infinity.
     """
     where = f'weights {path}'
     try:
@@ -28,9 +30,14 @@ def load(path, aspect_ratios=None):
             raise ValueError('no such file')
         if not Path(path).is_file():
             raise ValueError('a folder without checkpoints' if Path(path).is_dir() else 'no file')
-        tensors = names.to_torchvision(formats.read(path), aspect_ratios)
+        tensors = names.to_torchvision(formats.read(path, pretrained_key), aspect_ratios)
     except (ValueError, OSError, MemoryError) as error:
         raise InputError(f'{where}: {error}') from error
+    if any(map(names.TORCHVISION.fullmatch, tensors)):  # whole numbers elsewhere are no weights
+        for name in [n for n, t in tensors.items() if not _is_float(t)]:
+            if not names.TORCHVISION.fullmatch(name):
+                del tensors[name]
+                tensors.passed_over.append(name)
     return checked(tensors, where)
 
 
@@ -38,13 +45,18 @@ def checked(tensors, where):
     """Returns tensors; raises InputError, which begins with where, if any is not finite numbers."""
     used = {name: tensor for name, tensor in tensors.items() if not names.UNUSED.search(name)}
     for problem, is_bad in {
-        'no floating point numbers': lambda t: not jnp.issubdtype(t.dtype, jnp.floating),
-        'NaN or infinity': lambda t: not np.all(np.abs(t) <= LARGEST),
+        'no floating point numbers': lambda n, t: not _is_float(t),
+        'NaN or infinity': lambda n, t: not np.all(np.abs(t) <= LARGEST),
+        'numbers below zero': lambda n, t: n.endswith('running_var') and np.any(t < 0),
     }.items():
-        if bad := [name for name, tensor in used.items() if is_bad(tensor)]:
+        if bad := [name for name, tensor in used.items() if is_bad(name, tensor)]:
             more = f' and {len(bad) - SHOWN} more' if len(bad) > SHOWN else ''
             raise InputError(f'{where}: {problem} in {", ".join(bad[:SHOWN])}{more}')
     return tensors
+
+
+def _is_float(tensor):
+    return jnp.issubdtype(tensor.dtype, jnp.floating)
 
 
 def pixels(tensors):

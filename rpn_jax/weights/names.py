@@ -5,10 +5,14 @@ detectron2 by size first. The channels of a detectron2 head are put in our order
 """
 
 import re
+from collections import Counter
 
 import numpy as np
 
+from rpn_jax.weights.formats import Tensors
+
 EPSILON = 1e-5  # of every norm
+SHOWN = 20  # networks, or parts of a file, that a message lists
 TORCHVISION = re.compile(
     r'(conv1|bn1|layer\d\.\d+\.(conv\d|bn\d|downsample\.[01])|fc|'
     r'rpn\.head\.(conv\.\d+\.0|cls_logits|bbox_pred))\.'
@@ -20,6 +24,16 @@ UNUSED = re.compile(r'(^|\.)(fc\.(weight|bias)|num_batches_tracked)$')  # classi
 DROPPED = re.compile(
     r'(.*_momentum|conv1_b|lr|weight_order|pixel_(mean|std)|(proposal_generator|rpn)\.'
     r'anchor_generator\..*|roi_heads\..*|(cls_score|bbox_pred)_[wb])$'
+)
+# The first block of a ResNet, after what a trainer's modules put before all names.
+FIRST = re.compile(
+    r'((?:.*?\.)??)(backbone\.(body\.|bottom_up\.)?|bottom_up\.)?(layer1|res2)\.0\.conv1\.weight',
+    re.DOTALL,
+)
+PART = re.compile(  # of a file, by the beginning of a name; or all its counters, its momentum
+    r'.*?(num_batches_tracked|momentum)$|'
+    r'((?:(?:module|model|backbone|body|rpn|proposal_generator)\.)*[^.]*).*',
+    re.DOTALL,
 )
 VALUES = {'rpn.head.cls_logits': 1, 'rpn.head.bbox_pred': 4}  # for each anchor
 
@@ -56,17 +70,18 @@ SUBSTITUTIONS = (  # names of Caffe2 (Detectron, MSRA's files) and detectron2 ->
 
 
 def to_torchvision(tensors, aspect_ratios):
-    """Returns the tensors under torchvision's names: of a ResNet, with rpn.head.* where given.
+    """Returns Tensors under torchvision's names: of a ResNet, with rpn.head.* where given.
 
     aspect_ratios is how many a cell has, which a detectron2 head is put in order by; None takes it
     from the anchors in the file, or else 3. Names that no rule knows stay as they are. Raises
-    ValueError where two tensors get one name, or where a head has other anchors.
+    ValueError where two tensors get one name, where there are several networks, or where a head has
+    other anchors.
     """
-    if all(name.startswith('module.') for name in tensors):  # of torch's DataParallel
-        tensors = {name.removeprefix('module.'): tensor for name, tensor in tensors.items()}
-    renamed, origin = {}, {}
+    tensors, origin = _unwrapped(tensors), {}
+    renamed = Tensors({}, tensors.passed_over)
     for name, tensor in tensors.items():
         if DROPPED.match(name):
+            renamed.passed_over.append(name)
             continue
         new = rename(name, SUBSTITUTIONS)
         if new in renamed:
@@ -81,6 +96,37 @@ def to_torchvision(tensors, aspect_ratios):
             raise ValueError(f"its head's anchors have {count} aspect ratios, not {aspect_ratios}")
         _reorder(renamed, count)
     return renamed
+
+
+def _unwrapped(tensors):
+    """Returns the Tensors of one network without the modules around it; a head may stand outside.
+
+    Of MoCo's two encoders it is the one that learns, encoder_q.
+    """
+    starts = {match[1] for name in tensors if (match := FIRST.fullmatch(name))}
+    if not starts and all(name.startswith('module.') for name in tensors):  # of DataParallel
+        starts = {'module.'}
+    start = '' if '' in starts or not starts else min(starts, key=len)
+    if len(starts) > 1 and start:
+        start = next((s for s in starts if s.endswith('encoder_q.')), '')
+        if {start, start.replace('encoder_q.', 'encoder_k.')} != starts:
+            networks = ', '.join(sorted(start[:-1] for start in starts)[:SHOWN])
+            raise ValueError(f'several networks: {networks}; pretrained_key picks one of them')
+    inner, passed_over = {}, list(getattr(tensors, 'passed_over', ()))
+    for name, tensor in tensors.items():
+        if name.startswith(start) or rename(name, SUBSTITUTIONS).startswith('rpn.head.'):
+            inner[name.removeprefix(start)] = tensor
+        else:
+            passed_over.append(name)
+    return Tensors(inner, passed_over)
+
+
+def parts(names):
+    """Returns the parts of a file that names of tensors belong to: 'roi_heads (6), lr, ..'."""
+    counts = Counter(PART.sub(r'\1\2', name, count=1) for name in names)
+    listed = [f'{part} ({n})' if n > 1 else part for part, n in counts.items()]
+    more = f' and {len(listed) - SHOWN} more' if len(listed) > SHOWN else ''
+    return ', '.join(listed[:SHOWN]) + more
 
 
 def rename(name, substitutions):

@@ -33,7 +33,7 @@ def to_variables(tensors, variables):
     one InputError that lists missing, unexpected and misshapen tensors. Classifier and counters are
     ignored, as are stages above the network's last; parameters come out as float32.
     """
-    expected = {name: _torch_shape(leaf) for name, leaf in _named(variables).items()}
+    expected = {name: _torch_shape(leaf) for name, leaf in named(variables).items()}
     absent = tuple(part for part in OPTIONAL if not any(n.startswith(part) for n in tensors))
     wanted = {name for name in expected if not name.startswith(absent)}
     above = STAGES - {name.split('.')[0] for name in wanted}  # the network's last stage
@@ -69,14 +69,14 @@ def from_variables(variables):
     What torchvision has no name for, as in a backbone of your own, is called by its path. The
     inverse of to_variables.
     """
-    tensors = {name: np.asarray(leaf, np.float32) for name, leaf in _named(variables).items()}
+    tensors = {name: np.asarray(leaf, np.float32) for name, leaf in named(variables).items()}
     return {
         name: tensor.transpose(3, 2, 0, 1).copy() if tensor.ndim == 4 else tensor
         for name, tensor in tensors.items()
     }
 
 
-def _named(variables):
+def named(variables):
     """Returns {torchvision name: leaf}; raises ValueError where two leaves have one name."""
     named = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):

@@ -67,6 +67,14 @@ def test_weights_are_found_in_a_checkpoint(tmp_path, key):
         assert formats.read(tmp_path / 'x').keys() == {'a'}
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_key_picks_the_names_that_begin_with_it(tmp_path, kind):
+    named = {f'{part}.{name}': tensor for part in 'abc' for name, tensor in TENSORS.items()}
+    tensors = formats.read(write_weights(tmp_path / 'weights', kind, named), 'b')
+    assert tensors.keys() == TENSORS.keys()
+    assert sorted(tensors.passed_over) == sorted(name for name in named if name[0] != 'b')
+
+
 def refusal(path):
     with pytest.raises(InputError, match=re.escape(f'weights {path}: ')) as error:
         weights.load(path)
