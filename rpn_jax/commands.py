@@ -154,7 +154,8 @@ def inspect_mode(config, folder):
     options = data.check(data.Options(**config.data))
     source = data.open_split(options, options.train_split, seed=config.seed)
     where, depth = config.model.pretrained, config.model.depth
-    tensors = pretrained.load(where, depth, config.anchors.aspect_ratios)
+    key = config.model.pretrained_key
+    tensors = pretrained.load(where, depth, config.anchors.aspect_ratios, key)
     model = rpn.build(config.model, config.anchors)
     pretrained.check(where, tensors, model)
     pictures, evidence, shown = folder / 'inspect', [], []
