@@ -12,7 +12,7 @@ def get_config():
     config.model = model()
     config.anchors = ConfigDict(
         dict(
-            sizes=(32, 64, 128, 256, 512),  # pixels, square root of the area
+            sizes=(32, 64, 128, 256, 512),  # pixels, root of the area; or each level's: ((32,), ..)
             aspect_ratios=(0.5, 1.0, 2.0),  # height / width
         )
     )
@@ -66,17 +66,22 @@ def get_config():
 
 
 def model():
-    """Returns the section `model`: the keywords of resnet.ResNet, and the weights to start from."""
+    """Returns the section `model`: backbone, pyramid and head, and the weights to start from."""
     return ConfigDict(
         dict(
             depth=101,  # 26, 50, 101, 152
             width=64,  # channels of the stem; smaller ones for small runs
-            last_stage=4,  # 3, 4, 5: the head reads conv3, conv4 or conv5
+            last_stage=4,  # 3, 4, 5: the head reads conv3, conv4 or conv5; with a pyramid its last
             dilations=(1, 1, 1, 1),  # conv2..conv5; d > 1 keeps the stride at 1
             dilate_first_block=False,  # False is torchvision's rule, True detectron2's
             norm='frozen',  # 'frozen' (needs pretrained weights), 'batch', 'group'
             stride_in_1x1=False,  # True for MSRA's (caffe) weights
             frozen_stages=3,  # 0 none, 1 stem, 2 ..conv2, 3 ..conv3, 4 ..conv4, 5 all
+            fpn_stages=(),  # feature pyramid: (2, 3, 4, 5); () none. Then sizes are of each level
+            fpn_channels=256,  # of every level
+            fpn_extra=1,  # further levels, each of half the size of the one before
+            fpn_norm='',  # '' none, 'frozen', 'batch', 'group'
+            head_convs=1,  # 3x3 convolutions of the head
             init='normal',  # 'normal', 'uniform': of what is not pretrained
             pretrained='',  # 'imagenet', 'imagenet_v2', a weights file, a workdir; '' none
             pretrained_key='',  # in a weights file with several: 'ema', 'encoder_q'; '' the usual

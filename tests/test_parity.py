@@ -1,5 +1,6 @@
 """The same numbers as torchvision 0.28, function by function: figures stored in tests/golden."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ from golden.formula import formula
 
 from configs import default
 from rpn_jax import weights
-from rpn_jax.models import resnet
+from rpn_jax.models import resnet, rpn
 from rpn_jax.ops import anchors as anchor
 from rpn_jax.ops import boxes as box
 from rpn_jax.ops import losses, matching
@@ -134,10 +135,10 @@ def zeros(shapes):
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
-def load_formula(shapes):
+def load_formula(shapes, **more):
     """Returns variables of these shapes, each by its formula."""
     names = weights.from_variables(zeros(shapes))
-    tensors = {name: formula(name, tensor.shape) for name, tensor in names.items()}
+    tensors = {name: formula(name, tensor.shape, **more) for name, tensor in names.items()}
     return weights.to_variables(tensors, shapes)
 
 
@@ -184,3 +185,76 @@ def test_six_training_steps():
         if name.endswith(('weight', 'bias')):
             stored, ours = figures[name], tensors[name].reshape(-1)[:512]
             assert np.abs(stored - ours).max() <= 1e-3 * np.abs(stored).max(), name
+
+
+PYRAMID_SIZES = tuple((size,) for size in (32, 64, 128, 256, 512))
+
+
+def pyramid_config(depth=50, **model):
+    config = default.get_config()
+    config.model.update(depth=depth, last_stage=5, fpn_stages=(2, 3, 4, 5), frozen_stages=2)
+    config.model.update(model)
+    config.anchors.sizes = PYRAMID_SIZES
+    return config
+
+
+@pytest.mark.parametrize('case', ['50', '101', 'v2'])
+def test_pyramid(case):
+    figures = golden('fpn')
+    v2 = {'fpn_norm': 'batch', 'head_convs': 2, 'norm': 'batch'}
+    config = pyramid_config(int(case) if case.isdigit() else 50, **(v2 if case == 'v2' else {}))
+    model = rpn.build(config.model, config.anchors)
+    image = figures[f'{case}.image'].transpose(0, 2, 3, 1)
+    variables = load_formula(jax.eval_shape(model.init, jax.random.key(0), image), head_bias=True)
+    maps = jax.jit(functools.partial(model.apply, method='features'))(variables, image)
+    for level, ours in enumerate(maps, 2):
+        theirs = figures[f'{case}.p{level}']
+        ours = np.asarray(ours)[0].transpose(2, 0, 1)[::8]
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+    answers = jax.jit(model.apply)(variables, image)
+    for ours, name in zip(answers, ('logits', 'deltas'), strict=True):
+        theirs = figures[f'{case}.{name}']
+        assert np.abs(ours[0] - theirs).max() <= 1e-4 * np.abs(theirs).max()
+    anchors = rpn.anchors_of(model, image.shape[1:3])
+    np.testing.assert_array_equal(anchors.boxes, figures['anchors'])
+    np.testing.assert_array_equal(anchors.levels, figures['levels'])
+    if f'{case}.proposals' in figures:
+        logits, deltas = (x[0] for x in answers)
+        sizes = dict(pre_nms=400, post_nms=200, nms_iou=0.7)
+        ours = propose(logits, deltas, anchors, figures['canvas'], **sizes)
+        theirs = figures[f'{case}.proposals']
+        assert ours.valid.sum() == len(theirs)
+        np.testing.assert_allclose(ours.boxes[: len(theirs)], theirs, atol=1e-2)
+
+
+def test_five_training_steps_with_a_pyramid():
+    """Every labelled anchor is used, so nothing is random; the head is dense and its loss too."""
+    figures = golden('fpn')
+    config = pyramid_config()
+    config.targets.samples = 2 * len(figures['anchors'])
+    config.optim.update(learning_rate=0.002, schedule='constant')
+    model, optimizer, _ = loop.build(config)
+    devices = jax.local_devices()[:1]
+    state = zeros(jax.eval_shape(lambda: init_state(model, optimizer, 0)))
+    state = place(state.replace(**load_formula(state.variables, head_bias=True)), devices)
+    boxes, kind = np.zeros((2, 5, 4), np.float32), np.zeros((2, 5), np.int32)
+    image = figures['train.image'].transpose(0, 2, 3, 1)
+    anchors = rpn.anchors_of(model, image.shape[1:3])
+    for i in range(2):
+        objects = figures[f'train.boxes{i}']
+        boxes[i, : len(objects)], kind[i, : len(objects)] = objects, 1
+        labels, _ = jax.jit(matching.match)(anchors, boxes[i], kind[i])
+        np.testing.assert_array_equal(labels, figures[f'train.labels{i}'])
+    batch = {'image': image, 'boxes': boxes, 'kind': kind, 'index': np.arange(2)}
+    batch['size'] = np.float32([image.shape[1:3]] * 2)
+    update = loop.update_of(config, model, optimizer, devices)
+    for losses_before in figures['train.losses']:
+        state, metrics = update(state, batch)
+        found = metrics['loss_objectness'], metrics['loss_box']
+        np.testing.assert_allclose(found, losses_before, rtol=1e-3)
+    tensors = weights.from_variables(state.variables)
+    for key in figures.files:
+        if key.startswith('train.after.'):
+            stored, ours = figures[key], tensors[key.removeprefix('train.after.')].reshape(-1)[:512]
+            assert np.abs(stored - ours).max() <= 1e-3 * np.abs(stored).max(), key

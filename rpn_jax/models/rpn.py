@@ -1,5 +1,6 @@
 """The region proposal network: a backbone and a head, its anchors, and what of it is frozen."""
 
+import dataclasses
 import math
 import re
 from typing import Any
@@ -7,14 +8,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rpn_jax.errors import InputError
-from rpn_jax.models import resnet
+from rpn_jax.models import patches, resnet
 from rpn_jax.models.convolution import convolve
+from rpn_jax.models.fpn import FPN, Affine
 from rpn_jax.ops.anchors import Anchors, per_level
 
 SMALLEST = (1, 64, 64, 3)  # images of any size give the same parameters
+TUPLES = 'dilations', 'remat'  # fields of ResNet that a config may give as lists
+OTHERS = {  # keys of the section `model` that are no fields of ResNet
+    *('init', 'pretrained', 'pretrained_key', 'head_convs'),
+    *('fpn_stages', 'fpn_channels', 'fpn_extra', 'fpn_norm'),
+}
 
 
 class RPN(nn.Module):
@@ -22,8 +28,9 @@ class RPN(nn.Module):
 
     With index [B, S] the result is only of those anchors, [B, S] and [B, S, 4]. The backbone is
     any Flax module that maps (images, train) to one feature map [B, h, w, C], a tuple of them, or a
-    dict whose last map is taken; map l is of ceil(side / strides[l]) cells along each side. Anchors
-    are in the order of Anchors.of(shapes, strides, sizes, aspect_ratios).
+    dict, of which those called `reads` are taken, or the last. With an fpn they go through that.
+    Map l under the head is of ceil(side / strides[l]) cells along each side. Anchors are in the
+    order of Anchors.of(shapes, strides, sizes, aspect_ratios).
     """
 
     backbone: nn.Module
@@ -31,33 +38,58 @@ class RPN(nn.Module):
     strides: tuple[int, ...]
     sizes: tuple[tuple[float, ...], ...] = ()  # of each level; only anchors_of reads them
     aspect_ratios: tuple[float, ...] = ()
+    fpn: nn.Module | None = None
+    reads: tuple[str, ...] = ()
 
     def __call__(self, images, index=None, train=False):
-        maps = self.features(images, train)
-        shapes, expected = map_shapes(maps), feature_shapes(self, images.shape[1:3])
+        maps = self.backbone_maps(images, train)
+        shapes, expected = self.level_shapes(maps), feature_shapes(self, images.shape[1:3])
         if shapes != expected:
             raise ValueError(
                 f'the backbone makes feature maps of {shapes} cells; strides {self.strides} and '
                 f'images of {images.shape[1:3]} pixels need {expected}'
             )
-        return self.from_features(maps, index)
+        return self.from_backbone_maps(maps, index, train)
 
-    def from_features(self, maps, index=None):
-        """Returns logits and deltas, as a call does, of feature maps that are known already."""
-        return self.head(maps, index)
+    def backbone_maps(self, images, train=False):
+        """Returns the tuple of the backbone's feature maps [B, h, w, C] that are read."""
+        maps = self.backbone(images, train)
+        if isinstance(maps, dict):
+            maps = tuple(maps[name] for name in self.reads) or list(maps.values())[-1]
+        return _as_tuple(maps)
 
     def features(self, images, train=False):
         """Returns the feature maps [B, h, w, C] under the head, a tuple with one for each level."""
-        return _as_tuple(self.backbone(images, train))
+        maps = self.backbone_maps(images, train)
+        return self.fpn(maps, train) if self.fpn else maps
+
+    def from_backbone_maps(self, maps, index=None, train=False):
+        """Returns logits and deltas, as a call does, of backbone_maps that are known already."""
+        maps = _as_tuple(maps)
+        if self.fpn is None:
+            return self.head(maps, index)
+        shapes = self.level_shapes(maps)
+        if index is None or not self.head.saves(shapes, index.shape[1]):
+            return self.head(self.fpn(maps, train), index)
+        cells, slot = patches.cells_of(index, shapes, self.head.anchors_per_cell)
+        return self.head(self.fpn(maps, train, cells, self.head.convs), slot)
+
+    @nn.nowrap
+    def level_shapes(self, maps):
+        """Returns the shapes ((h, w), ..) of the levels under the head, of the backbone's maps."""
+        shapes = map_shapes(maps)
+        for _ in range(self.fpn.extra if self.fpn else 0):
+            shapes += (tuple(-(-side // 2) for side in shapes[-1]),)
+        return shapes
 
 
 class RPNHead(nn.Module):
     """Scores and refines K anchors per cell: 3x3 convolutions, ReLU and two 1x1 convolutions.
 
-    The layers are those of Faster R-CNN, section 3.1, shared by all feature maps. Asked for S
-    sampled anchors, the last 3x3 convolution reads the neighbourhoods of their cells only: the same
-    numbers as the dense head at S instead of all cells. Where there are no more cells than S, the
-    dense head is the cheaper one.
+    The layers are those of Faster R-CNN, section 3.1, shared by all feature maps. Maps [B, h, w, C]
+    give the logits [B, A] and deltas [B, A, 4] of all their anchors, or of those of index [B, S].
+    Patches of radius `convs` around S cells give those of one anchor in each cell, whose number in
+    the cell is index [B, S].
     """
 
     anchors_per_cell: int
@@ -67,23 +99,27 @@ class RPNHead(nn.Module):
 
     @nn.compact
     def __call__(self, maps, index=None):
-        maps = tuple(x.astype(self.dtype) for x in _as_tuple(maps))
-        k, channels = self.anchors_per_cell, maps[0].shape[-1]
+        k = self.anchors_per_cell
+        if not isinstance(maps, patches.Patches):
+            maps = _as_tuple(maps)
+            if index is not None and self.saves(map_shapes(maps), index.shape[1]):
+                cells, index = patches.cells_of(index, map_shapes(maps), k)
+                maps = patches.around(maps, cells, self.convs)
+        is_sampled, channels = isinstance(maps, patches.Patches), maps[0].shape[-1]
+        maps = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(self.dtype), maps)
         shapes = {f'conv{i or ""}': (3, 3, channels, channels) for i in range(self.convs)}
         shapes |= {'objectness': (1, 1, channels, k), 'deltas': (1, 1, channels, 4 * k)}
-        layers = [Affine(shape, self.distribution, name=name)() for name, shape in shapes.items()]
-        *first, last, objectness, deltas = jax.tree.map(lambda p: p.astype(self.dtype), layers)
-        for kernel, bias in first:
-            maps = tuple(nn.relu(convolve(x, kernel) + bias[None, None, None]) for x in maps)
-        neighbours, cell, slot = _positions(map_shapes(maps), k)
-        if index is not None and len(neighbours) > index.shape[1]:
-            hidden = _neighbourhoods(maps, neighbours[cell[index]])
-            hidden = hidden @ last[0].reshape(9 * channels, channels)
-            index = k * jnp.arange(index.shape[1])[None] + slot[index]  # of the answers below
-        else:
-            flat = [convolve(x, last[0]).reshape(len(x), -1, channels) for x in maps]
-            hidden = jnp.concatenate(flat, axis=1)
-        hidden = nn.relu(hidden + last[1][None, None])
+        init = nn.initializers.normal(0.01)  # Faster R-CNN, section 3.1.3
+        init = init if self.distribution == 'normal' else resnet.initializer(self.distribution)
+        layers = [Affine(shape, init, name=name)() for name, shape in shapes.items()]
+        *convs, objectness, deltas = jax.tree.map(lambda p: p.astype(self.dtype), layers)
+        for kernel, bias in convs:
+            if is_sampled:
+                maps = patches.convolve(maps, kernel, bias, nn.relu)
+            else:
+                maps = [nn.relu(convolve(x, kernel) + bias[None, None, None]) for x in maps]
+        maps = maps[:1] if is_sampled else maps
+        hidden = jnp.concatenate([x.reshape(len(x), -1, channels) for x in maps], axis=1)
         logits, deltas = (
             (hidden @ kernel[0, 0] + bias[None, None]).astype(jnp.float32)
             for kernel, bias in (objectness, deltas)
@@ -91,25 +127,18 @@ class RPNHead(nn.Module):
         logits, deltas = logits.reshape(len(logits), -1), deltas.reshape(len(deltas), -1, 4)
         if index is None:
             return logits, deltas
+        if is_sampled:
+            index = k * jnp.arange(index.shape[1])[None] + index
         return (
             jnp.take_along_axis(logits, index, 1),
             jnp.take_along_axis(deltas, index[..., None], 1),
         )
 
-
-class Affine(nn.Module):
-    """Holds the kernel and bias of a convolution; the head applies them in two ways."""
-
-    shape: tuple[int, ...]
-    distribution: str
-
-    @nn.compact
-    def __call__(self):
-        normal = nn.initializers.normal(0.01)  # Faster R-CNN, section 3.1.3
-        is_normal = self.distribution == 'normal'
-        init = normal if is_normal else resnet.initializer(self.distribution)
-        kernel = self.param('kernel', init, self.shape, jnp.float32)
-        return kernel, self.param('bias', nn.initializers.zeros, self.shape[-1:], jnp.float32)
+    @nn.nowrap
+    def saves(self, shapes, samples):
+        """Says whether patches around so many cells cost less than all cells of these maps."""
+        sampled = samples * sum((2 * i + 1) ** 2 for i in range(self.convs))
+        return sampled < self.convs * sum(map(math.prod, shapes))
 
 
 def build(model, anchors):
@@ -117,22 +146,58 @@ def build(model, anchors):
 
     Raises InputError where they make no network.
     """
-    keywords = {k: v for k, v in model.items() if k not in ('pretrained', 'pretrained_key', 'init')}
-    keywords |= {k: tuple(keywords[k]) for k in ('dilations', 'remat') if k in keywords}
+    own = {field.name for field in dataclasses.fields(resnet.ResNet)} - {'parent', 'name'}
+    keywords = {k: tuple(v) if k in TUPLES else v for k, v in model.items() if k in own}
     keywords['distribution'] = model.get('init', 'normal')
+    if unknown := set(model) - own - OTHERS:
+        raise TypeError(f'unknown keys of a model: {sorted(unknown)}')
     backbone = resnet.ResNet(**keywords, axis_name=resnet.AXIS)
     resnet.check(backbone)
-    strides = (resnet.total_stride(backbone.last_stage, backbone.dilations),)
+    stages, fpn = tuple(model.get('fpn_stages', ())), None
+    if stages:
+        keywords = {k: model[f'fpn_{k}'] for k in ('channels', 'extra', 'norm')}
+        fpn = FPN(**keywords, dtype=backbone.dtype, axis_name=resnet.AXIS)
+        check_pyramid(backbone, fpn, stages)
+    reads = stages or (backbone.last_stage,)
+    strides = [resnet.total_stride(stage, backbone.dilations) for stage in reads]
+    strides += [strides[-1] * 2**i for i in range(1, fpn.extra + 1)] if fpn else []
     ratios = tuple(anchors['aspect_ratios'])
     try:
         sizes = per_level(anchors['sizes'], len(strides), 'sizes')
         if not (all(sizes) and ratios and min(*ratios, *map(min, sizes)) > 0):
             raise ValueError(f'sizes {sizes} and aspect ratios {ratios} need values > 0')
+        if len(counts := {len(each) for each in sizes}) > 1:
+            raise ValueError(f'sizes {sizes}: the head needs as many of each level, not {counts}')
     except (ValueError, TypeError) as error:
-        raise InputError(f'anchors: {error}') from error
-    count = len(sizes[0]) * len(ratios)
-    head = RPNHead(count, dtype=backbone.dtype, distribution=backbone.distribution)
-    return RPN(backbone, head, strides, sizes, ratios)
+        levels = f' (the strides of the levels are {tuple(strides)})' if fpn else ''
+        raise InputError(f'anchors: {error}{levels}') from error
+    head = RPNHead(
+        len(sizes[0]) * len(ratios),
+        model.get('head_convs', 1),
+        dtype=backbone.dtype,
+        distribution=backbone.distribution,
+    )
+    reads = tuple(f'conv{stage}' for stage in reads)
+    return RPN(backbone, head, tuple(strides), sizes, ratios, fpn, reads)
+
+
+def check_pyramid(backbone, fpn, stages):
+    """Raises InputError where no pyramid stands on these stages (2, ..) of a ResNet."""
+    last = backbone.last_stage
+    if list(stages) != sorted(set(stages)) or not set(stages) <= {2, 3, 4, 5}:
+        raise InputError(f'fpn_stages: {stages} are not stages from 2 to 5, from fine to coarse')
+    if stages[-1] != last:
+        raise InputError(
+            f'fpn_stages: {stages} end at conv{stages[-1]}, the backbone at conv{last}; set '
+            f'last_stage={stages[-1]}'
+        )
+    if any(b - a > 1 for a, b in zip(stages, stages[1:], strict=False)):
+        raise InputError(f'fpn_stages: {stages} leave out a stage')
+    if fpn.channels < 1 or fpn.extra < 0 or fpn.norm not in ('', 'frozen', 'batch', 'group'):
+        raise InputError(
+            f'fpn_channels: {fpn.channels}, fpn_extra {fpn.extra} and fpn_norm {fpn.norm!r} need '
+            "at least 1, at least 0, and one of '', 'frozen', 'batch', 'group'"
+        )
 
 
 def feature_shapes(model, canvas):
@@ -159,16 +224,19 @@ def frozen(model, params):
     """Returns a tree like params of booleans: True where a parameter never changes.
 
     Frozen are, wherever they stand below `backbone`, the first `frozen_stages` stages of a ResNet
-    and, with norm 'frozen', the scale and bias of every norm. Of a backbone without these fields
-    nothing is frozen.
+    and, with norm 'frozen', the scale and bias of every norm there or in the `fpn`. Of a backbone
+    without these fields nothing is frozen.
     """
     stages = getattr(model.backbone, 'frozen_stages', 0)
-    fixed_norms = getattr(model.backbone, 'norm', '') == 'frozen'
+    modules = {'backbone': model.backbone, 'fpn': model.fpn}
+    fixed_norms = {name for name, m in modules.items() if getattr(m, 'norm', '') == 'frozen'}
 
     def is_frozen(path, _):
         part, *names = (key.key for key in path)
+        if part in fixed_norms and is_norm(path):
+            return True
         stage = next(filter(None, map(resnet.stage_of, names)), math.inf)
-        return part == 'backbone' and (stage <= stages or (fixed_norms and is_norm(path)))
+        return part == 'backbone' and stage <= stages
 
     return jax.tree_util.tree_map_with_path(is_frozen, params)
 
@@ -179,33 +247,5 @@ def is_norm(path):
 
 
 def _as_tuple(maps):
-    """Returns feature maps as a tuple: of a dict the last one, of a single map that."""
-    if isinstance(maps, dict):
-        maps = list(maps.values())[-1]
+    """Returns one feature map, or several, as a tuple."""
     return tuple(maps) if isinstance(maps, tuple | list) else (maps,)
-
-
-def _positions(shapes, k):
-    """Returns where the anchors of feature maps of these shapes ((h, w), ..) are looked up.
-
-    neighbours [cells, 9] are the rows, in all padded maps one after another, of a cell's 3x3
-    neighbourhood; cell and slot [A] are the cell of each anchor and its number within the cell.
-    """
-    neighbours, start = [], 0
-    for h, w in shapes:
-        rows = start + np.arange((h + 2) * (w + 2), dtype=np.int32).reshape(h + 2, w + 2)
-        neighbours.append(np.lib.stride_tricks.sliding_window_view(rows, (3, 3)).reshape(-1, 9))
-        start += rows.size
-    neighbours = np.concatenate(neighbours)
-    cell, slot = np.indices((len(neighbours), k), np.int32).reshape(2, -1)
-    return jnp.asarray(neighbours), jnp.asarray(cell), jnp.asarray(slot)
-
-
-def _neighbourhoods(maps, rows):
-    """Returns rows [B, S, 9] of padded feature maps [B, h, w, C], side by side: [B, S, 9 * C]."""
-    b, c = len(rows), maps[0].shape[-1]
-    padded = [jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(b, -1, c) for x in maps]
-    padded = jnp.concatenate(padded, axis=1)
-    # Whole rows: take_along_axis would look up every number of them by itself.
-    found = jax.vmap(lambda x, i: x.at[i].get(mode='promise_in_bounds'))(padded, rows)
-    return found.reshape(*rows.shape[:2], 9 * c)

@@ -60,7 +60,7 @@ class Features:
 
         def compute(variables, image, size):
             images = normalise(image, size, pixels)
-            (maps,) = model.apply(variables, images, method='features')
+            (maps,) = model.apply(variables, images, method='backbone_maps')
             return maps[0]
 
         self._compute = jax.jit(compute)

@@ -126,14 +126,14 @@ def step_key(seed, step):
 def _loss(model, variables, key, batch, pixels, targets, loss):
     """Returns (sum, (batch_stats, image_loss [B], *sums)) over the images of one device."""
     if 'features' in batch:
-        inputs, how = batch['features'], {'method': 'from_features'}
-        anchors = rpn.anchors_of_maps(model, rpn.map_shapes(inputs))
+        inputs, how = batch['features'], {'method': 'from_backbone_maps'}
+        anchors = rpn.anchors_of_maps(model, model.level_shapes(inputs))
     else:
-        inputs, how = normalise(batch['image'], batch['size'], pixels), {'train': True}
+        inputs, how = normalise(batch['image'], batch['size'], pixels), {}
         anchors = rpn.anchors_of(model, inputs.shape[1:3])
     index, labels, matched = assign_images(key, anchors, batch, targets)
     (logits, deltas), updated = model.apply(
-        variables, inputs, index, mutable=['batch_stats'], **how
+        variables, inputs, index, train=True, mutable=['batch_stats'], **how
     )
     gt_boxes = jax.vmap(lambda boxes, row: boxes[row])(batch['boxes'], matched)
     sampled = labels, anchors.boxes[index], gt_boxes

@@ -15,7 +15,7 @@ EPSILON = 1e-5  # of every norm
 SHOWN = 20  # networks, or parts of a file, that a message lists
 TORCHVISION = re.compile(
     r'(conv1|bn1|layer\d\.\d+\.(conv\d|bn\d|downsample\.[01])|fc|'
-    r'rpn\.head\.(conv\.\d+\.0|cls_logits|bbox_pred))\.'
+    r'fpn\.(inner|layer)_blocks\.\d+\.[01]|rpn\.head\.(conv\.\d+\.0|cls_logits|bbox_pred))\.'
     r'(weight|bias|running_mean|running_var|num_batches_tracked)'
 )
 UNUSED = re.compile(r'(^|\.)(fc\.(weight|bias)|num_batches_tracked)$')  # classifier, counters
@@ -67,6 +67,22 @@ SUBSTITUTIONS = (  # names of Caffe2 (Detectron, MSRA's files) and detectron2 ->
     (r'_(riv|running_var)$', '.running_var'),
     (r'^rpn\.head\.conv\.(weight|bias)$', r'rpn.head.conv.0.0.\1'),  # torchvision's before 0.14
 )
+
+
+def plain(name):
+    """Returns a torchvision name without what its detectors put before the names of a backbone."""
+    return re.sub(r'^backbone\.(body\.)?', '', name)
+
+
+def of_detector(tensors):
+    """Returns tensors of plain names by those of torchvision's detectors, if a pyramid is there."""
+    if not any(re.match(r'fpn\.(inner|layer)_blocks\.', name) for name in tensors):
+        return tensors
+    prefixes = {'rpn': '', 'fpn': 'backbone.'}
+    return {
+        prefixes.get(name.partition('.')[0], 'backbone.body.') + name: tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def to_torchvision(tensors, aspect_ratios):

@@ -15,6 +15,10 @@ SUBSTITUTIONS = (  # a parameter's path in the variables -> torchvision's name
     (r'\.norm(\d)\.', r'.bn\1.'),
     (r'\.shortcut_conv\.', '.downsample.0.'),
     (r'\.shortcut_norm\.', '.downsample.1.'),
+    (r'^fpn\.lateral(\d+)\.', r'fpn.inner_blocks.\1.0.'),
+    (r'^fpn\.output(\d+)\.', r'fpn.layer_blocks.\1.0.'),
+    (r'^fpn\.lateral(\d+)_norm\.', r'fpn.inner_blocks.\1.1.'),
+    (r'^fpn\.output(\d+)_norm\.', r'fpn.layer_blocks.\1.1.'),
     (r'^head\.conv\.', 'rpn.head.conv.0.0.'),
     (r'^head\.conv(\d+)\.', r'rpn.head.conv.\1.0.'),
     (r'^head\.objectness\.', 'rpn.head.cls_logits.'),
@@ -29,10 +33,12 @@ SHOWN = 20  # problems of a kind that an error lists
 def to_variables(tensors, variables):
     """Returns variables with the values of tensors: the backbone, and what there is of the head.
 
-    tensors maps torchvision names to arrays, variables is what model.init returned. Strict: raises
-    one InputError that lists missing, unexpected and misshapen tensors. Classifier and counters are
-    ignored, as are stages above the network's last; parameters come out as float32.
+    tensors maps torchvision names, those of a ResNet or of a detector, to arrays; variables is what
+    model.init returned. Strict: raises one InputError that lists missing, unexpected and misshapen
+    tensors. Classifier and counters are ignored, as are stages above the network's last; parameters
+    come out as float32.
     """
+    tensors = {names.plain(name): tensor for name, tensor in tensors.items()}
     expected = {name: _torch_shape(leaf) for name, leaf in named(variables).items()}
     absent = tuple(part for part in OPTIONAL if not any(n.startswith(part) for n in tensors))
     wanted = {name for name in expected if not name.startswith(absent)}
@@ -66,18 +72,21 @@ def to_variables(tensors, variables):
 def from_variables(variables):
     """Returns the variables as a dict of float32 NumPy arrays by torchvision name.
 
+    With a pyramid the names are those of torchvision's detectors: backbone.body.*, backbone.fpn.*.
     What torchvision has no name for, as in a backbone of your own, is called by its path. The
     inverse of to_variables.
     """
     tensors = {name: np.asarray(leaf, np.float32) for name, leaf in named(variables).items()}
-    return {
-        name: tensor.transpose(3, 2, 0, 1).copy() if tensor.ndim == 4 else tensor
-        for name, tensor in tensors.items()
-    }
+    return names.of_detector(
+        {
+            name: tensor.transpose(3, 2, 0, 1).copy() if tensor.ndim == 4 else tensor
+            for name, tensor in tensors.items()
+        }
+    )
 
 
 def named(variables):
-    """Returns {torchvision name: leaf}; raises ValueError where two leaves have one name."""
+    """Returns {plain torchvision name: leaf}; raises ValueError where two leaves have one name."""
     named = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         name = _name(path)

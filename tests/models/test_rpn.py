@@ -120,7 +120,9 @@ def test_an_anchor_gets_the_answer_of_its_cell_and_type(name):
     maps = [np.zeros((2, *shape, C), np.float32) for shape in shapes]
     for x, start, count in zip(maps, first, counts, strict=False):
         x[..., 0] = start + np.arange(count).reshape(x.shape[1:3])
-    apply = functools.partial(model.apply, {'params': {'head': params}}, method='from_features')
+    apply = functools.partial(
+        model.apply, {'params': {'head': params}}, method='from_backbone_maps'
+    )
     logits, deltas = map(np.asarray, jax.jit(apply)(tuple(maps)))
     cell = first[anchors.level] + np.asarray(anchors.cell)
     slot = np.asarray(anchors.type) - K * np.asarray(anchors.level)
