@@ -17,7 +17,7 @@ import numpy as np
 from rpn_jax.data.records import CROWD, DIFFICULT, OBJECT
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation.metrics import area
-from rpn_jax.files import write_atomically
+from rpn_jax.files import MOST_ROWS, read_json, write_atomically
 
 FARTHEST = 1e9  # pixels; of boxes further out, or of no finite place, an area cannot be trusted
 MEMBERS = {  # of the .npz file: dtype, of which files need only the kind, and shape, -1 any length
@@ -271,6 +271,8 @@ def _read(path):
     """
     with zipfile.ZipFile(path) as archive:
         members, size = archive.infolist(), Path(path).stat().st_size
+    if size > MOST_ROWS:
+        raise ValueError(f'{size} bytes; at most {MOST_ROWS} are read')
     if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:
         raise ValueError(f'members are compressed, or larger than the file of {size} bytes')
     with np.load(path, allow_pickle=False) as file:
@@ -330,8 +332,8 @@ def _parsed(source, name):
     if not isinstance(source, str | Path):
         return source, name
     try:
-        return json.loads(Path(source).read_text('utf-8')), source
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(source, MOST_ROWS), source
+    except (OSError, ValueError) as error:
         raise InputError(f'{source}: not a json file ({error})') from error
 
 
