@@ -75,11 +75,11 @@ def _run(words, process):
             options |= _config(arguments, changes)
         if not arguments.print_config:
             getattr(_commands(process), f'{arguments.mode}_mode')(**options)
-    except (InputError, OSError) as error:
+    except (InputError, OSError, MemoryError) as error:
         if '--debug' in words or isinstance(error, BrokenPipeError):
             raise
-        if not isinstance(error, InputError):  # a disk that is full, say
-            error = InputError(f'{error} (--debug shows where)')
+        if not isinstance(error, InputError):  # a disk that is full, say, or the memory
+            error = InputError(f'{str(error) or type(error).__name__} (--debug shows where)')
         show(f'error: {configs.with_keys(str(error))}', file=sys.stderr)
         return 1
     except Interrupted as interruption:

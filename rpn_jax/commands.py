@@ -202,7 +202,7 @@ def statistics_mode(config, folder):
     counted = statistics.statistics(source)
     written = folder / 'statistics'
     files.make_folder(written)
-    stem = re.sub(r'\W+', '_', source.name)
+    stem = re.sub(r'\W+', '_', source.name)[-50:]  # of 200 bytes at most
     files.write_atomically(written / f'{stem}.json', json.dumps(counted, allow_nan=False) + '\n')
     picture = statistics_plot.picture(counted, source.records)
     files.write_atomically(written / f'{stem}.svg', picture)

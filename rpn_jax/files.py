@@ -61,7 +61,9 @@ def write_atomically(path, content):
     The bytes of a name that is no text are written as an escape.
     """
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = path.with_name(
+        f'.{path.name[:50]}.{os.getpid()}.tmp'
+    )  # it may be as long as a name can be
     try:
         is_text = isinstance(content, str)
         temporary.write_bytes(content.encode(errors='backslashreplace') if is_text else content)

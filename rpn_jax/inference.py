@@ -38,7 +38,7 @@ def _from_file(path, step):
         config = ConfigDict({name: made_with[name] for name in ('model', 'anchors', 'data')})
         config.proposals = ConfigDict(made_with['proposals'])
         detector = Detector(config, int(made_with['step']), variables={})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f'{path}: does not say which network it holds; export it again from its workdir'
         ) from error

@@ -19,6 +19,7 @@ from rpn_jax.errors import InputError
 from rpn_jax.evaluation.metrics import area
 from rpn_jax.files import MOST_ROWS, read_json, write_atomically
 
+PAIRS = 2**26  # of a proposal and an object of an image, whose overlaps are held at once
 FARTHEST = 1e9  # pixels; of boxes further out, or of no finite place, an area cannot be trusted
 MEMBERS = {  # of the .npz file: dtype, of which files need only the kind, and shape, -1 any length
     'dataset': ('U', ()),
@@ -256,6 +257,8 @@ def _check(results, where):
                 refuse(f'{name} are not finite, or lie beyond {FARTHEST:g} pixels', i)
             if np.any(array[:, 2:] < array[:, :2]):
                 refuse(f'{name} are inverted: x1 < x0 or y1 < y0', i)
+        if len(boxes) * len(gt_boxes) > PAIRS:
+            refuse(f'more than {PAIRS} pairs of a proposal and an object', i)
         if not np.all(np.isfinite(scores)) or np.any(np.asarray(scores)[1:] > scores[:-1]):
             refuse('scores are not finite or rise, so the proposals are not ranked', i)
         if not np.all(np.isin(kinds, (OBJECT, DIFFICULT, CROWD))):
@@ -284,6 +287,7 @@ def _read(path):
             raise ValueError(f'{name} is no array')
         dtype, shape = MEMBERS[name]
         fits = array.ndim == len(shape) and array.shape[1:] == shape[1:]
+        fits = fits and array.size <= size  # strings of no letters take no bytes
         if array.dtype.kind != np.dtype(dtype).kind or not fits:
             raise ValueError(f'{name} is {array.dtype} {list(array.shape)}')
     return arrays

@@ -23,7 +23,9 @@ class RunFiles(NamedTuple):
 
 def read(run, results):
     """Returns the RunFiles of a workdir whose proposals are `results`; never raises."""
-    config = flatten_dict(_json(run, 'config.json'), sep='.')
+    config = {}
+    with contextlib.suppress(RecursionError):
+        config = flatten_dict(_json(run, 'config.json'), sep='.')
     evaluation = _json(run, 'evaluation.json')
     missed = evaluation.get('missed')
     if not isinstance(missed, dict) or not all(map(_is_number, missed.values())):

@@ -43,11 +43,11 @@ def read_config(workdir):
         raise InputError(f'{path}: no such file; name a --config, or the --workdir of a run')
     try:
         config = files.read_json(path)
+        if not isinstance(config, dict):
+            raise ValueError('which is a JSON object')
+        return _plain(config)
     except (OSError, ValueError) as error:
         raise InputError(f'{path}: not a config ({error})') from error
-    if not isinstance(config, dict):
-        raise InputError(f'{path}: not a config, which is a JSON object')
-    return _plain(config)
 
 
 def check(workdir, config, names=IDENTITY):
@@ -193,8 +193,12 @@ def _unlogged(path):
     return {}
 
 
-def _plain(value):
-    """Returns a config as nested dicts, lists as tuples."""
+def _plain(value, levels=8):
+    """Returns a config as nested dicts, lists as tuples; raises ValueError for too many levels."""
+    if levels == 0:
+        raise ValueError('nested too deeply')
     if hasattr(value, 'items'):
-        return {key: _plain(item) for key, item in value.items()}
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+        return {key: _plain(item, levels - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item, levels - 1) for item in value)
+    return value

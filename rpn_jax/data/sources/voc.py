@@ -22,7 +22,7 @@ from rpn_jax.data.records import (
 from rpn_jax.data.sources import LONGEST, naming
 from rpn_jax.errors import InputError
 
-LARGEST = 2**26  # bytes of an XML file
+LARGEST = 2**28  # bytes of an XML file
 UNSAID = 'object without <difficult>, taken as not difficult'
 NEEDED = 'VOC needs a VOCdevkit/VOCxxxx folder, or one folder a split with XMLs beside images'
 DIFFICULT = {'0': False, 'false': False, '1': True, 'true': True}
