@@ -86,7 +86,7 @@ def _run(words, process):
         show(str(interruption), file=sys.stderr)
         return interruption.code
     except KeyboardInterrupt as interruption:
-        print('interrupted', file=sys.stderr)
+        show('interrupted', file=sys.stderr)
         return 128 + next(iter(interruption.args), signal.SIGINT)
     return 0
 
