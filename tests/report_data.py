@@ -165,6 +165,7 @@ def gallery_picture(image_id, group):
     box = [[10.0, 20, 60, 70]]
     return {
         'image': np.full((90, 120, 3), 200, np.uint8),
+        'size': (90, 120),
         'image_id': image_id,
         'group': group,
         'boxes': np.array(box + [[5, 5, 15, 15], [0, 0, 0, 0]]),

@@ -20,7 +20,7 @@ from rpn_jax.data.check import lint
 from rpn_jax.data.records import Record, Source
 from rpn_jax.data.sources.coco import coco, parse
 from rpn_jax.data.sources.voc import voc
-from rpn_jax.diagnosis import evidence, statistics
+from rpn_jax.diagnosis import statistics
 from rpn_jax.errors import InputError, printable
 from rpn_jax.evaluation import results
 from rpn_jax.report import predictions, statistics_plot
@@ -117,8 +117,8 @@ def test_what_says_nothing_of_its_size_or_has_long_sides_is_not_decoded():
 
 def test_a_large_original_is_compared_and_kept_small():
     image = np.random.default_rng(0).integers(0, 256, (300, 500, 3), np.uint8)
-    assert evidence.shrunk(image, 300 * 500) is image
-    assert evidence.shrunk(image, 15_000).shape == (94, 158, 3)
+    assert images.shrunk(image, 300 * 500) is image
+    assert images.shrunk(image, 15_000).shape == (94, 158, 3)
 
 
 def test_an_image_that_is_listed_often_is_examined_once(tmp_path, monkeypatch):

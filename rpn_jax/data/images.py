@@ -140,6 +140,15 @@ def check_size(actual, annotated, where):
         raise BadRecord('image of another size than annotated', what)
 
 
+def shrunk(image, pixels):
+    """Returns an image [h, w, 3], shrunk where it has more pixels than that."""
+    factor = min(1, (pixels / (image.shape[0] * image.shape[1])) ** 0.5)
+    if factor == 1:
+        return image
+    sides = [max(1, int(side * factor)) for side in image.shape[1::-1]]
+    return cv2.resize(image, sides, interpolation=cv2.INTER_AREA)
+
+
 def orientation_of(data):
     """Returns the EXIF orientation of an image file, 1 to 8; 1 where it says nothing sensible."""
     try:

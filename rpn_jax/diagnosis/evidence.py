@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from rpn_jax.data import images
 from rpn_jax.data.records import Kind
 
 PLAIN = ('RGB', 'RGBA', 'L', 'LA', 'P', '1')  # Pillow's modes that all decoders read alike
-LARGEST = 2**25  # pixels of an image that sums of 24 bytes a pixel are made of
+LARGEST = 2**24  # pixels of an image that sums of 24 bytes a pixel are made of
 SLIVER = 16  # pixels of a side; a resized image with less is not compared
 THUMBNAIL, PATCH = 32, 8  # cells along a side that pictures and boxes are compared at
 SMALLEST = 8  # pixels of a side, before and after; the content of smaller boxes is not compared
@@ -54,7 +55,7 @@ def decode(data, turned=False):
                 return None
             image = image.convert('RGBA') if 'transparency' in image.info else image
             image = ImageOps.exif_transpose(image) if turned else image
-            return np.asarray(image.convert('RGB'))
+            return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
     except Exception:  # Pillow raises almost anything; OpenCV has read the file already
         return None
 
@@ -94,15 +95,6 @@ def compare(record, original, network, seen, row, planned, pixels):
     )
 
 
-def shrunk(image, pixels):
-    """Returns an image [h, w, 3], shrunk where it has more pixels than that."""
-    factor = min(1, (pixels / (image.shape[0] * image.shape[1])) ** 0.5)
-    if factor == 1:
-        return image
-    sides = [max(1, int(side * factor)) for side in image.shape[1::-1]]
-    return cv2.resize(image, sides, interpolation=cv2.INTER_AREA)
-
-
 def _corners(before, after, scale, width):
     """Returns how many pixels the corners of each box [n] are off from the resized annotation."""
     x0, y0, x1, y1 = (before * scale[[1, 0, 1, 0]]).T
@@ -115,7 +107,7 @@ def _content(pairs, original, seen, size):
     if original is None or min(*size, *original.shape[:2]) < SLIVER:
         none = np.zeros(0)
         return dict(turns={}, colours={}, patches={False: none, True: none}, moved=none)
-    small = shrunk(original, LARGEST)
+    small = images.shrunk(original, LARGEST)
     pairs = pairs[0] * np.tile(np.divide(small.shape[1::-1], original.shape[1::-1]), 2), pairs[1]
     original = small
     sums = _sums(original), _sums(seen)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from rpn_jax import data
+from rpn_jax.data import images
 from rpn_jax.data.normalization import denormalise, normalise
 from rpn_jax.data.records import Kind, Record
 from rpn_jax.diagnosis import checks, evidence
@@ -73,7 +74,7 @@ def examples(model, source, options, *, targets, seed, steps, pixels):
                     record=record,
                     file=file if len(file) <= KEPT else b'',
                     file_size=len(file),
-                    original=evidence.shrunk(picture, KEPT),
+                    original=images.shrunk(picture, KEPT),
                     seen=seen[i],
                     size=measured.size,
                     boxes=row['boxes'][real],
