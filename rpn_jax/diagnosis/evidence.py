@@ -6,6 +6,7 @@ averaged by their exact sums, and boxes are scaled anew.
 
 import io
 import itertools
+import warnings
 from typing import NamedTuple
 
 import cv2
@@ -50,7 +51,7 @@ def decode(data, turned=False):
     Pillow cannot read the file.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with warnings.catch_warnings(action='ignore'), Image.open(io.BytesIO(data)) as image:
             if image.mode not in PLAIN:
                 return None
             image = image.convert('RGBA') if 'transparency' in image.info else image
