@@ -211,5 +211,7 @@ def fingerprint(about, backbone, source):
         digest.update(source.read(0).data)
     for position, name in enumerate(source.files.names if source.files else ()):
         turned = source.files.turned.get(position, '')
-        digest.update(f'{os.path.abspath(name)}\0{source.files.stamp(position)}\0{turned}'.encode())
+        digest.update(
+            os.fsencode(f'{os.path.abspath(name)}\0{source.files.stamp(position)}\0{turned}')
+        )
     return digest.hexdigest()[:16]
