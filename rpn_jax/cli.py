@@ -32,7 +32,9 @@ MODES = {
     'statistics': Mode('counts the pixels and boxes of the training data'),
     'predict': Mode('writes proposals of PATH .. (images, folders)', ('step', 'output', 'paths')),
     'verify': Mode('reads all checkpoints of the workdir and names those that are damaged'),
-    'export': Mode('writes a checkpoint as --output=FILE.safetensors', ('step', 'output')),
+    'export': Mode(
+        'writes a checkpoint as --output=FILE.safetensors or .stablehlo', ('step', 'output')
+    ),
 }
 
 

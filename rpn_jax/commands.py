@@ -18,7 +18,7 @@ from rpn_jax.data.normalization import pixel_family
 from rpn_jax.data.sources import coco
 from rpn_jax.diagnosis import checks, inspect, second_reading, statistics
 from rpn_jax.errors import InputError
-from rpn_jax.evaluation import baselines, compare, protocols, results
+from rpn_jax.evaluation import baselines, compare, exported, protocols, results
 from rpn_jax.evaluation.evaluate import make_evaluate
 from rpn_jax.evaluation.summary import table
 from rpn_jax.inference import Detector
@@ -233,11 +233,25 @@ def predict_mode(config, folder, *, paths, step=None, output=''):
 
 
 def export_mode(config, folder, *, step=None, output=''):
-    """Writes a checkpoint's weights, by torchvision's names, as a .safetensors file."""
-    if Path(output).suffix != '.safetensors':
+    """Writes a checkpoint's weights, or the function from an image to proposals, as a file."""
+    kind = Path(output).suffix
+    if kind not in ('.safetensors', '.stablehlo'):
         given = f', not {output}' if output else ''
-        raise InputError(f'the mode export needs --output=FILE.safetensors{given}')
+        raise InputError(f'the mode export needs --output=FILE.safetensors or .stablehlo{given}')
     config, variables, step = _trained(config, folder, step)
+    content, what, beside = (_weights if kind == '.safetensors' else _function)(
+        config, variables, step
+    )
+    with _written(output):
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        for suffix, text in beside.items():
+            files.write_atomically(Path(output).with_suffix(suffix), text)
+        files.write_atomically(output, content)
+    show(f'{output}: step {step}, {what}, {len(content) / 2**20:.1f} MiB')
+
+
+def _weights(config, variables, step):
+    """Returns the bytes of a .safetensors file, and what is in it."""
     tensors = weights.from_variables(variables)
     made_with = {
         'step': step,
@@ -247,10 +261,20 @@ def export_mode(config, folder, *, step=None, output=''):
         'proposals': config.proposals.to_dict(),
     }
     content = safetensors.numpy.save(tensors, {'format': 'pt', 'rpn_jax': json.dumps(made_with)})
-    with _written(output):
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(output, content)
-    show(f'{output}: step {step}, {len(tensors)} tensors, {len(content) / 2**20:.1f} MiB')
+    return content, f'{len(tensors)} tensors', {}
+
+
+def _function(config, variables, step):
+    """Returns the bytes of a .stablehlo file, what it takes, and the JSON that describes it."""
+    pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
+    model, proposals = rpn.build(config.model, config.anchors), config.proposals
+    options = data.check(data.Options(**config.data))
+    most = options.image_size if options.resize == 'square' else options.max_size
+    (canvas,) = data.plan([(most, most)], options._replace(image_size=most)).shapes
+    content = exported.serialised(model, variables, canvas, proposals=proposals, pixels=pixels)
+    about = {'step': step} | exported.description(canvas, proposals=proposals, data=config.data)
+    what = f'images of {canvas[0]} x {canvas[1]} pixels to proposals'
+    return content, what, {'.json': json.dumps(about, indent=2) + '\n'}
 
 
 @contextlib.contextmanager
