@@ -11,6 +11,7 @@ def get_config():
     config.loss.beta = 0.0
     config.data.update(name='coco/2017', train_split='train2017', eval_split='val2017')
     config.data.update(resize='short_side', image_size=800, max_size=1333, batch_size=16)
+    config.data.canvas_multiple = 64  # the stride of P6
     config.optim.update(learning_rate=0.02, weight_decay=1e-4, warmup_steps=1000)
     config.optim.decay_at = (2 / 3, 8 / 9)
     config.checkpoint.every = 5000

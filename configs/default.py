@@ -107,6 +107,7 @@ def data():
             image_size=600,  # pixels; short_side: of the shorter side
             max_size=1000,  # short_side: pixels of the longer side at most
             canvases=4,  # short_side: padded static shapes at most; each is compiled
+            canvas_multiple=32,  # short_side: of their sides, pixels; the coarsest stride is best
             batch_size=2,  # images of a step, over all devices
             max_boxes=100,  # ground-truth boxes of an image at most
             flip=True,  # left to right, every other image

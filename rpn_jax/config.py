@@ -96,6 +96,7 @@ KEYS = {
     'data.image_size': Key(int, 1),
     'data.max_size': Key(int, 1),
     'data.canvases': Key(int, 1),
+    'data.canvas_multiple': Key(int, 1),
     'data.batch_size': Key(int, 1),
     'data.max_boxes': Key(int, 1),
     'data.flip': Key(bool),

@@ -55,7 +55,7 @@ class Detector:
 
     Every method takes images uint8 [height, width, 3] RGB of any size. It compiles once for each
     canvas: one where data.resize is 'square', else one for each size after the resize, rounded up
-    to multiples of 32.
+    to multiples of data.canvas_multiple.
     """
 
     def __init__(self, config, step, variables):

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-MULTIPLE = 32  # sides of canvases are multiples: the largest stride of a backbone
 WORTH = 0.02  # share of the pixels that another canvas must save
 
 
@@ -29,15 +28,16 @@ def square(size, count):
     return Canvases(((size, size),), np.zeros(count, int), sizes)
 
 
-def short_side(sizes, *, image_size, max_size, limit, least=1):
+def short_side(sizes, *, image_size, max_size, limit, least=1, multiple=32):
     """Returns at most `limit` canvases with little padding for images of these sizes [n, 2].
 
     Every image is resized to a short side of image_size pixels, or less where its long side would
     exceed max_size (Faster R-CNN, section 3.3). A canvas holds at least `least` images, if there
-    are as many: a smaller group is merged into the canvas that costs least.
+    are as many: a smaller group is merged into the canvas that costs least. Sides are multiples of
+    `multiple` pixels.
     """
     resized = np.array([resized_size(size, image_size, max_size) for size in sizes])
-    needed = -(-resized // MULTIPLE) * MULTIPLE
+    needed = -(-resized // multiple) * multiple
     wide = needed[:, 1] >= needed[:, 0]
     options = [_groupings(needed, np.flatnonzero(mask), limit) for mask in (wide, ~wide)]
     choices = [(a + b, one + two) for (a, one), (b, two) in itertools.product(*options)]

@@ -54,6 +54,7 @@ class Options(NamedTuple):
     std: tuple[float, ...]
     on_bad: str
     orientation: str = 'annotation'
+    canvas_multiple: int = 32
     eval_path: str = ''
     eval_images: str = ''
     eval_annotations: str = ''
@@ -146,7 +147,8 @@ def plan(sizes, options, *, least=1):
     if options.resize == 'square':
         return square(options.image_size, len(sizes))
     sides = dict(image_size=options.image_size, max_size=options.max_size)
-    return short_side(sizes, **sides, limit=options.canvases, least=least)
+    sides |= dict(limit=options.canvases, multiple=options.canvas_multiple)
+    return short_side(sizes, **sides, least=least)
 
 
 def train_plan(source, options):

@@ -46,6 +46,11 @@ def test_as_many_canvases_as_are_worth_it_and_asked_for():
     assert len(plan([(375, 500)] * 1000 + [(375, 400)], 4).shapes) == 1  # saves next to nothing
 
 
+def test_sides_are_multiples_of_the_coarsest_stride():
+    shapes = short_side(PHOTOGRAPHS, image_size=600, max_size=1000, limit=2, multiple=64).shapes
+    assert shapes == ((640, 960), (960, 640))
+
+
 def test_too_small_groups_are_merged():
     sizes = PHOTOGRAPHS + [(100, 500)]
     canvases = plan(sizes, 5, least=16)
