@@ -24,8 +24,8 @@ class Mode(NamedTuple):
 
 
 MODES = {
-    'train': Mode('trains, or resumes the workdir, evaluates and writes a report'),
-    'evaluate': Mode('evaluates a checkpoint of the workdir', ('step', 'output')),
+    'train': Mode('trains, or resumes the workdir, evaluates and writes a report', ('strict',)),
+    'evaluate': Mode('evaluates a checkpoint of the workdir', ('step', 'output', 'strict')),
     'compare': Mode('puts the workdirs --runs=A,B,.. side by side', ('runs', 'output')),
     'inspect': Mode('checks and draws the first training batches as the network gets them'),
     'statistics': Mode('counts the pixels and boxes of the training data'),
@@ -141,7 +141,7 @@ def _parse(words):
     for option in ('--config', '--workdir', '--mode', '--output', '--runs'):
         parser.add_argument(option, default='')
     parser.add_argument('--step', type=int)
-    for option in ('--print-config', '--debug'):
+    for option in ('--strict', '--print-config', '--debug'):
         parser.add_argument(option, action='store_true')
     parser.add_argument('--help', '-h', action='store_true')
     arguments, rest = parser.parse_known_args(rest)
@@ -182,13 +182,12 @@ def _changes(words):
 def _check_options(arguments, changes):
     """Raises InputError where a mode is given an option that it does not take, or lacks one."""
     mode = arguments.mode
-    for option in ('output', 'runs', 'step'):
+    for option in ('output', 'runs', 'step', 'strict'):
         given = getattr(arguments, option)
         takes = [name for name in MODES if option in MODES[name].options]
-        if given not in ('', None) and mode not in takes:
-            raise InputError(
-                f'--{option}={given} belongs to {", ".join(takes)}, not to the mode {mode}'
-            )
+        if given not in ('', None) and given is not False and mode not in takes:
+            shown = f'--{option}' if given is True else f'--{option}={given}'
+            raise InputError(f'{shown} belongs to {", ".join(takes)}, not to the mode {mode}')
     if mode == 'compare':
         runs = map(str.strip, arguments.runs.split(','))
         arguments.runs = [os.path.expanduser(run) for run in runs if run]
@@ -217,6 +216,7 @@ options:
   --step=N          evaluate, predict, export: the checkpoint of this step; default: the newest
   --output=PATH     what export, predict or compare write; of evaluate, proposals as COCO results
   --runs=A,B,..     workdirs that compare compares
+  --strict          train, evaluate: other data than the workdir's are an error, not a warning
   --print-config    print the resolved config, and where each value comes from, and exit
   --debug           show the traceback of an error
   --help            show this

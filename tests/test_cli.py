@@ -43,7 +43,7 @@ def test_a_config_alone_trains_it_in_its_own_folder(ran, capsys):
     for words in ([CONFIG], ['--config=quickstart'], ['--mode', 'train', CONFIG]):
         assert main(words) == 0
         (mode, keywords) = ran.pop()
-        assert mode == 'train' and keywords.keys() == {'config', 'folder'}
+        assert mode == 'train' and keywords.keys() == {'config', 'folder', 'strict'}
         assert str(keywords['folder']) == 'runs/quickstart'
         assert keywords['config'].to_dict() == quickstart.get_config().to_dict()
     assert capsys.readouterr() == ('', '')
@@ -68,7 +68,7 @@ def test_options_reach_the_modes_that_take_them(ran, tmp_path):
     assert main(['--mode=predict', CONFIG, 'train', '--config.steps', '3', 'x.png']) == 0
     assert main(['compare', f'--runs=a, {tmp_path},', '--output=c.html']) == 0
     evaluate, predict, other, compare = (keywords for _, keywords in ran)
-    assert (evaluate['step'], evaluate['output']) == (3, 'x.json')
+    assert (evaluate['step'], evaluate['output'], evaluate['strict']) == (3, 'x.json', False)
     assert predict['paths'] == ['a b.jpg', 'folder'] and predict['step'] is None
     assert other['paths'] == ['train', 'x.png'] and other['config'].steps == 3
     assert compare == {'runs': ['a', str(tmp_path)], 'output': 'c.html'}
@@ -95,6 +95,8 @@ def test_overrides_come_with_a_sign_or_a_space_and_the_last_one_counts(ran):
         ('evaluate --step=x', "argument --step: invalid int value: 'x'"),
         ('inspect --output=x', '--output=x belongs to evaluate, compare, predict, export, not to'),
         ('train --step=3', '--step=3 belongs to evaluate, predict, export, not to'),
+        ('inspect --strict', '--strict belongs to train, evaluate, not to the mode inspect'),
+        ('train --step=0', '--step=0 belongs to'),
         ('train --runs=a', '--runs=a belongs to compare, not to'),
         ('--mode=compare --runs=a,b --config.seed=1', 'compare takes no config'),
         ('--config=quickstart --config.steps=0', 'config key steps: 0 is out of bounds'),

@@ -36,8 +36,8 @@ def test_training_writes_the_files_of_a_workdir():
     names = {path.name for path in folder.iterdir()}
     events = {name for name in names if name.startswith('events')}
     assert len(events) == 1
-    files = 'config.json metrics.jsonl evaluation.json report.html proposals.npz gaussian.json'
-    assert names - events == {*files.split(), 'checkpoints'}
+    files = 'config.json data.json gaussian.json metrics.jsonl evaluation.json proposals.npz'
+    assert names - events == {*files.split(), 'report.html', 'checkpoints'}
     expected = tiny_config().to_dict()
     assert json.loads((folder / 'config.json').read_text()) == json.loads(json.dumps(expected))
     line = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])
@@ -244,3 +244,16 @@ def test_verification_names_the_damaged_checkpoints(copied, capsys):
     out, error = capsys.readouterr()
     assert 'step 4: good\nstep 6: ' in out and out.count('\n') == 3
     assert 'damaged checkpoints, of step 6;' in error and error.count('\n') == 1
+
+
+def test_other_data_than_the_runs_are_told_and_refused_with_strict(copied, refuse, capfd):
+    less = [f'--workdir={copied}', '--config.data.scenes=(9,5)']
+    before = (copied / 'data.json').read_bytes()
+    for mode, told in (('evaluate', 'evaluation'), ('train', 'training')):
+        line = refuse([mode, *less, '--strict'])
+        assert f'the {told} data were shapes/' in line and ', the last, is gone; put' in line
+        assert (copied / 'data.json').read_bytes() == before
+        assert main.main([mode, *less]) == 0
+        assert f'warning: {copied}/data.json: the {told} data were' in capfd.readouterr().out
+    assert (copied / 'data.json').read_bytes() != before  # trained on, they are the run's
+    assert main.main(['evaluate', *less, '--strict']) == 0

@@ -11,7 +11,7 @@ from rpn_jax.data.batches import prefetch
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.errors import InputError, Interrupted
 from rpn_jax.models import rpn
-from rpn_jax.training import checkpoint, feature_cache, pretrained, workdir
+from rpn_jax.training import checkpoint, data_identity, feature_cache, pretrained, workdir
 from rpn_jax.training.optim import make_optimizer
 from rpn_jax.training.parallel import check_divides, place, place_batch
 from rpn_jax.training.progress import Progress, Signals, canvases_line, shared_images
@@ -20,14 +20,15 @@ from rpn_jax.training.step import init_state, make_update
 logger = logging.getLogger(__name__)
 
 
-def train(config, folder, make_evaluate=None, *, devices=None):
+def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
     """Trains in the workdir `folder`, from its newest checkpoint on, and evaluates at the end.
 
     config is one that rpn_jax.config has resolved.
     make_evaluate(model, source, devices) returns evaluate(variables, step, brief=False), which
     returns an evaluation.evaluate.Evaluation; source is the split that is trained on. Returns the
-    final state and the last Evaluation, None without make_evaluate. Raises InputError for what a
-    user can mend, and Interrupted after SIGINT or SIGTERM once a checkpoint is written.
+    final state and the last Evaluation, None without make_evaluate. With `strict` a run does not go
+    on with other data. Raises InputError for what a user can mend, and Interrupted after SIGINT or
+    SIGTERM once a checkpoint is written.
     """
     if (processes := jax.process_count()) > 1:
         raise InputError(
@@ -53,8 +54,12 @@ def train(config, folder, make_evaluate=None, *, devices=None):
         tensors = pretrained.load(where, *given)
         pretrained.check(where, tensors, model)
     evaluate = make_evaluate and make_evaluate(model, source, devices)
+    sources = {'train': source} | ({'eval': evaluate.source} if evaluate else {})
+    if resuming:
+        data_identity.check(folder, sources, strict)
     state = place(init_state(model, optimizer, config.seed, tensors), devices)
     workdir.begin(folder, config)
+    data_identity.write(folder, sources)
     update = update_of(config, model, optimizer, devices)
     with checkpoint.Checkpoints(folder, **config.checkpoint) as checkpoints:
         state = checkpoints.load(state)
