@@ -270,6 +270,7 @@ def _written(path):
 def _trained(config, folder, step):
     """Returns the resolved config, the variables and the step of a checkpoint of a workdir."""
     variables, step = checkpoint.variables(folder, step)
+    workdir.check_file(folder, step)
     config = resolve(config, folder)
     workdir.check(folder, config, workdir.NETWORK)
     return config, variables, step

@@ -13,9 +13,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import main
+import rpn_jax
 from rpn_jax import commands, data
 from rpn_jax.data import batches
 from rpn_jax.diagnosis import checks
+from rpn_jax.errors import InputError
 from rpn_jax.evaluation import protocols, results
 from rpn_jax.report.drawings import COLOURS
 
@@ -138,6 +140,21 @@ def test_a_checkpoint_is_not_read_as_another_network(copied, tmp_path, refuse, k
     for words in (['evaluate'], ['export', output], ['predict', f'{tmp_path}/x.png']):
         assert f'{key} was' in refuse([*words, f'--workdir={copied}', f'--config.{key}={value}'])
     assert not (tmp_path / 'x.safetensors').exists() and not (copied / 'evaluation.json').exists()
+
+
+def test_an_edited_config_file_is_refused_wherever_a_checkpoint_is_read(copied, tmp_path, refuse):
+    path = copied / 'config.json'
+    path.write_text(path.read_text().replace('"norm": "batch"', '"norm": "group"'))
+    complaint = f"{path}: model.norm is 'group', but 'batch' in the checkpoint of step 8; set it"
+    (tmp_path / 'x.png').write_bytes(b'')
+    output = f'--output={tmp_path}/x.safetensors'
+    modes = ['train'], ['evaluate'], ['export', output], ['predict', f'{tmp_path}/x.png']
+    for words in (*modes, ['inspect', f'--config.model.pretrained={copied}']):
+        workdir = tmp_path / 'other' if words[0] == 'inspect' else copied
+        assert complaint in refuse([*words, *tiny_flags(workdir, model__norm='group')])
+    assert complaint in refuse(tiny_flags(copied))  # the right one
+    with pytest.raises(InputError, match='set it back in this file'):
+        rpn_jax.restore(copied, 6)
 
 
 def test_evaluation_needs_a_checkpoint(copied, refuse):

@@ -41,6 +41,7 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
     feature_cache.check(config.features.keep, config.model, options.resize)
     tensors, where = None, config.model.pretrained
     if resuming := checkpoint.steps(folder):
+        workdir.check_file(folder)
         workdir.check(folder, config)
         if config.steps < resuming[-1]:
             raise InputError(
@@ -61,7 +62,8 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
     workdir.begin(folder, config)
     data_identity.write(folder, sources)
     update = update_of(config, model, optimizer, devices)
-    with checkpoint.Checkpoints(folder, **config.checkpoint) as checkpoints:
+    identity = workdir.identity(config)
+    with checkpoint.Checkpoints(folder, **config.checkpoint, config=identity) as checkpoints:
         state = checkpoints.load(state)
         start = int(state.step)
         _describe(config, model, state, source, evaluate and evaluate.source, options)

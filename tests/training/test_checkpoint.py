@@ -213,6 +213,19 @@ def test_a_damaged_checkpoint_is_named_and_the_newest_good_one_taken(tmp_path, k
     assert [*checkpoint.verify(tmp_path)] == [(1, ''), (2, '')]
 
 
+def test_the_config_is_saved_with_a_checkpoint(tmp_path):
+    write(tmp_path, [1])
+    assert checkpoint.config_of(tmp_path) == ({}, None)
+    with Checkpoints(tmp_path, every=1, keep=3, config={'seed': 3, 'data.mean': (1.5,)}) as saved:
+        saved.save(2, state_of(2))
+        saved.save(3, state_of(3))
+    path = checkpoint.folder(tmp_path) / '3/_CHECKPOINT_METADATA'
+    path.write_text(path.read_text().replace('seed', 'seec'))
+    config = {'seed': 3, 'data.mean': [1.5]}
+    assert checkpoint.config_of(tmp_path) == checkpoint.config_of(tmp_path, 2) == (config, 2)
+    assert '(its config is not what was saved)' in [*checkpoint.verify(tmp_path)][2][1]
+
+
 def test_a_checkpoint_under_another_steps_name_is_damaged(tmp_path):
     write(tmp_path, [1])
     root = checkpoint.folder(tmp_path)
