@@ -10,7 +10,9 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -34,13 +36,9 @@ class Checkpoints:
 
     def __init__(self, workdir, *, every, keep, best='', config=None):
         self.every, self.best, self._config = every, best, config
+        self.figures = {}  # {step: `best`} of evaluations that came after their checkpoint
         policies = ocp.training.preservation_policies
-        preserved = [policies.LatestN(keep)]
-        if best:
-            greatest = policies.BestN(
-                get_metric_fn=self._figure, n=1, keep_checkpoints_without_metrics=False
-            )
-            preserved.append(greatest)
+        preserved = [policies.LatestN(keep), *([_Greatest(self._figure)] if best else [])]
         with _quiet():
             self._checkpointer = ocp.training.Checkpointer(
                 folder(workdir).absolute(),
@@ -76,11 +74,13 @@ class Checkpoints:
 
     def is_best(self, figures):
         """Says whether an evaluation's figures are better than those of every checkpoint."""
-        saved = (self._figure(each.metrics or {}) for each in self._checkpointer.checkpoints)
-        return self._figure(figures) > max(saved, default=-math.inf)
+        saved = map(self._figure, self._checkpointer.checkpoints)
+        own = figures.get(self.best)
+        return own is not None and own > max(saved, default=-math.inf)
 
-    def _figure(self, metrics):
-        value = metrics.get(self.best)
+    def _figure(self, saved):
+        """Returns the figure of Orbax's record of a checkpoint, -inf where it has none."""
+        value = (saved.metrics or {}).get(self.best, self.figures.get(saved.step))
         return -math.inf if value is None else value
 
     def save(self, step, state, figures=None):
@@ -148,6 +148,17 @@ class Checkpoints:
             logger.warning(f'{message}; it is now {aside.name}; the run goes on from step {good}')
         self._checkpointer.reload()
         return state
+
+
+class _Greatest(NamedTuple):
+    """Orbax's policy that keeps the checkpoint of the greatest figure, the newest of several."""
+
+    figure: Callable
+
+    def should_preserve(self, checkpoints, *, context):
+        """Says of each checkpoint whether it is kept."""
+        figures = [(self.figure(each), each.step) for each in checkpoints]
+        return [own == max(figures) and own[0] > -math.inf for own in figures]
 
 
 def folder(workdir):

@@ -184,6 +184,11 @@ def is_evaluated(workdir, step):
     return any(line['step'] == step and 'loss' not in line for line in read_history(workdir))
 
 
+def figures(workdir, name):
+    """Returns {step: figure} of one figure of the evaluations in metrics.jsonl."""
+    return {line['step']: line[name] for line in read_history(workdir) if name in line}
+
+
 def write_unlogged(workdir, step, window):
     """Keeps the metrics of the steps since the last line of metrics.jsonl, beside a checkpoint.
 
