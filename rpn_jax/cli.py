@@ -7,11 +7,12 @@ import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
 from rpn_jax import config as configs
-from rpn_jax.errors import InputError, Interrupted
+from rpn_jax.errors import InputError, Interrupted, leave
 
 USAGE = 'python main.py [MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value]'
 
@@ -38,7 +39,8 @@ MODES = {
 def main(argv=None):
     """Runs one mode and returns the exit code; argv None are the words of the process."""
     if argv is None:
-        signal.signal(signal.SIGTERM, _interrupt)
+        _at_signals(leave)
+        sys.unraisablehook = _send_again
     try:
         try:
             for stream in (sys.stdout, sys.stderr):
@@ -58,8 +60,22 @@ def main(argv=None):
         return 1
 
 
+def _at_signals(handler):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
 def _interrupt(number, _):
     raise KeyboardInterrupt(number)
+
+
+def _send_again(unraisable):
+    """Sends a signal again whose exception got lost in a callback, as that of JAX at a gc."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        return sys.__unraisablehook__(unraisable)
+    again = threading.Timer(0.1, os.kill, (os.getpid(), *unraisable.exc_value.args))
+    again.daemon = True
+    return again.start()
 
 
 def _run(words, process):
@@ -100,6 +116,7 @@ def _commands(process):
             raise
         raise InputError(f"{error}; it comes with pip install 'rpn_jax[train]'") from error
     if process:
+        _at_signals(_interrupt)
         keep_compilations()
     return commands
 

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from unittest import mock
@@ -221,12 +222,40 @@ def test_an_output_that_is_full_is_one_line(words):
     assert 'No space left on device' in done.stderr
 
 
-def test_sigterm_ends_any_mode_in_one_line():
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+@pytest.mark.parametrize('module', ['ml_collections', 'cv2'])
+def test_a_signal_while_importing_ends_in_one_line(tmp_path, module, name):
+    """Extensions turn the exception into another, or crash."""
+    (tmp_path / f'{module}.py').write_text(f"""
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(60)
+except KeyboardInterrupt:
+    raise ImportError('an error while initializing the extension')
+""")
+    command = [sys.executable, program.__file__, 'statistics', CONFIG]
+    environment = os.environ | {'PYTHONPATH': str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (128 + signal.Signals[name], 'interrupted\n')
+
+
+@pytest.mark.parametrize('lost', [False, True])
+def test_sigterm_ends_any_mode_in_one_line(lost):
+    """Also where its exception gets lost: a callback of gc has nowhere to raise it."""
     text = f"""
-import os, signal, sys, time
+import gc, os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from rpn_jax import cli, commands
-commands.statistics_mode = lambda **_: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(60))
+def kill(*_):
+    gc.callbacks.clear()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.01)
+def mode(**_):
+    gc.callbacks.insert(0, kill) if {lost} else kill()
+    gc.collect()
+    time.sleep(60)
+commands.statistics_mode = mode
 sys.argv = ['main.py', 'statistics', {CONFIG!r}]
 sys.exit(cli.main())
 """
