@@ -56,7 +56,7 @@ def check(folder, sources, strict=False):
     if messages and strict:
         raise InputError('; '.join(messages))
     for message in messages:
-        logger.warning(message)
+        logger.warning(str(InputError(message)))  # which escapes what an id may hold
 
 
 def difference(before, records):
