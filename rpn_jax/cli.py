@@ -1,6 +1,7 @@
 """The command line: a mode, a config, values of its keys; messages; exit codes."""
 
 import argparse
+import contextlib
 import difflib
 import errno
 import logging
@@ -102,7 +103,12 @@ def _run(words, process):
         return interruption.code
     except KeyboardInterrupt as interruption:
         print('interrupted', file=sys.stderr)
-        return 128 + next(iter(interruption.args), signal.SIGINT)
+        code = 128 + next(iter(interruption.args), signal.SIGINT)
+        if process:  # the end of the interpreter may crash while XLA's threads still compile
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            os._exit(code)
+        return code
     return 0
 
 
