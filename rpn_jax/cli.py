@@ -1,18 +1,20 @@
 """The command line: a mode, a config, values of its keys; messages; exit codes."""
 
 import argparse
+import contextlib
 import difflib
 import errno
 import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
 from rpn_jax import config as configs
 from rpn_jax.console import show
-from rpn_jax.errors import InputError, Interrupted
+from rpn_jax.errors import InputError, Interrupted, leave
 
 USAGE = 'python main.py [MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value]'
 
@@ -25,8 +27,8 @@ class Mode(NamedTuple):
 
 
 MODES = {
-    'train': Mode('trains, or resumes the workdir, evaluates and writes a report'),
-    'evaluate': Mode('evaluates a checkpoint of the workdir', ('step', 'output')),
+    'train': Mode('trains, or resumes the workdir, evaluates and writes a report', ('strict',)),
+    'evaluate': Mode('evaluates a checkpoint of the workdir', ('step', 'output', 'strict')),
     'compare': Mode('puts the workdirs --runs=A,B,.. side by side', ('runs', 'output')),
     'inspect': Mode('checks and draws the first training batches as the network gets them'),
     'statistics': Mode('counts the pixels and boxes of the training data'),
@@ -41,7 +43,8 @@ MODES = {
 def main(argv=None):
     """Runs one mode and returns the exit code; argv None are the words of the process."""
     if argv is None:
-        signal.signal(signal.SIGTERM, _interrupt)
+        _at_signals(leave)
+        sys.unraisablehook = _send_again
     try:
         try:
             for stream in (sys.stdout, sys.stderr):
@@ -61,8 +64,22 @@ def main(argv=None):
         return 1
 
 
+def _at_signals(handler):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
 def _interrupt(number, _):
     raise KeyboardInterrupt(number)
+
+
+def _send_again(unraisable):
+    """Sends a signal again whose exception got lost in a callback, as that of JAX at a gc."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        return sys.__unraisablehook__(unraisable)
+    again = threading.Timer(0.1, os.kill, (os.getpid(), *unraisable.exc_value.args))
+    again.daemon = True
+    return again.start()
 
 
 def _run(words, process):
@@ -89,7 +106,12 @@ def _run(words, process):
         return interruption.code
     except KeyboardInterrupt as interruption:
         show('interrupted', file=sys.stderr)
-        return 128 + next(iter(interruption.args), signal.SIGINT)
+        code = 128 + next(iter(interruption.args), signal.SIGINT)
+        if process:  # the end of the interpreter may crash while XLA's threads still compile
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            os._exit(code)
+        return code
     return 0
 
 
@@ -103,6 +125,7 @@ def _commands(process):
             raise
         raise InputError(f"{error}; it comes with pip install 'rpn_jax[train]'") from error
     if process:
+        _at_signals(_interrupt)
         keep_compilations()
     return commands
 
@@ -144,7 +167,7 @@ def _parse(words):
     for option in ('--config', '--workdir', '--mode', '--output', '--runs'):
         parser.add_argument(option, default='')
     parser.add_argument('--step', type=int)
-    for option in ('--print-config', '--debug'):
+    for option in ('--strict', '--print-config', '--debug'):
         parser.add_argument(option, action='store_true')
     parser.add_argument('--help', '-h', action='store_true')
     arguments, rest = parser.parse_known_args(rest)
@@ -185,13 +208,12 @@ def _changes(words):
 def _check_options(arguments, changes):
     """Raises InputError where a mode is given an option that it does not take, or lacks one."""
     mode = arguments.mode
-    for option in ('output', 'runs', 'step'):
+    for option in ('output', 'runs', 'step', 'strict'):
         given = getattr(arguments, option)
         takes = [name for name in MODES if option in MODES[name].options]
-        if given not in ('', None) and mode not in takes:
-            raise InputError(
-                f'--{option}={given} belongs to {", ".join(takes)}, not to the mode {mode}'
-            )
+        if given not in ('', None) and given is not False and mode not in takes:
+            shown = f'--{option}' if given is True else f'--{option}={given}'
+            raise InputError(f'{shown} belongs to {", ".join(takes)}, not to the mode {mode}')
     if mode == 'compare':
         runs = map(str.strip, arguments.runs.split(','))
         arguments.runs = [os.path.expanduser(run) for run in runs if run]
@@ -220,6 +242,7 @@ options:
   --step=N          evaluate, predict, export: the checkpoint of this step; default: the newest
   --output=PATH     what export, predict or compare write; of evaluate, proposals as COCO results
   --runs=A,B,..     workdirs that compare compares
+  --strict          train, evaluate: other data than the workdir's are an error, not a warning
   --print-config    print the resolved config, and where each value comes from, and exit
   --debug           show the traceback of an error
   --help            show this

@@ -32,29 +32,34 @@ from rpn_jax.report import (
     run_files,
     statistics_plot,
 )
-from rpn_jax.training import checkpoint, loop, pretrained, workdir
+from rpn_jax.training import checkpoint, data_identity, loop, pretrained, workdir
 
 INSPECTED = 4  # batches drawn by --mode=inspect
 
 
-def train_mode(config, folder):
-    """Trains, or resumes where the workdir's newest checkpoint left off; evaluates and reports."""
+def train_mode(config, folder, *, strict=False):
+    """Trains, or resumes where the workdir's newest checkpoint left off; evaluates and reports.
+
+    With `strict` other data than the workdir's are an error, not a warning.
+    """
     with workdir.locked(folder):
         config = resolve(config, folder)
-        _, evaluation = loop.train(config, folder, evaluator(config, folder))
+        _, evaluation = loop.train(config, folder, evaluator(config, folder), strict=strict)
         _publish(config, folder, evaluation)
 
 
-def evaluate_mode(config, folder, *, step=None, output=''):
+def evaluate_mode(config, folder, *, step=None, output='', strict=False):
     """Evaluates a checkpoint, by default the newest; writes evaluation.json and report.html anew.
 
     An output gets the proposals as COCO's results, and beside it FILE.instances.json the objects.
+    With `strict` other data than the workdir's are an error, not a warning.
     """
     if output and Path(output).suffix != '.json':
         raise InputError(f'--output={output}: not the name of a .json file')
     config, variables, step = _trained(config, folder, step)
     model = rpn.build(config.model, config.anchors)
     evaluate = evaluator(config, folder)(model, None, jax.local_devices())
+    data_identity.check(folder, {'eval': evaluate.source}, strict)
     evaluation = evaluate(variables, step)
     _publish(config, folder, evaluation)
     show('as other evaluators count, with 95 % intervals over images:')
@@ -289,6 +294,7 @@ def _written(path):
 def _trained(config, folder, step):
     """Returns the resolved config, the variables and the step of a checkpoint of a workdir."""
     variables, step = checkpoint.variables(folder, step)
+    workdir.check_file(folder, step)
     config = resolve(config, folder)
     workdir.check(folder, config, workdir.NETWORK)
     return config, variables, step

@@ -1,4 +1,6 @@
-"""Exceptions that the command line turns into one line without a traceback."""
+"""Exceptions that the command line turns into one line without a traceback, and its last line."""
+
+import os
 
 LONGEST = 20_000  # characters of a message
 
@@ -26,3 +28,9 @@ class Interrupted(Exception):
     def __init__(self, step, number):
         super().__init__(f'interrupted at step {step}; the same command goes on from there')
         self.code = 128 + number
+
+
+def leave(number, _):
+    """Ends the process at a signal: in imports an exception gets lost, or is a crash."""
+    os.write(2, b'interrupted\n')
+    os._exit(128 + number)

@@ -14,7 +14,7 @@ from rpn_jax.errors import InputError
 from rpn_jax.evaluation.predict import make_predict
 from rpn_jax.files import parse_json
 from rpn_jax.models import rpn
-from rpn_jax.training import checkpoint
+from rpn_jax.training import checkpoint, workdir
 from rpn_jax.weights import formats
 
 
@@ -28,6 +28,7 @@ def restore(path, step=None):
         return _from_file(path, step)
     config = read_run(path)
     variables, step = checkpoint.variables(path, step)
+    workdir.check_file(path, step)
     return Detector(resolve(config, path), step, variables)
 
 

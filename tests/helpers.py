@@ -250,7 +250,7 @@ def evaluator(config, devices=4, records=TRAINED_ON, source=None):
     )
 
 
-def run_evaluation(fake=None, source=None, brief=False, devices=4, **changes):
+def run_evaluation(fake=None, source=None, brief=False, devices=4, between=lambda: None, **changes):
     """Returns the Evaluation of the tiny config, with a FakePredict in the network's place.
 
     It keeps up to 1000 proposals; whatever is not brief compiles once for all tests.
@@ -258,7 +258,9 @@ def run_evaluation(fake=None, source=None, brief=False, devices=4, **changes):
     many = {'proposals__post_nms': 1000, 'proposals__pre_nms': 1000}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, 'make_predict', (fake or FakePredict()).make)
-        return evaluator(tiny_config(**many | changes), devices, source=source)({}, 3, brief=brief)
+        return evaluator(tiny_config(**many | changes), devices, source=source)(
+            {}, 3, brief=brief, between=between
+        )
 
 
 def large_images():

@@ -13,9 +13,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import main
+import rpn_jax
 from rpn_jax import commands, data
 from rpn_jax.data import batches
 from rpn_jax.diagnosis import checks
+from rpn_jax.errors import InputError
 from rpn_jax.evaluation import protocols, results
 from rpn_jax.report.drawings import COLOURS
 
@@ -36,8 +38,8 @@ def test_training_writes_the_files_of_a_workdir():
     names = {path.name for path in folder.iterdir()}
     events = {name for name in names if name.startswith('events')}
     assert len(events) == 1
-    files = 'config.json metrics.jsonl evaluation.json report.html proposals.npz gaussian.json'
-    assert names - events == {*files.split(), 'checkpoints'}
+    files = 'config.json data.json gaussian.json metrics.jsonl evaluation.json proposals.npz'
+    assert names - events == {*files.split(), 'report.html', 'checkpoints'}
     expected = tiny_config().to_dict()
     assert json.loads((folder / 'config.json').read_text()) == json.loads(json.dumps(expected))
     line = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])
@@ -138,6 +140,21 @@ def test_a_checkpoint_is_not_read_as_another_network(copied, tmp_path, refuse, k
     for words in (['evaluate'], ['export', output], ['predict', f'{tmp_path}/x.png']):
         assert f'{key} was' in refuse([*words, f'--workdir={copied}', f'--config.{key}={value}'])
     assert not (tmp_path / 'x.safetensors').exists() and not (copied / 'evaluation.json').exists()
+
+
+def test_an_edited_config_file_is_refused_wherever_a_checkpoint_is_read(copied, tmp_path, refuse):
+    path = copied / 'config.json'
+    path.write_text(path.read_text().replace('"norm": "batch"', '"norm": "group"'))
+    complaint = f"{path}: model.norm is 'group', but 'batch' in the checkpoint of step 8; set it"
+    (tmp_path / 'x.png').write_bytes(b'')
+    output = f'--output={tmp_path}/x.safetensors'
+    modes = ['train'], ['evaluate'], ['export', output], ['predict', f'{tmp_path}/x.png']
+    for words in (*modes, ['inspect', f'--config.model.pretrained={copied}']):
+        workdir = tmp_path / 'other' if words[0] == 'inspect' else copied
+        assert complaint in refuse([*words, *tiny_flags(workdir, model__norm='group')])
+    assert complaint in refuse(tiny_flags(copied))  # the right one
+    with pytest.raises(InputError, match='set it back in this file'):
+        rpn_jax.restore(copied, 6)
 
 
 def test_evaluation_needs_a_checkpoint(copied, refuse):
@@ -244,3 +261,16 @@ def test_verification_names_the_damaged_checkpoints(copied, capsys):
     out, error = capsys.readouterr()
     assert 'step 4: good\nstep 6: ' in out and out.count('\n') == 3
     assert 'damaged checkpoints, of step 6;' in error and error.count('\n') == 1
+
+
+def test_other_data_than_the_runs_are_told_and_refused_with_strict(copied, refuse, capfd):
+    less = [f'--workdir={copied}', '--config.data.scenes=(9,5)']
+    before = (copied / 'data.json').read_bytes()
+    for mode, told in (('evaluate', 'evaluation'), ('train', 'training')):
+        line = refuse([mode, *less, '--strict'])
+        assert f'the {told} data were shapes/' in line and ', the last, is gone; put' in line
+        assert (copied / 'data.json').read_bytes() == before
+        assert main.main([mode, *less]) == 0
+        assert f'warning: {copied}/data.json: the {told} data were' in capfd.readouterr().out
+    assert (copied / 'data.json').read_bytes() != before  # trained on, they are the run's
+    assert main.main(['evaluate', *less, '--strict']) == 0

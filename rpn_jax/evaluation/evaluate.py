@@ -79,7 +79,8 @@ def make_evaluate(
     """Returns evaluate(variables, step, brief=False) -> Evaluation over the first `images` or all.
 
     Made once for a run, so that its function compiles once for each canvas. With brief=True what
-    takes longer is left out: the ablations, the reasons of misses, the anchors.
+    takes longer is left out: the ablations, the reasons of misses, the anchors. Its keyword
+    `between` is called after each batch; what that raises ends the evaluation.
 
     source is the split that is evaluated, options a data.Options, proposals keywords of propose,
     targets those of matching.assign, loss_beta that of box_loss, gaussian baselines.fit_gaussian of
@@ -98,8 +99,8 @@ def make_evaluate(
     bounds = {name: summary.figures_of(o, limit) for name, o in _bounds(split, targets).items()}
     examine = _make_examine(split, seed, targets, proposals, loss_beta)
 
-    def evaluate(variables, step, brief=False):
-        predicted = _predict_all(predict, variables, split, dense=not brief)
+    def evaluate(variables, step, brief=False, between=lambda: None):
+        predicted = _predict_all(predict, variables, split, dense=not brief, between=between)
         rows = console.progress(predicted, len(split.sizes), 'evaluated')
         results = {position: examine(position, *outputs) for position, *outputs in rows}
         results = [results[position] for position in range(len(split.sizes))]
@@ -134,7 +135,7 @@ def open_split(model, source, options, images=0):
     )
 
 
-def _predict_all(predict, variables, split, dense):
+def _predict_all(predict, variables, split, dense, between):
     """Yields (position, Proposals) of every image, with dense also its (logits, deltas)."""
     settings = dict(batch_size=split.options.batch_size, images=len(split.sizes))
     for batch in data.evaluation_batches(split.source, split.options, **settings):
@@ -142,6 +143,7 @@ def _predict_all(predict, variables, split, dense):
         for row in np.flatnonzero(batch['index'] >= 0):
             own = jax.tree.map(lambda x, row=row: x[row], outputs)
             yield int(batch['index'][row]), *((own[0], own[1:]) if dense else (own,))
+        between()
 
 
 def _make_examine(split, seed, targets, proposals, loss_beta):

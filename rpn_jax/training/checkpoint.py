@@ -3,13 +3,16 @@
 import contextlib
 import gc
 import hashlib
+import json
 import logging
 import math
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -28,18 +31,14 @@ class Checkpoints:
     """The checkpoints of one workdir, as a context: leaving it waits for the last write to end.
 
     The newest `keep` are kept and, where `best` names a figure of evaluations, the one in which
-    that is greatest.
+    that is greatest. With each of them goes the config, {'section.key': value}.
     """
 
-    def __init__(self, workdir, *, every, keep, best=''):
-        self.every, self.best = every, best
+    def __init__(self, workdir, *, every, keep, best='', config=None):
+        self.every, self.best, self._config = every, best, config
+        self.figures = {}  # {step: `best`} of evaluations that came after their checkpoint
         policies = ocp.training.preservation_policies
-        preserved = [policies.LatestN(keep)]
-        if best:
-            greatest = policies.BestN(
-                get_metric_fn=self._figure, n=1, keep_checkpoints_without_metrics=False
-            )
-            preserved.append(greatest)
+        preserved = [policies.LatestN(keep), *([_Greatest(self._figure)] if best else [])]
         with _quiet():
             self._checkpointer = ocp.training.Checkpointer(
                 folder(workdir).absolute(),
@@ -75,11 +74,13 @@ class Checkpoints:
 
     def is_best(self, figures):
         """Says whether an evaluation's figures are better than those of every checkpoint."""
-        saved = (self._figure(each.metrics or {}) for each in self._checkpointer.checkpoints)
-        return self._figure(figures) > max(saved, default=-math.inf)
+        saved = map(self._figure, self._checkpointer.checkpoints)
+        own = figures.get(self.best)
+        return own is not None and own > max(saved, default=-math.inf)
 
-    def _figure(self, metrics):
-        value = metrics.get(self.best)
+    def _figure(self, saved):
+        """Returns the figure of Orbax's record of a checkpoint, -inf where it has none."""
+        value = (saved.metrics or {}).get(self.best, self.figures.get(saved.step))
         return -math.inf if value is None else value
 
     def save(self, step, state, figures=None):
@@ -91,12 +92,13 @@ class Checkpoints:
         self._finish()
         if self.latest != step:
             kept = {self.best: figures[self.best]} if figures and self.best in figures else None
-            hashes = {'sha256': _hashes(state)}
+            text = json.dumps(self._config)
+            about = {'sha256': _hashes(state), 'config': text, 'config_sha256': _sha256(text)}
             try:
                 with tempfile.TemporaryFile(dir=folder(self._workdir)):
                     pass  # where this fails, Orbax would leave threads that wait for minutes
                 response = self._checkpointer.save_async(
-                    step, state, force=True, metrics=kept, custom_metadata=hashes
+                    step, state, force=True, metrics=kept, custom_metadata=about
                 )
             except Exception as error:  # Orbax and what it stands on have many kinds
                 raise self._unwritten(step, error) from error
@@ -148,6 +150,17 @@ class Checkpoints:
         return state
 
 
+class _Greatest(NamedTuple):
+    """Orbax's policy that keeps the checkpoint of the greatest figure, the newest of several."""
+
+    figure: Callable
+
+    def should_preserve(self, checkpoints, *, context):
+        """Says of each checkpoint whether it is kept."""
+        figures = [(self.figure(each), each.step) for each in checkpoints]
+        return [own == max(figures) and own[0] > -math.inf for own in figures]
+
+
 def folder(workdir):
     """Returns the folder of a workdir's checkpoints."""
     return Path(workdir) / FOLDER
@@ -180,6 +193,20 @@ def restore(workdir, step=None):
     for message in damaged.values():
         logger.warning(f'{message}; the newest good one, of step {good}, is taken')
     return state, good
+
+
+def config_of(workdir, step=None):
+    """Returns ({'section.key': value}, step): the config that a checkpoint was saved with.
+
+    step None takes the newest that tells it. Those of earlier versions have none, {}.
+    """
+    for each in [step] if step is not None else reversed(steps(workdir)):
+        with contextlib.suppress(Exception), _quiet():  # a damaged one is told where it is loaded
+            path = folder(workdir).absolute() / str(each)
+            about = ocp.metadata(path, checkpointable_name='state').custom_metadata
+            if config := _saved_config(about):
+                return config, each
+    return {}, step
 
 
 def verify(workdir):
@@ -233,6 +260,7 @@ def _checked(workdir, step, load):
         inside = int(state['step'] if isinstance(state, dict) else state.step)
         if inside != step:
             raise ValueError(f'it holds step {inside}')
+        _saved_config(metadata.custom_metadata)
         found, hashes = _hashes(state), metadata.custom_metadata.get('sha256')
         if hashes is None:
             logger.info(f'note: {path} has no hashes, as those of earlier versions: not checked')
@@ -243,6 +271,18 @@ def _checked(workdir, step, load):
         return state
     except Exception as error:  # Orbax and what it stands on have many kinds
         raise InputError(f'{path}: a damaged checkpoint ({_reason(error)})') from error
+
+
+def _saved_config(about):
+    """Returns the config in a checkpoint's metadata, if any; raises ValueError if it is damaged."""
+    text = about.get('config', 'null')
+    if _sha256(text) != about.get('config_sha256', _sha256('null')):
+        raise ValueError('its config is not what was saved')
+    return dict(json.loads(text) or {})
+
+
+def _sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _hashes(state):

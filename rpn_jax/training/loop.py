@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import math
 
 import jax
 
@@ -11,7 +12,7 @@ from rpn_jax.data.batches import prefetch
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.errors import InputError, Interrupted
 from rpn_jax.models import rpn
-from rpn_jax.training import checkpoint, feature_cache, pretrained, workdir
+from rpn_jax.training import checkpoint, data_identity, feature_cache, pretrained, workdir
 from rpn_jax.training.optim import make_optimizer
 from rpn_jax.training.parallel import check_divides, place, place_batch
 from rpn_jax.training.progress import Progress, Signals, canvases_line, shared_images
@@ -20,14 +21,15 @@ from rpn_jax.training.step import init_state, make_update
 logger = logging.getLogger(__name__)
 
 
-def train(config, folder, make_evaluate=None, *, devices=None):
+def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
     """Trains in the workdir `folder`, from its newest checkpoint on, and evaluates at the end.
 
     config is one that rpn_jax.config has resolved.
-    make_evaluate(model, source, devices) returns evaluate(variables, step, brief=False), which
-    returns an evaluation.evaluate.Evaluation; source is the split that is trained on. Returns the
-    final state and the last Evaluation, None without make_evaluate. Raises InputError for what a
-    user can mend, and Interrupted after SIGINT or SIGTERM once a checkpoint is written.
+    make_evaluate(model, source, devices) returns evaluate as evaluation.evaluate.make_evaluate
+    does; source is the split that is trained on. Returns the final state and the last Evaluation,
+    None without make_evaluate. With `strict` a run does not go on with other data. Raises
+    InputError for what a user can mend, and Interrupted after SIGINT or SIGTERM once a checkpoint
+    is written.
     """
     if (processes := jax.process_count()) > 1:
         raise InputError(
@@ -38,14 +40,9 @@ def train(config, folder, make_evaluate=None, *, devices=None):
     options = data.check(data.Options(**config.data))
     check_divides(options.batch_size, len(devices))
     feature_cache.check(config.features.keep, config.model, options.resize)
-    tensors, where = None, config.model.pretrained
+    tensors, where, before = None, config.model.pretrained, {}
     if resuming := checkpoint.steps(folder):
-        workdir.check(folder, config)
-        if config.steps < resuming[-1]:
-            raise InputError(
-                f'steps: {config.steps} is fewer than the {resuming[-1]} of the newest checkpoint '
-                f'in {folder}; train on with more, or evaluate it'
-            )
+        before = _check_resumed(config, folder, resuming[-1])
     source = data.open_split(options, options.train_split, seed=config.seed)
     model, optimizer, schedule = build(config)
     if not resuming:
@@ -53,42 +50,64 @@ def train(config, folder, make_evaluate=None, *, devices=None):
         tensors = pretrained.load(where, *given)
         pretrained.check(where, tensors, model)
     evaluate = make_evaluate and make_evaluate(model, source, devices)
+    sources = {'train': source} | ({'eval': evaluate.source} if evaluate else {})
+    if resuming:
+        data_identity.check(folder, sources, strict)
     state = place(init_state(model, optimizer, config.seed, tensors), devices)
     workdir.begin(folder, config)
+    data_identity.write(folder, sources)
     update = update_of(config, model, optimizer, devices)
-    with checkpoint.Checkpoints(folder, **config.checkpoint) as checkpoints:
-        state = checkpoints.load(state)
-        start = int(state.step)
-        _describe(config, model, state, source, evaluate and evaluate.source, options)
-        made = contextlib.closing(_batches(config, model, state, source, options, devices))
-        with workdir.history(folder, start) as log, Signals() as signals, made as batches:
-            lengths = {'steps': config.steps, 'log_every': config.log_every}
-            progress = Progress(log, source.records, schedule, **lengths)
-            progress.window += workdir.read_unlogged(folder, start)
-            every = config.evaluation.every
-            if evaluate and every and 0 < start < config.steps and start % every == 0:
-                if not workdir.is_evaluated(folder, start):  # it was interrupted
-                    log(start, _evaluate_between(evaluate, state, start))
-            numbered = zip(range(start + 1, config.steps + 1), batches, strict=True)
-            for step, (index, batch) in numbered:
-                state, metrics = update(state, batch)
-                progress.read(step, metrics, index, checkpoints.latest)
-                checkpoints.check()
-                last, stop = step == config.steps, signals.received
-                figures = {}
-                due = not stop and evaluate and every and step % every == 0
-                if due and checkpoints.best:  # the figure is saved with the checkpoint
-                    progress.flush()
-                    figures = _evaluate_between(evaluate, state, step)
-                if last or stop or step % checkpoints.every == 0 or checkpoints.is_best(figures):
-                    progress.flush()
-                    workdir.write_unlogged(folder, step, progress.window)
-                    checkpoints.save(step, state, figures)
-                if stop and not last:
-                    raise Interrupted(step, stop)
-                if due and not last:
-                    log(step, figures or _evaluate_between(evaluate, state, step))
-    return state, evaluate and evaluate(state.variables, int(state.step))
+    identity = workdir.identity(config)
+    with Signals() as signals:
+        with checkpoint.Checkpoints(folder, **config.checkpoint, config=identity) as checkpoints:
+            state = checkpoints.load(state)
+            start = int(state.step)
+            signals.check(start)
+            _describe(config, model, state, source, evaluate and evaluate.source, options)
+            _describe_rate(config, before, schedule, start)
+            made = contextlib.closing(_batches(config, model, state, source, options, devices))
+            with workdir.history(folder, start) as log, made as batches:
+                lengths = {'steps': config.steps, 'log_every': config.log_every}
+                progress = Progress(log, source.records, schedule, **lengths)
+                progress.window += workdir.read_unlogged(folder, start)
+                every = config.evaluation.every if evaluate else 0
+                between = functools.partial(_evaluate_between, evaluate, signals)
+                if every and 0 < start < config.steps and start % every == 0:
+                    if not workdir.is_evaluated(folder, start):  # it was interrupted
+                        log(start, between(state, start))
+                checkpoints.figures = workdir.figures(folder, checkpoints.best)
+                numbered = zip(range(start + 1, config.steps + 1), batches, strict=True)
+                for step, (index, batch) in numbered:
+                    state, metrics = update(state, batch)
+                    progress.read(step, metrics, index, checkpoints.latest)
+                    checkpoints.check()
+                    save = functools.partial(_save, folder, checkpoints, progress, step, state)
+                    last, due, figures = step == config.steps, every and step % every == 0, {}
+                    try:
+                        signals.check(step)
+                        if due and checkpoints.best:  # the figure is saved with the checkpoint
+                            progress.flush()
+                            figures = between(state, step)
+                        if last or step % checkpoints.every == 0 or checkpoints.is_best(figures):
+                            save(figures)
+                        if due and not last:
+                            log(step, figures or between(state, step))
+                    except Interrupted:
+                        save()
+                        raise
+        return state, evaluate and _evaluate(evaluate, signals, state, int(state.step))
+
+
+def _check_resumed(config, folder, newest):
+    """Returns the config of a workdir; raises InputError unless its run may go on with config."""
+    workdir.check_file(folder)
+    workdir.check(folder, config)
+    if config.steps < newest:
+        raise InputError(
+            f'steps: {config.steps} is fewer than the {newest} of the newest checkpoint '
+            f'in {folder}; train on with more, or evaluate it'
+        )
+    return workdir.read_config(folder)
 
 
 def build(config):
@@ -116,9 +135,24 @@ def _pixels(config):
     return pixel_family(family, config.data.mean, config.data.std)
 
 
-def _evaluate_between(evaluate, state, step):
+def _save(folder, checkpoints, progress, step, state, figures=None):
+    progress.flush()
+    workdir.write_unlogged(folder, step, progress.window)
+    checkpoints.save(step, state, figures)
+
+
+def _evaluate(evaluate, signals, state, step, brief=False):
+    """Returns the Evaluation of a state; raises Interrupted after the batch of a signal."""
+    between = functools.partial(signals.check, step)
+    evaluation = evaluate(state.variables, step, brief=brief, between=between)
+    between()
+    return evaluation
+
+
+def _evaluate_between(evaluate, signals, state, step):
     """Returns the figures of a brief evaluation during training, and logs them."""
-    figures = evaluate(state.variables, step, brief=True).summary['proposals']
+    evaluation = _evaluate(evaluate, signals, state, step, brief=True)
+    figures = evaluation.summary['proposals']
     figures = {name: value for name, value in figures.items() if '/' not in name}
     known = (f'{name} {value:.3f}' for name, value in figures.items() if value is not None)
     logger.info('  '.join([f'step {step}:', *known]))
@@ -165,5 +199,26 @@ def _describe(config, model, state, source, other, options):
         logger.info(f'note: {note}')
     if config.model.norm == 'frozen' and not config.model.pretrained:
         logger.warning("model.norm='frozen' without model.pretrained normalises nothing")
+    if (frozen := config.model.frozen_stages) and not config.model.pretrained:
+        logger.warning(
+            f'model.frozen_stages={frozen} without model.pretrained keeps random weights as they '
+            'are; set it to 0, or name weights'
+        )
     if state.step < config.steps:
         logger.info(canvases_line(data.train_plan(source, options)))
+
+
+def _describe_rate(config, before, schedule, step):
+    """Logs how the learning rate of the next step differs from that of the config before."""
+    length = before.get('optim', {}).get('schedule_steps') or before.get('steps')
+    if step == config.steps or not isinstance(length, int) or length < 1:
+        return
+    old = make_optimizer(**{**config.optim, 'schedule_steps': length})[1]
+    was, now = float(old(step)), float(schedule(step))
+    if not math.isclose(was, now, rel_tol=1e-5):
+        logger.info(
+            f'note: the learning rate at step {step} {"rises" if now > was else "falls"} from '
+            f'{was:.3g} to {now:.3g}: the schedule {config.optim.schedule!r} had a length of '
+            f'{length} steps, and has one of {config.optim.schedule_steps or config.steps}; '
+            f'optim.schedule_steps={length} keeps it'
+        )

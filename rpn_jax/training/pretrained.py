@@ -116,8 +116,10 @@ def expects(where, aspect_ratios, pretrained_key=''):
 
 def _made_with(where):
     """Returns what a run or an export of ours was made with, as expects does; None of others."""
+    if run := _run_of(where):
+        workdir.check_file(*run)
     try:
-        if run := _run_of(where):
+        if run:
             config = workdir.read_config(run[0])
         else:
             config = parse_json(formats.metadata(where).get('rpn_jax', '{}'))

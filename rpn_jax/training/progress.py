@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 
-from rpn_jax.errors import InputError
+from rpn_jax.errors import InputError, Interrupted
 from rpn_jax.ops.anchor_statistics import IOUS
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,11 @@ class Signals:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._remember)
         return self
+
+    def check(self, step):
+        """Raises Interrupted, at this step, if there was a signal."""
+        if self.received:
+            raise Interrupted(step, self.received)
 
     def __exit__(self, *_):
         for number, handler in self._previous.items():

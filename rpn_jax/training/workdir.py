@@ -55,12 +55,10 @@ def check(workdir, config, names=IDENTITY):
 
     config is a resolved config, or nested dicts; names are the sections and keys to compare.
     """
-    old, new = (flatten_dict(each, sep='.') for each in (read_config(workdir), _plain(config)))
+    old, new = identity(read_config(workdir), names), identity(config, names)
     differences = [
         f'{key} was {old[key]!r}, is {new.get(key)!r}'
-        for name in names
-        for key in sorted(old)  # what is new alone is younger than the workdir
-        if f'{key}.'.startswith(f'{name}.') and key not in FREE
+        for key in old  # what is new alone is younger than the workdir
         if old[key] != new.get(key)
     ]
     if differences:
@@ -71,6 +69,35 @@ def check(workdir, config, names=IDENTITY):
             f'workdir {workdir} belongs to another config: {"; ".join(differences)}; name another '
             f'--workdir, such as --workdir={free}, or set these keys back'
         )
+
+
+def check_file(workdir, step=None):
+    """Raises InputError where a workdir's config.json is not that of its checkpoint.
+
+    step None takes the newest that tells its config; those of earlier versions do not.
+    """
+    path = Path(workdir) / 'config.json'
+    saved, step = checkpoint.config_of(workdir, step)
+    if not saved or not path.is_file():
+        return
+    saved, written = _plain(saved), identity(read_config(workdir))
+    if differences := [
+        f'{key} is {written.get(key)!r}, but {value!r} in the checkpoint of step {step}'
+        for key, value in saved.items()
+        if value != written.get(key)
+    ]:
+        raise InputError(f'{path}: {"; ".join(differences)}; set it back in this file')
+
+
+def identity(config, names=IDENTITY):
+    """Returns {'section.key': value} of what may not change in a run; names as in check."""
+    values = flatten_dict(_plain(config), sep='.')
+    return {
+        key: values[key]
+        for name in names
+        for key in sorted(values)
+        if f'{key}.'.startswith(f'{name}.') and key not in FREE
+    }
 
 
 def begin(workdir, config):
@@ -155,6 +182,11 @@ def read_history(workdir):
 def is_evaluated(workdir, step):
     """Says whether metrics.jsonl has the figures of an evaluation at a step."""
     return any(line['step'] == step and 'loss' not in line for line in read_history(workdir))
+
+
+def figures(workdir, name):
+    """Returns {step: figure} of one figure of the evaluations in metrics.jsonl."""
+    return {line['step']: line[name] for line in read_history(workdir) if name in line}
 
 
 def write_unlogged(workdir, step, window):

@@ -1,6 +1,7 @@
 """Evaluation: every image once, figures as one would make them by hand, baselines as many."""
 
 import json
+from unittest import mock
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from helpers import (
 from rpn_jax import data
 from rpn_jax.data.canvases import square
 from rpn_jax.data.records import Record, Source
+from rpn_jax.errors import Interrupted
 from rpn_jax.evaluation import evaluate, metrics
 from rpn_jax.evaluation.ablations import ABLATIONS
 from rpn_jax.evaluation.misses import REASONS
@@ -179,6 +181,13 @@ def test_a_brief_evaluation_leaves_out_what_takes_long(evaluation):
     assert evaluation.summary.items() >= short.summary.items()
     assert not {'missed', 'parts', 'anchors'} & short.summary.keys() and short.misses == []
     assert short.curves.keys() == BLIND | {'proposals'}
+
+
+def test_an_evaluation_ends_between_two_batches():
+    fake = FakePredict()
+    with pytest.raises(Interrupted):
+        run_evaluation(fake, between=mock.Mock(side_effect=Interrupted(3, 15)))
+    assert len(fake.calls) == 1
 
 
 def test_the_random_order_is_another_one_in_each_image(monkeypatch):

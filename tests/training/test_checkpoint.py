@@ -171,11 +171,12 @@ def flip(path):
     path.write_bytes(content)
 
 
-def swap(path):
+def swap(path, **changes):
     """Puts another state of the same step in place of a checkpoint's: only hashes can tell."""
     other, step = path.parents[3] / 'other', int(path.parent.name)
+    changes = changes or state_of(9).__dict__ | {'step': state_of(step).step}
     with Checkpoints(other, every=1, keep=1) as checkpoints:
-        checkpoints.save(step, state_of(9).replace(step=state_of(step).step))
+        checkpoints.save(step, state_of(step).replace(**changes))
     shutil.rmtree(path)
     shutil.copytree(checkpoint.folder(other) / str(step) / 'state', path)
 
@@ -211,6 +212,32 @@ def test_a_damaged_checkpoint_is_named_and_the_newest_good_one_taken(tmp_path, k
         assert caplog.messages[-1].endswith('it is now 2.damaged; the run goes on from step 1')
         checkpoints.save(2, state_of(2))
     assert [*checkpoint.verify(tmp_path)] == [(1, ''), (2, '')]
+
+
+def test_the_config_is_saved_with_a_checkpoint(tmp_path):
+    write(tmp_path, [1])
+    assert checkpoint.config_of(tmp_path) == ({}, None)
+    with Checkpoints(tmp_path, every=1, keep=3, config={'seed': 3, 'data.mean': (1.5,)}) as saved:
+        saved.save(2, state_of(2))
+        saved.save(3, state_of(3))
+    path = checkpoint.folder(tmp_path) / '3/_CHECKPOINT_METADATA'
+    path.write_text(path.read_text().replace('seed', 'seec'))
+    config = {'seed': 3, 'data.mean': [1.5]}
+    assert checkpoint.config_of(tmp_path) == checkpoint.config_of(tmp_path, 2) == (config, 2)
+    assert '(its config is not what was saved)' in [*checkpoint.verify(tmp_path)][2][1]
+
+
+def test_an_optimizers_state_that_is_not_what_was_saved_is_not_gone_on_from(tmp_path, caplog):
+    """An evaluation does not read it."""
+    write(tmp_path / 'run', [1, 2])
+    path = checkpoint.folder(tmp_path / 'run') / '2/state'
+    trace, *rest = state_of(2).opt_state
+    swap(path, opt_state=({'trace': trace['trace'] + 1}, *rest))
+    assert checkpoint.restore(tmp_path / 'run')[1] == 2
+    assert 'opt_state/0/trace is not what was saved' in [*checkpoint.verify(tmp_path / 'run')][1][1]
+    with Checkpoints(tmp_path / 'run', every=1, keep=3) as checkpoints:
+        assert checkpoints.load(state_of(0)).step == 1
+    assert 'opt_state/0/trace is not what was saved' in caplog.text
 
 
 def test_a_checkpoint_under_another_steps_name_is_damaged(tmp_path):

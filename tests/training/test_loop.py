@@ -1,8 +1,11 @@
 """The loop: a run resumes bit for bit, stops where it must, and keeps its best checkpoint."""
 
+import contextlib
 import json
 import logging
+import os
 import shutil
+import signal
 from typing import NamedTuple
 
 import jax
@@ -12,9 +15,9 @@ from helpers import assert_same, finished_run, last_state, messages, tiny_config
 
 from rpn_jax import data
 from rpn_jax.commands import evaluator
-from rpn_jax.errors import InputError
+from rpn_jax.errors import InputError, Interrupted
 from rpn_jax.training import checkpoint, loop
-from rpn_jax.training.workdir import read_history
+from rpn_jax.training.workdir import figures, read_history
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -29,9 +32,11 @@ def evaluate_as(figure, calls):
     """Returns a make_evaluate whose AR@100 is figure(step); it notes its calls."""
 
     def make(model, source, devices):
-        def evaluate(variables, step, brief=False):
+        def evaluate(variables, step, brief=False, between=None):
             calls.append((step, brief))
-            return Evaluation({'proposals': {'AR@100': figure(step), 'AR@100/small': None}})
+            own = figure(step)
+            between()
+            return Evaluation({'proposals': {'AR@100': own, 'AR@100/small': None}})
 
         evaluate.source = source
         return evaluate
@@ -39,7 +44,7 @@ def evaluate_as(figure, calls):
     return make
 
 
-def test_a_run_stops_where_the_loss_is_not_finite(monkeypatch, tmp_path):
+def test_a_run_stops_where_the_loss_is_not_finite(monkeypatch, tmp_path, caplog):
     original, ids = data.train_batches, []
 
     def spoiled(source, options, *, steps, **keywords):
@@ -59,6 +64,7 @@ def test_a_run_stops_where_the_loss_is_not_finite(monkeypatch, tmp_path):
     expected = f'not finite at step 6, images {ids[0]}; the last good checkpoint is of step 4; '
     assert expected in message and '\n' not in message
     assert checkpoint.steps(tmp_path) == [2, 4]
+    assert 'model.frozen_stages=2 without model.pretrained keeps random weights' in caplog.text
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, monkeypatch):
@@ -129,6 +135,43 @@ def test_lines_and_evaluations_that_an_interruption_cut_off_are_made_up(tmp_path
     assert json.loads((cut / 'config.json').read_text())['steps'] == 8
 
 
+@pytest.mark.parametrize(('best', 'last'), [('', [8]), ('AR@100', [4, 8])])
+def test_a_signal_in_an_evaluation_ends_it_and_the_checkpoint_is_kept(tmp_path, best, last):
+    """Its figures are made up, and the checkpoint is the best from then on."""
+    changes = {'checkpoint__every': 3, 'checkpoint__keep': 1, 'checkpoint__best': best}
+    config, calls = tiny_config(**changes), []
+
+    def figure(step):
+        if calls[-1] in ((4, True), (8, False)) and calls.count(calls[-1]) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 1 - step / 10
+
+    for step, kept in ((4, [4]), (8, last), (None, last)):
+        ends = pytest.raises(Interrupted, match=f'^interrupted at step {step};')
+        with ends if step else contextlib.nullcontext():
+            loop.train(config, tmp_path, evaluate_as(figure, calls))
+        assert checkpoint.steps(tmp_path) == kept
+    assert figures(tmp_path, 'AR@100') == {4: 0.6}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'before', 'note'),
+    [
+        ({'steps': 16}, {}, 'rises from 0 to 0.01: the schedule'),
+        ({'steps': 16}, {'steps': 32}, 'falls from 0.0171 to 0.01: '),
+        ({'steps': 16, 'optim__schedule_steps': 8}, {}, ''),
+        ({'steps': 16, 'optim__schedule': 'constant'}, {}, ''),
+        ({'steps': 8}, {'steps': 32}, ''),
+        ({'steps': 16}, {'steps': 'x'}, ''),
+    ],
+)
+def test_a_longer_schedule_is_noted_by_the_rates_before_and_now(caplog, changes, before, note):
+    caplog.set_level(logging.INFO, logger='rpn_jax')
+    config = tiny_config(optim__warmup_steps=0, **changes)
+    loop._describe_rate(config, tiny_config().to_dict() | before, loop.build(config)[2], 8)
+    assert len(caplog.messages) == bool(note) and note in caplog.text
+
+
 def test_a_run_compiles_its_update_and_its_prediction_once():
     run = finished_run()
     assert [line['step'] for line in read_history(run.folder) if 'AR@10' in line] == [4]
@@ -143,7 +186,7 @@ def test_a_run_that_is_done_only_evaluates_again(tmp_path, caplog):
     calls = []
     make = evaluate_as(lambda step: 0.5, calls)
     state, evaluation = loop.train(tiny_config(), tmp_path / 'tiny', make)
-    assert state.step == 8 and caplog.messages[0].endswith('steps 8 to 8')
+    assert state.step == 8 and any(x.endswith('steps 8 to 8') for x in caplog.messages)
     assert calls == [(8, False)] and evaluation.summary['proposals']['AR@100'] == 0.5
     assert read_history(tmp_path / 'tiny') == read_history(finished_run().folder)
 

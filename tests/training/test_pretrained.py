@@ -42,7 +42,7 @@ def ours(request, tmp_path):
     config = tiny_config(model__stride_in_1x1=True)
     config.data.update(OURS['data'])
     workdir.begin(tmp_path, config)
-    (tmp_path / 'checkpoints').symlink_to(finished_run().folder / 'checkpoints')
+    (tmp_path / 'checkpoints/8').mkdir(parents=True)  # as of an earlier version: without a config
     return str(tmp_path)
 
 

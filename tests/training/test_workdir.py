@@ -82,6 +82,22 @@ def test_only_what_is_asked_for_is_compared(folder):
             workdir.check(folder, changed(**{key: value}), workdir.NETWORK)
 
 
+def test_a_file_that_is_not_that_of_the_checkpoints_is_refused(folder, monkeypatch):
+    """Whatever may change in a run may change in the file; earlier versions saved no config."""
+    saved = json.loads(json.dumps(workdir.identity(changed())))
+    monkeypatch.setattr(workdir.checkpoint, 'config_of', lambda _, step: (saved, step or 8))
+    workdir.begin(folder, changed(**{key: OTHER[key] for key in FREE}))
+    workdir.check_file(folder)
+    workdir.begin(folder, changed(**OTHER))
+    with pytest.raises(InputError) as error:
+        workdir.check_file(folder)
+    for key in IDENTITY:
+        assert f' {key} is {OTHER[key]!r}, but ' in str(error.value)
+    assert str(error.value).count(' in the checkpoint of step 8') == len(IDENTITY) == len(saved)
+    saved = {}
+    workdir.check_file(folder)
+
+
 def test_a_key_younger_than_the_run_does_not_matter_but_one_that_went_does(folder):
     path = folder / 'config.json'
     config = json.loads(path.read_text())
