@@ -13,7 +13,7 @@ from data_files import write_weights
 from rpn_jax import files
 from rpn_jax.errors import InputError
 from rpn_jax.training import pretrained
-from rpn_jax.weights import imagenet
+from rpn_jax.weights import published
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def imagenet_server(server, monkeypatch, tmp_path):
     server.length = len(server.content)
     digest = hashlib.sha256(server.content).hexdigest()[:8]
     server.path = tmp_path / 'cache' / f'resnet50-{digest}.pth'
-    monkeypatch.setattr(imagenet, 'ADDRESS', server.url.removesuffix('x.tar'))
-    monkeypatch.setattr(imagenet, 'FILES', {'imagenet': {50: digest}})
+    monkeypatch.setattr(published, 'ADDRESS', server.url.removesuffix('x.tar'))
+    monkeypatch.setattr(published, 'FILES', {'imagenet': {50: f'resnet50-{digest}.pth'}})
     monkeypatch.setenv('RPN_JAX_CACHE', str(tmp_path / 'cache'))
     return server
 
@@ -43,17 +43,17 @@ def test_a_config_names_them_and_they_are_fetched_once(imagenet_server, caplog):
 def test_what_has_another_hash_is_refused_and_can_be_put_there_by_hand(imagenet_server):
     whole, path = imagenet_server.content, imagenet_server.path
     imagenet_server.content = b'x' + whole[1:]
-    by_hand = f'fetch {imagenet.ADDRESS}{path.name} by other means and put it at {path}'
+    by_hand = f'fetch {published.ADDRESS}{path.name} by other means and put it at {path}'
     with pytest.raises(InputError, match='another hash') as error:
-        imagenet.fetch('imagenet', 50)
+        published.fetch('imagenet', 50)
     assert str(error.value).endswith(by_hand)
     path.write_bytes(whole)
-    assert imagenet.fetch('imagenet', 50) == path and imagenet_server.asked == 1
+    assert published.fetch('imagenet', 50) == path and imagenet_server.asked == 1
 
 
 def test_another_depth_is_refused():
     with pytest.raises(InputError, match='has weights of ResNets of depth 50, 101, 152, not 26'):
-        imagenet.fetch('imagenet', 26)
+        published.fetch('imagenet', 26)
 
 
 def test_the_cache_is_the_platforms_unless_the_environment_names_one(monkeypatch):
@@ -64,6 +64,6 @@ def test_the_cache_is_the_platforms_unless_the_environment_names_one(monkeypatch
 
 
 def test_the_hashes_are_eight_digits():
-    assert [list(digests) for digests in imagenet.FILES.values()] == [[50, 101, 152]] * 2
-    hashes = {digest for digests in imagenet.FILES.values() for digest in digests.values()}
+    assert [list(digests) for digests in published.FILES.values()] == [[50, 101, 152]] * 2
+    hashes = {digest for digests in published.FILES.values() for digest in digests.values()}
     assert len(hashes) == 6 and all(re.fullmatch('[0-9a-f]{8}', digest) for digest in hashes)
