@@ -267,7 +267,7 @@ def _written(path):
 def _trained(config, folder, step):
     """Returns the resolved config, the variables and the step of a checkpoint of a workdir.
 
-    Where there is none, they are those of model.pretrained, as step 0, if these are a whole network.
+    Where there is none, model.pretrained is taken as step 0 if it holds the network's every weight.
     """
     where = config.model.pretrained
     if not step and not checkpoint.steps(folder) and where and where not in published.BACKBONES:
@@ -277,9 +277,7 @@ def _trained(config, folder, step):
         model = rpn.build(resolved.model, resolved.anchors)
         pretrained.check(where, tensors, model)
         if variables := pretrained.whole(tensors, model):
-            print(
-                f'{folder} has no checkpoint: the weights {where} are used as they are, as step 0'
-            )
+            print(f'{folder}: no checkpoint; the weights {where} are used as step 0')
             return resolved, variables, 0
     variables, step = checkpoint.variables(folder, step)
     config = resolve(config, folder)

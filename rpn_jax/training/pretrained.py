@@ -78,23 +78,16 @@ def check(where, tensors, model):
     try:
         weights.to_variables(tensors, shapes)
     except InputError as error:
-        hint = (
-            BESIDE
-            if re.search(r'(unexpected|misshapen) (rpn|backbone|fpn|neck)\.', str(error))
-            else ''
-        )
-        raise InputError(f'{where}: {error}{hint}') from error
+        beside = re.search(r'(unexpected|misshapen) (rpn|backbone|fpn|neck)\.', str(error))
+        raise InputError(f'{where}: {error}{BESIDE if beside else ""}') from error
     if passed_over:
         logger.info(f'note: not used of the weights {where}: {names.parts(passed_over)}')
-    absent = {'fpn.': 'the pyramid', 'rpn.head.': 'the head'} if model.fpn else {}
+    held = {name.partition('.')[0] for name in tensors}
     absent = [
-        part for start, part in absent.items() if not any(n.startswith(start) for n in tensors)
+        part for start, part in {'fpn': 'pyramid', 'rpn': 'head'}.items() if start not in held
     ]
-    if absent:
-        begin = 'begins' if len(absent) == 1 else 'begin'
-        logger.info(
-            f'note: {" and ".join(absent)} {begin} at random; the weights {where} have none'
-        )
+    if absent and model.fpn:
+        logger.info(f'note: not in the weights {where}, so random at first: {", ".join(absent)}')
     if zero := [name for name, t in tensors.items() if np.ndim(t) == 4 and not np.any(t)]:
         logger.warning(f'the weights {where} are nothing but zeros in {", ".join(zero[:SHOWN])}')
 
@@ -112,10 +105,9 @@ def _shapes(model):
 def load_weights(path, aspect_ratios=None, pretrained_key=''):
     """Returns the tensors of a weights file or of a run of ours: NumPy arrays by torchvision name.
 
-    With a pyramid the names are those of torchvision's detectors, else those of its ResNet.
-
-    A run is named by its workdir, or by a folder checkpoints/STEP in it; files are read by
-    weights.load, whose arguments these are. Raises InputError where nothing can be read.
+    With a pyramid they are those of torchvision's detectors, else those of its ResNet. A run is
+    named by its workdir, or by a folder checkpoints/STEP in it; files are read by weights.load,
+    whose arguments these are. Raises InputError where nothing can be read.
     """
     run = _run_of(path)
     if run is None:

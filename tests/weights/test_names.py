@@ -51,7 +51,7 @@ NAMES = {  # theirs: torchvision's
     'rpn.head.conv.1.0.weight': 'rpn.head.conv.1.0.weight',
     # nobody's
     'res9_0_branch2d_w': 'res9_0_branch2d_w',
-    'backbone.fpn.inner_blocks.0.weight': 'backbone.fpn.inner_blocks.0.weight',
+    'backbone.fpn.extra_blocks.p6.weight': 'backbone.fpn.extra_blocks.p6.weight',
     'my_s': 'my_s',
 }
 

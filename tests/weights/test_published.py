@@ -10,7 +10,7 @@ import platformdirs
 import pytest
 from data_files import write_weights
 
-from rpn_jax import files
+from rpn_jax import files, weights
 from rpn_jax.errors import InputError
 from rpn_jax.training import pretrained
 from rpn_jax.weights import published
@@ -63,7 +63,28 @@ def test_the_cache_is_the_platforms_unless_the_environment_names_one(monkeypatch
     assert files.cache_folder() == Path.home() / 'weights'
 
 
-def test_the_hashes_are_eight_digits():
-    assert [list(digests) for digests in published.FILES.values()] == [[50, 101, 152]] * 2
-    hashes = {digest for digests in published.FILES.values() for digest in digests.values()}
-    assert len(hashes) == 6 and all(re.fullmatch('[0-9a-f]{8}', digest) for digest in hashes)
+def test_names_end_with_eight_digits_of_the_hash():
+    depths = [list(names) for names in published.FILES.values()]
+    assert depths == [[50, 101, 152]] * 2 + [[50]] * 2
+    names = [name for each in published.FILES.values() for name in each.values()]
+    names += published.WITHOUT_EPSILON
+    assert all(re.fullmatch(r'\w+-[0-9a-f]{8}\.pth', name) for name in names)
+    assert (
+        len({name.rpartition('-')[2] for name in names}) == 8 + len(published.WITHOUT_EPSILON) - 1
+    )
+
+
+def test_norms_that_were_trained_without_an_epsilon_compute_the_same_with_ours(tmp_path):
+    """torchvision sets it to 0 for these files; a channel that is always 0 has no variance."""
+    variance = np.float32([1.4e-45, 1e-30, 1e-9, 1e-5, 0.5, 3])
+    norm = {'weight': np.float32([1e-20, 1e-12, 0.1, 1, 2, -3]), 'running_var': variance}
+    tensors = {f'backbone.body.bn1.{part}': values for part, values in norm.items()}
+    for name, epsilon in {
+        'fasterrcnn_resnet50_fpn_coco-258fb6c6.pth': 0,
+        'other.pth': 1e-5,
+    }.items():
+        loaded = weights.load(write_weights(tmp_path / name, 'pth', tensors))
+        scale, new = (loaded[f'bn1.{part}'].astype(np.float64) for part in norm)
+        factor = norm['weight'] / np.sqrt(variance.astype(np.float64) + epsilon)
+        np.testing.assert_allclose(scale / np.sqrt(new + 1e-5), factor, rtol=1e-6)
+        np.testing.assert_array_equal(new, variance)
