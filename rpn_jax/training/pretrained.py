@@ -25,9 +25,8 @@ OWN = re.compile(
     r'rpn(\.|_(?!head\b))'
 )
 PYRAMID = re.compile(r'(backbone\.)?(fpn|neck|top_block)[._]')
-BESIDE = (  # what an error says of weights whose pyramid or head is not the network's
-    "; pretrained_key='backbone' takes what is below that name alone, without the head, and "
-    "'backbone.body', or 'backbone.bottom_up', the ResNet"
+BESIDE = (
+    "; pretrained_key='backbone' takes what is below that name alone, 'backbone.body' the ResNet"
 )
 
 
@@ -65,8 +64,8 @@ def check(where, tensors, model):
         for name in set(passed_over) & tensors.keys():
             del tensors[name]
     if held := architecture.disagreement(tensors, model):
-        hint = BESIDE if 'fpn_' in held or 'head_' in held else ''
-        raise InputError(f'weights {where}: hold {held}{hint}')
+        beside = re.search(r' (pyramid|head) .*(fpn|head)_\w+=', held)
+        raise InputError(f'weights {where}: hold {held}{BESIDE if beside else ""}')
     has_head = any(name.startswith('rpn.head.') for name in tensors)
     for name in [name for name in tensors if name not in needed]:
         is_own = OWN.match(name) and name.partition('.')[0] not in above

@@ -259,6 +259,8 @@ def test_what_a_network_has_no_place_for_or_lacks_is_noted(
 def test_where_a_config_disagrees_with_weights_one_line_says_what_to_set(tmp_path, changes, told):
     with pytest.raises(InputError, match=f'x.pkl: hold ResNet-26 .*{told}') as error:
         loaded(tmp_path, detector(**V2), **V2 | changes)
+    has_hint = set(changes) > {'depth'} or not changes.keys() & {'depth', 'width'}
+    assert ("; pretrained_key='backbone' takes" in str(error.value)) == has_hint
     keys = {f'model.{key}' for key in re.findall(r'(\w+)=', told)}
     assert set(re.findall(r'model\.\w+', with_keys(str(error.value)))) >= keys
 
@@ -266,7 +268,7 @@ def test_where_a_config_disagrees_with_weights_one_line_says_what_to_set(tmp_pat
 @pytest.mark.parametrize('changes', [PYRAMID, PYRAMID | {'fpn_stages': ()}])
 def test_weights_that_lack_a_stage_name_the_last_that_they_have(tmp_path, changes):
     stages = r'fpn_stages=\(2, 3, 4\), ' if changes['fpn_stages'] else ''
-    with pytest.raises(InputError, match=f'hold ResNet-26 up to conv4; set {stages}last_stage=4'):
+    with pytest.raises(InputError, match=f'hold ResNet-26 up to conv4; set {stages}last_stage=4$'):
         loaded(tmp_path, FOUND['c4'], **changes)
 
 
