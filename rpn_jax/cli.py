@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rpn_jax import config as configs
+from rpn_jax.console import show
 from rpn_jax.errors import InputError, Interrupted
 
 USAGE = 'python main.py [MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value]'
@@ -31,7 +32,9 @@ MODES = {
     'statistics': Mode('counts the pixels and boxes of the training data'),
     'predict': Mode('writes proposals of PATH .. (images, folders)', ('step', 'output', 'paths')),
     'verify': Mode('reads all checkpoints of the workdir and names those that are damaged'),
-    'export': Mode('writes a checkpoint as --output=FILE.safetensors', ('step', 'output')),
+    'export': Mode(
+        'writes a checkpoint as --output=FILE.safetensors or .stablehlo', ('step', 'output')
+    ),
 }
 
 
@@ -54,7 +57,7 @@ def main(argv=None):
             return 128 + signal.SIGPIPE
         if error.errno != errno.ENOSPC or '--debug' in (sys.argv if argv is None else argv):
             raise
-        print(f'error: the output cannot be written ({error})', file=sys.stderr)
+        show(f'error: the output cannot be written ({error})', file=sys.stderr)
         return 1
 
 
@@ -74,18 +77,18 @@ def _run(words, process):
             options |= _config(arguments, changes)
         if not arguments.print_config:
             getattr(_commands(process), f'{arguments.mode}_mode')(**options)
-    except (InputError, OSError) as error:
+    except (InputError, OSError, MemoryError) as error:
         if '--debug' in words or isinstance(error, BrokenPipeError):
             raise
-        if not isinstance(error, InputError):  # a disk that is full, say
-            error = InputError(f'{error} (--debug shows where)')
-        print(f'error: {configs.with_keys(str(error))}', file=sys.stderr)
+        if not isinstance(error, InputError):  # a disk that is full, say, or the memory
+            error = InputError(f'{str(error) or type(error).__name__} (--debug shows where)')
+        show(f'error: {configs.with_keys(str(error))}', file=sys.stderr)
         return 1
     except Interrupted as interruption:
-        print(interruption, file=sys.stderr)
+        show(str(interruption), file=sys.stderr)
         return interruption.code
     except KeyboardInterrupt as interruption:
-        print('interrupted', file=sys.stderr)
+        show('interrupted', file=sys.stderr)
         return 128 + next(iter(interruption.args), signal.SIGINT)
     return 0
 
@@ -126,7 +129,7 @@ def _print_config(read, config, resolved, where, changes):
         origin = 'default' if read[key] == default[key] else where
         origin = 'command line' if key in changes else origin
         origin = 'auto' if resolved[key] != config[key] else origin
-        print(f'{key} = {resolved[key]!r}  # {origin}')
+        show(f'{key} = {resolved[key]!r}  # {origin}')
 
 
 class _Parser(argparse.ArgumentParser):
@@ -241,4 +244,4 @@ class _Messages(logging.Handler):
 
     def emit(self, record):
         start = 'warning: ' if record.levelno >= logging.WARNING else ''
-        print(f'{start}{record.getMessage()}')
+        show(f'{start}{record.getMessage()}')

@@ -13,12 +13,12 @@ import safetensors.numpy
 
 from rpn_jax import data, files, weights
 from rpn_jax.config import resolve
-from rpn_jax.console import progress
+from rpn_jax.console import progress, show
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.data.sources import coco
 from rpn_jax.diagnosis import checks, inspect, second_reading, statistics
 from rpn_jax.errors import InputError
-from rpn_jax.evaluation import baselines, compare, protocols, results
+from rpn_jax.evaluation import baselines, compare, exported, protocols, results
 from rpn_jax.evaluation.evaluate import make_evaluate
 from rpn_jax.evaluation.summary import table
 from rpn_jax.inference import Detector
@@ -58,8 +58,8 @@ def evaluate_mode(config, folder, *, step=None, output=''):
     evaluate = evaluator(config, folder)(model, None, jax.local_devices())
     evaluation = evaluate(variables, step)
     _publish(config, folder, evaluation)
-    print('as other evaluators count, with 95 % intervals over images:')
-    print(*protocols.lines(evaluation.results), sep='\n')
+    show('as other evaluators count, with 95 % intervals over images:')
+    show(*protocols.lines(evaluation.results))
     if output:
         _write_coco(Path(output), evaluation.results, evaluate.source)
 
@@ -70,7 +70,7 @@ def verify_mode(config, folder):
         raise InputError(f'{checkpoint.folder(folder)}: no checkpoint to verify')
     damaged = []
     for step, message in checkpoint.verify(folder):
-        print(f'step {step}: {message or "good"}')
+        show(f'step {step}: {message or "good"}')
         damaged += [str(step)] if message else []
     if damaged:
         raise InputError(
@@ -96,7 +96,7 @@ def evaluator(config, folder):
         own = all(before.get(k) == config.data[k] for k in ('source', 'name', 'train_split'))
         if known and own and path.exists():
             try:
-                gaussian = baselines.gaussian_from_json(json.loads(path.read_text()))
+                gaussian = baselines.gaussian_from_json(files.read_json(path))
             except (OSError, ValueError) as error:
                 raise InputError(f'{path}: cannot be read ({error}); delete it') from error
         else:
@@ -136,18 +136,18 @@ def compare_mode(runs, output=''):
     proposals = compare.load(runs)
     tallies = compare.tally(proposals)
     figures = compare.compare(tallies)
-    print(*compare.lines(figures), sep='\n')
+    show(*compare.lines(figures))
     known = {run: run_files.read(run, each) for run, each in proposals.items()}
     for run in (run for run in proposals if known[run].stale):
-        print(f'note: {run_files.note(run, known[run], proposals[run])}')
+        show(f'note: {run_files.note(run, known[run], proposals[run])}')
     if kind == '.json':
         with _written(output):
             files.write_atomically(output, json.dumps(figures, indent=2, allow_nan=False) + '\n')
-        print(f'{output} has the numbers')
+        show(f'{output} has the numbers')
     page = Path(output) if kind == '.html' else Path(runs[0]).parent / 'compare.html'
     with _written(page):
         compare_page.write_page(page, proposals, known, tallies, figures)
-    print(f'{page} shows them side by side')
+    show(f'{page} shows them side by side')
 
 
 def inspect_mode(config, folder):
@@ -176,7 +176,7 @@ def inspect_mode(config, folder):
         path = pictures / f'batch_{batch[0].step:04}.png'
         picture, lines = inputs_page.sheet(batch)
         files.write_atomically(path, drawings.encode_png(picture))
-        print(f'{path}', *lines, sep='\n  ')
+        show(f'{path}', *(f'  {line}' for line in lines))
         evidence += [example.evidence for example in batch]
         shown += inputs_page.chosen(batch, inputs_page.SHOWN // INSPECTED)
     verdicts = checks.verdicts(evidence, second_reading.differences(source))
@@ -190,9 +190,9 @@ def inspect_mode(config, folder):
         verdicts=verdicts,
         shown=shown,
     )
-    print(*(f'{check.word:<12} {check.name:<17} {check.text}' for check in verdicts), sep='\n')
-    print(*(f'note: {note}' for note in source.notes), sep='\n', end='\n' if source.notes else '')
-    print(f'{page} shows {len(shown)} images beside their originals')
+    show(*(f'{check.word:<12} {check.name:<17} {check.text}' for check in verdicts))
+    show(*(f'note: {note}' for note in source.notes))
+    show(f'{page} shows {len(shown)} images beside their originals')
     if failed := [check.name for check in verdicts if check.passed is False]:
         raise InputError(f'the training input is wrong ({", ".join(failed)}); see {page}')
 
@@ -204,12 +204,12 @@ def statistics_mode(config, folder):
     counted = statistics.statistics(source)
     written = folder / 'statistics'
     files.make_folder(written)
-    stem = re.sub(r'\W+', '_', source.name)
+    stem = re.sub(r'\W+', '_', source.name)[-50:]  # of 200 bytes at most
     files.write_atomically(written / f'{stem}.json', json.dumps(counted, allow_nan=False) + '\n')
     picture = statistics_plot.picture(counted, source.records)
     files.write_atomically(written / f'{stem}.svg', picture)
-    print(*statistics.lines(counted), *(f'note: {note}' for note in source.notes), sep='\n')
-    print(f'{written / stem}.json has the numbers, {stem}.svg shows them')
+    show(*statistics.lines(counted), *(f'note: {note}' for note in source.notes))
+    show(f'{written / stem}.json has the numbers, {stem}.svg shows them')
 
 
 def predict_mode(config, folder, *, paths, step=None, output=''):
@@ -229,17 +229,31 @@ def predict_mode(config, folder, *, paths, step=None, output=''):
         for path, name in progress(images.items(), len(images), 'predicted')
         if not predictions.write(trained, path, written / name)
     ]
-    print(f'{written}: proposals of {len(images) - len(skipped)} images, as json and pictures')
+    show(f'{written}: proposals of {len(images) - len(skipped)} images, as json and pictures')
     if skipped:
         raise InputError(f'{skipped[0]}: skipped, as {len(skipped)} of {len(images)} images')
 
 
 def export_mode(config, folder, *, step=None, output=''):
-    """Writes a checkpoint's weights, by torchvision's names, as a .safetensors file."""
-    if Path(output).suffix != '.safetensors':
+    """Writes a checkpoint's weights, or the function from an image to proposals, as a file."""
+    kind = Path(output).suffix
+    if kind not in ('.safetensors', '.stablehlo'):
         given = f', not {output}' if output else ''
-        raise InputError(f'the mode export needs --output=FILE.safetensors{given}')
+        raise InputError(f'the mode export needs --output=FILE.safetensors or .stablehlo{given}')
     config, variables, step = _trained(config, folder, step)
+    content, what, beside = (_weights if kind == '.safetensors' else _function)(
+        config, variables, step
+    )
+    with _written(output):
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        for suffix, text in beside.items():
+            files.write_atomically(Path(output).with_suffix(suffix), text)
+        files.write_atomically(output, content)
+    show(f'{output}: step {step}, {what}, {len(content) / 2**20:.1f} MiB')
+
+
+def _weights(config, variables, step):
+    """Returns the bytes of a .safetensors file, and what is in it."""
     tensors = weights.from_variables(variables)
     made_with = {
         'step': step,
@@ -249,10 +263,20 @@ def export_mode(config, folder, *, step=None, output=''):
         'proposals': config.proposals.to_dict(),
     }
     content = safetensors.numpy.save(tensors, {'format': 'pt', 'rpn_jax': json.dumps(made_with)})
-    with _written(output):
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(output, content)
-    print(f'{output}: step {step}, {len(tensors)} tensors, {len(content) / 2**20:.1f} MiB')
+    return content, f'{len(tensors)} tensors', {}
+
+
+def _function(config, variables, step):
+    """Returns the bytes of a .stablehlo file, what it takes, and the JSON that describes it."""
+    pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
+    model, proposals = rpn.build(config.model, config.anchors), config.proposals
+    options = data.check(data.Options(**config.data))
+    most = options.image_size if options.resize == 'square' else options.max_size
+    (canvas,) = data.plan([(most, most)], options._replace(image_size=most)).shapes
+    content = exported.serialised(model, variables, canvas, proposals=proposals, pixels=pixels)
+    about = {'step': step} | exported.description(canvas, proposals=proposals, data=config.data)
+    what = f'images of {canvas[0]} x {canvas[1]} pixels to proposals'
+    return content, what, {'.json': json.dumps(about, indent=2) + '\n'}
 
 
 @contextlib.contextmanager
@@ -294,7 +318,7 @@ def _write_coco(output, proposals, source):
         output.parent.mkdir(parents=True, exist_ok=True)
         for path, content in ((other, instances), (output, detections)):
             files.write_atomically(path, json.dumps(content) + '\n')
-    print(f"{output} has the proposals as COCO's results, {other} the images and objects")
+    show(f"{output} has the proposals as COCO's results, {other} the images and objects")
 
 
 def _publish(config, folder, evaluation):
@@ -312,5 +336,5 @@ def _publish(config, folder, evaluation):
         gallery=evaluation.gallery,
         misses=evaluation.misses,
     )
-    print('\n'.join(table(evaluation.summary)))
-    print(f'{folder / "report.html"} shows the curves and the best and worst images')
+    show(*table(evaluation.summary))
+    show(f'{folder / "report.html"} shows the curves and the best and worst images')

@@ -1,12 +1,23 @@
-"""Progress of long work: a bar on a terminal, otherwise a log line every ten seconds."""
+"""What people read in a terminal: lines, and the progress of long work.
+
+Progress is a bar on a terminal, otherwise a log line every ten seconds.
+"""
 
 import contextlib
 import logging
 import sys
 import time
 
+from rpn_jax.errors import printable
+
 logger = logging.getLogger(__name__)
 SECONDS = 10  # between two log lines
+
+
+def show(*lines, file=None):
+    """Prints lines, on stdout by default; nothing in them reaches a terminal but what prints."""
+    for line in lines:
+        print(printable(line), file=file)
 
 
 def progress(iterable, total, what):
@@ -63,7 +74,7 @@ def _bar(total, what, unit):
     terminal, above = Console(stderr=True), sys.stdout.isatty()
     with Progress(*columns, console=terminal, transient=True, redirect_stdout=above) as bar:
         of = f'{total:.0f}' if total else '?'
-        task = bar.add_task(what, total=total or None, of=of, unit=unit, rate='')
+        task = bar.add_task(printable(what), total=total or None, of=of, unit=unit, rate='')
         began = time.monotonic()
 
         def advance(amount=1):

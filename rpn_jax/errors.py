@@ -3,15 +3,21 @@
 LONGEST = 20_000  # characters of a message
 
 
-class InputError(ValueError):
-    """Says in a line what is wrong, where (file, image id, option) and what to do.
+def printable(text):
+    """Returns text as one line that is safe to show: what does not print is escaped.
 
-    Files may call themselves and their parts anything, so what does not print is escaped.
+    Files may call themselves and their parts anything: commands to a terminal, several lines,
+    letters from right to left, bytes that are no text.
     """
+    shown = text if len(text) <= LONGEST else f'{text[:LONGEST]} ..'
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+
+
+class InputError(ValueError):
+    """Says in a printable line what is wrong, where (file, image id, option) and what to do."""
 
     def __init__(self, message):
-        shown = message if len(message) <= LONGEST else f'{message[:LONGEST]} ..'
-        super().__init__(''.join(c if c.isprintable() else ascii(c)[1:-1] for c in shown))
+        super().__init__(printable(message))
 
 
 class Interrupted(Exception):

@@ -1,13 +1,16 @@
-"""Files on disk: atomic writes, folders, locks, downloads, and the folder for caches."""
+"""Files on disk: bounded reads, atomic writes, folders, locks, downloads, the folder for caches."""
 
 import contextlib
+import errno
 import fcntl
 import functools
 import glob
 import hashlib
+import json
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
@@ -20,15 +23,50 @@ logger = logging.getLogger(__name__)
 MIB = 2**20
 CHUNK = MIB  # bytes that are read or written at once
 LARGEST = 2**30  # bytes of a download whose size is not known
+MOST = 2**29  # bytes of a file that is read whole
+MOST_ROWS = 2**33  # .. of one with a row for each object, proposal or step
 TIMEOUT = 10  # seconds without an answer
 
 
-def write_atomically(path, content):
-    """Writes text or bytes to a temporary file, then renames it: path is never half-written."""
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+def read(path, most=MOST):
+    """Returns the bytes of a file; raises OSError where it is none, or larger than `most` bytes.
+
+    Reading a pipe would wait for ever, and a file may say that it is larger than any memory.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, 'not a file', os.fspath(path))
+    if status.st_size > most:
+        what = f'{status.st_size} bytes; at most {most} are read'
+        raise OSError(errno.EFBIG, what, os.fspath(path))
+    return Path(path).read_bytes()
+
+
+def read_json(path, most=MOST, **hooks):
+    """Returns the content of a json file; raises OSError as read does, ValueError of other text."""
+    return parse_json(read(path, most).decode('utf-8-sig'), **hooks)
+
+
+def parse_json(text, **hooks):
+    """Returns what json.loads does, with its hooks; raises ValueError alone."""
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        return json.loads(text, **hooks)
+    except RecursionError as error:
+        raise ValueError('nested too deeply') from error
+
+
+def write_atomically(path, content):
+    """Writes text or bytes to a temporary file, then renames it: path is never half-written.
+
+    The bytes of a name that is no text are written as an escape.
+    """
+    path = Path(path)
+    temporary = path.with_name(
+        f'.{path.name[:50]}.{os.getpid()}.tmp'
+    )  # it may be as long as a name can be
+    try:
+        is_text = isinstance(content, str)
+        temporary.write_bytes(content.encode(errors='backslashreplace') if is_text else content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """A trained network for notebooks and scripts: proposals, feature maps and scores of images."""
 
-import json
 from pathlib import Path
 
 import cv2
@@ -13,6 +12,7 @@ from rpn_jax.config import read_run, resolve
 from rpn_jax.data.normalization import normalise, pixel_family
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation.predict import make_predict
+from rpn_jax.files import parse_json
 from rpn_jax.models import rpn
 from rpn_jax.training import checkpoint
 from rpn_jax.weights import formats
@@ -34,11 +34,11 @@ def restore(path, step=None):
 def _from_file(path, step):
     tensors = weights.load(path)
     try:
-        made_with = json.loads(formats.metadata(path)['rpn_jax'])
+        made_with = parse_json(formats.metadata(path)['rpn_jax'])
         config = ConfigDict({name: made_with[name] for name in ('model', 'anchors', 'data')})
         config.proposals = ConfigDict(made_with['proposals'])
         detector = Detector(config, int(made_with['step']), variables={})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f'{path}: does not say which network it holds; export it again from its workdir'
         ) from error

@@ -165,6 +165,7 @@ def gallery_picture(image_id, group):
     box = [[10.0, 20, 60, 70]]
     return {
         'image': np.full((90, 120, 3), 200, np.uint8),
+        'size': (90, 120),
         'image_id': image_id,
         'group': group,
         'boxes': np.array(box + [[5, 5, 15, 15], [0, 0, 0, 0]]),
@@ -367,5 +368,11 @@ def training_input(number=0, flipped=False, image_id='', file=None):
     anchors = np.float32([[10, 12, 48, 40], [0, 0, 16, 16], [8, 8, 40, 40], [0, 0, 20, 8]])
     sampled = {'positive': anchors[:3], 'background': anchors[3:], 'level': np.zeros(3, int)}
     made = {'record': record, 'file': stored.getvalue() if file is None else file, 'seen': seen}
-    made |= {'original': original, 'size': size, 'boxes': row['boxes'], 'kind': kind}
+    made |= {
+        'original': original,
+        'file_size': len(made['file']),
+        'size': size,
+        'boxes': row['boxes'],
+        'kind': kind,
+    }
     return Example(step=0, levels=1, evidence=found, **made, **sampled)

@@ -217,3 +217,15 @@ for name in rpn_jax.__all__:
     getattr(rpn_jax, name)
 """
     subprocess.run([sys.executable, '-c', program], cwd=ROOT, check=True)
+
+
+def test_all_that_is_printed_passes_the_function_that_escapes_names():
+    prints = {
+        f'{file}: {function.name}'
+        for file, tree in PACKAGE.items()
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'print'
+    }
+    assert prints == {'rpn_jax/console.py: show', 'rpn_jax/cli.py: _print_help'}

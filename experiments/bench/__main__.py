@@ -57,7 +57,7 @@ def parse(argv):
     parser.add_argument('--size', type=at_least(32), nargs='+', default=[608], help='height, width')
     parser.add_argument('--depth', type=int, default=101, choices=(26, 50, 101, 152))
     parser.add_argument('--batch', **several, help='1 2, on a GPU also 8 16; of input 8')
-    parser.add_argument('--stage', nargs='+', default=('c4', 'dc5'), choices=('c4', 'dc5'))
+    parser.add_argument('--stage', nargs='+', default=('c4', 'dc5'), choices=('c4', 'dc5', 'fpn'))
     parser.add_argument('--frozen-stages', **frozen, help='of training: 3 0')
     parser.add_argument('--boxes', **several, help='that NMS sees: 6000 1000 2000 12000')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))

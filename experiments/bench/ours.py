@@ -36,7 +36,7 @@ class Case(NamedTuple):
 
     kind: str  # train, predict, ..
     depth: int
-    stage: str  # c4, dc5
+    stage: str  # c4, dc5, fpn
     frozen_stages: int
     batch: int
     size: tuple[int, int]  # height, width of the canvas
@@ -72,6 +72,10 @@ def config_of(case):
     config.model.update(depth=case.depth, dtype=case.dtype, frozen_stages=case.frozen_stages)
     if case.stage == 'dc5':
         config.model.update(last_stage=5, dilations=(1, 1, 1, 2))
+    if case.stage == 'fpn':
+        config.model.update(last_stage=5, fpn_stages=(2, 3, 4, 5))
+        config.anchors.sizes = tuple((size,) for size in config.anchors.sizes)
+        config.proposals.pre_nms = 1000
     config.data.update(pixels='torchvision', batch_size=case.batch)
     return config
 

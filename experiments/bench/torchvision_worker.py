@@ -22,16 +22,16 @@ import time
 import numpy as np
 import torch
 import torchvision
-from torchvision.models.detection import _utils, image_list, rpn
+from torchvision.models.detection import _utils, backbone_utils, image_list, rpn
 
-SIZES, RATIOS = ((32, 64, 128, 256, 512),), ((0.5, 1.0, 2.0),)
+SIZES, RATIOS = (32, 64, 128, 256, 512), (0.5, 1.0, 2.0)
 
 
 class Network(torch.nn.Module):
-    """torchvision's ResNet with frozen norms, cut after a stage, and its RPN.
+    """torchvision's ResNet with frozen norms, cut after a stage or with a pyramid, and its RPN.
 
-    case has the depth, the stage ('c4', 'dc5'), how many stages are frozen, and the numbers of
-    boxes before and after NMS. The tensors of body are called as those of the whole ResNet.
+    case has the depth, the stage ('c4', 'dc5', 'fpn'), how many stages are frozen, and the numbers
+    of boxes before and after NMS. The tensors of body are called as those of the whole ResNet.
     """
 
     def __init__(self, case):
@@ -44,15 +44,20 @@ class Network(torch.nn.Module):
         for name, norm in net.named_modules():
             if name.endswith('bn3'):  # so that random weights stay tame, as on the other side
                 norm.weight.fill_(0.2)
-        parts = list(net.named_children())[: -3 if case['stage'] == 'c4' else -2]
-        self.body = torch.nn.Sequential(collections.OrderedDict(parts))
-        frozen = 3 + case['frozen_stages'] if case['frozen_stages'] else 0  # the stem is four
-        for _, child in parts[:frozen]:
-            child.requires_grad_(False)
-        before, after = case['proposals']  # NMS
+        frozen, (before, after) = case['frozen_stages'], case['proposals']  # NMS
+        self.is_pyramid = case['stage'] == 'fpn'
+        if self.is_pyramid:
+            self.body = backbone_utils._resnet_fpn_extractor(net, 5 - frozen)
+            sizes, channels = tuple((size,) for size in SIZES), 256
+        else:
+            parts = list(net.named_children())[: -3 if case['stage'] == 'c4' else -2]
+            self.body = torch.nn.Sequential(collections.OrderedDict(parts))
+            for _, child in parts[: 3 + frozen if frozen else 0]:  # the stem is four
+                child.requires_grad_(False)
+            sizes, channels = (SIZES,), 1024 if case['stage'] == 'c4' else 2048
         self.rpn = rpn.RegionProposalNetwork(
-            rpn.AnchorGenerator(SIZES, RATIOS),
-            rpn.RPNHead(1024 if case['stage'] == 'c4' else 2048, 15),
+            rpn.AnchorGenerator(sizes, (RATIOS,) * len(sizes)),
+            rpn.RPNHead(channels, len(sizes[0]) * len(RATIOS)),
             *(0.7, 0.3, 256, 0.5),
             {'training': 2000, 'testing': before},  # of training as torchvision's own
             {'training': 2000, 'testing': after},
@@ -60,7 +65,8 @@ class Network(torch.nn.Module):
         )
 
     def forward(self, images, targets=None):
-        return self.propose({'0': self.body(images)}, images, targets)
+        maps = self.body(images)
+        return self.propose(maps if self.is_pyramid else {'0': maps}, images, targets)
 
     def propose(self, features, images, targets=None):
         """Returns the proposals of each image, and the losses by name."""

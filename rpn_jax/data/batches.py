@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 
+from rpn_jax.data.images import in_flight
+
 # Batches are made by so many threads, at most so many ahead of the step. Of 16 threads on as many
 # cores 8 make 95 % of the images.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -112,9 +114,11 @@ def example(source, canvases, position, flip, max_boxes, out, unread=False):
     """
     height, width = map(int, canvases.sizes[position])
     if not unread:
-        image = source.read(position)
-        image = cv2.flip(image, 1) if flip else image
-        cv2.resize(image, (width, height), dst=out[:height, :width])
+        with in_flight(source.records[position].size):
+            image = source.read(position)
+            image = cv2.flip(image, 1) if flip else image
+            cv2.resize(image, (width, height), dst=out[:height, :width])
+            del image
     boxes, kind = padded(source.records[position], (height, width), max_boxes)
     if flip:
         real = kind > 0

@@ -16,7 +16,7 @@ from rpn_jax.data.batches import threaded
 from rpn_jax.data.images import BadRecord, Facts
 from rpn_jax.data.records import UNSIZED, Kind, Problem, reader, select
 from rpn_jax.errors import InputError
-from rpn_jax.files import cache_folder, write_atomically
+from rpn_jax.files import cache_folder, read_json, write_atomically
 
 logger = logging.getLogger(__name__)
 ON_BAD = ('error', 'skip', 'clip')
@@ -76,10 +76,11 @@ def examined(source):
     stamps = list(map(source.files.stamp, range(len(names))))
     known = {}  # name: [stamp, *Facts]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none that can be read
-        content = json.loads(cache.read_text())
+        content = read_json(cache)
         known = content['files'] if content['version'] == VERSION else {}
     kept = [known.get(name, [''])[0] for name in names]
-    stale = [i for i, stamp in enumerate(stamps) if not stamp or stamp != kept[i]]
+    stale = {names[i]: i for i, stamp in enumerate(stamps) if not stamp or stamp != kept[i]}
+    stale = list(stale.values())  # each file once, however often it is listed
 
     def examine(number):
         position = stale[number]
@@ -202,4 +203,4 @@ def _names(source):
 def _cache_file(source):
     """Returns the cache file for a source's images: one for a folder, whatever the split."""
     folder = os.path.commonpath(list(map(os.path.dirname, _names(source))))
-    return cache_folder() / 'lint' / f'{hashlib.sha256(folder.encode()).hexdigest()[:16]}.json'
+    return cache_folder() / 'lint' / f'{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.json'

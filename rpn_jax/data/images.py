@@ -1,11 +1,11 @@
 """Read image files of any kind as uint8 RGB pixels; files that are not whole are refused."""
 
+import contextlib
 import functools
 import hashlib
 import io
 import re
-import stat
-from pathlib import Path
+import threading
 from typing import NamedTuple
 
 import cv2
@@ -13,9 +13,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from rpn_jax import files
 from rpn_jax.errors import InputError
 
-LARGEST = 2**27  # pixels of an image
+LARGEST = 2**27  # pixels of an image, and of all that threads hold at once
+LONGEST = 2**16  # pixels of a side: no format of a camera has more
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 JPEG, PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
 MARKER = re.compile(rb'\xff+[^\x00\xff\xd0-\xd7]')  # in a scan: what is no pixel and no restart
@@ -40,6 +42,25 @@ MODES = {  # Pillow's name of what a file holds, and what is odd about that
 EXTRA, STRAY = 'JPEG with stray bytes between its parts', 1024  # at most so many
 
 
+_free, _changed = LARGEST, threading.Condition()
+
+
+@contextlib.contextmanager
+def in_flight(size):
+    """Waits until an image of (height, width) fits into LARGEST beside those of other threads."""
+    global _free
+    pixels = min(size[0] * size[1], LARGEST)
+    with _changed:
+        _changed.wait_for(lambda: pixels <= _free)
+        _free -= pixels
+    try:
+        yield
+    finally:
+        with _changed:
+            _free += pixels
+            _changed.notify_all()
+
+
 class BadRecord(InputError):
     """Says why one image cannot be trained on; kind is a few words, to count by."""
 
@@ -61,9 +82,7 @@ class Facts(NamedTuple):
 def load(path):
     """Returns the bytes of a file; raises BadRecord where it cannot be read."""
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe would wait for ever
-            raise BadRecord('image unreadable', f'{path}: not a file; leave it out')
-        return Path(path).read_bytes()
+        return files.read(path)
     except OSError as error:
         is_gone = isinstance(error, FileNotFoundError)
         reason = 'no such image' if is_gone else f'cannot be read ({error.strerror})'
@@ -92,12 +111,15 @@ def decode(data, where, size=(0, 0), orientation=1):
     if not is_whole:
         what = f'{where}: the image is truncated; fetch it again or leave it out'
         raise BadRecord('image truncated', what)
-    if declared[0] * declared[1] > LARGEST:
-        shape = f'{declared[1]} x {declared[0]} pixels, more than {LARGEST}'
+    if declared[0] * declared[1] > LARGEST or max(declared) > LONGEST:
+        shape = (
+            f'{declared[1]} x {declared[0]} pixels, more than {LARGEST} or than {LONGEST} a side'
+        )
         raise BadRecord('image unreadable', f'{where}: {shape}; make it smaller or leave it out')
     try:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+        is_known = all(declared)  # else nothing would bound what is decoded
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if is_known else None
     except cv2.error as error:
         what = f'{where}: cannot be decoded ({error.err})'
         raise BadRecord('image unreadable', what) from error
@@ -118,6 +140,15 @@ def check_size(actual, annotated, where):
         raise BadRecord('image of another size than annotated', what)
 
 
+def shrunk(image, pixels):
+    """Returns an image [h, w, 3], shrunk where it has more pixels than that."""
+    factor = min(1, (pixels / (image.shape[0] * image.shape[1])) ** 0.5)
+    if factor == 1:
+        return image
+    sides = [max(1, int(side * factor)) for side in image.shape[1::-1]]
+    return cv2.resize(image, sides, interpolation=cv2.INTER_AREA)
+
+
 def orientation_of(data):
     """Returns the EXIF orientation of an image file, 1 to 8; 1 where it says nothing sensible."""
     try:
@@ -132,8 +163,9 @@ def examine(data, where):
     """Decodes the bytes of an image file and returns its Facts; never raises."""
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     try:
-        stray = _check_whole(data, where)
-        size = decode(data, where).shape[:2]
+        with in_flight(_declared(data)[0]):
+            stray = _check_whole(data, where)
+            size = decode(data, where).shape[:2]
     except BadRecord as problem:
         return Facts((0, 0), digest, problem=(problem.kind, str(problem)))
     return Facts(size, digest, _remarks(data) + stray, orientation=orientation_of(data))

@@ -6,15 +6,18 @@ averaged by their exact sums, and boxes are scaled anew.
 
 import io
 import itertools
+import warnings
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from rpn_jax.data import images
 from rpn_jax.data.records import Kind
 
 PLAIN = ('RGB', 'RGBA', 'L', 'LA', 'P', '1')  # Pillow's modes that all decoders read alike
+LARGEST = 2**24  # pixels of an image that sums of 24 bytes a pixel are made of
 SLIVER = 16  # pixels of a side; a resized image with less is not compared
 THUMBNAIL, PATCH = 32, 8  # cells along a side that pictures and boxes are compared at
 SMALLEST = 8  # pixels of a side, before and after; the content of smaller boxes is not compared
@@ -48,12 +51,12 @@ def decode(data, turned=False):
     Pillow cannot read the file.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with warnings.catch_warnings(action='ignore'), Image.open(io.BytesIO(data)) as image:
             if image.mode not in PLAIN:
                 return None
             image = image.convert('RGBA') if 'transparency' in image.info else image
             image = ImageOps.exif_transpose(image) if turned else image
-            return np.asarray(image.convert('RGB'))
+            return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
     except Exception:  # Pillow raises almost anything; OpenCV has read the file already
         return None
 
@@ -105,6 +108,9 @@ def _content(pairs, original, seen, size):
     if original is None or min(*size, *original.shape[:2]) < SLIVER:
         none = np.zeros(0)
         return dict(turns={}, colours={}, patches={False: none, True: none}, moved=none)
+    small = images.shrunk(original, LARGEST)
+    pairs = pairs[0] * np.tile(np.divide(small.shape[1::-1], original.shape[1::-1]), 2), pairs[1]
+    original = small
     sums = _sums(original), _sums(seen)
     thumbnail = _cells(sums[0], [0, 0, *original.shape[1::-1]], THUMBNAIL)
     shown = _cells(sums[1], [0, 0, *size[::-1]], THUMBNAIL)

@@ -6,11 +6,14 @@ import jax
 import numpy as np
 
 from rpn_jax import data
+from rpn_jax.data import images
 from rpn_jax.data.normalization import denormalise, normalise
 from rpn_jax.data.records import Kind, Record
 from rpn_jax.diagnosis import checks, evidence
 from rpn_jax.models import rpn
 from rpn_jax.training.step import assign_images, step_key
+
+KEPT = 2**22  # bytes of an original file, and pixels of its picture, that an example holds
 
 
 class Example(NamedTuple):
@@ -18,8 +21,9 @@ class Example(NamedTuple):
 
     step: int
     record: Record
-    file: bytes  # the original file; b'' where the image is drawn
-    original: np.ndarray  # uint8 [h, w, 3] RGB
+    file: bytes  # the original file; b'' where it has more than KEPT bytes, or the image is drawn
+    file_size: int  # bytes
+    original: np.ndarray  # uint8 [h, w, 3] RGB, of KEPT pixels at most
     seen: np.ndarray  # uint8 [H, W, 3] RGB, the network's input denormalised
     size: tuple[int, int]  # (height, width) of the real image in the canvas
     boxes: np.ndarray  # [n, 4] in pixels of the canvas
@@ -62,13 +66,15 @@ def examples(model, source, options, *, targets, seed, steps, pixels):
             measured = evidence.compare(
                 record, original, network[i], seen[i], row, planned[position], pixels
             )
+            picture = source.read(position) if original is None else original
             real, positive = row['kind'] != Kind.PADDING, index[i][labels[i] == 1]
             made.append(
                 Example(
                     step=step,
                     record=record,
-                    file=file,
-                    original=source.read(position) if original is None else original,
+                    file=file if len(file) <= KEPT else b'',
+                    file_size=len(file),
+                    original=images.shrunk(picture, KEPT),
                     seen=seen[i],
                     size=measured.size,
                     boxes=row['boxes'][real],

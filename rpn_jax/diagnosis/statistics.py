@@ -5,10 +5,12 @@ import math
 import numpy as np
 
 from rpn_jax.console import progress
+from rpn_jax.data import images
 from rpn_jax.data.batches import threaded
 from rpn_jax.data.records import Kind
 from rpn_jax.evaluation.metrics import AREAS
 
+BLOCK = 2**22  # levels that are counted at once: counting makes int64 of them
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -20,16 +22,22 @@ def statistics(source):
     """
 
     def count(position):
-        image = source.read(position)
-        return np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)])
+        record = source.records[position]
+        with images.in_flight(record.size):
+            pixels = source.read(position)
+            blocks = np.array_split(pixels, -(-pixels.size // BLOCK))
+            return sum(
+                np.stack([np.bincount(block[..., c].ravel(), minlength=256) for c in range(3)])
+                for block in blocks
+            )
 
-    images = len(source.records)
-    counts = progress(threaded(count, range(images)), images, 'read')
+    number = len(source.records)
+    counts = progress(threaded(count, range(number)), number, 'read')
     levels = sum(counts, np.zeros((3, 256), np.int64))
     mean, std = zip(*map(moments, levels), strict=True)
     return {
         'dataset': source.name,
-        'images': images,
+        'images': number,
         'pixels': int(levels[0].sum()),
         'mean': list(mean),
         'std': list(std),

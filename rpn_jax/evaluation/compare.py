@@ -1,5 +1,6 @@
 """Compare runs: their figures, their differences, and whether these are beyond noise."""
 
+import os
 import re
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def load(folders):
 
     Raises InputError where there are not two runs, or where their images or objects differ.
     """
-    if len(folders) < 2 or len({Path(folder).resolve() for folder in folders}) < len(folders):
+    if len(folders) < 2 or len({*map(os.path.realpath, folders)}) < len(folders):
         raise InputError('--mode=compare needs --runs=A,B,..: two workdirs or more, each once')
     loaded = [results.load(_file(Path(folder))) for folder in folders]
     for folder, other in zip(folders[1:], loaded[1:], strict=True):

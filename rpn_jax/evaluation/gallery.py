@@ -1,12 +1,15 @@
 """Pictures for the report: the images with the best and the worst proposals, and missed objects.
 
-`split` is an evaluate.Split, in pixels of the canvas; pictures are in those of the original image.
+`split` is an evaluate.Split, in pixels of the canvas; boxes are in those of the original image,
+whose `size` a picture names, as it may be shrunk.
 """
 
 from rpn_jax.data.batches import scale
+from rpn_jax.data.images import shrunk
 from rpn_jax.evaluation import metrics, misses
 
 EXTREMES = 8  # best and as many worst images
+PIXELS = 2**22  # most of a picture, which the report shows much smaller
 EXAMPLES = 4  # pictures of missed objects, for each reason
 
 
@@ -44,7 +47,8 @@ def _missed(split, miss):
     if miss.removed_by == 'another_object':
         rows.append(remover.row)
     return {
-        'image': split.source.read(miss.position),
+        'image': shrunk(split.source.read(miss.position), PIXELS),
+        'size': record.size,
         'image_id': record.image_id,
         'group': miss.reason,
         'boxes': record.boxes[rows],
@@ -57,7 +61,8 @@ def _proposals(split, position, group, proposals, best):
     record = split.source.records[position]
     valid = int(proposals.valid[:10].sum())
     return {
-        'image': split.source.read(position),
+        'image': shrunk(split.source.read(position), PIXELS),
+        'size': record.size,
         'image_id': record.image_id,
         'group': group,
         'boxes': record.boxes,

@@ -17,8 +17,9 @@ import numpy as np
 from rpn_jax.data.records import CROWD, DIFFICULT, OBJECT
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation.metrics import area
-from rpn_jax.files import write_atomically
+from rpn_jax.files import MOST_ROWS, read_json, write_atomically
 
+PAIRS = 2**26  # of a proposal and an object of an image, whose overlaps are held at once
 FARTHEST = 1e9  # pixels; of boxes further out, or of no finite place, an area cannot be trusted
 MEMBERS = {  # of the .npz file: dtype, of which files need only the kind, and shape, -1 any length
     'dataset': ('U', ()),
@@ -256,6 +257,8 @@ def _check(results, where):
                 refuse(f'{name} are not finite, or lie beyond {FARTHEST:g} pixels', i)
             if np.any(array[:, 2:] < array[:, :2]):
                 refuse(f'{name} are inverted: x1 < x0 or y1 < y0', i)
+        if len(boxes) * len(gt_boxes) > PAIRS:
+            refuse(f'more than {PAIRS} pairs of a proposal and an object', i)
         if not np.all(np.isfinite(scores)) or np.any(np.asarray(scores)[1:] > scores[:-1]):
             refuse('scores are not finite or rise, so the proposals are not ranked', i)
         if not np.all(np.isin(kinds, (OBJECT, DIFFICULT, CROWD))):
@@ -271,6 +274,8 @@ def _read(path):
     """
     with zipfile.ZipFile(path) as archive:
         members, size = archive.infolist(), Path(path).stat().st_size
+    if size > MOST_ROWS:
+        raise ValueError(f'{size} bytes; at most {MOST_ROWS} are read')
     if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:
         raise ValueError(f'members are compressed, or larger than the file of {size} bytes')
     with np.load(path, allow_pickle=False) as file:
@@ -282,6 +287,7 @@ def _read(path):
             raise ValueError(f'{name} is no array')
         dtype, shape = MEMBERS[name]
         fits = array.ndim == len(shape) and array.shape[1:] == shape[1:]
+        fits = fits and array.size <= size  # strings of no letters take no bytes
         if array.dtype.kind != np.dtype(dtype).kind or not fits:
             raise ValueError(f'{name} is {array.dtype} {list(array.shape)}')
     return arrays
@@ -330,8 +336,8 @@ def _parsed(source, name):
     if not isinstance(source, str | Path):
         return source, name
     try:
-        return json.loads(Path(source).read_text('utf-8')), source
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(source, MOST_ROWS), source
+    except (OSError, ValueError) as error:
         raise InputError(f'{source}: not a json file ({error})') from error
 
 

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 from rpn_jax.data.records import Kind
+from rpn_jax.errors import printable
 
 # Okabe and Ito's palette, distinct under the common forms of colour blindness, plus grey.
 COLOURS = {
@@ -145,4 +146,4 @@ def _legend_strip(legend):
 
 
 def _write(picture, text, origin, colour):
-    cv2.putText(picture, text, origin, _FONT, _TEXT_SCALE, colour, 1, cv2.LINE_AA)
+    cv2.putText(picture, printable(text), origin, _FONT, _TEXT_SCALE, colour, 1, cv2.LINE_AA)

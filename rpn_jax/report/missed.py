@@ -4,9 +4,9 @@ A missed object is a dict, as gallery.missed_objects makes it: `reason` (of miss
 [2] width and height in pixels of the original image, `overlap` and `rank` of the box that was lost
 (misses.Lost), and, where NMS suppressed that, `remover`, the rank of the proposal that did, and
 `removed_by`, what that proposal covers (of misses.REMOVERS), else None. `picture` is None, or a
-dict: `image` [H, W, 3] uint8 RGB, `image_id`, `group` (the reason), `boxes` [1 or 2, 4], the object
-and, if it is another, the one that the remover covers, `lost` [4] and `remover` [4] or None, in
-pixels of the image.
+dict: `image` [H, W, 3] uint8 RGB, which may be shrunk, `size` (height, width) of the original,
+`image_id`, `group` (the reason), `boxes` [1 or 2, 4], the object and, if it is another, the one
+that the remover covers, `lost` [4] and `remover` [4] or None, in pixels of the original.
 """
 
 from rpn_jax.evaluation.metrics import AREAS

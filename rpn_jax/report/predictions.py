@@ -1,6 +1,5 @@
 """Proposals of a user's own images: a json file and a picture of each."""
 
-import itertools
 import json
 import logging
 import os
@@ -27,7 +26,7 @@ def find(paths, output):
     counted in the log. Raises InputError where a path does not exist, a folder has no images, or a
     picture would overwrite an image.
     """
-    names, taken, others = {}, set(), []
+    names, taken, others = {}, {}, []
     for path in map(Path, paths):
         if path.is_dir():
             if os.path.realpath(path) == os.path.realpath(output):
@@ -42,7 +41,6 @@ def find(paths, output):
         for file, name in own.items():
             if file not in names:
                 names[file] = _free(name.with_suffix('').as_posix(), taken)
-                taken.add(names[file])
     written = {os.path.realpath(f'{output / name}.png') for name in taken}
     if over := [file for file in names if os.path.realpath(file) in written]:
         raise InputError(f'{over[0]}: its picture would overwrite it; name another --output')
@@ -53,9 +51,17 @@ def find(paths, output):
 
 
 def _free(name, taken):
-    """Returns the name, with a number where it is taken."""
-    numbered = (f'{name}-{number}' for number in itertools.count(2))
-    return next(each for each in itertools.chain([name], numbered) if each not in taken)
+    """Returns the name, with a number where it is taken, and takes it.
+
+    taken is {name: the number that it was last given}, so that a million equal names take a million
+    steps.
+    """
+    free = name
+    while free in taken:
+        taken[name] += 1
+        free = f'{name}-{taken[name]}'
+    taken[free] = 1
+    return free
 
 
 def write(detector, path, target):

@@ -33,10 +33,10 @@ def write_page(path, *, title, config, history, evaluation, curves, sizes, galle
       curves: {name: {key: [n] floats or None}} for `proposals`, ablations and baselines; the key is
         `iou`, `recall@N/iou` for some N, `count`, or one of _CURVES.
       sizes: {'objects': [n, 2], 'proposals': [m, 2]} float widths and heights in pixels.
-      gallery: list of dicts with `image` [H, W, 3] uint8 RGB, `image_id`, `group` ('best' or
-        'worst'), `boxes` [G, 4] and `kind` [G], `proposals` [P, 4] and `scores` [P], best first,
-        `top_iou` (float or None), the number of `objects`, and how many of these the proposals
-        `recalled` at IoU 0.5.
+      gallery: list of dicts with `image` [H, W, 3] uint8 RGB, which may be shrunk, the original's
+        `size` (height, width), `image_id`, `group` ('best' or 'worst'), `boxes` [G, 4] and `kind`
+        [G], `proposals` [P, 4] and `scores` [P], best first, `top_iou` (float or None), the number
+        of `objects`, and how many of these the proposals `recalled` at IoU 0.5.
       misses: list of dicts, one for each missed object, as in rpn_jax.report.missed.
     """
     sizes = {name: _above_zero(sizes.get(name, ())) for name in ('objects', 'proposals')}

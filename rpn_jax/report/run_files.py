@@ -1,15 +1,15 @@
 """Reads the files of a workdir beside its proposals; one that cannot be read counts as absent."""
 
 import contextlib
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from flax.traverse_util import flatten_dict
 
+from rpn_jax import files
 from rpn_jax.training import workdir
 
-_UNREADABLE = OSError, ValueError, RecursionError
+_UNREADABLE = OSError, ValueError
 
 
 class RunFiles(NamedTuple):
@@ -23,7 +23,9 @@ class RunFiles(NamedTuple):
 
 def read(run, results):
     """Returns the RunFiles of a workdir whose proposals are `results`; never raises."""
-    config = flatten_dict(_json(run, 'config.json'), sep='.')
+    config = {}
+    with contextlib.suppress(RecursionError):
+        config = flatten_dict(_json(run, 'config.json'), sep='.')
     evaluation = _json(run, 'evaluation.json')
     missed = evaluation.get('missed')
     if not isinstance(missed, dict) or not all(map(_is_number, missed.values())):
@@ -51,7 +53,7 @@ def _json(run, name):
     """Returns the content of a workdir's json file, {} where there is none that can be read."""
     content = {}
     with contextlib.suppress(*_UNREADABLE):
-        content = json.loads((Path(run) / name).read_text())
+        content = files.read_json(Path(run) / name)
     return content if isinstance(content, dict) else {}
 
 

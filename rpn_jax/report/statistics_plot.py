@@ -5,8 +5,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rpn_jax.data.records import Kind
+from rpn_jax.errors import printable
 from rpn_jax.report import plots
 
+BARS = 256  # most bars of the numbers of objects, of which an image may have a million
 CHANNELS = {'red': '#D55E00', 'green': '#009E73', 'blue': '#0072B2'}
 
 
@@ -28,7 +30,8 @@ def picture(figures, records):
     axes[0].set(title='levels of each channel', xlabel='level', ylabel='% of pixels')
     if figures['boxes']:
         _draw_boxes(axes[1:], records)
-    figure.suptitle(f'{figures["dataset"]}: {figures["images"]} images', x=0.02, ha='left')
+    title = printable(f'{figures["dataset"]}: {figures["images"]} images')
+    figure.suptitle(title, x=0.02, ha='left')
     figure.tight_layout()
     return plots.svg(figure)
 
@@ -40,7 +43,8 @@ def _draw_boxes(axes, records):
     width, height = (objects[:, 2:] - objects[:, :2]).T
     axes[0].hist(np.clip(np.sqrt(width * height), 4, 2048), bins=np.geomspace(4, 2048, 37))
     axes[1].hist(np.clip(height / width, 1 / 8, 8), bins=np.geomspace(1 / 8, 8, 37))
-    axes[2].hist(per_image, bins=np.arange(max(per_image) + 2) - 0.5)
+    step = -(-max(per_image) // BARS) or 1
+    axes[2].hist(per_image, bins=np.arange(0, max(per_image) + 1 + step, step) - 0.5)
     for axis, ticks in ((axes[0], 2.0 ** np.arange(2, 12)), (axes[1], 2.0 ** np.arange(-3, 4))):
         axis.set_xscale('log', base=2)
         axis.set_xticks(ticks, [f'{tick:g}' for tick in ticks])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 import zlib
 
@@ -45,11 +46,11 @@ def check(keep, model, resize):
 class Features:
     """The feature maps of a run's training images, as many as fit into a limit.
 
-    A map [h, w, C], of the backbone's dtype, has the number 2 * position + flip. Called with a
-    batch of TrainBatches(known=..), it puts `features` [devices, N / devices, h, w, C] in place of
-    the images, as make_update takes them. A map is computed from its image only, so it does not
-    depend on the batch in which it is first met. The settings have passed check; data is the
-    config's section, about is what identity returns.
+    Those of an image, one after the other in a flat array of the backbone's dtype, have the number
+    2 * position + flip. Called with a batch of TrainBatches(known=..), it puts `features`, a tuple
+    of [devices, N / devices, h, w, C], in place of the images, as make_update takes them. Maps are
+    computed from their image only, so they do not depend on the batch in which it is first met. The
+    settings have passed check; data is the config's section, about is what identity returns.
     """
 
     def __init__(self, model, variables, source, devices, *, pixels, data, about, keep, gigabytes):
@@ -58,15 +59,24 @@ class Features:
         self._devices, self._sharding = devices, sharding(devices, AXIS)
         self._variables = [jax.device_put(backbone, device) for device in devices]
 
-        def compute(variables, image, size):
+        def maps_of(variables, image, size):
             images = normalise(image, size, pixels)
-            (maps,) = model.apply(variables, images, method='backbone_maps')
-            return maps[0]
+            return model.apply(variables, images, method='backbone_maps')
 
-        self._compute = jax.jit(compute)
-        self._stack = jax.jit(lambda *maps: jnp.stack(maps)[None])
+        def compute(*arguments):
+            return jnp.concatenate([x.reshape(-1) for x in maps_of(*arguments)])
+
         image = np.zeros((1, data['image_size'], data['image_size'], 3), np.uint8)
-        like = jax.eval_shape(compute, backbone, image, np.zeros((1, 2), np.float32))
+        arguments = backbone, image, np.zeros((1, 2), np.float32)
+        shapes = [x.shape[1:] for x in jax.eval_shape(maps_of, *arguments)]
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
+
+        def stack(*flat):
+            maps = jnp.split(jnp.stack(flat)[None], ends[:-1], axis=2)
+            return [x.reshape(*x.shape[:2], *s) for x, s in zip(maps, shapes, strict=True)]
+
+        self._compute, self._stack = jax.jit(compute), jax.jit(stack)
+        like = jax.eval_shape(compute, *arguments)
         size = like.size * like.dtype.itemsize
         self._limit, self._on_device = int(gigabytes * 1e9 / size), keep == 'device'
         self._maps, where = {}, f"the {keep}'s memory"
@@ -86,7 +96,7 @@ class Features:
             )
 
     def known(self, number):
-        """Returns the map of a number, or None: then its image must be read. For any thread."""
+        """Returns the maps of a number, or None: then its image must be read. For any thread."""
         return self._maps.get(number)
 
     def __call__(self, batch):
@@ -94,13 +104,17 @@ class Features:
         share = count // devices
         placed = [self._placed(batch, row, row // share) for row in range(count)]
         shards = [self._stack(*placed[i : i + share]) for i in range(0, count, share)]
-        shape = devices, *shards[0].shape[1:]
-        features = jax.make_array_from_single_device_arrays(shape, self._sharding, shards)
+        features = tuple(
+            jax.make_array_from_single_device_arrays(
+                (devices, *maps[0].shape[1:]), self._sharding, list(maps)
+            )
+            for maps in zip(*shards, strict=True)
+        )
         rest = {k: v for k, v in batch.items() if k not in ('image', 'number', 'kept')}
         return rest | {'features': features}
 
     def _placed(self, batch, row, device):
-        """Returns the map of a row on its device; one that is new is kept where there is room."""
+        """Returns the maps of a row on its device; new ones are kept where there is room."""
         number, features = int(batch['number'][row]), batch['kept'][row]
         if features is None:
             features = self.known(number)  # it may have come after the batch was made
@@ -120,7 +134,7 @@ class Features:
 
 
 class DiskMaps:
-    """Maps in a folder, memory-mapped: `maps` [count, h, w, C] and `checksums` [count], 0 for none.
+    """Maps in a folder, memory-mapped: `maps` [count, size] and `checksums` [count], 0 for none.
 
     A map is used if its checksum is right: a run that dies, or two runs at once, leave maps that
     are made again, none that is wrong.
@@ -174,7 +188,8 @@ def identity(source, model, data, seed):
 
     model and data are the config's sections.
     """
-    other = 'pretrained', 'pretrained_key', 'init', 'frozen_stages', 'remat'
+    other = 'pretrained', 'pretrained_key', 'init', 'frozen_stages', 'remat', 'head_convs'
+    other += 'fpn_channels', 'fpn_extra', 'fpn_norm'
     return {
         'version': VERSION,
         'source': source.name,
@@ -196,5 +211,7 @@ def fingerprint(about, backbone, source):
         digest.update(source.read(0).data)
     for position, name in enumerate(source.files.names if source.files else ()):
         turned = source.files.turned.get(position, '')
-        digest.update(f'{os.path.abspath(name)}\0{source.files.stamp(position)}\0{turned}'.encode())
+        digest.update(
+            os.fsencode(f'{os.path.abspath(name)}\0{source.files.stamp(position)}\0{turned}')
+        )
     return digest.hexdigest()[:16]

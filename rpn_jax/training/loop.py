@@ -154,8 +154,10 @@ def _describe(config, model, state, source, other, options):
 
     fixed = rpn.frozen(model, state.params)
     learning = jax.tree.map(lambda p, frozen: None if frozen else p, state.params, fixed)
+    stages = config.model.fpn_stages
+    pyramid = f' to conv{stages[-1]}, {len(model.strides)} levels' if stages else ''
     logger.info(
-        f'ResNet-{config.model.depth} conv{config.model.last_stage}: '
+        f'ResNet-{config.model.depth} conv{(stages or (config.model.last_stage,))[0]}{pyramid}: '
         f'{millions(state.params)} parameters, {millions(learning)} learn; '
         f'{source.name}: {len(source.records)} images; steps {int(state.step)} to {config.steps}'
     )

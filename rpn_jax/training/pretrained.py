@@ -1,7 +1,7 @@
 """The weights that training starts from: ImageNet's, a file's, or those of another run."""
 
-import json
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from rpn_jax import weights
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.errors import InputError
+from rpn_jax.files import parse_json
 from rpn_jax.models.rpn import SMALLEST
 from rpn_jax.training import checkpoint, workdir
 from rpn_jax.weights import architecture, formats, names, published
@@ -119,7 +120,7 @@ def load_weights(path, aspect_ratios=None, pretrained_key=''):
 def _run_of(path):
     """Returns (workdir, step or None) where path is of a run: its folder, or one inside."""
     try:
-        path = Path(path).resolve()
+        path = Path(os.path.realpath(path))
         if path.name.isdecimal() and path.parent.name == checkpoint.FOLDER:
             return path.parent.parent, int(path.name)
         path = path.parent if path.name == checkpoint.FOLDER else path
@@ -149,7 +150,7 @@ def _made_with(where):
         if run := _run_of(where):
             config = workdir.read_config(run[0])
         else:
-            config = json.loads(formats.metadata(where).get('rpn_jax', '{}'))
+            config = parse_json(formats.metadata(where).get('rpn_jax', '{}'))
         mean, std = (tuple(map(float, config['data'][key])) for key in ('mean', 'std'))
         pixel_family(config['data']['pixels'], mean, std)
         data = {'pixels': config['data']['pixels'], 'mean': mean, 'std': std}

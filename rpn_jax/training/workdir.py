@@ -42,12 +42,12 @@ def read_config(workdir):
     if not path.is_file():
         raise InputError(f'{path}: no such file; name a --config, or the --workdir of a run')
     try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        config = files.read_json(path)
+        if not isinstance(config, dict):
+            raise ValueError('which is a JSON object')
+        return _plain(config)
+    except (OSError, ValueError) as error:
         raise InputError(f'{path}: not a config ({error})') from error
-    if not isinstance(config, dict):
-        raise InputError(f'{path}: not a config, which is a JSON object')
-    return _plain(config)
 
 
 def check(workdir, config, names=IDENTITY):
@@ -137,14 +137,14 @@ def read_history(workdir):
     A last line that a crash cut off is left out without.
     """
     path, lines, damaged = Path(workdir) / 'metrics.jsonl', [], []
-    content = path.read_bytes() if path.exists() else b''
+    content = files.read(path, files.MOST_ROWS) if path.exists() else b''
     for number, line in enumerate(content.split(b'\n')):
         try:
-            entry = json.loads(line)
+            entry = files.parse_json(line)
             if not all(isinstance(value, dict | int | float | None) for value in entry.values()):
                 raise ValueError
             lines.append(entry | {'step': int(entry['step'])})
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             damaged += [number + 1] if line and number < content.count(b'\n') else []
     if damaged:
         where = f'{path}: {len(damaged)} damaged lines are left out, the first of them line'
@@ -187,14 +187,18 @@ def _as_arrays(value):
 
 
 def _unlogged(path):
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        content = json.loads(path.read_text())
+    with contextlib.suppress(OSError, ValueError):
+        content = files.read_json(path)
         return content if isinstance(content, dict) else {}
     return {}
 
 
-def _plain(value):
-    """Returns a config as nested dicts, lists as tuples."""
+def _plain(value, levels=8):
+    """Returns a config as nested dicts, lists as tuples; raises ValueError for too many levels."""
+    if levels == 0:
+        raise ValueError('nested too deeply')
     if hasattr(value, 'items'):
-        return {key: _plain(item) for key, item in value.items()}
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+        return {key: _plain(item, levels - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item, levels - 1) for item in value)
+    return value

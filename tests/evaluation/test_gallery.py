@@ -28,6 +28,12 @@ def miss(position, row, reason, remover=None):
     return Miss(position, row, reason, 0.1, 0.6, Lost(np.float32([1, 2, 3, 4]), 0.55, 7), remover)
 
 
+def test_a_large_picture_is_shrunk_and_names_its_size(split, monkeypatch):
+    monkeypatch.setattr(gallery, 'PIXELS', 4)
+    picture = gallery.missed_objects(split, [miss(3, 3, 'beyond_limit')])[0]['picture']
+    assert picture['image'].size <= 12 and picture['size'] == split.source.records[3].size
+
+
 def test_a_missed_object_is_shown_with_what_was_lost_and_what_removed_it(split):
     other = Remover(11, np.float32([5, 5, 10, 10]), 0)
     missed = [miss(2, 1, 'suppressed', other), miss(3, 3, 'beyond_limit')]

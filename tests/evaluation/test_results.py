@@ -241,6 +241,7 @@ HEADERS = [
     "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4), }",
     "{'descr': '<f4', 'fortran_order': False, 'shape': (-3, 4), }",
     "{'descr': '<U0', 'fortran_order': False, 'shape': (4,), }",
+    "{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000000,), }",
     "{'descr': '|O', 'fortran_order': False, 'shape': (0, 4), }",
     "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 4)",
     *('{' * 90, 'import os'),
@@ -253,13 +254,15 @@ def test_hostile_headers_end_in_a_line(tmp_path, content):
         text = content.encode().ljust(117) + b'\n'
         content = (b'\x93NUMPY\x01\x00' + len(text).to_bytes(2, 'little') + text).decode('latin-1')
     path = tmp_path / 'hostile.npz'
-    with zipfile.ZipFile(path, 'w') as archive:
-        for name, array in members(tmp_path).items():
-            file = io.BytesIO()
-            np.save(file, array)
-            own = content.encode('latin-1') if name == 'proposals' else file.getvalue()
-            archive.writestr(f'{name}.npy', own)
-    refused(path, 'not a whole file of proposal results')
+    message = 'not a whole file of proposal results'
+    for hostile, complaint in (('proposals', message), ('image_ids', '')):
+        with zipfile.ZipFile(path, 'w') as archive:
+            for name, array in members(tmp_path).items():
+                file = io.BytesIO()
+                np.save(file, array)
+                own = content.encode('latin-1') if name == hostile else file.getvalue()
+                archive.writestr(f'{name}.npy', own)
+        refused(path, complaint)
 
 
 def test_damaged_files_end_in_a_line(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from helpers import assert_same, compilations, last_state, lines_of, messages, shape_of, tiny_config
 
 from rpn_jax import data
+from rpn_jax.data.normalization import normalise, pixel_family
 from rpn_jax.errors import InputError
 from rpn_jax.training import loop
 from rpn_jax.training.feature_cache import DiskMaps, Features
@@ -98,6 +99,24 @@ def test_losses_are_those_without(keep, devices, cache):
     assert len(plain().read) == 48 and len(kept.read) <= NUMBERS
     # The end of an epoch may have an image twice in a batch.
     assert len(kept.read) - count_of(kept) in (0, 1)
+
+
+def test_the_maps_under_a_pyramid_are_kept_together():
+    changes = {'model__fpn_stages': (2, 3), 'anchors__sizes': ((16,), (32,), (64,))}
+    config = config_of('host', **changes)
+    model, optimizer, _ = loop.build(config)
+    state, options = init_state(model, optimizer, config.seed), data.Options(**config.data)
+    source = data.open_split(options, 'train', seed=config.seed)
+    kept = loop.feature_cache_of(config, model, state, source, jax.devices()[:1])
+    batch_of = data.train_batch(source, options, seed=config.seed, known=kept.known)
+    plain = data.train_batch(source, options, seed=config.seed)(0)
+    images = normalise(plain['image'], plain['size'], pixel_family('torchvision'))
+    expected = jax.jit(functools.partial(model.apply, method='backbone_maps'))
+    for _ in range(2):  # made, then kept
+        maps = kept(batch_of(0))['features']
+        for ours, theirs in zip(maps, expected(state.variables, images), strict=True):
+            np.testing.assert_allclose(ours[0], theirs, rtol=1e-4, atol=1e-5)
+    assert [x.shape[2:] for x in maps] == [(16, 16, 32), (8, 8, 64)]
 
 
 def test_a_limit_keeps_some_and_says_so():

@@ -22,7 +22,7 @@ from rpn_jax.data.prepare import official
 from rpn_jax.data.records import Kind
 from rpn_jax.data.sources.voc import listed
 from rpn_jax.errors import InputError
-from rpn_jax.files import locked, write_atomically
+from rpn_jax.files import locked, read_json, write_atomically
 
 logger = logging.getLogger(__name__)
 NAME, VERSION = 'detection', '1.0.0'
@@ -53,7 +53,7 @@ def prepared_splits(directory):
     """Returns what INFO says of the splits in a prepared directory, by name; {} without one."""
     info = directory / INFO
     try:
-        return {split['name']: split for split in json.loads(info.read_text())['splits']}
+        return {split['name']: split for split in read_json(info)['splits']}
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -103,7 +103,7 @@ def _prepare(dataset, splits, path, work, on_bad):
     splits = [s for s in dataset.prepared if s not in present and needed(s) <= names]
     content, left_out = collections.defaultdict(list), collections.defaultdict(list)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        left_out |= json.loads((final / METADATA).read_text())['left_out']
+        left_out |= read_json(final / METADATA)['left_out']
     for split in splits:
         left_out.pop(split, None)  # of a preparation that was stopped at its end
         for release in dataset.prepared[split]:
@@ -256,7 +256,7 @@ def _publish(made, final):
         final.parent.mkdir(parents=True, exist_ok=True)
         os.rename(made, final)
         return
-    info = json.loads((made / INFO).read_text())
+    info = read_json(made / INFO)
     splits = prepared_splits(final) | prepared_splits(made)
     for file in made.iterdir():
         if file.name != INFO:

@@ -2,13 +2,14 @@
 
 import collections
 import contextlib
-import json
 import math
+import os
 from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
 
+from rpn_jax import files
 from rpn_jax.data import images as image_files
 from rpn_jax.data.images import BadRecord
 from rpn_jax.data.records import (
@@ -105,11 +106,11 @@ def parse(path, pictures='', on_bad='error'):
 def read(path):
     """Returns the content of an instances json, which has images; raises InputError without any."""
     try:
-        content = json.loads(Path(path).read_text('utf-8-sig'), object_pairs_hook=_dict)
+        content = files.read_json(path, files.MOST_ROWS, object_pairs_hook=_dict)
         lists = content['images'], content['annotations']
         if not all(isinstance(each, list) for each in lists):
             raise TypeError('images and annotations are lists')
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         reason = f'{type(error).__name__}: {error}'
         raise InputError(f'{path}: not a COCO file of images and annotations ({reason})') from error
     if not content['images']:
@@ -185,18 +186,16 @@ def _file_name(entry, pictures):
     name = entry.get('file_name')
     if not isinstance(name, str) or not name:
         raise InputError('has no file_name')
-    inside = name if '\\' in name and _is_file(pictures / name) else name.replace('\\', '/')
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise InputError(f'has file_name {name!r:.40}, which can be that of no file') from error
+    inside = name if '\\' in name and os.path.isfile(pictures / name) else name.replace('\\', '/')
     with contextlib.suppress(ValueError):
         inside = Path(inside).relative_to(pictures.absolute()).as_posix()
     if not inside_folder(inside.replace('\\', '_'), nested=True):
         raise InputError(f'has file_name {name!r}, which leads out of the folder')
     return inside
-
-
-def _is_file(path):
-    with contextlib.suppress(OSError, ValueError):
-        return path.is_file()
-    return False
 
 
 def _size(entry):

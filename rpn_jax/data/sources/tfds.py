@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 import warnings
 from pathlib import Path
@@ -31,7 +32,7 @@ from rpn_jax.data.records import (
 from rpn_jax.data.sources import naming
 from rpn_jax.data.sources.coco import EMPTY
 from rpn_jax.errors import InputError
-from rpn_jax.files import cache_folder, write_atomically
+from rpn_jax.files import cache_folder, parse_json, read_json, write_atomically
 
 FILES = 'dataset_info.json', 'features.json'  # what makes a folder a prepared directory
 CLASSES = 'tensorflow_datasets.core.features.'  # where the classes of features come from
@@ -140,14 +141,14 @@ def _check_classes(directory):
     """Raises InputError where a directory names classes of others, which TFDS would import."""
     for path in (directory / name for name in FILES):
         try:
-            todo = [json.loads(path.read_text())]
-        except (OSError, ValueError, RecursionError) as error:
+            todo = [read_json(path)]
+        except (OSError, ValueError) as error:
             raise InputError(f'{path}: cannot be read ({error})') from error
         while todo:
             node = todo.pop()
             if isinstance(node, str):  # older ones hold json inside json
-                with contextlib.suppress(ValueError, RecursionError):
-                    todo.append(json.loads(node))
+                with contextlib.suppress(ValueError):
+                    todo.append(parse_json(node))
             elif isinstance(node, list):
                 todo += node
             elif isinstance(node, dict):
@@ -238,11 +239,11 @@ def _scanned(directory, split, stamp, data, layout, on_bad):
 
     Without it every start would read all images for the sake of their boxes.
     """
-    key = hashlib.sha256(f'{directory.resolve()} {split}'.encode()).hexdigest()[:16]
+    key = hashlib.sha256(os.fsencode(f'{directory.resolve()} {split}')).hexdigest()[:16]
     cache = cache_folder() / 'tfds' / f'{key}.json'
     mark = [CACHE_VERSION, stamp, len(data), on_bad == 'clip']
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        content = json.loads(cache.read_text())
+        content = read_json(cache)
         if content['mark'] == mark:
             return content['entries']
     with warnings.catch_warnings():

@@ -1,9 +1,11 @@
 """VOCdevkit/VOCxxxx folders: JPEGImages, Annotations, and lists of splits in ImageSets/Main."""
 
 import math
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
+from rpn_jax import files
 from rpn_jax.data import images as image_files
 from rpn_jax.data.images import EXTENSIONS, BadRecord
 from rpn_jax.data.records import (
@@ -20,6 +22,7 @@ from rpn_jax.data.records import (
 from rpn_jax.data.sources import LONGEST, naming
 from rpn_jax.errors import InputError
 
+LARGEST = 2**28  # bytes of an XML file
 UNSAID = 'object without <difficult>, taken as not difficult'
 NEEDED = 'VOC needs a VOCdevkit/VOCxxxx folder, or one folder a split with XMLs beside images'
 DIFFICULT = {'0': False, 'false': False, '1': True, 'true': True}
@@ -95,18 +98,21 @@ def listed(path, exists=None):
     Columns may follow an id, as the -1, 0 and 1 of a class. exists(id) tells which of them a line
     with several words means; by default it is the first word.
     """
-    data = path.read_bytes()
-    encoding = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
-    lines = [line.strip() for line in data.decode(encoding, errors='replace').splitlines()]
+    try:
+        data = files.read(path)
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror})') from error
+    is_wide = data[:2] in (b'\xff\xfe', b'\xfe\xff')
+    # surrogateescape: the names of files may be no text.
+    encoding = ('utf-16', 'replace') if is_wide else ('utf-8-sig', 'surrogateescape')
+    lines = [line.strip() for line in data.decode(*encoding).splitlines()]
     return [line if exists and exists(line) else line.split()[0] for line in lines if line]
 
 
 def _root(path):
     """Returns the root element of an XML file; nothing that it declares is expanded."""
     try:
-        if path.exists() and not path.is_file():
-            raise OSError('not a file')  # reading a pipe would wait for ever
-        text = path.read_bytes()
+        text = files.read(path, LARGEST)
         if b'<!DOCTYPE' not in text and b'<!ENTITY' not in text:
             return ElementTree.fromstring(text)
     except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
@@ -202,7 +208,7 @@ def _image_ids(folder, labels, split):
                 f"{where}: no such list of a split; there are: {lists or 'none'}; the split '' "
                 'takes every annotation'
             )
-        ids = listed(where, lambda name: _is_id(name) and (labels / f'{name}.xml').is_file())
+        ids = listed(where, lambda name: _is_id(name) and os.path.isfile(labels / f'{name}.xml'))
     if not ids:
         raise InputError(f'{where}: the split is empty')
     for image_id in ids:
@@ -220,4 +226,4 @@ def _image_file(pictures, image_id):
     """Returns the path of an image, where it is missing that of its .jpg."""
     ends = [case(end) for end in EXTENSIONS for case in (str.lower, str.upper)]
     paths = [pictures / f'{image_id}{end}' for end in ends]
-    return next(filter(Path.is_file, paths), paths[0])
+    return next(filter(os.path.isfile, paths), paths[0])
