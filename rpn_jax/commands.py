@@ -301,7 +301,7 @@ def _trained(config, folder, step):
         model = rpn.build(resolved.model, resolved.anchors)
         pretrained.check(where, tensors, model)
         if variables := pretrained.whole(tensors, model):
-            print(f'{folder}: no checkpoint; the weights {where} are used as step 0')
+            show(f'{folder}: no checkpoint; the weights {where} are used as step 0')
             return resolved, variables, 0
     variables, step = checkpoint.variables(folder, step)
     config = resolve(config, folder)
