@@ -83,7 +83,7 @@ def model():
             fpn_norm='',  # '' none, 'frozen', 'batch', 'group'
             head_convs=1,  # 3x3 convolutions of the head
             init='normal',  # 'normal', 'uniform': of what is not pretrained
-            pretrained='',  # 'imagenet', 'imagenet_v2', a weights file, a workdir; '' none
+            pretrained='',  # 'imagenet', 'fasterrcnn_resnet50_fpn', a file, a workdir; '' none
             pretrained_key='',  # in a weights file with several: 'ema', 'encoder_q'; '' the usual
             dtype='float32',  # of the computation: 'float32', 'bfloat16'
             remat=(),  # stages whose maps are computed twice to save memory on GPUs, as (4,)

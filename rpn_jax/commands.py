@@ -33,6 +33,7 @@ from rpn_jax.report import (
     statistics_plot,
 )
 from rpn_jax.training import checkpoint, data_identity, loop, pretrained, workdir
+from rpn_jax.weights import published
 
 INSPECTED = 4  # batches drawn by --mode=inspect
 
@@ -94,10 +95,11 @@ def evaluator(config, folder):
 
     def make(model, source, devices):
         options = data.check(data.Options(**config.data))
-        before = config.data if source else workdir.read_config(folder)['data']
+        known = source is None and (folder / 'config.json').exists()
+        before = workdir.read_config(folder)['data'] if known else config.data
         # Without the paths: data may have been moved.
         own = all(before.get(k) == config.data[k] for k in ('source', 'name', 'train_split'))
-        if source is None and own and path.exists():
+        if known and own and path.exists():
             try:
                 gaussian = baselines.gaussian_from_json(files.read_json(path))
             except (OSError, ValueError) as error:
@@ -292,7 +294,20 @@ def _written(path):
 
 
 def _trained(config, folder, step):
-    """Returns the resolved config, the variables and the step of a checkpoint of a workdir."""
+    """Returns the resolved config, the variables and the step of a checkpoint of a workdir.
+
+    Where there is none, model.pretrained is taken as step 0 if it holds the network's every weight.
+    """
+    where = config.model.pretrained
+    if not step and not checkpoint.steps(folder) and where and where not in published.BACKBONES:
+        resolved = resolve(config, folder)
+        given = resolved.model.depth, resolved.anchors.aspect_ratios, resolved.model.pretrained_key
+        tensors = pretrained.load(where, *given)
+        model = rpn.build(resolved.model, resolved.anchors)
+        pretrained.check(where, tensors, model)
+        if variables := pretrained.whole(tensors, model):
+            show(f'{folder}: no checkpoint; the weights {where} are used as step 0')
+            return resolved, variables, 0
     variables, step = checkpoint.variables(folder, step)
     workdir.check_file(folder, step)
     config = resolve(config, folder)

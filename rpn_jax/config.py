@@ -263,13 +263,13 @@ def comments():
 def with_keys(message):
     """Returns a message of a library function with the keys of the keywords that it names.
 
-    Found are a keyword that it begins with, as `path: ..`, and those with an underscore.
+    Found are a keyword that it begins with, as `path: ..`, those with an underscore, and `depth=`.
     """
     keys = {key.rpartition('.')[2]: key for key in reversed(KEYS)}
     first = re.match(r"(\w+)(?=: | ['(\d-])", message)
     words = [
         *(first.groups() if first else ()),
-        *re.findall(r'(?<![\w./-])\w+_\w+(?![\w/])', message),
+        *re.findall(r'(?<![\w./-])(?:\w+_\w+(?![\w/])|\w+(?==))', message),
     ]
     named = dict.fromkeys(keys[word] for word in words if word in keys)
     if not named or any(key in message for key in KEYS if '.' in key):

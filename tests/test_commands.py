@@ -5,6 +5,7 @@ import re
 import shutil
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from data_files import coco_box, write_coco
@@ -19,7 +20,11 @@ from rpn_jax.data import batches
 from rpn_jax.diagnosis import checks
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation import protocols, results
+from rpn_jax.inference import restore
 from rpn_jax.report.drawings import COLOURS
+from rpn_jax.training import loop
+from rpn_jax.training.step import init_state
+from rpn_jax.weights import from_variables, published
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -163,6 +168,33 @@ def test_evaluation_needs_a_checkpoint(copied, refuse):
     )
     shutil.rmtree(copied / 'checkpoints')
     assert 'no checkpoint; train first' in refuse(['evaluate', f'--workdir={copied}'])
+
+
+def test_weights_of_a_whole_network_need_no_training(tmp_path, capfd, refuse, monkeypatch):
+    name, folder = 'fasterrcnn_resnet50_fpn', tmp_path / 'run'
+    pyramid = dict(model__norm='frozen', model__last_stage=4, model__fpn_stages=(3, 4))
+    config = tiny_config(**pyramid, anchors__sizes=((16,), (32,), (64,)))
+    tensors = from_variables(jax.device_get(init_state(*loop.build(config)[:2], 0).variables))
+    save_file(tensors, tmp_path / 'whole')
+    save_file({n: t for n, t in tensors.items() if n[:3] != 'rpn'}, tmp_path / 'headless')
+    monkeypatch.setattr(published, 'fetch', lambda *_: tmp_path / 'whole')
+    flags = tiny_flags(folder, **pyramid, anchors__sizes='((16,), (32,), (64,))')
+    taken = [*flags, f'--config.model.pretrained={name}']
+    cv2.imwrite(str(tmp_path / 'x.png'), np.zeros((48, 64, 3), np.uint8))
+    output = tmp_path / 'out.safetensors'
+    for words in ['predict', tmp_path / 'x.png'], ['evaluate'], ['export', f'--output={output}']:
+        assert main.main([*map(str, words), *taken]) == 0
+        line = f'{folder}: no checkpoint; the weights {name} are used as step 0\n'
+        assert line in capfd.readouterr().out
+    assert json.loads(next((folder / 'predictions').glob('*.json')).read_text())
+    assert json.loads((folder / 'evaluation.json').read_text())['step'] == 0
+    detector = restore(output)
+    assert detector.step == 0
+    jax.tree.map(np.testing.assert_array_equal, from_variables(detector.variables), tensors)
+    files = {'report.html', 'evaluation.json', 'proposals.npz', 'gaussian.json', 'predictions'}
+    assert {path.name for path in folder.iterdir()} == files
+    for words in [f'--config.model.pretrained={tmp_path}/headless'], ['--step=3', taken[-1]]:
+        assert 'no checkpoint; train first' in refuse(['evaluate', *flags, *words])
 
 
 def test_inspection_shows_the_pixels_and_the_boxes_that_the_network_gets(tmp_path, capsys):

@@ -15,7 +15,7 @@ from rpn_jax.errors import InputError
 from rpn_jax.files import parse_json
 from rpn_jax.models.rpn import SMALLEST
 from rpn_jax.training import checkpoint, workdir
-from rpn_jax.weights import formats, imagenet, names
+from rpn_jax.weights import architecture, formats, names, published
 from rpn_jax.weights.names import SHOWN
 from rpn_jax.weights.variables import STAGES, named
 
@@ -25,35 +25,49 @@ OWN = re.compile(
     r'(conv\d+|bn\d+|layer\d+|stem|res\d+|backbone|bottom_up|body|proposal_generator)([._]|$)|'
     r'rpn(\.|_(?!head\b))'
 )
-PYRAMID = re.compile(r'(backbone\.)?fpn')
+PYRAMID = re.compile(r'(backbone\.)?(fpn|neck|top_block)[._]')
+BESIDE = (
+    "; pretrained_key='backbone' takes what is below that name alone, 'backbone.body' the ResNet"
+)
 
 
 def load(where, depth, aspect_ratios, pretrained_key=''):
-    """Returns tensors by torchvision name; None where `where` is ''.
+    """Returns tensors by torchvision's names of a ResNet, a pyramid and a head; None without where.
 
-    where is 'imagenet' or 'imagenet_v2', which are fetched once, a file that weights.load reads, a
+    where is one of published.FILES, which are fetched once, a file that weights.load reads, a
     workdir, or checkpoints/STEP in one. depth is the ResNet's, aspect_ratios those of the anchors;
     pretrained_key is that of weights.load.
     """
     if not where:
         return None
-    if where in imagenet.FILES:
-        where = imagenet.fetch(where, depth)
-    return load_weights(where, len(aspect_ratios), pretrained_key)
+    if where in published.FILES:
+        where = published.fetch(where, depth)
+    tensors = load_weights(where, len(aspect_ratios), pretrained_key)
+    passed_over = getattr(tensors, 'passed_over', ())
+    return formats.Tensors({names.plain(n): t for n, t in tensors.items()}, passed_over)
 
 
 def check(where, tensors, model):
     """Takes from tensors, if any, what is no part of the network, with a note that names it.
 
-    Raises InputError where they do not fit the network; nothing is compiled.
+    A pyramid fits only a network with one, and a head only the network whose maps it reads. A
+    pyramid or a head on one that the tensors lack is noted. Raises InputError where they do not fit
+    the network, with what to set, where that can be told; nothing is compiled.
     """
     if tensors is None:
         return
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(SMALLEST))
+    shapes = _shapes(model)
     needed = named(shapes)
     above = STAGES - {name.partition('.')[0] for name in needed}
-    has_head = any(name.startswith('rpn.head.') for name in tensors)
     passed_over = list(getattr(tensors, 'passed_over', ()))
+    if any(map(PYRAMID.match, tensors)) != bool(model.fpn):
+        passed_over += [n for n in tensors if PYRAMID.match(n) or n.startswith('rpn.head.')]
+        for name in set(passed_over) & tensors.keys():
+            del tensors[name]
+    if held := architecture.disagreement(tensors, model):
+        beside = re.search(r' (pyramid|head) .*(fpn|head)_\w+=', held)
+        raise InputError(f'weights {where}: hold {held}{BESIDE if beside else ""}')
+    has_head = any(name.startswith('rpn.head.') for name in tensors)
     for name in [name for name in tensors if name not in needed]:
         is_own = OWN.match(name) and name.partition('.')[0] not in above
         if PYRAMID.match(name):
@@ -64,20 +78,36 @@ def check(where, tensors, model):
     try:
         weights.to_variables(tensors, shapes)
     except InputError as error:
-        beside = re.search(r'(unexpected|misshapen) (rpn|backbone\.fpn|fpn)', str(error))
-        hint = "; pretrained_key='backbone' takes what is below that name alone" if beside else ''
-        raise InputError(f'{where}: {error}{hint}') from error
+        beside = re.search(r'(unexpected|misshapen) (rpn|backbone|fpn|neck)\.', str(error))
+        raise InputError(f'{where}: {error}{BESIDE if beside else ""}') from error
     if passed_over:
         logger.info(f'note: not used of the weights {where}: {names.parts(passed_over)}')
+    held = {name.partition('.')[0] for name in tensors}
+    absent = [
+        part for start, part in {'fpn': 'pyramid', 'rpn': 'head'}.items() if start not in held
+    ]
+    if absent and model.fpn:
+        logger.info(f'note: not in the weights {where}, so random at first: {", ".join(absent)}')
     if zero := [name for name, t in tensors.items() if np.ndim(t) == 4 and not np.any(t)]:
         logger.warning(f'the weights {where} are nothing but zeros in {", ".join(zero[:SHOWN])}')
+
+
+def whole(tensors, model):
+    """Returns the variables of a model, if tensors that were checked hold all of them, or None."""
+    shapes = _shapes(model)
+    return weights.to_variables(tensors, shapes) if named(shapes).keys() <= tensors.keys() else None
+
+
+def _shapes(model):
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(SMALLEST))
 
 
 def load_weights(path, aspect_ratios=None, pretrained_key=''):
     """Returns the tensors of a weights file or of a run of ours: NumPy arrays by torchvision name.
 
-    A run is named by its workdir, or by a folder checkpoints/STEP in it; files are read by
-    weights.load, whose arguments these are. Raises InputError where nothing can be read.
+    With a pyramid they are those of torchvision's detectors, else those of its ResNet. A run is
+    named by its workdir, or by a folder checkpoints/STEP in it; files are read by weights.load,
+    whose arguments these are. Raises InputError where nothing can be read.
     """
     run = _run_of(path)
     if run is None:
@@ -109,7 +139,7 @@ def expects(where, aspect_ratios, pretrained_key=''):
     if made_with := _made_with(where):
         return made_with
     family = 'torchvision'
-    if where not in imagenet.FILES:
+    if where not in published.FILES:
         family = weights.pixels(load_weights(where, len(aspect_ratios), pretrained_key))
     return {'data': {'pixels': family}, 'model': {'stride_in_1x1': family == 'caffe'}}
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rpn_jax.errors import InputError
-from rpn_jax.weights import formats, names
+from rpn_jax.weights import formats, names, published
 
 # The stem's variance is in the thousands for pixels in 0..255, below ten for torchvision's.
 CAFFE_VARIANCE = 50
@@ -17,9 +17,11 @@ SHOWN = 20  # tensors that an error lists
 def load(path, aspect_ratios=None, pretrained_key=''):
     """Reads a file of weights into formats.Tensors, a dict of NumPy arrays by torchvision name.
 
-    The file is a .safetensors, .npz, torch's .pth, or a .pkl of Caffe2 or detectron2. aspect_ratios
+    With a pyramid the names are those of torchvision's detectors, else those of its ResNet. The
+    file is a .safetensors, .npz, torch's .pth, or a .pkl of Caffe2 or detectron2. aspect_ratios
     is how many a cell of the network's anchors has: a detectron2 head numbers its anchors size by
-    size. pretrained_key picks one of several networks or parts of a file, by a key of the
+    size. Norms of torchvision's published files whose epsilon is 0 get scales that compute the
+    same with 1e-5. pretrained_key picks one of several networks or parts of a file, by a key of the
     checkpoint or by what the names of its tensors begin with. The attribute passed_over of the
     result lists what was left out. Raises InputError for what is missing, not whole, hostile or no
     weights, and for tensors that hold NaN or infinity.
@@ -38,7 +40,22 @@ def load(path, aspect_ratios=None, pretrained_key=''):
             if not names.TORCHVISION.fullmatch(name):
                 del tensors[name]
                 tensors.passed_over.append(name)
-    return checked(tensors, where)
+    checked(tensors, where)
+    if Path(path).name in published.WITHOUT_EPSILON:
+        tensors |= _with_epsilon(tensors)
+    return formats.Tensors(names.of_detector(tensors), tensors.passed_over)
+
+
+def _with_epsilon(tensors):
+    """Returns the scales of norms that divide by sqrt(variance) for such as add EPSILON to it."""
+    scales = {}
+    for name in [name for name in tensors if name.endswith('.running_var')]:
+        scale = f'{name.removesuffix("running_var")}weight'
+        if scale in tensors:  # in float64: a channel that is always 0 has hardly any variance
+            variance = tensors[name].astype(np.float64).clip(np.finfo('f4').smallest_subnormal)
+            factor = np.sqrt(1 + names.EPSILON / variance)
+            scales[scale] = (tensors[scale] * factor).astype(np.float32)
+    return scales
 
 
 def checked(tensors, where):
@@ -61,9 +78,10 @@ def _is_float(tensor):
 
 def pixels(tensors):
     """Returns which pixels the weights expect, by the stem's norm: 'caffe' or 'torchvision'."""
-    stem = (tensors.get(f'bn1.{name}', 0) for name in ('running_var', 'running_mean', 'weight'))
+    plain = {names.plain(name): tensor for name, tensor in tensors.items()}
+    stem = (plain.get(f'bn1.{name}', 0) for name in ('running_var', 'running_mean', 'weight'))
     variance, mean, scale = (np.asarray(tensor, np.float64) for tensor in stem)
-    if 'bn1.running_var' not in tensors or not variance.size:
+    if 'bn1.running_var' not in plain or not variance.size:
         return 'torchvision'
     # Caffe2's files, and what was trained from them, keep a norm as only a scale and a bias.
     folded = np.unique(scale).size > 1 and np.allclose(variance, 1, atol=1e-2) and not mean.any()

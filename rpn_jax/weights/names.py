@@ -1,7 +1,8 @@
-"""Names of tensors: those of Caffe2 and detectron2 -> torchvision's, and the order of anchors.
+"""Names of tensors: those of Caffe2, detectron2 and mmdetection -> torchvision's; anchors' order.
 
-torchvision and this project number the anchors of a cell by aspect ratio first, then size;
-detectron2 by size first. The channels of a detectron2 head are put in our order.
+torchvision, Caffe2, mmdetection and this project number the anchors of a cell by aspect ratio
+first, then size; detectron2 by size first. The channels of a detectron2 head are put in our order,
+which with one size is the same.
 """
 
 import re
@@ -35,6 +36,7 @@ PART = re.compile(  # of a file, by the beginning of a name; or all its counters
     r'((?:(?:module|model|backbone|body|rpn|proposal_generator)\.)*[^.]*).*',
     re.DOTALL,
 )
+LATERAL = re.compile(r'fpn\.inner_blocks\.(\d+)\.')
 VALUES = {'rpn.head.cls_logits': 1, 'rpn.head.bbox_pred': 4}  # for each anchor
 
 
@@ -43,7 +45,17 @@ def block(match):
     return f'layer{int(match[1]) - 1}.{match[2]}.'
 
 
-SUBSTITUTIONS = (  # names of Caffe2 (Detectron, MSRA's files) and detectron2 -> torchvision's
+def level(match):
+    """Returns torchvision's name of a pyramid's layer: of what kind, its number, if it is a norm.
+
+    The number is that of a level, or of a stage: _from_finest takes the first from all.
+    """
+    kind, number, norm = match.groups()
+    blocks = 'inner' if kind in ('lateral', 'inner_') else 'layer'
+    return f'fpn.{blocks}_blocks.{number}.{int(norm not in (None, "conv"))}'
+
+
+SUBSTITUTIONS = (  # names of Caffe2 (Detectron, MSRA's), detectron2, mmdetection -> torchvision's
     (r'^backbone\.(body\.)?', ''),  # of torchvision's detectors, too
     (r'^bottom_up\.', ''),
     (r'^(stem\.|res_)', ''),
@@ -54,39 +66,58 @@ SUBSTITUTIONS = (  # names of Caffe2 (Detectron, MSRA's files) and detectron2 ->
     (r'\.branch2c', '.conv3'),
     (r'downsample\.0(_[bg]n|\.norm)', 'downsample.1'),
     (r'conv(\d)(_[bg]n|\.norm)', r'bn\1'),
+    (r'(^|\.)gn(\d)\.', r'\1bn\2.'),
     (r'^(fc1000|pred)_', 'fc_'),
     (r'^proposal_generator\.rpn_head\.', 'rpn.head.'),
     (r'^rpn\.head\.conv\.conv(\d)', r'rpn.head.conv.\1.0'),
     (r'\.objectness_logits\.', '.cls_logits.'),
     (r'\.anchor_deltas\.', '.bbox_pred.'),
-    (r'^conv_rpn_', 'rpn.head.conv_'),
-    (r'^rpn_(cls_logits|bbox_pred)_', r'rpn.head.\1_'),
+    (r'^conv_rpn_(fpn\d_)?', 'rpn.head.conv_'),
+    (r'^rpn_(cls_logits|bbox_pred)_(fpn\d_)?', r'rpn.head.\1_'),
+    (r'^rpn_head\.rpn_conv\.(\d)\.conv\.', r'rpn.head.conv.\1.0.'),
+    (r'^rpn_head\.rpn_conv\.', 'rpn.head.conv.'),
+    (r'^rpn_head\.rpn_cls\.', 'rpn.head.cls_logits.'),
+    (r'^rpn_head\.rpn_reg\.', 'rpn.head.bbox_pred.'),
+    (r'^fpn_(inner_)?res(\d)_\d+_sum(?:_lateral)?(_gn)?(?=_)', level),
+    (r'^fpn_(lateral|output)(\d)(\.norm)?(?=\.)', level),
+    (r'^neck\.(lateral|fpn)_convs\.(\d+)\.(conv|bn|gn)(?=\.)', level),
     (r'_(w|s|gamma)$', '.weight'),
     (r'_(b|beta)$', '.bias'),
     (r'_(rm|running_mean)$', '.running_mean'),
     (r'_(riv|running_var)$', '.running_var'),
-    (r'^rpn\.head\.conv\.(weight|bias)$', r'rpn.head.conv.0.0.\1'),  # torchvision's before 0.14
+    # torchvision's of earlier versions
+    (r'^rpn\.head\.conv\.(weight|bias)$', r'rpn.head.conv.0.0.\1'),
+    (r'^(fpn\.(inner|layer)_blocks\.\d+)\.(weight|bias)$', r'\1.0.\3'),
 )
 
 
 def plain(name):
-    """Returns a torchvision name without what its detectors put before the names of a backbone."""
-    return re.sub(r'^backbone\.(body\.)?', '', name)
+    """Returns a torchvision name without what its detectors put before the names of a backbone.
+
+    Names that torchvision does not have stay as they are.
+    """
+    short = re.sub(r'^backbone\.(body\.)?', '', name)
+    return short if TORCHVISION.fullmatch(short) else name
 
 
 def of_detector(tensors):
-    """Returns tensors of plain names by those of torchvision's detectors, if a pyramid is there."""
-    if not any(re.match(r'fpn\.(inner|layer)_blocks\.', name) for name in tensors):
+    """Returns tensors of plain names by those of torchvision's detectors, if a pyramid is there.
+
+    Names that torchvision does not have stay as they are.
+    """
+    if not any(map(LATERAL.match, tensors)):
         return tensors
     prefixes = {'rpn': '', 'fpn': 'backbone.'}
     return {
-        prefixes.get(name.partition('.')[0], 'backbone.body.') + name: tensor
+        prefixes.get(name.partition('.')[0], 'backbone.body.') + name
+        if TORCHVISION.fullmatch(name)
+        else name: tensor
         for name, tensor in tensors.items()
     }
 
 
 def to_torchvision(tensors, aspect_ratios):
-    """Returns Tensors under torchvision's names: of a ResNet, with rpn.head.* where given.
+    """Returns Tensors under torchvision's names: of a ResNet, with fpn.*, rpn.head.* where given.
 
     aspect_ratios is how many a cell has, which a detectron2 head is put in order by; None takes it
     from the anchors in the file, or else 3. Names that no rule knows stay as they are. Raises
@@ -94,28 +125,30 @@ def to_torchvision(tensors, aspect_ratios):
     other anchors.
     """
     tensors, origin = _unwrapped(tensors), {}
-    renamed = Tensors({}, tensors.passed_over)
-    for name, tensor in tensors.items():
-        if DROPPED.match(name):
-            renamed.passed_over.append(name)
-            continue
-        new = rename(name, SUBSTITUTIONS)
+    passed_over = [name for name in tensors if DROPPED.match(name)]
+    renamed = Tensors({}, tensors.passed_over + passed_over)
+    news = {n: rename(n, SUBSTITUTIONS) for n in tensors if not DROPPED.match(n)}
+    for name, new in _from_finest(news).items():
         if new in renamed:
             raise ValueError(f'{origin[new]} and {name} are the same tensor {new}')
-        renamed[new], origin[new] = tensor, name
+        renamed[new], origin[new] = tensors[name], name
     if any(name.endswith(('_bn_s', '_bn_gamma')) for name in tensors):
         renamed |= _statistics(renamed)
     if any(name.startswith('proposal_generator.rpn_head.') for name in tensors):
         cells = [t for name, t in tensors.items() if '.cell_anchors.' in name]
-        count = _ratios_of(cells[0]) if len(cells) == 1 else aspect_ratios or 3
-        if aspect_ratios and count != aspect_ratios:
-            raise ValueError(f"its head's anchors have {count} aspect ratios, not {aspect_ratios}")
-        _reorder(renamed, count)
+        counts = {_ratios_of(cell) for cell in cells} or {aspect_ratios or 3}
+        if counts != {aspect_ratios or min(counts)}:
+            found = ' and '.join(map(str, sorted(counts)))
+            wanted = aspect_ratios or 'one number for all levels'
+            raise ValueError(f"its head's anchors have {found} aspect ratios, not {wanted}")
+        _reorder(renamed, min(counts))
     return renamed
 
 
 def _unwrapped(tensors):
-    """Returns the Tensors of one network without the modules around it; a head may stand outside.
+    """Returns the Tensors of one network without the modules around it.
+
+    A head and a pyramid may stand outside.
 
     Of MoCo's two encoders it is the one that learns, encoder_q.
     """
@@ -130,11 +163,22 @@ def _unwrapped(tensors):
             raise ValueError(f'several networks: {networks}; pretrained_key picks one of them')
     inner, passed_over = {}, list(getattr(tensors, 'passed_over', ()))
     for name, tensor in tensors.items():
-        if name.startswith(start) or rename(name, SUBSTITUTIONS).startswith('rpn.head.'):
+        if name.startswith(start) or rename(name, SUBSTITUTIONS).startswith(('rpn.head.', 'fpn.')):
             inner[name.removeprefix(start)] = tensor
         else:
             passed_over.append(name)
     return Tensors(inner, passed_over)
+
+
+def _from_finest(names):
+    """Returns {name: torchvision's} with the levels of a pyramid counted from the finest."""
+    first = min((int(m[1]) for m in map(LATERAL.match, names.values()) if m), default=0)
+    return {
+        name: re.sub(
+            r'^(fpn\.(?:inner|layer)_blocks\.)(\d+)', lambda m: m[1] + str(int(m[2]) - first), new
+        )
+        for name, new in names.items()
+    }
 
 
 def parts(names):

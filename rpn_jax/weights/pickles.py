@@ -176,7 +176,8 @@ STORAGES = {
 IGNORED = re.compile(  # what trainers keep beside the weights
     r'argparse\.Namespace|types\.SimpleNamespace|collections\.(Counter|defaultdict|deque)|'
     r'(builtins|__builtin__)\.(bool|complex|dict|float|frozenset|int|list|set|slice|str|tuple)|'
-    r'(builtins|__builtin__)\.x?range|datetime\.(date|datetime|time|timedelta|timezone)|'
+    r'(builtins|__builtin__)\.x?range|mmengine\.logging\.history_buffer\.HistoryBuffer|'
+    r'datetime\.(date|datetime|time|timedelta|timezone)|'
     r'pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|numpy\.ndarray|'
     r'torch\.(Size|bfloat16|bool|device|float16|float32|float64|int32|int64|uint8)'
 )
@@ -206,6 +207,7 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file):
         super().__init__(file, encoding='latin1')  # Python 2 has text and bytes as one
         self.storages = {}
+        self._has_log = False  # mmengine's, which holds its own methods
 
     def find_class(self, module, name):
         asked = f'{module}.{name}'
@@ -214,7 +216,8 @@ class _Unpickler(pickle.Unpickler):
             return _Function(FUNCTIONS[known])
         if asked in STORAGES:
             return asked
-        if IGNORED.fullmatch(asked):
+        if IGNORED.fullmatch(asked) or (self._has_log and name == 'getattr'):
+            self._has_log |= name == 'HistoryBuffer'
             return Placeholder
         raise ValueError(
             f'it asks for {asked}, which is no part of a tensor; nothing was run. Save a '

@@ -5,16 +5,17 @@ import numpy as np
 import pytest
 
 import main
+from configs import default
 from experiments import program
 from experiments.bench.ours import Case, config_of, variables_of
 from rpn_jax import weights
-from rpn_jax.training import checkpoint, loop, workdir
+from rpn_jax.training import checkpoint, loop, pretrained, workdir
 from rpn_jax.training.parallel import place
 from rpn_jax.training.step import TrainState
 
 torch = pytest.importorskip('torch')
 try:
-    import torchvision  # noqa: F401
+    import torchvision
 except (ImportError, RuntimeError) as error:  # a build that does not belong to this torch
     pytest.skip(f'torchvision: {error}', allow_module_level=True)
 
@@ -48,6 +49,38 @@ def test_an_exported_file_loads_strictly_and_gives_the_same_numbers(exported):
     peer = compare.Network(CASE._asdict() | {'proposals': (6000, 1000)}).eval()
     with pytest.raises(RuntimeError, match='layer3.5.conv2.weight'):
         compare.take(peer, {k: t for k, t in tensors.items() if k != 'layer3.5.conv2.weight'})
+
+
+@pytest.mark.parametrize('changes', [{}, {'fpn_norm': 'batch', 'head_convs': 2}])
+def test_an_exported_pyramid_is_whole_for_torchvisions_detector(tmp_path, changes):
+    config = default.get_config()
+    pyramid = dict(depth=50, last_stage=5, fpn_stages=(2, 3, 4, 5))
+    config.model.update(**pyramid, **changes)
+    config.anchors.sizes = tuple((32 * 2**i,) for i in range(5))
+    model = loop.build(config)[0]
+    variables = variables_of(model)
+    names = 'fasterrcnn_resnet50_fpn', 'fasterrcnn_resnet50_fpn_v2'
+    make = getattr(torchvision.models.detection, names[bool(changes)])
+    peer = make(weights=None, weights_backbone=None).eval()
+    exported = {n: torch.from_numpy(t) for n, t in weights.from_variables(variables).items()}
+    missing, unexpected = peer.load_state_dict(exported, strict=False)
+    assert not unexpected and not [n for n in missing if n.startswith(('backbone.', 'rpn.'))]
+    image = np.random.default_rng(0).standard_normal((1, 64, 96, 3)).astype(np.float32)
+    with torch.no_grad():
+        theirs = peer.rpn.head(
+            [*peer.backbone(torch.from_numpy(image).permute(0, 3, 1, 2)).values()]
+        )
+    for own, levels, values in zip(
+        jax.jit(model.apply)(variables, image), theirs, (1, 4), strict=True
+    ):
+        rows = [level.permute(0, 2, 3, 1).reshape(-1, values).numpy() for level in levels]
+        assert compare.relative(np.reshape(own, (-1, values)), np.concatenate(rows)) < 1e-5
+
+    torch.save({'model': peer.state_dict()}, tmp_path / 'x.pth')
+    tensors = pretrained.load(str(tmp_path / 'x.pth'), 50, (0.5, 1, 2))
+    pretrained.check('', tensors, model)
+    taken = pretrained.whole(tensors, model)
+    jax.tree.map(np.testing.assert_array_equal, taken, jax.device_get(variables))
 
 
 def test_the_comparison_names_what_is_beyond_tolerance(monkeypatch, capsys):

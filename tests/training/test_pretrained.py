@@ -52,7 +52,7 @@ def test_a_run_starts_from_another_runs_checkpoint():
     for path, step in (('', None), ('checkpoints', None), ('checkpoints/6', 6)):
         variables, _ = checkpoint.variables(folder, step)
         tensors = pretrained.load(str(folder / path), 26, RATIOS)
-        jax.tree.map(np.testing.assert_array_equal, tensors, from_variables(variables))
+        jax.tree.map(np.testing.assert_array_equal, dict(tensors), from_variables(variables))
     pretrained.check('', tensors, model)
     state = init_state(model, optimizer, 1, tensors)
     jax.tree.map(np.testing.assert_array_equal, state.variables, variables)

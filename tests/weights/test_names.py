@@ -29,6 +29,10 @@ NAMES = {  # theirs: torchvision's
     'conv_rpn_w': 'rpn.head.conv.0.0.weight',
     'rpn_cls_logits_b': 'rpn.head.cls_logits.bias',
     'rpn_bbox_pred_w': 'rpn.head.bbox_pred.weight',
+    'fpn_inner_res5_2_sum_w': 'fpn.inner_blocks.0.0.weight',  # the finest here, being alone
+    'fpn_inner_res4_22_sum_lateral_gn_b': 'fpn.inner_blocks.0.1.bias',
+    'conv_rpn_fpn2_w': 'rpn.head.conv.0.0.weight',
+    'rpn_bbox_pred_fpn2_b': 'rpn.head.bbox_pred.bias',
     'fc1000_w': 'fc.weight',
     'pred_b': 'fc.bias',
     # detectron2
@@ -43,15 +47,25 @@ NAMES = {  # theirs: torchvision's
     f'{RPN_HEAD}.conv.conv0.bias': 'rpn.head.conv.0.0.bias',
     f'{RPN_HEAD}.conv.conv1.bias': 'rpn.head.conv.1.0.bias',
     'stem.fc.weight': 'fc.weight',
+    'backbone.fpn_lateral3.norm.running_var': 'fpn.inner_blocks.0.1.running_var',
+    # mmdetection
+    'backbone.gn1.bias': 'bn1.bias',
+    'neck.lateral_convs.0.conv.weight': 'fpn.inner_blocks.0.0.weight',
+    'neck.fpn_convs.3.bn.running_mean': 'fpn.layer_blocks.3.1.running_mean',
+    'rpn_head.rpn_conv.weight': 'rpn.head.conv.0.0.weight',
+    'rpn_head.rpn_conv.1.conv.bias': 'rpn.head.conv.1.0.bias',
+    'rpn_head.rpn_cls.weight': 'rpn.head.cls_logits.weight',
+    'rpn_head.rpn_reg.bias': 'rpn.head.bbox_pred.bias',
     # torchvision's detectors, and its head until 0.14
     'backbone.layer1.0.conv1.weight': 'layer1.0.conv1.weight',
     'backbone.body.bn1.num_batches_tracked': 'bn1.num_batches_tracked',
     'module.backbone.body.layer4.2.downsample.1.bias': 'layer4.2.downsample.1.bias',
     'rpn.head.conv.bias': 'rpn.head.conv.0.0.bias',
+    'backbone.fpn.inner_blocks.0.weight': 'fpn.inner_blocks.0.0.weight',
     'rpn.head.conv.1.0.weight': 'rpn.head.conv.1.0.weight',
     # nobody's
     'res9_0_branch2d_w': 'res9_0_branch2d_w',
-    'backbone.fpn.inner_blocks.0.weight': 'backbone.fpn.inner_blocks.0.weight',
+    'backbone.fpn.extra_blocks.p6.weight': 'backbone.fpn.extra_blocks.p6.weight',
     'my_s': 'my_s',
 }
 

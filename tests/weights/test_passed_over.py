@@ -64,6 +64,7 @@ def loaded(tmp_path, content, key=''):
         ({'state_dict': MOCO}, 'module.encoder_k', OTHER, f'module.encoder_q ({COUNT + 1})'),
         (TRAINING, '', NET, 'optimizer, lr_scheduler, epoch, roi_heads'),
         (DETECTOR, 'backbone', BODY, f'rpn.head ({len(HEAD)}), roi_heads'),
+        (PYRAMID, '', BODY, f'roi_heads, rpn.head ({len(HEAD)}), fpn'),
         (PYRAMID, 'backbone', BODY, f'rpn.head ({len(HEAD)}), roi_heads, fpn'),
         (EMA, 'net', OTHER, 'ema, epoch'),
         (EMA, 'ema', BODY, 'net, epoch'),
@@ -114,7 +115,6 @@ SWAPPED = BODY['layer1.0.conv3.weight'].transpose(2, 3, 1, 0).copy()
         (NET | {'layer1.0.conv1.bias': ONE}, '', 'unexpected layer1.0.conv1.bias'),
         (NET | {'layer1.0.se.fc1.weight': ONE}, '', 'unexpected layer1.0.se'),
         (NET | {'conv2.weight': ONE}, '', 'unexpected conv2'),  # of a deep stem
-        (PYRAMID, '', "unexpected backbone.fpn.*; pretrained_key='backbone' takes"),
         (NET | {'rpn.head.cls_logits.bias': ONE}, '', "misshapen rpn.head.*; pretrained_key='back"),
     ],
 )

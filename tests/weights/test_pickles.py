@@ -96,6 +96,13 @@ def test_other_objects_of_checkpoints_are_placeholders():
             assert type(tree[name]) is pickles.Placeholder and not hasattr(tree[name], '__dict__')
 
 
+def test_the_log_in_checkpoints_of_mmdetection_is_a_placeholder():
+    """It holds its own methods, which protocol 2 asks for by getattr."""
+    buffer = b'cmmengine.logging.history_buffer\nHistoryBuffer\n'
+    log = buffer + b')\x81}X\1\0\0\0mc__builtin__\ngetattr\n' + buffer + b'X\3\0\0\0min\x86Rsb.'
+    assert type(read(b'\x80\x02' + log)) is pickles.Placeholder
+
+
 class Asking:
     """Pickles as a call of any function."""
 
