@@ -55,7 +55,7 @@ class Checkpoints:
 
     def __exit__(self, kind, *_):
         try:
-            self._finish()
+            self.finish()
         except InputError as error:
             if kind is None or issubclass(kind, Interrupted):
                 raise
@@ -88,7 +88,7 @@ class Checkpoints:
         figures are those of the step's evaluation, if it had one. Raises InputError where this
         save, or the one before, fails.
         """
-        self._finish()
+        self.finish()
         if self.latest != step:
             kept = {self.best: figures[self.best]} if figures and self.best in figures else None
             hashes = {'sha256': _hashes(state)}
@@ -104,15 +104,15 @@ class Checkpoints:
 
     def check(self):
         """Raises InputError if the save in the background has failed; waits for nothing."""
-        self._finish(timeout=0)
+        self.finish(timeout=0)
 
-    def _finish(self, timeout=None):
-        """Waits for the save in the background; only its result ends Orbax's thread of it."""
+    def finish(self, timeout=None):
+        """Waits for the save in the background; raises InputError if it has failed."""
         if self._saving is None:
             return
         step, response = self._saving
         try:
-            response.result(timeout)
+            response.result(timeout)  # only this ends Orbax's thread of the save
         except Exception as error:
             if timeout == 0 and isinstance(error, TimeoutError):
                 return  # it is still being written

@@ -82,6 +82,7 @@ def train(config, folder, make_evaluate=None, *, devices=None):
                     figures = _evaluate_between(evaluate, state, step)
                 if last or stop or step % checkpoints.every == 0 or checkpoints.is_best(figures):
                     progress.flush()
+                    checkpoints.finish()  # what is unlogged is kept for complete checkpoints
                     workdir.write_unlogged(folder, step, progress.window)
                     checkpoints.save(step, state, figures)
                 if stop and not last:
