@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rpn_jax import config as configs
-from rpn_jax.errors import InputError, Interrupted
+from rpn_jax.errors import InputError, Interrupted, disk_line
 
 USAGE = 'python main.py [MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value]'
 
@@ -78,7 +78,7 @@ def _run(words, process):
         if '--debug' in words or isinstance(error, BrokenPipeError):
             raise
         if not isinstance(error, InputError):  # a disk that is full, say
-            error = InputError(f'{error} (--debug shows where)')
+            error = InputError(disk_line(error))
         print(f'error: {configs.with_keys(str(error))}', file=sys.stderr)
         return 1
     except Interrupted as interruption:

@@ -1,5 +1,20 @@
 """Exceptions that the command line turns into one line without a traceback."""
 
+import errno
+
+ROOM, RIGHTS = 'make room on the disk', 'set the rights of the folder, or name another'
+OPEN = 'raise the limit of open files (ulimit -n 1024)'
+REMEDIES = {
+    errno.ENOSPC: ROOM,
+    errno.EDQUOT: ROOM,
+    errno.EFBIG: 'raise the limit of the size of a file (ulimit -f)',
+    errno.EROFS: RIGHTS,
+    errno.EACCES: RIGHTS,
+    errno.EPERM: RIGHTS,
+    errno.EMFILE: OPEN,
+    errno.ENFILE: OPEN,
+    errno.ENOENT: 'if it was deleted or renamed, put it back',
+}
 LONGEST = 20_000  # characters of a message
 
 
@@ -20,3 +35,11 @@ class Interrupted(Exception):
     def __init__(self, step, number):
         super().__init__(f'interrupted at step {step}; the same command goes on from there')
         self.code = 128 + number
+
+
+def disk_line(error):
+    """Returns what an OSError says, of which file, and what to do, in a line."""
+    if error.filename is None or error.strerror is None:
+        return f'{error} (--debug shows where)'
+    remedy = REMEDIES.get(error.errno, '--debug shows where')
+    return f'{error.filename}: {error.strerror}; {remedy}'

@@ -27,11 +27,23 @@ def write_atomically(path, content):
     """Writes text or bytes to a temporary file, then renames it: path is never half-written."""
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    with writing(path):
+        try:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):  # it was never made, or nothing can be removed
+                temporary.unlink()
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Turns an OSError of the context into one that says that this path cannot be written."""
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        what = f'cannot be written ({error.strerror})'
+        raise OSError(error.errno, what, str(path)) from error
 
 
 def make_folder(folder, option='--workdir'):
@@ -77,7 +89,8 @@ def locked(path, message, wait=True):
         try:
             yield is_held
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder may be gone, or read-only by now
+                path.unlink()
 
 
 def fetch(url, path, *, sha256, size=0):

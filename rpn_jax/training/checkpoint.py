@@ -5,9 +5,12 @@ import gc
 import hashlib
 import logging
 import math
+import os
+import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from rpn_jax.errors import InputError, Interrupted
+from rpn_jax.errors import InputError, Interrupted, disk_line
 
 logger = logging.getLogger(__name__)
 FOLDER = 'checkpoints'  # in a workdir
@@ -57,7 +60,7 @@ class Checkpoints:
         try:
             self.finish()
         except InputError as error:
-            if kind is None or issubclass(kind, Interrupted):
+            if kind is None or issubclass(kind, Interrupted | OSError):
                 raise
             logger.warning(str(error))  # what ended the run is told first
         finally:
@@ -65,6 +68,9 @@ class Checkpoints:
                 self._checkpointer.close()
             except Exception:  # each part of Orbax raises what is told above
                 gc.collect()  # as in _quiet
+            for thread in threading.enumerate():  # of a save that has failed: they log their own
+                if type(thread).__module__.startswith('orbax'):
+                    thread.join(LEFT_BEHIND)
             self._silence.__exit__(None, None, None)
 
     @property
@@ -121,13 +127,12 @@ class Checkpoints:
         self._saving = None
 
     def _unwritten(self, step, error):
-        saved = steps(self._workdir)
-        newest = f'the newest is of step {saved[-1]}' if saved else 'there is none yet'
-        return InputError(
-            f'{folder(self._workdir) / str(step)}: the checkpoint cannot be written '
-            f'({_reason(error)}); {newest}; make room or set the rights of the folder, then give '
-            'the same command again'
-        )
+        if (code := re.search("os_error_code='(\\d+)'", str(error))) is not None:
+            error = OSError(int(code[1]), os.strerror(int(code[1])))
+        what = f'the checkpoint cannot be written ({_reason(error)})'
+        path = str(folder(self._workdir) / str(step))
+        failed = OSError(getattr(error, 'errno', None), what, path)
+        return InputError(f'{disk_line(failed)}; {newest(self._workdir)}')
 
     def load(self, state):
         """Returns the newest good checkpoint, placed like `state`; without checkpoints, state.
@@ -157,6 +162,14 @@ def steps(workdir):
     """Returns the steps of the checkpoints in a workdir, good or damaged, ascending."""
     found = folder(workdir).glob('*')  # Orbax gives a folder this name when it is complete
     return sorted(int(each.name) for each in found if each.name.isdecimal() and each.is_dir())
+
+
+def newest(workdir):
+    """Returns a line on the newest checkpoint of a run that an error has ended."""
+    saved = steps(workdir)
+    if not saved:
+        return 'there is no checkpoint yet'
+    return f'the newest checkpoint is of step {saved[-1]}, the same command goes on from there'
 
 
 def restore(workdir, step=None):

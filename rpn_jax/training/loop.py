@@ -61,7 +61,8 @@ def train(config, folder, make_evaluate=None, *, devices=None):
         start = int(state.step)
         _describe(config, model, state, source, evaluate and evaluate.source, options)
         made = contextlib.closing(_batches(config, model, state, source, options, devices))
-        with workdir.history(folder, start) as log, Signals() as signals, made as batches:
+        log = workdir.history(folder, start)
+        with Signals() as signals, made as batches:
             lengths = {'steps': config.steps, 'log_every': config.log_every}
             progress = Progress(log, source.records, schedule, **lengths)
             progress.window += workdir.read_unlogged(folder, start)
