@@ -22,6 +22,7 @@ from rpn_jax.errors import InputError
 
 UNSAID = 'object without <difficult>, taken as not difficult'
 NEEDED = 'VOC needs a VOCdevkit/VOCxxxx folder, or one folder a split with XMLs beside images'
+DECLARES = 'declares a DOCTYPE or entities, which no VOC annotation needs'
 DIFFICULT = {'0': False, 'false': False, '1': True, 'true': True}
 
 
@@ -107,13 +108,19 @@ def _root(path):
         if path.exists() and not path.is_file():
             raise OSError('not a file')  # reading a pipe would wait for ever
         text = path.read_bytes()
-        if b'<!DOCTYPE' not in text and b'<!ENTITY' not in text:
-            return ElementTree.fromstring(text)
+        if b'<!DOCTYPE' in text or b'<!ENTITY' in text:
+            raise ValueError(DECLARES)
+        return ElementTree.fromstring(text, ElementTree.XMLParser(target=_Builder()))
     except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
         what = f'not a readable XML file ({error}); mend it or take {path.stem} off the list'
         raise BadRecord('annotation unreadable', what) from error
-    what = 'declares a DOCTYPE or entities, which no VOC annotation needs'
-    raise BadRecord('annotation unreadable', what)
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Refuses a DOCTYPE in whatever encoding; the bytes tell it of most before they are parsed."""
+
+    def doctype(self, *_):
+        raise ValueError(DECLARES)
 
 
 def _objects(root):
