@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -262,13 +263,13 @@ def _hashes(state):
     """Returns {path: SHA-256 of dtype, shape and values} of a tree's leaves; None of `...`."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     names = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves]
-    return {
-        name: None if leaf is ... else _hash(np.asarray(leaf))
-        for name, (_, leaf) in zip(names, leaves, strict=True)
-    }
+    with ThreadPoolExecutor() as threads:  # training waits for it
+        hashed = threads.map(lambda each: None if each[1] is ... else _hash(each[1]), leaves)
+        return dict(zip(names, hashed, strict=True))
 
 
-def _hash(array):
+def _hash(leaf):
+    array = np.asarray(leaf)
     digest = hashlib.sha256(f'{array.dtype} {array.shape}'.encode())
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()
