@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from rpn_jax import config as configs
 from rpn_jax.console import show
-from rpn_jax.errors import InputError, Interrupted, leave
+from rpn_jax.errors import InputError, Interrupted, disk_line, leave
 
 USAGE = 'python main.py [MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value]'
 
@@ -97,8 +97,10 @@ def _run(words, process):
     except (InputError, OSError, MemoryError) as error:
         if '--debug' in words or isinstance(error, BrokenPipeError):
             raise
-        if not isinstance(error, InputError):  # a disk that is full, say, or the memory
-            error = InputError(f'{str(error) or type(error).__name__} (--debug shows where)')
+        if isinstance(error, MemoryError):
+            error = InputError('the memory is full (--debug shows where)')
+        if not isinstance(error, InputError):  # a disk that is full, say
+            error = InputError(disk_line(error))
         show(f'error: {configs.with_keys(str(error))}', file=sys.stderr)
         return 1
     except Interrupted as interruption:

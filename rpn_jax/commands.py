@@ -17,7 +17,7 @@ from rpn_jax.console import progress, show
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.data.sources import coco
 from rpn_jax.diagnosis import checks, inspect, second_reading, statistics
-from rpn_jax.errors import InputError
+from rpn_jax.errors import InputError, disk_line
 from rpn_jax.evaluation import baselines, compare, exported, protocols, results
 from rpn_jax.evaluation.evaluate import make_evaluate
 from rpn_jax.evaluation.summary import table
@@ -45,8 +45,13 @@ def train_mode(config, folder, *, strict=False):
     """
     with workdir.locked(folder):
         config = resolve(config, folder)
-        _, evaluation = loop.train(config, folder, evaluator(config, folder), strict=strict)
-        _publish(config, folder, evaluation)
+        try:
+            _, evaluation = loop.train(config, folder, evaluator(config, folder), strict=strict)
+            _publish(config, folder, evaluation)
+        except OSError as error:
+            if error.filename is None:  # of the terminal
+                raise
+            raise InputError(f'{disk_line(error)}; {checkpoint.newest(folder)}') from error
 
 
 def evaluate_mode(config, folder, *, step=None, output='', strict=False):
@@ -146,11 +151,11 @@ def compare_mode(runs, output=''):
     for run in (run for run in proposals if known[run].stale):
         show(f'note: {run_files.note(run, known[run], proposals[run])}')
     if kind == '.json':
-        with _written(output):
+        with _written():
             files.write_atomically(output, json.dumps(figures, indent=2, allow_nan=False) + '\n')
         show(f'{output} has the numbers')
     page = Path(output) if kind == '.html' else Path(runs[0]).parent / 'compare.html'
-    with _written(page):
+    with _written():
         compare_page.write_page(page, proposals, known, tallies, figures)
     show(f'{page} shows them side by side')
 
@@ -229,11 +234,12 @@ def predict_mode(config, folder, *, paths, step=None, output=''):
     config, variables, step = _trained(config, folder, step)
     trained = Detector(config, step, variables)
     files.make_folder(written, '--output')
-    skipped = [
-        path
-        for path, name in progress(images.items(), len(images), 'predicted')
-        if not predictions.write(trained, path, written / name)
-    ]
+    with _written():
+        skipped = [
+            path
+            for path, name in progress(images.items(), len(images), 'predicted')
+            if not predictions.write(trained, path, written / name)
+        ]
     show(f'{written}: proposals of {len(images) - len(skipped)} images, as json and pictures')
     if skipped:
         raise InputError(f'{skipped[0]}: skipped, as {len(skipped)} of {len(images)} images')
@@ -249,8 +255,8 @@ def export_mode(config, folder, *, step=None, output=''):
     content, what, beside = (_weights if kind == '.safetensors' else _function)(
         config, variables, step
     )
-    with _written(output):
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
+    with _written():
+        files.make_folder(Path(output).parent, '--output')
         for suffix, text in beside.items():
             files.write_atomically(Path(output).with_suffix(suffix), text)
         files.write_atomically(output, content)
@@ -285,12 +291,12 @@ def _function(config, variables, step):
 
 
 @contextlib.contextmanager
-def _written(path):
+def _written():
     """Turns an error of the disk into one line that names the file and the option."""
     try:
         yield
     except OSError as error:
-        raise InputError(f'{path}: cannot be written ({error}); name another --output') from error
+        raise InputError(f'{disk_line(error)}; or name another --output') from error
 
 
 def _trained(config, folder, step):
@@ -320,8 +326,8 @@ def _write_coco(output, proposals, source):
     own = proposals.coco_ids and coco.read(source.annotations[0])
     instances, detections = results.to_coco(proposals, own)
     other = output.with_suffix('.instances.json')
-    with _written(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
+    with _written():
+        files.make_folder(output.parent, '--output')
         for path, content in ((other, instances), (output, detections)):
             files.write_atomically(path, json.dumps(content) + '\n')
     show(f"{output} has the proposals as COCO's results, {other} the images and objects")

@@ -1,7 +1,21 @@
 """Exceptions that the command line turns into one line without a traceback, and its last line."""
 
+import errno
 import os
 
+ROOM, RIGHTS = 'make room on the disk', 'set the rights of the folder, or name another'
+OPEN = 'raise the limit of open files (ulimit -n 1024)'
+REMEDIES = {
+    errno.ENOSPC: ROOM,
+    errno.EDQUOT: ROOM,
+    errno.EFBIG: 'raise the limit of the size of a file (ulimit -f)',
+    errno.EROFS: RIGHTS,
+    errno.EACCES: RIGHTS,
+    errno.EPERM: RIGHTS,
+    errno.EMFILE: OPEN,
+    errno.ENFILE: OPEN,
+    errno.ENOENT: 'if it was deleted or renamed, put it back',
+}
 LONGEST = 20_000  # characters of a message
 
 
@@ -34,3 +48,11 @@ def leave(number, _):
     """Ends the process at a signal: in imports an exception gets lost, or is a crash."""
     os.write(2, b'interrupted\n')
     os._exit(128 + number)
+
+
+def disk_line(error):
+    """Returns what an OSError says, of which file, and what to do, in a line."""
+    if error.filename is None or error.strerror is None:
+        return f'{error} (--debug shows where)'
+    remedy = REMEDIES.get(error.errno, '--debug shows where')
+    return f'{error.filename}: {error.strerror}; {remedy}'

@@ -38,7 +38,7 @@ def read(path, most=MOST):
         raise OSError(errno.EINVAL, 'not a file', os.fspath(path))
     if status.st_size > most:
         what = f'{status.st_size} bytes; at most {most} are read'
-        raise OSError(errno.EFBIG, what, os.fspath(path))
+        raise OSError(errno.EOVERFLOW, what, os.fspath(path))
     return Path(path).read_bytes()
 
 
@@ -61,15 +61,26 @@ def write_atomically(path, content):
     The bytes of a name that is no text are written as an escape.
     """
     path = Path(path)
-    temporary = path.with_name(
-        f'.{path.name[:50]}.{os.getpid()}.tmp'
-    )  # it may be as long as a name can be
+    temporary = path.with_name(f'.{path.name[:50]}.{os.getpid()}.tmp')  # names have a longest
+    if isinstance(content, str):
+        content = content.encode(errors='backslashreplace')
+    with writing(path):
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):  # it was never made, or nothing can be removed
+                temporary.unlink()
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Turns an OSError of the context into one that says that this path cannot be written."""
     try:
-        is_text = isinstance(content, str)
-        temporary.write_bytes(content.encode(errors='backslashreplace') if is_text else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        what = f'cannot be written ({error.strerror})'
+        raise OSError(error.errno, what, str(path)) from error
 
 
 def make_folder(folder, option='--workdir'):
@@ -115,7 +126,8 @@ def locked(path, message, wait=True):
         try:
             yield is_held
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder may be gone, or read-only by now
+                path.unlink()
 
 
 def fetch(url, path, *, sha256, size=0):

@@ -166,7 +166,9 @@ def test_a_terminal_without_unicode_gets_escapes(monkeypatch):
     ('error', 'line'),
     [
         (InputError('x\n.jpg: not an image'), 'error: x\\n.jpg: not an image'),
-        (OSError(28, 'No space left', 'x'), "error: [Errno 28] No space left: 'x' (--debug shows"),
+        (OSError(28, 'No space left', 'x'), 'error: x: No space left; make room on the disk'),
+        (OSError(24, 'Too many', 'x'), 'error: x: Too many; raise the limit of open files (ulimit'),
+        (OSError(28, 'No space left'), 'error: [Errno 28] No space left (--debug shows where)'),
         (Interrupted(12, 15), 'interrupted at step 12'),
         (KeyboardInterrupt(), 'interrupted'),
         (KeyboardInterrupt(15), 'interrupted'),

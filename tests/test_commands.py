@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from unittest import mock
 
 import cv2
 import jax
@@ -276,13 +277,21 @@ def test_inspection_refuses_weights_of_another_network(tmp_path, refuse):
         (['predict'], 'needs images'),
         (['export'], '--output=FILE.safetensors'),
         (['export', '--output=weights.pth'], 'weights.pth'),
-        (['export', '--output=/proc/none/x.safetensors'], 'cannot be written'),
+        (['export', '--output=/proc/none/x.safetensors'], 'none: cannot be made (No such file'),
         (['export', f'--output={"y" * 300}.safetensors'], 'cannot be written'),
         (['evaluate', '--output=x.safetensors'], 'not the name of a .json file'),
     ],
 )
 def test_an_output_that_cannot_be_written_is_refused(copied, refuse, words, complaint):
     assert complaint in refuse([*words, f'--workdir={copied}'])
+
+
+def test_a_disk_that_fails_in_training_is_told_with_the_newest_checkpoint(
+    copied, refuse, monkeypatch
+):
+    monkeypatch.setattr(loop, 'train', mock.Mock(side_effect=OSError(28, 'No space left', 'x')))
+    line = refuse([f'--workdir={copied}'])
+    assert 'x: No space left; make room on the disk; the newest checkpoint is of step 8, ' in line
 
 
 def test_verification_names_the_damaged_checkpoints(copied, capsys):

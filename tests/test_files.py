@@ -156,3 +156,11 @@ def test_what_is_written_atomically_replaces_and_leaves_nothing_else(tmp_path):
         files.write_atomically(path, text)
         assert path.read_text() == text
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_of_writing_names_the_file_not_its_temporary_one(tmp_path):
+    with pytest.raises(OSError, match='cannot be written .Is a directory.: ') as caught:
+        (tmp_path / 'x').mkdir()
+        files.write_atomically(tmp_path / 'x', 'text')
+    assert caught.value.filename == str(tmp_path / 'x')
+    assert [path.name for path in tmp_path.iterdir()] == ['x']

@@ -97,10 +97,7 @@ def save(path, results):
         arrays['coco_ids'] = np.array(list(map(json.dumps, results.coco_ids)), 'U')
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
-    try:
-        write_atomically(path, file.getbuffer())
-    except OSError as error:
-        raise InputError(f'{path}: cannot be written ({error.strerror})') from error
+    write_atomically(path, file.getbuffer())
 
 
 def load(path):

@@ -99,11 +99,5 @@ def write(detector, path, target):
         ('json', json.dumps(content) + '\n'),
         ('png', drawings.encode_png(picture)),
     ):
-        file = target.with_name(f'{target.name}.{suffix}')
-        try:
-            files.write_atomically(file, data)
-        except OSError as error:
-            raise InputError(
-                f'{file}: cannot be written ({error.strerror}); make room, or name another --output'
-            ) from error
+        files.write_atomically(target.with_name(f'{target.name}.{suffix}'), data)
     return True

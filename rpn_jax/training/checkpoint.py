@@ -6,11 +6,15 @@ import hashlib
 import json
 import logging
 import math
+import os
+import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +22,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from rpn_jax.errors import InputError, Interrupted
+from rpn_jax.errors import InputError, Interrupted, disk_line
 
 logger = logging.getLogger(__name__)
 FOLDER = 'checkpoints'  # in a workdir
@@ -54,9 +58,9 @@ class Checkpoints:
 
     def __exit__(self, kind, *_):
         try:
-            self._finish()
+            self.finish()
         except InputError as error:
-            if kind is None or issubclass(kind, Interrupted):
+            if kind is None or issubclass(kind, Interrupted | OSError):
                 raise
             logger.warning(str(error))  # what ended the run is told first
         finally:
@@ -64,6 +68,9 @@ class Checkpoints:
                 self._checkpointer.close()
             except Exception:  # each part of Orbax raises what is told above
                 gc.collect()  # as in _quiet
+            for thread in threading.enumerate():  # of a save that has failed: they log their own
+                if type(thread).__module__.startswith('orbax'):
+                    thread.join(LEFT_BEHIND)
             self._silence.__exit__(None, None, None)
 
     @property
@@ -89,7 +96,7 @@ class Checkpoints:
         figures are those of the step's evaluation, if it had one. Raises InputError where this
         save, or the one before, fails.
         """
-        self._finish()
+        self.finish()
         if self.latest != step:
             kept = {self.best: figures[self.best]} if figures and self.best in figures else None
             text = json.dumps(self._config)
@@ -106,15 +113,15 @@ class Checkpoints:
 
     def check(self):
         """Raises InputError if the save in the background has failed; waits for nothing."""
-        self._finish(timeout=0)
+        self.finish(timeout=0)
 
-    def _finish(self, timeout=None):
-        """Waits for the save in the background; only its result ends Orbax's thread of it."""
+    def finish(self, timeout=None):
+        """Waits for the save in the background; raises InputError if it has failed."""
         if self._saving is None:
             return
         step, response = self._saving
         try:
-            response.result(timeout)
+            response.result(timeout)  # only this ends Orbax's thread of the save
         except Exception as error:
             if timeout == 0 and isinstance(error, TimeoutError):
                 return  # it is still being written
@@ -123,13 +130,12 @@ class Checkpoints:
         self._saving = None
 
     def _unwritten(self, step, error):
-        saved = steps(self._workdir)
-        newest = f'the newest is of step {saved[-1]}' if saved else 'there is none yet'
-        return InputError(
-            f'{folder(self._workdir) / str(step)}: the checkpoint cannot be written '
-            f'({_reason(error)}); {newest}; make room or set the rights of the folder, then give '
-            'the same command again'
-        )
+        if (code := re.search("os_error_code='(\\d+)'", str(error))) is not None:
+            error = OSError(int(code[1]), os.strerror(int(code[1])))
+        what = f'the checkpoint cannot be written ({_reason(error)})'
+        path = str(folder(self._workdir) / str(step))
+        failed = OSError(getattr(error, 'errno', None), what, path)
+        return InputError(f'{disk_line(failed)}; {newest(self._workdir)}')
 
     def load(self, state):
         """Returns the newest good checkpoint, placed like `state`; without checkpoints, state.
@@ -170,6 +176,14 @@ def steps(workdir):
     """Returns the steps of the checkpoints in a workdir, good or damaged, ascending."""
     found = folder(workdir).glob('*')  # Orbax gives a folder this name when it is complete
     return sorted(int(each.name) for each in found if each.name.isdecimal() and each.is_dir())
+
+
+def newest(workdir):
+    """Returns a line on the newest checkpoint of a run that an error has ended."""
+    saved = steps(workdir)
+    if not saved:
+        return 'there is no checkpoint yet'
+    return f'the newest checkpoint is of step {saved[-1]}, the same command goes on from there'
 
 
 def restore(workdir, step=None):
@@ -289,13 +303,13 @@ def _hashes(state):
     """Returns {path: SHA-256 of dtype, shape and values} of a tree's leaves; None of `...`."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     names = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves]
-    return {
-        name: None if leaf is ... else _hash(np.asarray(leaf))
-        for name, (_, leaf) in zip(names, leaves, strict=True)
-    }
+    with ThreadPoolExecutor() as threads:  # training waits for it
+        hashed = threads.map(lambda each: None if each[1] is ... else _hash(each[1]), leaves)
+        return dict(zip(names, hashed, strict=True))
 
 
-def _hash(array):
+def _hash(leaf):
+    array = np.asarray(leaf)
     digest = hashlib.sha256(f'{array.dtype} {array.shape}'.encode())
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()

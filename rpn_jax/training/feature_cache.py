@@ -173,8 +173,9 @@ class DiskMaps:
     def __setitem__(self, number, features):
         # Writing to a mapped file on a full disk would kill the process: room is taken first.
         if hasattr(os, 'posix_fallocate'):  # not on macOS
-            with open(self.folder / 'maps', 'r+b') as file:
-                os.posix_fallocate(file.fileno(), number * features.nbytes, features.nbytes)
+            for name, size in (('maps', features.nbytes), ('checksums', self._sums.itemsize)):
+                with open(self.folder / name, 'r+b') as file:
+                    os.posix_fallocate(file.fileno(), number * size, size)
         self._maps[number] = features
         self._sums[number] = _checksum(features)
 

@@ -66,7 +66,8 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
             _describe(config, model, state, source, evaluate and evaluate.source, options)
             _describe_rate(config, before, schedule, start)
             made = contextlib.closing(_batches(config, model, state, source, options, devices))
-            with workdir.history(folder, start) as log, made as batches:
+            log = workdir.history(folder, start)
+            with made as batches:
                 lengths = {'steps': config.steps, 'log_every': config.log_every}
                 progress = Progress(log, source.records, schedule, **lengths)
                 progress.window += workdir.read_unlogged(folder, start)
@@ -137,6 +138,7 @@ def _pixels(config):
 
 def _save(folder, checkpoints, progress, step, state, figures=None):
     progress.flush()
+    checkpoints.finish()  # what is unlogged is kept for complete checkpoints
     workdir.write_unlogged(folder, step, progress.window)
     checkpoints.save(step, state, figures)
 

@@ -4,6 +4,9 @@ import contextlib
 import itertools
 import json
 import logging
+import socket
+import struct
+import time
 from pathlib import Path
 
 import jax
@@ -133,29 +136,55 @@ def keep_compilations():
         jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'compiled'))
 
 
-@contextlib.contextmanager
 def history(workdir, start):
-    """Yields log(step, scalars), which appends to metrics.jsonl and to TensorBoard's events.
+    """Returns log(step, scalars), which appends to metrics.jsonl and to TensorBoard's events.
 
     scalars are {name: number}; nested ones go to the file only. Lines after the step `start`, from
     which a run goes on, are cut.
     """
-    # TensorBoard is imported here: tests and notebooks that never log need not wait for it.
-    from tensorboardX import SummaryWriter
-
     path = Path(workdir) / 'metrics.jsonl'
     lines = [line for line in read_history(workdir) if line['step'] <= start]
     write_atomically(path, ''.join(json.dumps(line) + '\n' for line in lines))
-    with SummaryWriter(str(workdir), purge_step=start + 1 if start else None) as events:
+    write_events = _events(Path(workdir), start)
 
-        def log(step, scalars):
-            with path.open('a') as file:
-                file.write(json.dumps({'step': step, **scalars}) + '\n')
-            for name, value in scalars.items():
-                if value is not None and not isinstance(value, dict):
-                    events.add_scalar(name, value, step)
+    def log(step, scalars):
+        with files.writing(path), path.open('a') as file:
+            file.write(json.dumps({'step': step, **scalars}) + '\n')
+        write_events(step, scalars)
 
-        yield log
+    return log
+
+
+def _events(folder, start):
+    """Returns write(step, scalars), which appends to a new file of TensorBoard's events.
+
+    SummaryWriter would do it in a thread: where that fails, the run waits for it for ever.
+    """
+    # Imported here: tests and notebooks that never log need not wait for it.
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.record_writer import masked_crc32c
+    from tensorboardX.summary import Summary, scalar
+
+    path = folder / f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}'
+
+    def append(step, **content):
+        data = Event(step=step, wall_time=time.time(), **content).SerializeToString()
+        length = struct.pack('<Q', len(data))
+        sums = (struct.pack('<I', masked_crc32c(each)) for each in (length, data))
+        with files.writing(path), path.open('ab') as file:
+            file.write(length + next(sums) + data + next(sums))
+
+    def write(step, scalars):
+        summary = Summary()
+        for name, value in scalars.items():
+            if value is not None and not isinstance(value, dict):
+                summary.MergeFrom(scalar(name, value))
+        append(step, summary=summary)
+
+    append(0, file_version='brain.Event:2')
+    if start:  # hides what an earlier process wrote of later steps
+        append(start + 1, session_log=SessionLog(status=SessionLog.START))
+    return write
 
 
 def read_history(workdir):

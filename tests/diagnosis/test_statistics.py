@@ -47,6 +47,8 @@ def test_boxes_are_counted_by_kind_and_size():
     assert counted['images_without_objects'] == 1 and counted['most_boxes'] == 5
     assert counted['per_image']['50'] == 1 and counted['aspect_ratio']['95'] == 4
     np.testing.assert_allclose(counted['size']['50'], (20 + 32) / 2)
+    others = Record('a', (200, 200), boxes, np.int32([1, 1, 1, 2, 2]))  # difficult, not crowd
+    assert statistics.box_statistics([others])['size'] == statistics.box_statistics([first])['size']
 
 
 def run(folder, tmp_path, **data):

@@ -70,6 +70,20 @@ def test_figures_that_no_run_has_are_not_shown_and_zero_has_no_sign(runs):
     assert [compare.signed(x) for x in (-0.0002, 0.0, -0.0016)] == ['+0.000', '+0.000', '-0.002']
 
 
+def test_figures_of_more_proposals_than_either_run_has_are_left_out(runs):
+    loaded = compare.load(runs[:2])
+    assert all('AR@10' in own for own in compare.tally(loaded).values())
+    for name, each in loaded.items():
+        kept = compare.tally({**loaded, name: fewer(each)})
+        assert not any('AR@10' in own for own in kept.values()), name
+
+
+def fewer(run):
+    """Returns a run with 5 proposals an image at most."""
+    cut = {name: [rows[:5] for rows in getattr(run, name)] for name in ('proposals', 'scores')}
+    return run._replace(**cut)
+
+
 def test_what_cannot_be_written_is_refused(runs, tmp_path, capsys):
     words = ['--mode=compare', f'--runs={runs[0]},{runs[1]}', f'--output={tmp_path}/none/x.json']
     assert main.main(words) == 1

@@ -189,7 +189,7 @@ def test_what_does_not_fit_together_is_not_written(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         results.save(tmp_path / 'a.npz', a_split()._replace(**change))
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(InputError, match='cannot be written'):
+    with pytest.raises(OSError, match='cannot be written'):
         results.save(tmp_path / 'none' / 'a.npz', a_split())
 
 

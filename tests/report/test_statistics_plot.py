@@ -24,3 +24,14 @@ def test_the_picture_shows_levels_and_objects_if_there_are_any():
     drawn = set(picture([], []))
     assert levels <= drawn and not objects & drawn
     assert 'objects per image' in picture([[0, 0, 3, 2]], [2])  # difficult objects alone
+
+
+def test_difficult_objects_are_in_no_histogram():
+    boxes = [[0, 0, 3, 2], [0, 0, 1, 4], [1, 1, 3, 3]]
+
+    def drawn(kind):
+        record = Record('x', (4, 5), np.float32(boxes), np.int32(kind))
+        figures = {'dataset': 'x', 'images': 1, 'pixels': 256, 'levels': np.ones((3, 256)).tolist()}
+        return statistics_plot.picture(figures | {'boxes': {'objects': 2}}, [record])
+
+    assert drawn([1, 1, 2]) == drawn([1, 1, 3]) != drawn([1, 1, 1])

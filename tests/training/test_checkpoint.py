@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from concurrent.futures import Future
 
 import jax
@@ -129,7 +130,11 @@ def test_saves_leave_no_threads_and_no_descriptors(tmp_path):
     assert max(counts) < counts[1] + 12  # each save had left three
 
 
-def test_a_save_that_fails_is_told_at_the_next_step(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    'error',
+    [OSError(28, 'No space left on device'), ValueError("EXHAUSTED: x\n[os_error_code='28']")],
+)
+def test_a_save_that_fails_is_told_at_the_next_step(tmp_path, monkeypatch, error):
     response = Future()
     with pytest.raises(InputError) as caught, Checkpoints(tmp_path, every=1, keep=2) as checkpoints:
         checkpoints.save(1, state_of(1))
@@ -137,27 +142,46 @@ def test_a_save_that_fails_is_told_at_the_next_step(tmp_path, monkeypatch):
             patch.setattr(checkpoints._checkpointer, 'save_async', lambda *_, **__: response)
             checkpoints.save(2, state_of(2))
         checkpoints.check()  # it is still being written
-        response.set_exception(OSError(28, 'No space left on device'))
+        response.set_exception(error)
         checkpoints.check()
     expected = (
-        '2: the checkpoint cannot be written (No space left on device); the newest is of step 1'
+        '2: the checkpoint cannot be written (No space left on device); make room on the disk; '
+        'the newest checkpoint is of step 1, the same command goes on from there'
     )
     assert expected in str(caught.value)
 
 
-@pytest.mark.parametrize('error', [InputError('not finite'), Interrupted(2, 15)])
+def test_a_save_that_the_disk_refuses_is_one_line_of_all_threads(tmp_path, caplog):
+    resource = pytest.importorskip('resource')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    numbers = np.random.default_rng(0).normal(size=(5, 9999))
+    state = place(dict(enumerate(numbers.astype(np.float32))), jax.devices()[:1])
+    with pytest.raises(InputError, match='.File too large.; raise the limit .*; there is no check'):
+        with Checkpoints(tmp_path, every=1, keep=2) as checkpoints:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (9999, limits[1]))
+            try:
+                checkpoints.save(1, state)
+                checkpoints.finish()
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caplog.text == ''
+    others = [type(thread).__module__ for thread in threading.enumerate()]
+    assert not any(name.startswith('orbax') for name in others)
+
+
+@pytest.mark.parametrize('error', [InputError('not finite'), Interrupted(2, 15), OSError()])
 def test_a_save_that_fails_at_the_end_hides_no_other_error(tmp_path, caplog, error):
     with pytest.raises(InputError) as caught, Checkpoints(tmp_path, every=1, keep=2) as checkpoints:
         checkpoints._saving = 2, Future()
         checkpoints._saving[1].set_exception(OSError(28, 'No space left on device'))
         raise error
-    told = str(caught.value) if isinstance(error, Interrupted) else caplog.text
-    assert 'cannot be written (No space left on device); there is none yet' in told
-    assert isinstance(error, Interrupted) or caught.value is error
+    told = caplog.text if isinstance(error, InputError) else str(caught.value)
+    assert 'cannot be written (No space left on device); make room' in told
+    assert (caught.value is error) == isinstance(error, InputError)
 
 
 def test_a_folder_that_is_gone_is_an_error_not_made_again(tmp_path):
-    with pytest.raises(InputError, match='cannot be written .No such file or directory.; there is'):
+    with pytest.raises(InputError, match='cannot be written .No such file or directory.; if it'):
         with Checkpoints(tmp_path, every=1, keep=2) as checkpoints:
             shutil.rmtree(checkpoint.folder(tmp_path))
             checkpoints.save(1, state_of(1))

@@ -1,6 +1,7 @@
 """The loop: a run resumes bit for bit, stops where it must, and keeps its best checkpoint."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from helpers import assert_same, finished_run, last_state, messages, tiny_config
 from rpn_jax import data
 from rpn_jax.commands import evaluator
 from rpn_jax.errors import InputError, Interrupted
-from rpn_jax.training import checkpoint, loop
+from rpn_jax.training import checkpoint, loop, workdir
 from rpn_jax.training.workdir import figures, read_history
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -170,6 +171,30 @@ def test_a_longer_schedule_is_noted_by_the_rates_before_and_now(caplog, changes,
     config = tiny_config(optim__warmup_steps=0, **changes)
     loop._describe_rate(config, tiny_config().to_dict() | before, loop.build(config)[2], 8)
     assert len(caplog.messages) == bool(note) and note in caplog.text
+
+
+class Late:
+    """The response of a save that is done when it is waited for."""
+
+    def __init__(self, save):
+        self.save = save
+
+    def result(self, timeout):
+        if timeout == 0:
+            raise TimeoutError
+        self.save().result()
+
+
+def test_a_slow_save_keeps_the_metrics_that_are_in_no_line_yet(tmp_path, monkeypatch):
+    save_async = checkpoint.ocp.training.Checkpointer.save_async
+
+    def save_late(self, step, state, **keywords):
+        return Late(functools.partial(save_async, self, step, jax.device_get(state), **keywords))
+
+    monkeypatch.setattr(checkpoint.ocp.training.Checkpointer, 'save_async', save_late)
+    loop.train(tiny_config(log_every=3), tmp_path)
+    assert checkpoint.steps(tmp_path) == [4, 6, 8]
+    assert [len(workdir.read_unlogged(tmp_path, step)) for step in (2, 4, 6, 8)] == [2, 1, 0, 0]
 
 
 def test_a_run_compiles_its_update_and_its_prediction_once():

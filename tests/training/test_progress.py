@@ -10,10 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from rpn_jax.data.canvases import Canvases
 from rpn_jax.data.records import Files, Record, Source
 from rpn_jax.errors import InputError
 from rpn_jax.ops.anchor_statistics import IOUS, LOSSES
-from rpn_jax.training.progress import Progress, Signals, anchors_line, duration, shared_images
+from rpn_jax.training.progress import (
+    Progress,
+    Signals,
+    anchors_line,
+    canvases_line,
+    duration,
+    shared_images,
+)
 
 RECORDS = [Record(f'image {i}', (8, 8), np.zeros((0, 4)), np.zeros(0)) for i in range(6)]
 
@@ -153,3 +161,10 @@ def test_images_that_are_trained_on_and_evaluated_are_named():
     assert not shared_images(source(), source()) and not shared_images(source('a'), source())
     line = shared_images(source('a', 'c', 'b'), source('c', 'b', 'd'))
     assert line.startswith('2 of the 3 images of the evaluation are trained on (b, ..): ')
+
+
+def test_canvases_are_named_with_their_shares_and_padding():
+    sizes = [(25, 64), (64, 32), (64, 32), (64, 32)]
+    canvases = Canvases(((32, 64), (64, 32)), np.array([0, 1, 1, 1]), np.int64(sizes))
+    line = canvases_line(canvases)
+    assert '32 x 64 (25% of the images), 64 x 32 (75% of the images); 5.5% of their' in line

@@ -25,6 +25,7 @@ from rpn_jax.errors import InputError
 LARGEST = 2**28  # bytes of an XML file
 UNSAID = 'object without <difficult>, taken as not difficult'
 NEEDED = 'VOC needs a VOCdevkit/VOCxxxx folder, or one folder a split with XMLs beside images'
+DECLARES = 'declares a DOCTYPE or entities, which no VOC annotation needs'
 DIFFICULT = {'0': False, 'false': False, '1': True, 'true': True}
 
 
@@ -113,13 +114,19 @@ def _root(path):
     """Returns the root element of an XML file; nothing that it declares is expanded."""
     try:
         text = files.read(path, LARGEST)
-        if b'<!DOCTYPE' not in text and b'<!ENTITY' not in text:
-            return ElementTree.fromstring(text)
+        if b'<!DOCTYPE' in text or b'<!ENTITY' in text:
+            raise ValueError(DECLARES)
+        return ElementTree.fromstring(text, ElementTree.XMLParser(target=_Builder()))
     except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
         what = f'not a readable XML file ({error}); mend it or take {path.stem} off the list'
         raise BadRecord('annotation unreadable', what) from error
-    what = 'declares a DOCTYPE or entities, which no VOC annotation needs'
-    raise BadRecord('annotation unreadable', what)
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Refuses a DOCTYPE in whatever encoding; the bytes tell it of most before they are parsed."""
+
+    def doctype(self, *_):
+        raise ValueError(DECLARES)
 
 
 def _objects(root):

@@ -84,6 +84,7 @@ def test_a_wrong_box_is_refused_by_its_object(tmp_path, box, kind, complaint):
         ('<annotation>', '<?xml version="1.0" encoding="klingon"?><a>', UNREADABLE, 'take x off'),
         ('<annotation>', '<!DOCTYPE a><annotation>', UNREADABLE, 'declares a DOCTYPE'),
         ('<annotation>', '<!ENTITY b "c"><annotation>', UNREADABLE, 'declares a DOCTYPE'),
+        (None, '<!DOCTYPE a><a/>'.encode('utf-16'), UNREADABLE, 'declares a DOCTYPE'),
         *((None, text, UNREADABLE, '') for text in (b'', b'\xff\xfe\x00', b'\0' * 99)),
     ],
 )
