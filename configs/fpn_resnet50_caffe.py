@@ -9,4 +9,5 @@ def get_config():
     config.model.update(fpn_stages=(2, 3, 4), fpn_extra=2)
     config.anchors.sizes = ((32,), (64,), (128,), (256,), (512,))  # pixels, of each level
     config.proposals.pre_nms = 1000  # of each level
+    config.optim.learning_rate = 0.015
     return config
