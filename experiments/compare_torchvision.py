@@ -1,10 +1,10 @@
-"""Compares the network with torchvision's: every block, the head, the proposals.
+"""Compares the network with torchvision's: every block, the pyramid, the head, the proposals.
 
 Needs torch and torchvision beside this project. Both get the same weights (random, or a file that
 weights.load reads) and the same image; of each layer it prints the largest difference of any number
 over the largest number. Exit code 1 where one is beyond the tolerance.
 
-    python -m experiments.compare_torchvision [--depths 50 101] [--size 256] [--weights FILE]
+    python -m experiments.compare_torchvision [--fpn] [--depths 50 101] [--size N] [--weights FILE]
 """
 
 import itertools
@@ -33,14 +33,18 @@ PIXELS = 1e-2  # of a proposal's side
 def main(argv):
     parser = Parser('experiments.compare_torchvision', __doc__)
     parser.add_argument('--depths', type=int, nargs='+', default=[50, 101], choices=(50, 101, 152))
-    parser.add_argument('--size', type=at_least(32), default=256, help='a multiple of 16')
+    parser.add_argument(
+        '--size', type=at_least(32), default=256, help='a multiple of 16, with --fpn of 64'
+    )
+    parser.add_argument('--fpn', action='store_true', help='a pyramid; default: C4, dilated conv5')
     parser.add_argument('--weights', default='', help='a file of one depth; default: random ones')
     arguments = parser.parse_args(argv)
-    if arguments.size % 16:
-        parser.error(f'--size {arguments.size} is not a multiple of 16')
+    stages, least = (('fpn',), 64) if arguments.fpn else (('c4', 'dc5'), 16)
+    if arguments.size % least:  # torchvision's strides would be others
+        parser.error(f'--size {arguments.size} is not a multiple of {least}')
     tensors, beyond = weights.load(arguments.weights) if arguments.weights else None, 0
-    for depth, stage in itertools.product(arguments.depths, ('c4', 'dc5')):
-        if tensors is None or stage == 'c4' or 'layer4.0.conv1.weight' in tensors:
+    for depth, stage in itertools.product(arguments.depths, stages):
+        if tensors is None or stage != 'dc5' or 'layer4.0.conv1.weight' in tensors:
             for layer, value in compare(depth, stage, arguments.size, tensors).items():
                 unit, most = (' px', PIXELS) if layer == 'proposals' else ('', TOLERANCE)
                 verdict = '' if value <= most else f'  beyond {most:.0e}'  # NaN is beyond it
@@ -63,20 +67,25 @@ def compare(depth, stage, size, tensors=None):
     take(peer, weights.from_variables(variables))
 
     image = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
-    theirs, *peer_maps, boxes = outputs_of(peer, torch.from_numpy(image))
+    theirs, levels, *answers, boxes = outputs_of(peer, torch.from_numpy(image))
     apply = jax.jit(lambda v, x: model.apply(v, x, capture_intermediates=True))
     maps, seen = apply(variables, image.transpose(0, 2, 3, 1))
     differences = {}
     for name, value in theirs.items():
         block = output(seen['intermediates']['backbone'], name)
         differences[name] = relative(block, value.permute(0, 2, 3, 1))
-    logits, deltas = (maps.permute(0, 2, 3, 1).numpy() for maps in peer_maps)
-    differences['logits'] = relative(maps[0].ravel(), logits.ravel())
-    differences['deltas'] = relative(maps[1].ravel(), deltas.ravel())
+    for number, value in enumerate(levels, start=2):
+        level = seen['intermediates']['fpn']['__call__'][0][number - 2]
+        differences[f'P{number}'] = relative(level, value.permute(0, 2, 3, 1))
+    logits, deltas = (
+        np.concatenate([x.permute(0, 2, 3, 1).numpy().ravel() for x in each]) for each in answers
+    )
+    differences['logits'] = relative(maps[0].ravel(), logits)
+    differences['deltas'] = relative(maps[1].ravel(), deltas)
 
     # Of the peer's own logits. It ranks by their sigmoid: what rounds alike may change places.
     kept = jax.jit(propose, static_argnames=('pre_nms', 'post_nms'))(
-        logits.ravel(),
+        logits,
         deltas.reshape(-1, 4),
         rpn.anchors_of(model, (size, size)),
         np.float32([size, size]),
@@ -106,15 +115,16 @@ def take(peer, tensors):
     """Loads tensors by name, strictly: each of the peer's, and no others."""
     state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
     head = {name: tensor for name, tensor in state.items() if name.startswith('rpn.')}
-    peer.body.load_state_dict({k: t for k, t in state.items() if k not in head}, strict=True)
+    body = {k.removeprefix('backbone.'): t for k, t in state.items() if k not in head}
+    peer.body.load_state_dict(body, strict=True)
     peer.rpn.load_state_dict({k.removeprefix('rpn.'): t for k, t in head.items()}, strict=True)
 
 
 @torch.no_grad()
 def outputs_of(peer, image):
-    """Returns the blocks' outputs by our names, the head's two, and the boxes of the proposals."""
+    """Returns the blocks' outputs by our names, those of a pyramid, the head's, and the boxes."""
     blocks, x = {}, image
-    for name, part in peer.body.named_children():
+    for name, part in (peer.body.body if peer.is_pyramid else peer.body).named_children():
         if name == 'relu':
             x = torch.relu(x)  # `part` would write into the stem's output
         elif name.startswith('layer'):
@@ -124,9 +134,10 @@ def outputs_of(peer, image):
             x = part(x)
         if name == 'bn1':
             blocks['stem'] = x
-    logits, deltas = (maps[0] for maps in peer.rpn.head([x]))
-    boxes, _ = peer.propose({'0': x}, image)
-    return blocks, logits, deltas, boxes[0].numpy()
+    maps = peer.body(image) if peer.is_pyramid else {'0': x}
+    boxes, _ = peer.propose(maps, image)
+    levels = [*maps.values()] if peer.is_pyramid else []
+    return blocks, levels, *peer.rpn.head([*maps.values()]), boxes[0].numpy()
 
 
 if __name__ == '__main__':
