@@ -31,6 +31,7 @@ MODES = {
     'evaluate': Mode('evaluates a checkpoint of the workdir', ('step', 'output', 'strict')),
     'compare': Mode('puts the workdirs --runs=A,B,.. side by side', ('runs', 'output')),
     'inspect': Mode('checks and draws the first training batches as the network gets them'),
+    'doctor': Mode('finds why a config and its data learn slowly or not at all', ('strict',)),
     'statistics': Mode('counts the pixels and boxes of the training data'),
     'predict': Mode('writes proposals of PATH .. (images, folders)', ('step', 'output', 'paths')),
     'verify': Mode('reads all checkpoints of the workdir and names those that are damaged'),
@@ -140,7 +141,8 @@ def _config(arguments, changes):
     else:
         where, read = f'{folder}/config.json', configs.read_run(folder)
     config = configs.override(read, changes)
-    configs.check(config, where, changes)
+    if arguments.mode != 'doctor':  # which says it among its findings
+        configs.check(config, where, changes)
     if arguments.print_config:
         _print_config(read, config, configs.resolve(config, folder), where, changes)
     return {'config': config, 'folder': folder}
@@ -244,7 +246,8 @@ options:
   --step=N          evaluate, predict, export: the checkpoint of this step; default: the newest
   --output=PATH     what export, predict or compare write; of evaluate, proposals as COCO results
   --runs=A,B,..     workdirs that compare compares
-  --strict          train, evaluate: other data than the workdir's are an error, not a warning
+  --strict          train, evaluate: other data than the workdir's are an error, not a warning;
+                    doctor: a finding of level error gives exit code 1
   --print-config    print the resolved config, and where each value comes from, and exit
   --debug           show the traceback of an error
   --help            show this

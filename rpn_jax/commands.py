@@ -12,11 +12,11 @@ import jax
 import safetensors.numpy
 
 from rpn_jax import data, files, weights
-from rpn_jax.config import resolve
+from rpn_jax.config import check, resolve, with_keys
 from rpn_jax.console import progress, show
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.data.sources import coco
-from rpn_jax.diagnosis import checks, inspect, second_reading, statistics
+from rpn_jax.diagnosis import checks, doctor, inspect, second_reading, statistics
 from rpn_jax.errors import InputError, disk_line
 from rpn_jax.evaluation import baselines, compare, exported, protocols, results
 from rpn_jax.evaluation.evaluate import make_evaluate
@@ -25,6 +25,7 @@ from rpn_jax.inference import Detector
 from rpn_jax.models import rpn
 from rpn_jax.report import (
     compare_page,
+    doctor_page,
     drawings,
     inputs_page,
     predictions,
@@ -205,6 +206,29 @@ def inspect_mode(config, folder):
     show(f'{page} shows {len(shown)} images beside their originals')
     if failed := [check.name for check in verdicts if check.passed is False]:
         raise InputError(f'the training input is wrong ({", ".join(failed)}); see {page}')
+
+
+def doctor_mode(config, folder, *, strict=False):
+    """Examines a config and its data, in minutes; writes doctor.json and doctor.html.
+
+    With `strict` a finding of level error is one at the end.
+    """
+    try:
+        check(config)
+        config = resolve(config, folder)
+        study = doctor.diagnose(config)
+    except InputError as error:
+        study = doctor.unbuildable(with_keys(str(error)))
+    files.make_folder(folder)
+    entries = [finding.entry() for finding in study.findings]
+    files.write_atomically(folder / 'doctor.json', json.dumps(entries, indent=2) + '\n')
+    page = folder / 'doctor.html'
+    doctor_page.write_page(page, title=folder.name, study=study)
+    show(*doctor.lines(study.findings))
+    show(f'{page} shows the pictures behind them, doctor.json has them as a list')
+    errors = sum(finding.level == 'error' for finding in study.findings)
+    if strict and errors:
+        raise InputError(f'{errors} findings of level error; see {page}')
 
 
 def statistics_mode(config, folder):

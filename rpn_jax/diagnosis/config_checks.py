@@ -1,0 +1,293 @@
+"""Checks of a config alone, in milliseconds: what cannot work, whatever the data are.
+
+Each function takes a resolved config and returns a list of Findings. The bounds are those of the
+recipes that people publish, with room on both sides.
+"""
+
+import numpy as np
+
+from rpn_jax.diagnosis.finding import LOSS, RATE, SCHEDULE, TARGETS, WEIGHTS, Finding
+from rpn_jax.training.schedules import make_schedule
+
+# Learning rates that recipes have, per image of a batch for SGD (torchvision .00125, Detectron
+# .00125, here up to .015), of the whole batch for Adam.
+USUAL_RATES = {'sgd': (2e-5, 3e-2), 'adam': (3e-6, 1e-3)}
+FAR = 3  # times beyond a bound from which a warning becomes an error
+
+
+def findings(config):
+    """Returns the Findings of all checks of a config."""
+    checks = (thresholds, sampling, losses, rate, decay, schedule, frozen, norms)
+    return [finding for check in checks for finding in check(config)]
+
+
+def thresholds(config):
+    """Foreground and background by IoU: Faster R-CNN has .7 and .3, others .5 to .7 and .3."""
+    high, low, found = config.targets.positive_iou, config.targets.negative_iou, []
+    if high > 0.8:
+        found.append(
+            Finding(
+                'error',
+                'Hardly any anchor is foreground but for the best one of each object: the '
+                'foreground threshold is too high.',
+                f'targets.positive_iou is {high:g}',
+                '0.5 to 0.7',
+                'config.targets.positive_iou = 0.7',
+                TARGETS + 2,
+            )
+        )
+    elif high < 0.4:
+        found.append(
+            Finding(
+                'error' if high < 0.25 else 'warning',
+                'Anchors that hardly touch an object are foreground: the foreground threshold is '
+                'too low.',
+                f'targets.positive_iou is {high:g}',
+                '0.5 to 0.7',
+                'config.targets.positive_iou = 0.7',
+                TARGETS + 2,
+            )
+        )
+    if low < 0.25:
+        found.append(
+            Finding(
+                'error' if low < 0.15 else 'warning',
+                'Anchors near objects are never background, so nothing teaches the network to '
+                'rank a loose box below a tight one: the background threshold is too low.',
+                f'targets.negative_iou is {low:g}; anchors from there to {high:g} are ignored',
+                '0.3',
+                'config.targets.negative_iou = 0.3',
+                TARGETS + 1,
+            )
+        )
+    return found
+
+
+def sampling(config):
+    """How many anchors of an image a step learns from: 256, half of them foreground at most."""
+    samples, share, found = config.targets.samples, config.targets.positive_fraction, []
+    if samples < 48:
+        found.append(
+            Finding(
+                'error' if samples < 16 else 'warning',
+                'A step learns from too few anchors of an image.',
+                f'targets.samples is {samples}',
+                '128 to 512',
+                'config.targets.samples = 256',
+                TARGETS,
+            )
+        )
+    if int(samples * share) == 0:
+        found.append(
+            Finding(
+                'error',
+                'No foreground anchor is ever sampled.',
+                f'targets.positive_fraction {share:g} of {samples} samples is 0',
+                '0.5',
+                'config.targets.positive_fraction = 0.5',
+                TARGETS + 3,
+            )
+        )
+    return found
+
+
+def losses(config):
+    """The balance of objectness and regression: 1 to 1, detectors up to 10."""
+    found, weights = (
+        [],
+        {
+            'objectness': config.loss.objectness_weight,
+            'box': config.loss.box_weight,
+        },
+    )
+    verbs = {'objectness': 'Objects are never told from background', 'box': 'Boxes never learn'}
+    for name, weight in weights.items():
+        other = weights['box' if name == 'objectness' else 'objectness']
+        key = f'loss.{name}_weight'
+        if weight == 0:
+            found.append(
+                Finding(
+                    'error',
+                    f'{verbs[name]}: the weight of the {name} loss is 0.',
+                    f'{key} is 0',
+                    '1',
+                    f'config.{key} = 1.0',
+                    LOSS,
+                )
+            )
+        elif other and weight / other > 20:
+            found.append(
+                Finding(
+                    'error' if weight / other > 60 else 'warning',
+                    f'The {name} loss outweighs the other: only one of the two is learnt.',
+                    f'{key} is {weight:g}, {weight / other:g} times the other',
+                    '0.1 to 10 times',
+                    f'config.{key} = 1.0',
+                    LOSS,
+                )
+            )
+    return found
+
+
+def rate(config):
+    """The learning rate against the optimizer and the batch."""
+    optim, batch = config.optim, config.data.batch_size
+    given, per_image = optim.learning_rate, optim.optimizer == 'sgd'
+    rate, (low, high) = given / (batch if per_image else 1), USUAL_RATES[optim.optimizer]
+    usual = f'{low:g} to {high:g}' + (' for each image of a batch' if per_image else '')
+    shown = f'{optim.optimizer}, learning_rate {given:g}, batches of {batch}'
+    if low <= rate <= high:
+        return []
+    target = f'{0.00125 * batch if per_image else 1e-4:g}'
+    remedy = f'config.optim.learning_rate = {target}'
+    if rate == 0:
+        return [Finding('error', 'The learning rate is 0.', shown, usual, remedy, RATE + 2)]
+    if rate < low:
+        level = 'error' if rate < low / FAR else 'warning'
+        what = 'The learning rate is so low that hardly anything is learnt.'
+        return [Finding(level, what, shown, usual, remedy, RATE + 1)]
+    level = 'error' if rate > high * FAR else 'warning'
+    what = 'The learning rate is too high.'
+    if not per_image:
+        what = 'The learning rate is one of SGD, far too high for Adam.'
+        remedy += ', or config.optim.optimizer = "sgd"'
+    return [Finding(level, what, shown, usual, remedy, RATE + 1)]
+
+
+def decay(config):
+    """Weight decay: 1e-4 to 5e-4."""
+    given = config.optim.weight_decay
+    if given < 0.005:
+        return []
+    return [
+        Finding(
+            'error' if given >= 0.05 else 'warning',
+            'Weight decay pulls all weights to zero faster than the losses move them.',
+            f'optim.weight_decay is {given:g}',
+            '0 to 0.001',
+            'config.optim.weight_decay = 0.0005',
+            RATE,
+        )
+    ]
+
+
+def schedule(config):
+    """The learning rate over the run: does it reach its height, does it fall."""
+    keys = {k: v for k, v in config.optim.items() if k not in OPTIMIZER}
+    at = np.unique(np.linspace(0, config.steps - 1, min(config.steps, 400)).astype(int))
+    rates = np.array([float(make_schedule(**keys, steps=config.steps)(int(s))) for s in at])
+    highest, given, found = rates.max(), config.optim.learning_rate, []
+    if given == 0:
+        return []
+    warmup = config.optim.warmup_steps
+    if warmup >= config.steps or (highest < 0.5 * given and warmup > config.steps / 2):
+        found.append(
+            Finding(
+                'error',
+                'The warmup is longer than the run: the learning rate never reaches its height.',
+                f'optim.warmup_steps is {warmup}, steps {config.steps}; the highest rate is '
+                f'{highest:.2g} of {given:g}',
+                'a tenth of the run at most',
+                f'config.optim.warmup_steps = {min(1000, config.steps // 20)}',
+                SCHEDULE,
+            )
+        )
+    elif warmup > config.steps / 3:
+        found.append(
+            Finding(
+                'warning',
+                'The warmup takes a third of the run or more.',
+                f'optim.warmup_steps is {warmup}, steps {config.steps}',
+                'a tenth of the run at most',
+                f'config.optim.warmup_steps = {min(1000, config.steps // 20)}',
+                SCHEDULE,
+            )
+        )
+    elif highest < 0.1 * given:
+        found.append(
+            Finding(
+                'error',
+                'The learning rate never comes near its height.',
+                f'the highest rate is {highest:.2g} of {given:g}',
+                f'{given:g}',
+                'config.optim.schedule_steps = 0, warmup_steps = 0',
+                SCHEDULE,
+            )
+        )
+    elif config.optim.schedule == 'step' and config.steps > 100 and rates[-1] > 0.9 * highest:
+        length = config.optim.schedule_steps or config.steps
+        found.append(
+            Finding(
+                'warning',
+                'The learning rate never falls: its decay is not reached.',
+                f'optim.decay_at {tuple(config.optim.decay_at)} of {length} steps, and the run '
+                f'ends at {config.steps}',
+                'a fall at two thirds or three quarters of the run',
+                'config.optim.decay_at = (0.75,); config.optim.schedule_steps = 0',
+                SCHEDULE,
+            )
+        )
+    return found
+
+
+OPTIMIZER = 'optimizer', 'momentum', 'weight_decay'  # keys of optim that are not the schedule's
+
+
+def frozen(config):
+    """What never changes, and what that leaves to learn."""
+    model = config.model
+    last = model.last_stage
+    if model.frozen_stages > 0 and not model.pretrained:
+        return [
+            Finding(
+                'error',
+                'Stages are frozen that nothing was pretrained for: they stay random for ever.',
+                f'model.frozen_stages is {model.frozen_stages}, model.pretrained is empty',
+                'weights of ImageNet, or nothing frozen',
+                'config.model.pretrained = "imagenet", or config.model.frozen_stages = 0',
+                WEIGHTS + 2,
+            )
+        ]
+    if model.frozen_stages >= last and model.pretrained:
+        what = 'pyramid and head' if model.fpn_stages else 'head'
+        return [
+            Finding(
+                'warning',
+                f'The whole backbone is frozen: only the {what} can learn.',
+                f'model.frozen_stages is {model.frozen_stages}, the last stage conv{last}',
+                f'{min(3, last - 1)} or less',
+                f'config.model.frozen_stages = {min(3, last - 1)}',
+                WEIGHTS,
+            )
+        ]
+    return []
+
+
+def norms(config):
+    """Normalisation against weights and batches."""
+    model, batch = config.model, config.data.batch_size
+    if model.norm == 'frozen' and not model.pretrained:
+        return [
+            Finding(
+                'error',
+                'Frozen norms normalise nothing: their statistics were never measured.',
+                "model.norm is 'frozen', model.pretrained is empty",
+                'weights of ImageNet, or a live norm',
+                'config.model.pretrained = "imagenet", or config.model.norm = "batch"',
+                WEIGHTS + 1,
+            )
+        ]
+    if model.norm == 'batch' and batch < 4:
+        level = 'error' if model.pretrained else 'warning'
+        return [
+            Finding(
+                level,
+                'Batch norm takes its statistics from too few images'
+                + (', and spoils those of the pretrained weights.' if model.pretrained else '.'),
+                f"model.norm is 'batch', data.batch_size {batch}",
+                "'frozen' with pretrained weights, 'group' without, or batches of 8 and more",
+                f'config.model.norm = "{"frozen" if model.pretrained else "group"}"',
+                WEIGHTS,
+            )
+        ]
+    return []

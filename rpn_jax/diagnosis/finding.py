@@ -1,0 +1,31 @@
+"""What the doctor finds: what is wrong, how that shows, what is usual, and what mends it."""
+
+from typing import NamedTuple
+
+LEVELS = ('error', 'warning', 'info')
+
+
+class Finding(NamedTuple):
+    """One finding; `cause` ranks findings of a level, from what is upstream of everything else."""
+
+    level: str  # 'error': it will not learn, or learns something wrong; 'warning'; 'info'
+    finding: str  # what is wrong
+    evidence: str  # the figure that shows it
+    expected: str  # what is usual
+    remedy: str  # the config line that mends it, or what to do
+    cause: int = 0  # the greater, the nearer to the root
+
+    def entry(self):
+        """Returns it as doctor.json has it."""
+        return {name: getattr(self, name) for name in self._fields if name != 'cause'}
+
+
+# Ranks of causes: what is wrong with the data makes all that follows look wrong as well.
+BUILD, TRUTH, INPUT, WEIGHTS, ANCHORS, TARGETS, LOSS, RATE, SCHEDULE, PROBE, TIME = range(
+    110, 0, -10
+)
+
+
+def ranked(findings):
+    """Returns findings, worst first: by level, then by how near they are to the root."""
+    return sorted(findings, key=lambda each: (LEVELS.index(each.level), -each.cause))

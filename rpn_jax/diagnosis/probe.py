@@ -1,0 +1,128 @@
+"""Short trainings on one batch: does the network learn it, and at which learning rates.
+
+Every rate starts from the same state and sees the same batch and the same sampled anchors, so that
+what differs between two rates is the rate.
+"""
+
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rpn_jax.models import resnet
+from rpn_jax.training.optim import make_optimizer
+from rpn_jax.training.parallel import place, place_batch
+from rpn_jax.training.step import init_state, make_update
+
+RATES = 9  # of the probe, a factor of about three apart
+FACTOR = 10**0.5
+STEPS = 12  # of each rate, at most
+OVERFIT = 50  # steps in which a network should learn one batch
+
+
+class Trace(NamedTuple):
+    """The losses of a short training at a constant learning rate, before each step and after."""
+
+    rate: float
+    loss: np.ndarray  # [steps + 1] the sum that is learnt; NaN from where it is not finite
+    objectness: np.ndarray
+    box: np.ndarray
+
+
+class Probe(NamedTuple):
+    """What the short trainings showed."""
+
+    rates: list  # Trace of each learning rate, from low to high
+    overfit: Trace  # of OVERFIT steps at the best rate
+    ratios: dict  # {part of the network: norm of an update over norm of its weights}, first step
+    positives: float  # foreground anchors of an image
+    seconds: float  # of a step
+    compile_seconds: float
+
+
+def run(model, optim, tensors, batch, *, seed, budget, **rules):
+    """Returns the Probe of a network on one batch, within about `budget` seconds of steps.
+
+    optim are keywords of make_optimizer, batch as make_update takes it, rules its other keywords.
+    """
+    devices = jax.local_devices()[:1]
+    optimizer = with_rate(model, optim)
+    state = jax.device_get(init_state(model, optimizer, seed, tensors))
+    batch = place_batch(batch, devices)
+    update = make_update(model, optimizer, seed=seed, devices=devices, **rules)
+
+    def train(rate, steps, until=np.inf):
+        now, rows = place(_at(state, rate), devices), []
+        for _ in range(steps + 1):
+            now = now.replace(step=jnp.zeros_like(now.step))  # the same anchors are sampled
+            now, metrics = update(now, batch)
+            rows.append([float(metrics[k]) for k in ('loss', 'loss_objectness', 'loss_box')])
+            if not np.isfinite(rows[-1][0]) or time.monotonic() > until:
+                break
+        rows += [[np.nan] * 3] * (steps + 1 - len(rows))
+        return Trace(rate, *np.array(rows).T), now, float(metrics['positives'])
+
+    began = time.monotonic()
+    train(0.0, 0)
+    compiled = time.monotonic() - began
+    given = optim['learning_rate'] or 1e-3
+    began = time.monotonic()
+    first, after, positives = train(given, 0)
+    seconds = time.monotonic() - began
+    ratios = _ratios(state.params, jax.device_get(after.params))
+    steps = int(np.clip(budget / 2 / RATES / seconds - 1, 3, STEPS))
+    rates = [given * FACTOR**n for n in range(-(RATES // 2), RATES - RATES // 2)]
+    traces = [train(rate, steps)[0] for rate in rates]
+    best = min(traces, key=lambda trace: _end(trace))
+    overfit = train(best.rate, int(np.clip(budget / 2 / seconds, 10, OVERFIT)))[0]
+    return Probe(traces, overfit, ratios, positives, seconds, max(0.0, compiled - seconds))
+
+
+def with_rate(model, optim):
+    """Returns the optimizer of a config with the learning rate in its state, to be set."""
+    from rpn_jax.models import rpn
+
+    keys = {k: optim[k] for k in ('optimizer', 'momentum', 'weight_decay')}
+    inner, _ = make_optimizer(
+        **keys, learning_rate=1.0, schedule='constant', frozen=lambda p: rpn.frozen(model, p)
+    )
+
+    def update(updates, state, params=None):
+        own, rate = state
+        updates, own = inner.update(updates, own, params)
+        return jax.tree.map(lambda u: u * rate, updates), (own, rate)
+
+    return optax.GradientTransformation(lambda p: (inner.init(p), jnp.float32(0)), update)
+
+
+def _at(state, rate):
+    own, _ = state.opt_state
+    return state.replace(opt_state=(own, np.float32(rate)))
+
+
+def _end(trace):
+    """Returns the loss at the end of a Trace, infinite where it is not finite."""
+    last = trace.loss[-2:]
+    return float(np.mean(last)) if np.all(np.isfinite(last)) else np.inf
+
+
+def ends(probe):
+    """Returns the losses [RATES] at the end of each rate, infinite where they are not finite."""
+    return np.array([_end(trace) for trace in probe.rates])
+
+
+def _ratios(before, after):
+    """Returns {part: |update| / |weights|} of the stages of the backbone, pyramid and head."""
+    sums = {}
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True
+    ):
+        part, *names = (key.key for key in path)
+        stage = next(filter(None, map(resnet.stage_of, names)), None)
+        name = (f'conv{stage}' if stage and stage > 1 else 'stem') if part == 'backbone' else part
+        moved, size = sums.get(name, (0.0, 0.0))
+        sums[name] = moved + float(np.sum((new - old) ** 2)), size + float(np.sum(old**2))
+    return {name: float(np.sqrt(moved / max(size, 1e-30))) for name, (moved, size) in sums.items()}
