@@ -79,7 +79,7 @@ def writing(path):
     try:
         yield
     except OSError as error:
-        what = f'cannot be written ({error.strerror})'
+        what = f'cannot be written ({error.strerror or error})'
         raise OSError(error.errno, what, str(path)) from error
 
 

@@ -134,7 +134,7 @@ def test_the_voc_configs_are_faster_rcnns(name):
         ('targets', [matching.match, matching.sample], {'size'}),
         ('proposals', [proposals.propose], {'levels'}),
         ('optim', [optim.make_optimizer, schedules.make_schedule], {'steps', 'frozen'}),
-        ('checkpoint', [checkpoint.Checkpoints], set()),
+        ('checkpoint', [checkpoint.Checkpoints], {'config'}),
         ('loss', [losses.rpn_losses], {'objectness_weight', 'box_weight'}),
     ],
 )

@@ -25,7 +25,7 @@ UNLOGGED = 'unlogged.json'  # metrics that are in no line of metrics.jsonl yet, 
 # may change.
 DATA = (
     *'source name train_split orientation resize image_size max_size canvases'.split(),
-    *'batch_size flip pixels mean std'.split(),
+    *'canvas_multiple batch_size flip pixels mean std'.split(),
 )
 IDENTITY = (
     *('seed', 'model', 'anchors', 'targets', 'loss', 'optim'),
