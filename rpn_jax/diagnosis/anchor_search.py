@@ -15,12 +15,16 @@ STEPS = tuple(sign * 2.0**-k for k in (1, 2, 3, 4, 5) for sign in (-1, 1))  # oc
 LEAST_GAIN = 1e-4  # of a move, in score: less is noise
 
 
-def score(best, positive_iou):
-    """Returns what the search maximises: the mean best IoU and the share at positive_iou, added."""
-    return float(np.mean(best) + np.mean(best >= positive_iou))
+def score(best, positive_iou, negative_iou):
+    """Returns what the search maximises, of the objects' best IoUs [n].
+
+    It is their mean, and the share at positive_iou or more, less the share below negative_iou.
+    """
+    covered, lost = np.mean(best >= positive_iou), np.mean(best < negative_iou)
+    return float(np.mean(best) + covered - lost)
 
 
-def suggest(objects, layout, *, positive_iou=0.7, border=-1, seed=0):
+def suggest(objects, layout, *, positive_iou=0.7, negative_iou=0.3, border=-1, seed=0):
     """Returns the Layout with as many sizes of each level, and ratios, that fits Objects best.
 
     That is the present one where none that was tried has a better score over all the objects, of
@@ -32,12 +36,12 @@ def suggest(objects, layout, *, positive_iou=0.7, border=-1, seed=0):
     drawn = objects.take(rows)
     starts = [_arranged(layout, np.ravel(layout.sizes), layout.aspect_ratios)]
     starts += _from_clusters(drawn, layout)
-    rules = dict(positive_iou=positive_iou, border=border)
-    found = [layout, *(_improved(drawn, start, **rules) for start in starts)]
+    thresholds = positive_iou, negative_iou
+    found = [layout, *(_improved(drawn, start, thresholds, border) for start in starts)]
 
     def value(each):
         best = best_overlaps(objects, types_of(each), border).max(axis=1)
-        return score(best, positive_iou)
+        return score(best, *thresholds)
 
     return max(found, key=value)  # of equals the present one
 
@@ -96,10 +100,10 @@ def _arranged(layout, sizes, ratios):
     return Layout(layout.strides, tuple(levels), tuple(ratios))
 
 
-def _improved(objects, layout, *, positive_iou, border):
+def _improved(objects, layout, thresholds, border):
     """Returns a Layout from which no move of one value leads to a better score."""
     levels = np.repeat(np.arange(len(layout.sizes)), len(layout.sizes[0]))
-    values = [list(np.ravel(layout.sizes).tolist()), list(layout.aspect_ratios)]
+    values = [np.ravel(layout.sizes).tolist(), list(layout.aspect_ratios)]
 
     def overlaps(sizes, ratios):  # [n, sizes, ratios]; sizes are positions
         columns = [
@@ -113,7 +117,7 @@ def _improved(objects, layout, *, positive_iou, border):
         return np.stack(columns, axis=1)
 
     table = overlaps(range(len(levels)), values[1])
-    current = score(table.max(axis=(1, 2)), positive_iou)
+    current = score(table.max(axis=(1, 2)), *thresholds)
     for _ in range(ROUNDS):
         before = current
         for kind in (0, 1):  # sizes, ratios
@@ -125,7 +129,7 @@ def _improved(objects, layout, *, positive_iou, border):
                         own = overlaps([i], values[1])
                     else:
                         own = overlaps(range(len(levels)), [candidate])
-                    new = score(np.maximum(rest, own.max(axis=(1, 2))), positive_iou)
+                    new = score(np.maximum(rest, own.max(axis=(1, 2))), *thresholds)
                     if new > current + LEAST_GAIN:
                         current, value = new, candidate
                         np.moveaxis(table, 1 + kind, 0)[i] = own.squeeze(1 + kind)
