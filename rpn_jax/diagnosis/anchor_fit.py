@@ -20,7 +20,7 @@ from rpn_jax.errors import InputError
 from rpn_jax.evaluation import metrics
 
 WORST = 20  # objects that are listed
-WORTH = 0.01  # of the score: a smaller gain is not worth another head
+WORTH = 0.01  # gain of the mean best IoU and of the covered share together: less is no gain
 BINS = np.linspace(0, 1, 41)  # of best IoUs
 GROUPS = {  # what objects are grouped by: the edges of the groups, and a name for each
     'size': (
@@ -34,9 +34,9 @@ GROUPS = {  # what objects are grouped by: the edges of the groups, and a name f
     'border': ((1, 16, 64), ('at it', '1 to 16', '16 to 64', 'above 64')),
 }
 TITLES = {  # of the groups
-    'size': 'size (root of the area, pixels of the canvas)',
-    'ratio': 'ratio (height / width)',
-    'border': 'distance from the border (pixels of the canvas)',
+    'size': 'size (root of the area, pixels)',
+    'ratio': 'height / width',
+    'border': 'pixels from the border',
 }
 
 
@@ -143,18 +143,17 @@ def summary(source, objects, present, suggested=None, **targets):
     """Returns the contents of anchors.json, of two Fits over the Objects of a source."""
     order = np.argsort(present.best, kind='stable')[:WORST]
     sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
-    kept = targets.get('positive_iou', 0.7), targets.get('negative_iou', 0.3)
+    high, low = targets.get('positive_iou', 0.7), targets.get('negative_iou', 0.3)
     return {
         'dataset': source.name,
         'images': len(source.records),
         'objects': len(objects.boxes),
         'canvases': np.unique(objects.canvases, axis=0).tolist(),
         'strides': list(present.layout.strides),
-        'positive_iou': kept[0],
-        'negative_iou': kept[1],
+        'positive_iou': high,
+        'negative_iou': low,
         'present': figures(present, objects, **targets),
         'suggested': suggested and figures(suggested, objects, **targets),
-        'gain': suggested and _score(suggested, kept) - _score(present, kept),
         'flags': flags(suggested.layout) if suggested else [],
         'worst': [
             {
@@ -182,7 +181,11 @@ def flags(layout):
 
 def is_worth(content):
     """Says whether the suggestion in the contents of anchors.json is worth another training."""
-    return bool(content['suggested']) and content['gain'] >= WORTH
+    now, then = (
+        fit and fit['mean_best_iou'] + fit['covered']
+        for fit in (content['present'], content['suggested'])
+    )
+    return then is not None and then - now >= WORTH
 
 
 def comparison(content):
@@ -241,18 +244,14 @@ def lines(content):
 def advice(content):
     """Returns what to do next, as lines."""
     if not is_worth(content):
-        what = 'these anchors fit: others, as many in a cell, would hardly gain anything'
-        return [what] + ([' '.join(['the best found:', *content['flags']])] * bool(content['flags']))
+        text = ['these anchors fit: others, as many in a cell, would hardly gain anything']
+        return text + [f'the best found: {" ".join(content["flags"])}'] * bool(content['flags'])
     now, then = (content[name]['covered'] for name in ('present', 'suggested'))
     return [
         f'other sizes and ratios would cover {then:.0%} of the objects instead of {now:.0%}; train '
         'in a new --workdir with',
         f'  {" ".join(content["flags"])}',
     ]
-
-
-def _score(fit, thresholds):
-    return anchor_search.score(fit.best, *thresholds)
 
 
 def _groups(values, edges, names, best, thresholds):

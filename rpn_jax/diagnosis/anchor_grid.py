@@ -202,7 +202,9 @@ def _best_clipped(objects, types):
         low, high = objects.boxes[:, axis, None], objects.boxes[:, axis + 2, None]
         half, stride = types.half[:, axis], types.stride
         spots = np.stack([(low + high) / 2 + 0 * half, high - half, low + half], axis=2)
-        cell = np.concatenate([np.floor(spots / stride[:, None]), np.ceil(spots / stride[:, None])], 2)
+        cell = np.concatenate(
+            [np.floor(spots / stride[:, None]), np.ceil(spots / stride[:, None])], 2
+        )
         last = np.ceil(objects.canvases[:, 1 - axis, None] / stride) - 1
         centre = np.clip(cell, 0, last[..., None]) * stride[:, None]
         size, half = objects.sizes[:, 1 - axis, None, None], half[:, None]
@@ -226,7 +228,9 @@ def _iou(x, y, area, anchor_area):
 
 def _cells_between(columns, lines):
     """Returns (pair, column, line) of every cell within bounds ([p] first, [p] last) of pairs."""
-    width, height = (np.maximum(last - first + 1, 0).astype(int) for first, last in (columns, lines))
+    width, height = (
+        np.maximum(last - first + 1, 0).astype(int) for first, last in (columns, lines)
+    )
     counts = width * height
     pair = np.repeat(np.arange(len(counts)), counts)
     number = np.arange(len(pair)) - (np.cumsum(counts) - counts)[pair]

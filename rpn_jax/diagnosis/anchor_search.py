@@ -5,23 +5,31 @@ the present anchors; from both, one value after the other is moved while the sco
 grows. Sizes are whole pixels and grow from level to level, ratios have two decimals.
 """
 
+import functools
+
 import numpy as np
 
 from rpn_jax.diagnosis.anchor_grid import Layout, best_overlaps, types_of
 
-SEARCHED = 20_000  # objects at most that the search looks at, drawn at random; the score, at all
+SEARCHED = 20_000  # objects at most that the search looks at; all decide whether it is better
 ROUNDS = 30
 STEPS = tuple(sign * 2.0**-k for k in (1, 2, 3, 4, 5) for sign in (-1, 1))  # octaves
 LEAST_GAIN = 1e-4  # of a move, in score: less is noise
+POOR = 0.5  # IoU below which a regression is hard, and the recall at 0.5 is lost without one
+# What the score loses where the share of objects below negative_iou, or POOR, grows.
+LOST_COST, POOR_COST = 100, 3
 
 
-def score(best, positive_iou, negative_iou):
-    """Returns what the search maximises, of the objects' best IoUs [n].
+def score(best, present, *, positive_iou, negative_iou):
+    """Returns what the search maximises, of the best IoUs [n] of objects, now and at present.
 
-    It is their mean, and the share at positive_iou or more, less the share below negative_iou.
+    It is the mean, and the share at positive_iou or more. Objects below negative_iou, and below
+    POOR, must not become more: that costs much.
     """
-    covered, lost = np.mean(best >= positive_iou), np.mean(best < negative_iou)
-    return float(np.mean(best) + covered - lost)
+    gain = np.mean(best) + np.mean(best >= positive_iou)
+    for iou, cost in ((negative_iou, LOST_COST), (POOR, POOR_COST)):
+        gain -= cost * max(0, np.mean(best < iou) - np.mean(present < iou))
+    return float(gain)
 
 
 def suggest(objects, layout, *, positive_iou=0.7, negative_iou=0.3, border=-1, seed=0):
@@ -36,12 +44,13 @@ def suggest(objects, layout, *, positive_iou=0.7, negative_iou=0.3, border=-1, s
     drawn = objects.take(rows)
     starts = [_arranged(layout, np.ravel(layout.sizes), layout.aspect_ratios)]
     starts += _from_clusters(drawn, layout)
-    thresholds = positive_iou, negative_iou
-    found = [layout, *(_improved(drawn, start, thresholds, border) for start in starts)]
+    present = best_overlaps(objects, types_of(layout), border).max(axis=1)
+    rule = functools.partial(score, positive_iou=positive_iou, negative_iou=negative_iou)
+    own = functools.partial(rule, present=present[rows])
+    found = [layout, *(_improved(drawn, start, own, border) for start in starts)]
 
     def value(each):
-        best = best_overlaps(objects, types_of(each), border).max(axis=1)
-        return score(best, *thresholds)
+        return rule(best_overlaps(objects, types_of(each), border).max(axis=1), present)
 
     return max(found, key=value)  # of equals the present one
 
@@ -100,8 +109,8 @@ def _arranged(layout, sizes, ratios):
     return Layout(layout.strides, tuple(levels), tuple(ratios))
 
 
-def _improved(objects, layout, thresholds, border):
-    """Returns a Layout from which no move of one value leads to a better score."""
+def _improved(objects, layout, value_of, border):
+    """Returns a Layout from which no move of one value leads to a better value_of(best [n])."""
     levels = np.repeat(np.arange(len(layout.sizes)), len(layout.sizes[0]))
     values = [np.ravel(layout.sizes).tolist(), list(layout.aspect_ratios)]
 
@@ -117,7 +126,7 @@ def _improved(objects, layout, thresholds, border):
         return np.stack(columns, axis=1)
 
     table = overlaps(range(len(levels)), values[1])
-    current = score(table.max(axis=(1, 2)), *thresholds)
+    current = value_of(table.max(axis=(1, 2)))
     for _ in range(ROUNDS):
         before = current
         for kind in (0, 1):  # sizes, ratios
@@ -129,7 +138,7 @@ def _improved(objects, layout, thresholds, border):
                         own = overlaps([i], values[1])
                     else:
                         own = overlaps(range(len(levels)), [candidate])
-                    new = score(np.maximum(rest, own.max(axis=(1, 2))), *thresholds)
+                    new = value_of(np.maximum(rest, own.max(axis=(1, 2))))
                     if new > current + LEAST_GAIN:
                         current, value = new, candidate
                         np.moveaxis(table, 1 + kind, 0)[i] = own.squeeze(1 + kind)
