@@ -57,7 +57,7 @@ def measure(objects, layout, *, positive_iou=0.7, negative_iou=0.3, border=-1, *
     Raises InputError where there is no object.
     """
     if not len(objects.boxes):
-        raise InputError('there is no object that anchors could fit; check the training split')
+        raise InputError('train_split: no image of it has an object that anchors could fit')
     types = types_of(layout)
     best = anchor_grid.best_overlaps(objects, types, border).max(axis=1)
     positives, regressed, unmatched = np.zeros(len(types.level), int), [], 0
@@ -244,7 +244,7 @@ def lines(content):
 def advice(content):
     """Returns what to do next, as lines."""
     if not is_worth(content):
-        text = ['these anchors fit: others, as many in a cell, would hardly gain anything']
+        text = ['keep these: other sizes and ratios, as many in a cell, would hardly gain anything']
         return text + [f'the best found: {" ".join(content["flags"])}'] * bool(content['flags'])
     now, then = (content[name]['covered'] for name in ('present', 'suggested'))
     return [

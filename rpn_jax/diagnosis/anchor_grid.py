@@ -36,8 +36,8 @@ class Objects(NamedTuple):
 
     def by_image(self):
         """Yields the Objects of each image that has any."""
-        ends = np.flatnonzero(np.diff(self.image, append=-1)) + 1
-        for first, last in zip([0, *ends[:-1]], ends, strict=True):
+        starts = np.flatnonzero(np.diff(self.image, prepend=-1))
+        for first, last in zip(starts, [*starts[1:], len(self.image)], strict=False):
             yield self.take(slice(first, last))
 
 

@@ -71,7 +71,7 @@ def findings(content):
         )
         found.append((what, lost < 0.01 * content['objects']))
     if idle := now['types_never_positive']:
-        what = f'{idle} of the {len(now["types"])} types of anchors are never positive: drop them.'
+        what = f'{idle} of the {len(now["types"])} types of anchors are never positive.'
         found.append((what, False))
     return found
 
@@ -189,8 +189,9 @@ def _draw_best(edges, shares, thresholds):
 @matplotlib.rc_context(plots.RC)
 def _draw_groups(groups, values):
     figure = Figure(figsize=(15, 4))
-    grid = figure.subplots(1, len(groups), sharey=True, width_ratios=[7, 5, 4])
-    figure.subplots_adjust(left=0.045, right=0.985, top=0.9, bottom=0.16, wspace=0.06)
+    ratios = [max(len(labels), 3) for labels in groups.values()]
+    grid = figure.subplots(1, len(groups), sharey=True, width_ratios=ratios)
+    figure.subplots_adjust(left=0.045, right=0.985, top=0.83, bottom=0.12, wspace=0.06)
     for axes, (name, labels) in zip(grid, groups.items(), strict=True):
         for i, (fit, own) in enumerate(values.items()):
             x = np.arange(len(labels)) + 0.4 * (i + 0.5) - 0.2 * len(values)
@@ -199,5 +200,5 @@ def _draw_groups(groups, values):
         axes.set_title(anchor_fit.TITLES[name])
         axes.grid(visible=False, axis='x')
     grid[0].set(ylim=(0, 1))
-    grid[-1].legend(loc='upper right')
+    figure.legend(*grid[0].get_legend_handles_labels(), loc='upper right', ncols=len(values))
     return plots.svg(figure)
