@@ -246,11 +246,12 @@ def advice(content):
     if not is_worth(content):
         text = ['keep these: other sizes and ratios, as many in a cell, would hardly gain anything']
         return text + [f'the best found: {" ".join(content["flags"])}'] * bool(content['flags'])
-    now, then = (content[name]['covered'] for name in ('present', 'suggested'))
+    now, then = (content[name] for name in ('present', 'suggested'))
     return [
-        f'other sizes and ratios would cover {then:.0%} of the objects instead of {now:.0%}; train '
-        'in a new --workdir with',
-        f'  {" ".join(content["flags"])}',
+        f'others, as many in a cell, cover {then["covered"]:.0%} of the objects instead of '
+        f'{now["covered"]:.0%}, at a mean best IoU of {then["mean_best_iou"]:.3f} instead of '
+        f'{now["mean_best_iou"]:.3f};',
+        f'train in a new --workdir with {" ".join(content["flags"])}',
     ]
 
 
