@@ -32,6 +32,7 @@ MODES = {
     'compare': Mode('puts the workdirs --runs=A,B,.. side by side', ('runs', 'output')),
     'inspect': Mode('checks and draws the first training batches as the network gets them'),
     'doctor': Mode('finds why a config and its data learn slowly or not at all', ('strict',)),
+    'anchors': Mode('measures how the anchors fit the training objects, suggests better ones'),
     'statistics': Mode('counts the pixels and boxes of the training data'),
     'predict': Mode('writes proposals of PATH .. (images, folders)', ('step', 'output', 'paths')),
     'verify': Mode('reads all checkpoints of the workdir and names those that are damaged'),

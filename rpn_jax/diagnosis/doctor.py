@@ -46,7 +46,7 @@ def diagnose(config, *, seconds=SECONDS):
     """Returns the Study of a resolved config: its findings, worst first, and what shows them.
 
     What cannot be built or read is the first finding, and the rest is examined as far as it can be.
-    seconds is about how long the steps of the short trainings take.
+    seconds is about how long the steps of the short trainings take; 0 does without.
     """
     found = config_checks.findings(config)
     study = {'batches': [], 'alignment': None, 'probe': None, 'seconds': {}}
@@ -77,7 +77,7 @@ def diagnose(config, *, seconds=SECONDS):
         found += _canvases(plan)
         try:
             _examine(config, source, options, plan, model, found, study)
-            if model is not None and any(len(boxes) for _, boxes in study['batches']):
+            if seconds and model is not None and any(len(b) for _, b in study['batches']):
                 study['probe'] = _probe(config, source, options, tensors, seconds)
                 found += probe_findings(study['probe'], config)
                 found += _time(study, options)
@@ -87,10 +87,10 @@ def diagnose(config, *, seconds=SECONDS):
     return Study(ranked(found), **study)
 
 
-def unbuildable(error):
-    """Returns the Study of a config of which an InputError is all that is known."""
+def unbuildable(message):
+    """Returns the Study of a config of which an error's message is all that is known."""
     what = 'The config cannot be used.'
-    finding = Finding('error', what, str(error), 'no error', 'see the evidence', BUILD)
+    finding = Finding('error', what, message, 'no error', 'see what was found', BUILD)
     return Study([finding], [], None, None, {})
 
 
