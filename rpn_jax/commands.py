@@ -5,6 +5,7 @@ A config comes checked, as config.check leaves it; a mode resolves it. folder is
 
 import contextlib
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rpn_jax.data.sources import coco
 from rpn_jax.diagnosis import (
     anchor_fit,
     checks,
+    config_checks,
     doctor,
     inspect,
     second_reading,
@@ -44,6 +46,7 @@ from rpn_jax.report import (
 from rpn_jax.training import checkpoint, data_identity, loop, pretrained, workdir
 from rpn_jax.weights import published
 
+logger = logging.getLogger(__name__)
 INSPECTED = 4  # batches drawn by --mode=inspect
 
 
@@ -54,6 +57,8 @@ def train_mode(config, folder, *, strict=False):
     """
     with workdir.locked(folder):
         config = resolve(config, folder)
+        for finding in config_checks.findings(config):
+            logger.warning(finding.line())
         try:
             _, evaluation = loop.train(config, folder, evaluator(config, folder), strict=strict)
             _publish(config, folder, evaluation)
@@ -401,6 +406,7 @@ def _publish(config, folder, evaluation):
         sizes=evaluation.sizes,
         gallery=evaluation.gallery,
         misses=evaluation.misses,
+        doctor=config_checks.findings(config),
     )
     show(*table(evaluation.summary))
     show(f'{folder / "report.html"} shows the curves and the best and worst images')

@@ -13,6 +13,7 @@ import numpy as np
 BAND = 2  # pixels on either side of a border
 ENOUGH = 40  # boxes from which the score can tell
 CLEARLY = 3.0  # standard errors
+TYPICAL = 0.25  # by which boxes of objects are above those of other images, or more
 
 
 class Edges(NamedTuple):

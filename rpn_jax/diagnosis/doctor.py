@@ -5,7 +5,6 @@ import logging
 import time
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from rpn_jax import data
@@ -13,6 +12,7 @@ from rpn_jax.data.normalization import normalise, pixel_family
 from rpn_jax.data.records import Kind
 from rpn_jax.diagnosis import (
     alignment,
+    anchor_fit,
     checks,
     config_checks,
     inspect,
@@ -140,7 +140,8 @@ def _examine(config, source, options, plan, model, found, study):
     pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
     steps = range(max(2, -(-IMAGES // options.batch_size)))
     shapes, originals, normalised, waits = set(), [], [], []
-    batches = data.train_batches(source, options, seed=config.seed, steps=steps)
+    upright = options._replace(flip=False)  # so that what was done to boxes can be undone
+    batches = data.train_batches(source, upright, seed=config.seed, steps=steps)
     began = time.monotonic()
     for batch in batches:
         waits.append(time.monotonic() - began)
@@ -184,16 +185,8 @@ def _examine(config, source, options, plan, model, found, study):
                     INPUT + 5,
                 )
             )
-    examined = []
-    for shape in plan.shapes:
-        own = jax.device_get(rpn.anchors_of(model, shape))
-        for position in np.flatnonzero(plan.of == plan.shapes.index(shape)):
-            if len(examined) < truth_checks.EXAMINED:
-                boxes, kind = data.batches.padded(
-                    source.records[position], plan.sizes[position], options.max_boxes
-                )
-                examined.append((own, boxes[kind == Kind.OBJECT]))
-    found += truth_checks.anchors(examined, config.targets)
+    if len((objects := anchor_fit.objects_of(source, options)).boxes):
+        found += truth_checks.anchors(objects, model, config.targets)
 
 
 def _pixels(values, config):
@@ -239,7 +232,7 @@ def _alignment(study, originals):
         f'edges along the borders of {count} boxes score {own:.2f}; boxes of other images '
         f'{chance:.2f} (noise {noise:.2f})'
     )
-    if is_better and score - chance > alignment.CLEARLY * noise:
+    if is_better and score - chance > alignment.TYPICAL:
         what, shown = f'The boxes are wrong: {UNDONE[best]}.', f'{shown}; {best} {score:.2f}'
     else:
         what = 'The boxes do not lie on objects: they fit their images no better than others’ boxes'

@@ -19,6 +19,10 @@ class Finding(NamedTuple):
         """Returns it as doctor.json has it."""
         return {name: getattr(self, name) for name in self._fields if name != 'cause'}
 
+    def line(self):
+        """Returns it as one line."""
+        return f'{self.finding} Found: {self.evidence}; usual: {self.expected}. {self.remedy}'
+
 
 # Ranks of causes: what is wrong with the data makes all that follows look wrong as well.
 BUILD, TRUTH, INPUT, WEIGHTS, ANCHORS, TARGETS, LOSS, RATE, SCHEDULE, PROBE, TIME = range(

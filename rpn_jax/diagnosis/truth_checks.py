@@ -7,10 +7,11 @@ import numpy as np
 
 from rpn_jax.data.batches import scale
 from rpn_jax.data.records import Kind
+from rpn_jax.diagnosis import anchor_fit
 from rpn_jax.diagnosis.finding import ANCHORS, TRUTH, Finding
-from rpn_jax.evaluation.metrics import area, iou
+from rpn_jax.evaluation.metrics import area
 
-EXAMINED = 200  # images whose anchors are compared with their objects
+EXAMINED = 1000  # objects that are compared with anchors
 TINY = 4  # pixels of a side after the resize
 
 
@@ -127,103 +128,74 @@ def _areas(boxes, sizes):
     return ((area(own), size) for own, size in zip(boxes, sizes, strict=True))
 
 
-def anchors(examined, targets):
-    """Returns the Findings on anchors against objects.
+def anchors(objects, model, targets):
+    """Returns the Findings on a model's anchors against anchor_fit's Objects, one or more.
 
-    examined holds (Anchors in NumPy, objects' boxes [n, 4]) of some images, targets are keywords of
-    matching.assign.
+    targets are keywords of matching.assign.
     """
-    best, positives, images = [], 0.0, 0
-    types = np.zeros(len(examined[0][0].types), int) if examined else np.zeros(0, int)
-    for own, boxes in examined:
-        if len(boxes):
-            overlaps = iou(np.float64(boxes), np.float64(own.boxes))
-            best.append(overlaps.max(axis=1))
-            ties = (overlaps == overlaps.max(axis=1, keepdims=True)) & (overlaps > 0)
-            matched = ((overlaps >= targets['positive_iou']) | ties).any(axis=0)
-            types += np.bincount(own.type[matched], minlength=len(types))
-            positives += matched.sum()
-            images += 1
-    if not best:
-        return []
-    best = np.concatenate(best)
-    none = np.mean(best < targets['negative_iou'])
-    only_best = np.mean(best < targets['positive_iou'])
+    drawn = objects.take(slice(0, EXAMINED))
+    fit = anchor_fit.measure(drawn, anchor_fit.Layout.of(model), **targets)
+    figures = anchor_fit.figures(fit, drawn, **targets)
+    mean, none = figures['mean_best_iou'], figures['below_negative_iou']
     shown = (
-        f'the best anchor of an object has an IoU of {best.mean():.2f} on average; {none:.0%} of '
-        f'{len(best)} objects have none of {targets["negative_iou"]:g}; {positives / images:.1f} '
-        'foreground anchors an image'
+        f'the best anchor of an object has an IoU of {mean:.2f} on average; {none:.0%} of '
+        f'{len(drawn.boxes)} objects have none of {targets["negative_iou"]:g}; '
+        f'{figures["positives_per_image"]:.1f} foreground anchors an image'
     )
-    remedy = f'config.anchors.sizes = {_suggested(examined)}; aspect_ratios = (0.5, 1.0, 2.0)'
-    if best.mean() < 0.6 or none > 0.1:
-        is_error = best.mean() < 0.5 or none > 0.25
+    if mean < 0.6 or none > 0.1:
+        better = anchor_fit.suggest(drawn, fit, **targets)
+        remedy = (
+            ' '.join(anchor_fit.flags(better.layout)) if better else 'python main.py anchors ..'
+        )
         return [
             Finding(
-                'error' if is_error else 'warning',
-                f'The anchors do not fit the objects: {_how(examined)}.',
+                'error' if mean < 0.5 or none > 0.25 else 'warning',
+                f'The anchors do not fit the objects: {_how(fit.layout, drawn)}.',
                 shown,
                 'an IoU of 0.65 and more, and none below the background threshold',
                 remedy,
                 ANCHORS,
             )
         ]
-    found, unused = [], [own.types[k] for k in np.flatnonzero(types == 0)]
-    if unused:
-        names = ', '.join(f'{size:g} at {ratio:g}' for size, ratio in unused[:6])
+    found = []
+    if unused := [each for each in figures['types'] if not each['positives']]:
+        names = ', '.join(f'{each["size"]:g} at {each["aspect_ratio"]:g}' for each in unused[:6])
         found.append(
             Finding(
                 'info',
                 'Some anchor types are never foreground.',
-                f'{len(unused)} of {len(types)} ({names}) in {images} images',
+                f'{len(unused)} of {len(figures["types"])} ({names})',
                 'all are, now and then',
-                'config.anchors: drop them, or choose sizes nearer to the objects',
+                'python main.py anchors .. suggests others',
                 ANCHORS,
             )
         )
-    if only_best > 0.7:
+    if figures['low_quality'] > 0.7:
         found.append(
             Finding(
                 'info',
                 'Most objects have no anchor above the foreground threshold, but for their best.',
-                f'{only_best:.0%} of {len(best)} objects; {shown}',
+                f'{figures["low_quality"]:.0%} of the objects; {shown}',
                 'less than two thirds',
-                f'config.targets.positive_iou = {min(0.6, targets["positive_iou"]):g}',
+                'python main.py anchors .. suggests others; or a lower config.targets.positive_iou',
                 ANCHORS,
             )
         )
     return found
 
 
-def _sizes(examined):
-    """Returns the square roots of the areas of the objects, and of the anchors' types."""
-    objects = np.concatenate([np.sqrt(area(boxes)) for _, boxes in examined])
-    return objects, np.array([size for size, _ in examined[0][0].types])
-
-
-def _how(examined):
-    """Says in what the anchors differ from the objects."""
-    objects, sizes = _sizes(examined)
-    low, high = np.percentile(objects, (10, 90))
-    span = f'objects have {low:.0f} to {high:.0f} pixels, anchors {sizes.min():g} to'
-    span += f' {sizes.max():g}'
-    if sizes.max() < 0.6 * high:
+def _how(layout, objects):
+    """Says in what the anchors of a Layout differ from Objects."""
+    shapes = anchor_fit.grouped_by(objects)
+    sizes, ratios = np.concatenate([*layout.sizes]), sorted(layout.aspect_ratios)
+    low, high = np.percentile(shapes['size'], (10, 90))
+    span = f'objects have {low:.0f} to {high:.0f} pixels, anchors {min(sizes):g} to {max(sizes):g}'
+    if max(sizes) < 0.6 * high:
         return f'they are too small ({span})'
-    if sizes.min() > 2 * low and sizes.min() > np.median(objects):
+    if min(sizes) > 2 * low and min(sizes) > np.median(shapes['size']):
         return f'they are too large ({span})'
-    shapes = sorted({ratio for _, ratio in examined[0][0].types})
-    wide = np.concatenate([(b[:, 3] - b[:, 1]) / (b[:, 2] - b[:, 0]) for _, b in examined])
-    ends = np.percentile(wide, (10, 90))
+    first, last = np.percentile(shapes['ratio'], (10, 90))
     return (
-        f'their shapes or sizes are others (height / width {ends[0]:.2g} to {ends[1]:.2g}, '
-        f'aspect ratios {", ".join(f"{shape:g}" for shape in shapes)}; {span})'
+        f'their shapes or sizes are others (height / width {first:.2g} to {last:.2g}, aspect '
+        f'ratios {", ".join(f"{ratio:g}" for ratio in ratios)}; {span})'
     )
-
-
-def _suggested(examined):
-    """Returns sizes that cover the objects, as a config has them: for each level, or together."""
-    objects, _ = _sizes(examined)
-    low, high = np.percentile(objects, (5, 95))
-    levels = len(examined[0][0].levels)
-    count = levels if levels > 1 else 5
-    sizes = [int(round(size)) for size in np.geomspace(max(low, 8), max(high, 16), count)]
-    return tuple((size,) for size in sizes) if levels > 1 else tuple(sizes)

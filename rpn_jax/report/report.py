@@ -19,7 +19,9 @@ _CURVES = {
 }
 
 
-def write_page(path, *, title, config, history, evaluation, curves, sizes, gallery, misses=()):
+def write_page(
+    path, *, title, config, history, evaluation, curves, sizes, gallery, misses=(), doctor=()
+):
     """Writes one self-contained HTML file, complete or not at all.
 
     Args:
@@ -38,6 +40,7 @@ def write_page(path, *, title, config, history, evaluation, curves, sizes, galle
         [G], `proposals` [P, 4] and `scores` [P], best first, `top_iou` (float or None), the number
         of `objects`, and how many of these the proposals `recalled` at IoU 0.5.
       misses: list of dicts, one for each missed object, as in rpn_jax.report.missed.
+      doctor: Findings on the config, as diagnosis.config_checks returns them.
     """
     sizes = {name: _above_zero(sizes.get(name, ())) for name in ('objects', 'proposals')}
     anchors = evaluation.get('anchors')
@@ -50,7 +53,8 @@ def write_page(path, *, title, config, history, evaluation, curves, sizes, galle
         'report.html.j2',
         title=title,
         evaluation=evaluation,
-        findings=findings.findings(history, evaluation, sizes),
+        findings=findings.findings(history, evaluation, sizes)
+        + [(each.line(), False) for each in doctor],
         count=findings.headline_count(evaluation),
         best_blind=findings.best_blind,
         times=findings.times,

@@ -199,13 +199,6 @@ def _describe(config, model, state, source, other, options):
     )
     for note in filter(None, (*source.notes, other and shared_images(source, other))):
         logger.info(f'note: {note}')
-    if config.model.norm == 'frozen' and not config.model.pretrained:
-        logger.warning("model.norm='frozen' without model.pretrained normalises nothing")
-    if (frozen := config.model.frozen_stages) and not config.model.pretrained:
-        logger.warning(
-            f'model.frozen_stages={frozen} without model.pretrained keeps random weights as they '
-            'are; set it to 0, or name weights'
-        )
     if state.step < config.steps:
         logger.info(canvases_line(data.train_plan(source, options)))
 

@@ -1,0 +1,167 @@
+"""The doctor names what was planted first, and finds no error in what is healthy."""
+
+import json
+
+import numpy as np
+import pytest
+from diagnosis.test_config_checks import FAULTS, HEALTHY, config_of
+from helpers import tiny_flags
+from safetensors.numpy import save_file
+
+import main
+from rpn_jax import data
+from rpn_jax.data.records import Kind
+from rpn_jax.diagnosis import doctor
+from rpn_jax.training import loop
+from rpn_jax.training.step import init_state
+from rpn_jax.weights import from_variables
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+
+def changed(monkeypatch, change):
+    """Makes every source have records with change(boxes, kind, size, number) -> (boxes, kind)."""
+    original = data.open_split
+
+    def opened(*arguments, **keywords):
+        source = original(*arguments, **keywords)
+        records = []
+        for number, record in enumerate(source.records):
+            other = source.records[(number + 1) % len(source.records)]
+            boxes, kind = change(record, other)
+            records.append(record._replace(boxes=np.float32(boxes), kind=np.int32(kind)))
+        return source._replace(records=records)
+
+    monkeypatch.setattr(data, 'open_split', opened)
+
+
+def shifted(record, other):
+    """Moves boxes by a quarter of the image, the other way where they would leave it."""
+    step = record.size[1] / 4
+    right = record.boxes[:, 2:3] + step <= record.size[1]
+    return record.boxes + np.where(right, step, -step) * [1, 0, 1, 0], record.kind
+
+
+TRUTH = {  # what is done to the records of a split, and how the first finding begins
+    'x and y swapped': (
+        lambda r, _: (r.boxes[:, [1, 0, 3, 2]], r.kind),
+        'The boxes are wrong: x and y are swapped',
+    ),
+    'mirrored': (
+        lambda r, _: (r.boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [96, 0, 96, 0], r.kind),
+        'The boxes are wrong: they are those of the mirror image',
+    ),
+    'shifted': (shifted, 'The boxes do not lie on objects'),
+    'of other images': (lambda r, other: (other.boxes, other.kind), 'The boxes do not lie on'),
+    'of a smaller image': (lambda r, _: (r.boxes * 0.6, r.kind), 'The boxes do not lie on objects'),
+    'none': (lambda r, _: (r.boxes[:0], r.kind[:0]), 'No image has an object'),
+    'all difficult': (
+        lambda r, _: (r.boxes, np.where(r.kind > 0, Kind.DIFFICULT, r.kind)),
+        'No box counts as an object',
+    ),
+    'relative': (lambda r, _: (r.boxes / 96, r.kind), 'Many objects are tiny'),
+}
+CONFIGS = {  # changes of the config, and how the first finding begins
+    'anchors far too small': ({'anchors__sizes': (4,)}, 'The anchors do not fit the objects: they'),
+    'anchors far too large': ({'anchors__sizes': (300, 512)}, 'The anchors do not fit the objects'),
+    'odd ratios': ({'anchors__aspect_ratios': (8.0, 12.0)}, 'The anchors do not fit the objects'),
+    'pixels 0..255': (
+        {'data__mean': (0.0, 0.0, 0.0), 'data__std': (1.0, 1.0, 1.0)},
+        'Pixels do not reach the network on the scale that it expects: they are 0..255',
+    ),
+    'pixels 0..1 of 255': (
+        {'data__mean': (128.0, 128.0, 128.0), 'data__std': (2550.0, 2550.0, 2550.0)},
+        'Pixels do not reach the network',
+    ),
+}
+
+
+def first(study):
+    """Returns the worst finding of a Study, as a text."""
+    return study.findings[0].finding if study.findings else 'nothing'
+
+
+@pytest.mark.parametrize('name', TRUTH)
+def test_what_was_done_to_the_boxes_is_found_first(monkeypatch, name):
+    change, begins = TRUTH[name]
+    changed(monkeypatch, change)
+    assert first(doctor.diagnose(config_of(), seconds=0)).startswith(begins)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_what_does_not_fit_the_data_is_found_first(name):
+    changes, begins = CONFIGS[name]
+    assert first(doctor.diagnose(config_of(**changes), seconds=0)).startswith(begins)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FAULTS)
+def test_what_is_wrong_in_the_config_is_found_first_among_all(name):
+    changes, begins = FAULTS[name]
+    assert first(doctor.diagnose(config_of(**changes), seconds=6)).startswith(begins)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Returns a file of the weights of the small network."""
+    config = config_of(model__norm='frozen')
+    model, optimizer, _ = loop.build(config)
+    tensors = from_variables(init_state(model, optimizer, 0).variables)
+    save_file(
+        {k: np.ascontiguousarray(np.abs(t)) for k, t in tensors.items()}, tmp_path / 'w.safetensors'
+    )
+    return str(tmp_path / 'w.safetensors')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'begins'),
+    [
+        ({'data__pixels': 'caffe'}, 'The weights were trained otherwise: data.pixels'),
+        ({'model__norm': 'batch', 'data__batch_size': 1}, 'Batch norm takes its statistics'),
+        ({'model__frozen_stages': 3}, 'The whole backbone is frozen'),
+    ],
+)
+def test_what_does_not_fit_the_weights_is_found_first(weights, changes, begins):
+    config = config_of(model__pretrained=weights, **{'model__norm': 'frozen'} | changes)
+    assert first(doctor.diagnose(config, seconds=0)).startswith(begins)
+
+
+def test_a_slow_disk_and_many_shapes_are_found(monkeypatch):
+    study = doctor.diagnose(config_of(), seconds=0)
+    assert not [each for each in study.findings if each.level == 'error']
+    probe = doctor.probing.Probe([], None, {}, 0, 0.1, 0)
+    slow = {'seconds': {'input': 9.0}, 'probe': probe}
+    options = data.check(data.Options(**config_of().data))
+    (found,) = doctor._time(slow, options)
+    assert found.level == 'error' and 'waits for its images' in found.finding
+    plan = data.canvases.Canvases(tuple((32 * n, 32) for n in range(1, 31)), np.arange(30), None)
+    (found,) = doctor._canvases(plan)
+    assert found.level == 'error' and '30 canvases' in found.evidence
+
+
+@pytest.mark.parametrize(
+    ('changes', 'begins'),
+    [
+        ({'model__fpn_stages': (2, 3)}, 'The network cannot be built'),
+        ({'data__source': 'voc', 'data__path': '/nowhere'}, 'The data cannot be read'),
+        ({'model__pretrained': '/nowhere.pth'}, 'The weights cannot be read'),
+    ],
+)
+def test_what_cannot_be_built_or_read_is_the_first_finding(changes, begins):
+    study = doctor.diagnose(config_of(**changes), seconds=0)
+    assert first(study).startswith(begins) and study.findings[0].level == 'error'
+
+
+def test_the_command_writes_a_list_and_a_page_and_is_strict_where_asked(tmp_path, capsys):
+    flags = tiny_flags(tmp_path / 'a', **HEALTHY | {'loss__box_weight': 0.0})
+    assert main.main(['doctor', *flags]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith('1. error: Boxes never learn') and 'remedy' in printed
+    entries = json.loads((tmp_path / 'a' / 'doctor.json').read_text())
+    assert [*entries[0]] == ['level', 'finding', 'evidence', 'expected', 'remedy']
+    page = (tmp_path / 'a' / 'doctor.html').read_text()
+    assert 'Boxes never learn' in page and page.count('<img') >= 4
+    assert main.main(['doctor', '--strict', *flags]) == 1
+    assert 'level error' in capsys.readouterr().err
+    assert main.main(['doctor', *flags, '--config.targets.negative_iou=0.9']) == 0
+    assert 'config key targets.negative_iou' in capsys.readouterr().out
