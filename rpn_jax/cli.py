@@ -31,6 +31,7 @@ MODES = {
     'evaluate': Mode('evaluates a checkpoint of the workdir', ('step', 'output', 'strict')),
     'compare': Mode('puts the workdirs --runs=A,B,.. side by side', ('runs', 'output')),
     'inspect': Mode('checks and draws the first training batches as the network gets them'),
+    'anchors': Mode('measures how the anchors fit the training objects, suggests better ones'),
     'statistics': Mode('counts the pixels and boxes of the training data'),
     'predict': Mode('writes proposals of PATH .. (images, folders)', ('step', 'output', 'paths')),
     'verify': Mode('reads all checkpoints of the workdir and names those that are damaged'),

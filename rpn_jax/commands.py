@@ -16,7 +16,7 @@ from rpn_jax.config import resolve
 from rpn_jax.console import progress, show
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.data.sources import coco
-from rpn_jax.diagnosis import checks, inspect, second_reading, statistics
+from rpn_jax.diagnosis import anchor_fit, checks, inspect, second_reading, statistics
 from rpn_jax.errors import InputError, disk_line
 from rpn_jax.evaluation import baselines, compare, exported, protocols, results
 from rpn_jax.evaluation.evaluate import make_evaluate
@@ -24,6 +24,7 @@ from rpn_jax.evaluation.summary import table
 from rpn_jax.inference import Detector
 from rpn_jax.models import rpn
 from rpn_jax.report import (
+    anchor_page,
     compare_page,
     drawings,
     inputs_page,
@@ -220,6 +221,28 @@ def statistics_mode(config, folder):
     files.write_atomically(written / f'{stem}.svg', picture)
     show(*statistics.lines(counted), *(f'note: {note}' for note in source.notes))
     show(f'{written / stem}.json has the numbers, {stem}.svg shows them')
+
+
+def anchors_mode(config, folder):
+    """Measures how well the anchors fit the training objects; writes better ones, json and a page.
+
+    Of the data only the annotations are read.
+    """
+    model = rpn.build(config.model, config.anchors)
+    options = data.check(data.Options(**config.data))
+    split = options.train_split
+    source = data.open_split(options, split, seed=config.seed, files=False)
+    objects = anchor_fit.objects_of(source, options)
+    present = anchor_fit.measure(objects, anchor_fit.Layout.of(model), **config.targets)
+    suggested = anchor_fit.suggest(objects, present, **config.targets)
+    content = anchor_fit.summary(source, objects, present, suggested, **config.targets)
+    files.make_folder(folder)
+    text = json.dumps(content, indent=2, allow_nan=False) + '\n'
+    files.write_atomically(folder / 'anchors.json', text)
+    page = folder / 'anchors.html'
+    anchor_page.write_page(page, folder.name, content, objects, present, suggested)
+    show(*anchor_fit.lines(content))
+    show(f'{page} shows them, anchors.json has the numbers')
 
 
 def predict_mode(config, folder, *, paths, step=None, output=''):

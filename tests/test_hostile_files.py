@@ -162,7 +162,7 @@ def hostile_voc(folder):
     return folder
 
 
-@pytest.mark.parametrize('mode', ['inspect', 'statistics'])
+@pytest.mark.parametrize('mode', ['inspect', 'statistics', 'anchors'])
 @pytest.mark.usefixtures('quick_compilation')
 def test_hostile_names_are_shown_escaped(tmp_path, capsys, mode):
     folder = hostile_voc(tmp_path / '$\\frac{ \x1b[1m \udcff')

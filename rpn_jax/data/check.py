@@ -32,16 +32,16 @@ WITHOUT = 'image without objects'
 LISTED = 'image that is listed twice'
 
 
-def lint(source, on_bad='error', orientation='annotation'):
+def lint(source, on_bad='error', orientation='annotation', files=True):
     """Returns a checked source, with notes on what is odd in it and harmless.
 
     Every image file is decoded once; the outcome is kept in the cache folder and holds as long as
     the file does not change. An image that would train wrongly raises InputError, once the first
     twenty problems are logged; with on_bad='skip' such images are left out. orientation is what to
     do with EXIF's: 'apply', 'ignore', or 'annotation', which applies it where the annotated size is
-    the turned one.
+    the turned one. With files=False only annotations are checked, and no image file is opened.
     """
-    facts = examined(source)
+    facts = examined(source) if files else []
     turned, problems = _file_problems(source, facts, orientation)
     if turned:
         files = source.files._replace(turned=turned)

@@ -78,10 +78,11 @@ def check(options):
     return options._replace(**{key: os.path.expanduser(getattr(options, key)) for key in keys})
 
 
-def open_split(options, split, *, seed=0, training=True, boxes=True):
+def open_split(options, split, *, seed=0, training=True, boxes=True, files=True):
     """Opens the source of one split, checks every image of it, and that its boxes fit a batch.
 
     With boxes=False the source is not for batches: a folder of images without annotations will do.
+    With files=False it is for its records alone: no image file is opened.
     The seed draws the scenes to train on; those to evaluate on are the same for every seed, so that
     runs of several seeds compare, unless they are of the split that is trained on.
     """
@@ -98,7 +99,7 @@ def open_split(options, split, *, seed=0, training=True, boxes=True):
         'seed': seed if training or split == options.train_split else 0,
     }
     source = function(split, **{key: values[key] for key in keywords})
-    source = lint(source, options.on_bad, options.orientation)
+    source = lint(source, options.on_bad, options.orientation, files)
     for record in source.records if boxes else ():
         if len(record.boxes) > options.max_boxes:
             what = f'{len(record.boxes)} boxes, but max_boxes is {options.max_boxes}; raise it'

@@ -1,1 +1,1 @@
-"""Diagnosis: whether the training input is right, and what a data set is like."""
+"""Diagnosis: whether the training input is right, what data are like, whether anchors fit."""
