@@ -139,6 +139,8 @@ def _config(arguments, changes):
         where, read = f'{folder}/config.json', configs.read_run(folder)
     config = configs.override(read, changes)
     configs.check(config, where, changes)
+    for line in configs.without_effect(config, changes):
+        show(f'warning: {line}')
     if arguments.print_config:
         _print_config(read, config, configs.resolve(config, folder), where, changes)
     return {'config': config, 'folder': folder}

@@ -121,6 +121,22 @@ KEYS = {
     'evaluation.every': Key(int, 0),
     'evaluation.images': Key(int, 0),
 }
+FOLDERS, COSINES = ('tfds', 'voc', 'coco'), ('cosine', 'one_cycle')
+ONLY_WITH = {  # keys that have an effect only where another has one of these values
+    **dict.fromkeys(('data.path', 'data.images'), ('data.source', (*FOLDERS, 'images'))),
+    'data.name': ('data.source', ('tfds',)),
+    'data.scenes': ('data.source', ('shapes',)),
+    **dict.fromkeys(
+        (f'data.{key}' for key in ('annotations', 'eval_path', 'eval_images', 'eval_annotations')),
+        ('data.source', FOLDERS),
+    ),
+    **dict.fromkeys(('data.max_size', 'data.canvases'), ('data.resize', ('short_side',))),
+    **dict.fromkeys(('optim.decay_at', 'optim.decay_factor'), ('optim.schedule', ('step',))),
+    'optim.final_factor': ('optim.schedule', COSINES),
+    'optim.cycles': ('optim.schedule', ('cyclical',)),
+    'optim.low_factor': ('optim.schedule', ('cyclical', 'one_cycle')),
+    'features.gigabytes': ('features.keep', ('device', 'host', 'disk')),
+}
 
 
 def default():
@@ -198,6 +214,16 @@ def check(config, where='', changed=()):
             f'config key checkpoint.best: {best} needs {number} proposals of an image; '
             f'proposals.post_nms is {values["proposals.post_nms"]}'
         )
+
+
+def without_effect(config, changes):
+    """Yields a line on each of these keys that has no effect beside what the others are."""
+    values = items(config)
+    for key in changes:
+        other, choices = ONLY_WITH.get(key, ('', ()))
+        if other and values[other] not in choices:
+            needed = ' or '.join(map(repr, choices))
+            yield f'{key} has no effect: {other} is {values[other]!r}, not {needed}'
 
 
 def resolve(config, workdir=''):

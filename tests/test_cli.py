@@ -128,6 +128,11 @@ def test_help_names_every_mode_option_and_key_with_its_comment(ran, capsys):
     assert '--config.model.depth=101 ' in out and out.isascii()
 
 
+def test_a_key_without_effect_is_told(ran, capsys):
+    assert main([CONFIG, '--config.data.path=/mine']) == 0
+    assert capsys.readouterr().out.startswith('warning: data.path has no effect: data.source is ')
+
+
 def test_print_config_shows_where_each_value_comes_from(ran, capsys, tmp_path):
     assert main([CONFIG, f'--workdir={tmp_path}', '--print-config', '--config.seed=5']) == 0
     lines = capsys.readouterr().out.splitlines()

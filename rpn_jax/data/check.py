@@ -64,7 +64,7 @@ def lint(source, on_bad='error', orientation='annotation'):
         lost = sum(problem.position < 0 for problem in problems)
         what = f'{total - len(good)} of {total} images'
         what += f' and {lost} annotations of unlisted images' if lost else ''
-        notes.append(f"{what} left out, as on_bad='skip' ({counts})")
+        notes.append(f"{source.name}: {what} left out, as on_bad='skip' ({counts})")
     return source._replace(notes=tuple(notes))
 
 

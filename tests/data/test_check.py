@@ -117,7 +117,10 @@ def test_a_bad_file_is_an_error_or_left_out(folder, kind, file, content, complai
         data = (folder / f'JPEGImages/{record.image_id}.jpg').read_bytes()
         assert source.files.load(position) == data
     note = source.notes[-1]
-    assert note.startswith('1 of 4 images left out, as on_bad=') and f'({kind}: 1)' in note
+    assert (
+        note.startswith(f'{source.name}: 1 of 4 images left out, as on_bad=')
+        and f'({kind}: 1)' in note
+    )
 
 
 @pytest.mark.parametrize('tag', range(2, 9))
