@@ -173,7 +173,11 @@ def read_run(workdir):
     """Returns the config of a workdir; keys that are younger than it take their default."""
     from rpn_jax.training.workdir import read_config
 
-    config = ConfigDict(read_config(workdir))
+    content = read_config(workdir)
+    try:
+        config = ConfigDict(content)
+    except ValueError as error:  # of a key with a dot
+        raise InputError(f'{workdir}/config.json: not a config ({error})') from error
     _check_types(config, f'{workdir}/config.json')
     completed = default()
     completed.update_from_flattened_dict(items(config))

@@ -218,6 +218,7 @@ def test_the_package_of_configs_is_ours_whatever_else_is_called_so(tmp_path, mon
         ({'data': {'image_size': '64'}}, r"data\.image_size: '64' is not an integer"),
         ({'steps': {}}, r'steps: .* is not an integer'),
         ({'data': 3}, "no config key 'data'"),
+        ({'model.depth': 50}, r'not a config \(.* model\.depth contains'),
     ],
 )
 def test_a_workdir_with_a_wrong_config_is_refused_by_its_file(tmp_path, change, complaint):
