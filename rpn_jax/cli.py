@@ -139,7 +139,8 @@ def _commands(process):
 
 def _config(arguments, changes):
     """Returns the config and the folder that a mode gets; prints it where that is asked for."""
-    folder = Path(arguments.workdir or f'runs/{Path(arguments.config).stem}').expanduser()
+    folder = arguments.workdir or f'runs/{Path(arguments.config).stem}'
+    folder = Path(os.path.expanduser(folder))  # Path's raises where there is no such user
     if arguments.config:
         where, read = f'--config {arguments.config}', configs.read(arguments.config)
     else:

@@ -10,6 +10,7 @@ import difflib
 import importlib.util
 import logging
 import math
+import os
 import re
 import sys
 import types
@@ -149,7 +150,7 @@ def read(name):
 
     Raises InputError unless the file's get_config() returns every key, with a value of its type.
     """
-    path, where = Path(name).expanduser(), f'--config {name}'
+    path, where = Path(os.path.expanduser(name)), f'--config {name}'
     installed = sorted(path.stem for path in FOLDER.glob('[!_]*.py'))
     if name in installed and not path.is_file():
         path = FOLDER / f'{name}.py'

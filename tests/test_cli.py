@@ -87,6 +87,7 @@ def test_overrides_come_with_a_sign_or_a_space_and_the_last_one_counts(ran):
     [
         ('', 'name a --config'),
         ('--workdir=/no/where', '/no/where/config.json: no such file'),
+        ('--workdir=~nobody_here/x', 'nobody_here/x/config.json: no such file'),
         ('--mode=dance', "no mode 'dance'; there are train, evaluate, compare"),
         ('evalute --workdir=x', "no mode 'evalute'; did you mean evaluate?"),
         ('--conf=x.py', "unknown argument '--conf=x.py'"),
