@@ -16,6 +16,7 @@ from rpn_jax import config as configs
 from rpn_jax.console import show
 from rpn_jax.errors import InputError, Interrupted, disk_line, leave
 
+AGAIN = 1  # seconds after which a signal is sent again
 USAGE = 'python main.py [MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value]'
 
 
@@ -46,7 +47,7 @@ def main(argv=None):
     """Runs one mode and returns the exit code; argv None are the words of the process."""
     if argv is None:
         _at_signals(leave)
-        sys.unraisablehook = _send_again
+        sys.unraisablehook = _ignore_lost
     try:
         try:
             for stream in (sys.stdout, sys.stderr):
@@ -72,16 +73,20 @@ def _at_signals(handler):
 
 
 def _interrupt(number, _):
+    """Raises KeyboardInterrupt, and again a second later where that got lost.
+
+    A callback, as that of JAX at a gc, has nowhere to raise it, and libraries catch everything.
+    """
+    again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
     raise KeyboardInterrupt(number)
 
 
-def _send_again(unraisable):
-    """Sends a signal again whose exception got lost in a callback, as that of JAX at a gc."""
+def _ignore_lost(unraisable):
+    """Prints an exception that a callback could not raise, but not that of a signal."""
     if not isinstance(unraisable.exc_value, KeyboardInterrupt):
-        return sys.__unraisablehook__(unraisable)
-    again = threading.Timer(0.1, os.kill, (os.getpid(), *unraisable.exc_value.args))
-    again.daemon = True
-    return again.start()
+        sys.__unraisablehook__(unraisable)
 
 
 def _run(words, process):
@@ -109,6 +114,8 @@ def _run(words, process):
         show(str(interruption), file=sys.stderr)
         return interruption.code
     except KeyboardInterrupt as interruption:
+        if process:
+            _at_signals(signal.SIG_IGN)  # what is on its way
         show('interrupted', file=sys.stderr)
         code = 128 + next(iter(interruption.args), signal.SIGINT)
         if process:  # the end of the interpreter may crash while XLA's threads still compile
@@ -136,7 +143,8 @@ def _commands(process):
 
 def _config(arguments, changes):
     """Returns the config and the folder that a mode gets; prints it where that is asked for."""
-    folder = Path(arguments.workdir or f'runs/{Path(arguments.config).stem}').expanduser()
+    folder = arguments.workdir or f'runs/{Path(arguments.config).stem}'
+    folder = Path(os.path.expanduser(folder))  # Path's raises where there is no such user
     if arguments.config:
         where, read = f'--config {arguments.config}', configs.read(arguments.config)
     else:
@@ -144,6 +152,8 @@ def _config(arguments, changes):
     config = configs.override(read, changes)
     if arguments.mode != 'doctor':  # which says it among its findings
         configs.check(config, where, changes)
+    for line in configs.without_effect(config, changes):
+        show(f'warning: {line}')
     if arguments.print_config:
         _print_config(read, config, configs.resolve(config, folder), where, changes)
     return {'config': config, 'folder': folder}

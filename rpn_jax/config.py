@@ -10,6 +10,7 @@ import difflib
 import importlib.util
 import logging
 import math
+import os
 import re
 import sys
 import types
@@ -127,6 +128,22 @@ KEYS = {
     'evaluation.every': Key(int, 0),
     'evaluation.images': Key(int, 0),
 }
+FOLDERS, COSINES = ('tfds', 'voc', 'coco'), ('cosine', 'one_cycle')
+ONLY_WITH = {  # keys that have an effect only where another has one of these values
+    **dict.fromkeys(('data.path', 'data.images'), ('data.source', (*FOLDERS, 'images'))),
+    'data.name': ('data.source', ('tfds',)),
+    'data.scenes': ('data.source', ('shapes',)),
+    **dict.fromkeys(
+        (f'data.{key}' for key in ('annotations', 'eval_path', 'eval_images', 'eval_annotations')),
+        ('data.source', FOLDERS),
+    ),
+    **dict.fromkeys(('data.max_size', 'data.canvases'), ('data.resize', ('short_side',))),
+    **dict.fromkeys(('optim.decay_at', 'optim.decay_factor'), ('optim.schedule', ('step',))),
+    'optim.final_factor': ('optim.schedule', COSINES),
+    'optim.cycles': ('optim.schedule', ('cyclical',)),
+    'optim.low_factor': ('optim.schedule', ('cyclical', 'one_cycle')),
+    'features.gigabytes': ('features.keep', ('device', 'host', 'disk')),
+}
 
 
 def default():
@@ -139,7 +156,7 @@ def read(name):
 
     Raises InputError unless the file's get_config() returns every key, with a value of its type.
     """
-    path, where = Path(name).expanduser(), f'--config {name}'
+    path, where = Path(os.path.expanduser(name)), f'--config {name}'
     installed = sorted(path.stem for path in FOLDER.glob('[!_]*.py'))
     if name in installed and not path.is_file():
         path = FOLDER / f'{name}.py'
@@ -163,7 +180,11 @@ def read_run(workdir):
     """Returns the config of a workdir; keys that are younger than it take their default."""
     from rpn_jax.training.workdir import read_config
 
-    config = ConfigDict(read_config(workdir))
+    content = read_config(workdir)
+    try:
+        config = ConfigDict(content)
+    except ValueError as error:  # of a key with a dot
+        raise InputError(f'{workdir}/config.json: not a config ({error})') from error
     _check_types(config, f'{workdir}/config.json')
     completed = default()
     completed.update_from_flattened_dict(items(config))
@@ -204,6 +225,16 @@ def check(config, where='', changed=()):
             f'config key checkpoint.best: {best} needs {number} proposals of an image; '
             f'proposals.post_nms is {values["proposals.post_nms"]}'
         )
+
+
+def without_effect(config, changes):
+    """Yields a line on each of these keys that has no effect beside what the others are."""
+    values = items(config)
+    for key in changes:
+        other, choices = ONLY_WITH.get(key, ('', ()))
+        if other and values[other] not in choices:
+            needed = ' or '.join(map(repr, choices))
+            yield f'{key} has no effect: {other} is {values[other]!r}, not {needed}'
 
 
 def resolve(config, workdir=''):

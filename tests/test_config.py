@@ -147,6 +147,19 @@ def test_what_cannot_be_read_is_refused_by_its_key(key, text, complaint):
     assert key in str(error.value)
 
 
+def test_keys_that_are_given_and_have_no_effect_are_told():
+    config, given = quickstart.get_config(), {'data.path': '/mine', 'optim.cycles': '3', 'steps': 9}
+    assert list(configs.without_effect(config, given)) == [
+        "data.path has no effect: data.source is 'shapes', not 'tfds' or 'voc' or 'coco' or "
+        "'images'",
+        "optim.cycles has no effect: optim.schedule is 'cosine', not 'cyclical'",
+    ]
+    config.data.source, config.optim.schedule = 'voc', 'cyclical'
+    assert not list(configs.without_effect(config, given))
+    for key, (other, choices) in configs.ONLY_WITH.items():
+        assert key in configs.KEYS and {*choices} <= {*configs.KEYS[other].choices}
+
+
 # Files and workdirs
 
 BEGIN = 'from configs import default\ndef get_config():\n    c = default.get_config()\n    '
@@ -205,6 +218,7 @@ def test_the_package_of_configs_is_ours_whatever_else_is_called_so(tmp_path, mon
         ({'data': {'image_size': '64'}}, r"data\.image_size: '64' is not an integer"),
         ({'steps': {}}, r'steps: .* is not an integer'),
         ({'data': 3}, "no config key 'data'"),
+        ({'model.depth': 50}, r'not a config \(.* model\.depth contains'),
     ],
 )
 def test_a_workdir_with_a_wrong_config_is_refused_by_its_file(tmp_path, change, complaint):

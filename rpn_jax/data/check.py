@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 ON_BAD = ('error', 'skip', 'clip')
 ORIENTATIONS = ('annotation', 'apply', 'ignore')
 SHOWN = 20  # problems that are logged
-VERSION = 3  # of the cache: a new one where the facts are others
+VERSION = 4  # of the cache: a new one where the facts are others
 TWICE = 'image that is there under another name too'
 THIN = 'box of at most 1 pixel in width or height'
 DOUBLED = 'box that its image has twice'
@@ -64,7 +64,7 @@ def lint(source, on_bad='error', orientation='annotation', files=True):
         lost = sum(problem.position < 0 for problem in problems)
         what = f'{total - len(good)} of {total} images'
         what += f' and {lost} annotations of unlisted images' if lost else ''
-        notes.append(f"{what} left out, as on_bad='skip' ({counts})")
+        notes.append(f"{source.name}: {what} left out, as on_bad='skip' ({counts})")
     return source._replace(notes=tuple(notes))
 
 

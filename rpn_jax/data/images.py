@@ -179,6 +179,10 @@ def _remarks(data):
             remarks += [MODES[image.mode]] if image.mode in MODES else []
             if 'A' in image.getbands() or 'transparency' in image.info:
                 remarks.append('image with transparency, which is ignored')
+            if not data.startswith(JPEG):  # a phone's may hold a depth map besides
+                with contextlib.suppress(EOFError):
+                    image.seek(1)
+                    remarks.append('image of several frames, of which the first is taken')
     except Exception:  # whatever a strange head makes Pillow raise: cv2 has read the pixels
         remarks.append('image whose head is damaged')
     if data.startswith(PNG) and data[24] == 16:  # in colour, of which Pillow's mode says nothing

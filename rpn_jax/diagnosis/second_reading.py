@@ -58,7 +58,7 @@ def _of_coco(source):
     except ModuleNotFoundError as error:
         raise InputError(f"{error}; it comes with pip install 'rpn_jax[train]'") from error
     content, coco = json.loads(source.annotations[0].read_text('utf-8-sig')), COCO()
-    annotations = [{'id': -i} | entry for i, entry in enumerate(content['annotations'])]
+    annotations = [entry | {'id': i} for i, entry in enumerate(content['annotations'])]
     coco.dataset = {'images': content['images'], 'annotations': annotations}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
         coco.createIndex()
@@ -74,11 +74,11 @@ def _of_coco(source):
 def _of_voc(path):
     """Returns the boxes of every <bndbox> of a file that is in no <part>, and which are objects."""
     root = ElementTree.parse(path).getroot()
-    in_parts = {box for part in root.iter('part') for box in part.iter()}
+    in_parts = {*root.iterfind('object/part/bndbox')}
     boxes, are_objects = [], []
     for parent in root.iter():
         for box in parent:
-            if box.tag.lower().endswith('bndbox') and box not in in_parts:
+            if box.tag.rpartition('}')[2].lower() == 'bndbox' and box not in in_parts:
                 boxes.append([float(box.find(name).text) - near for name, near in NEAR.items()])
                 difficult = (parent.findtext('difficult') or '').strip().lower()
                 are_objects.append(difficult in ('', '0', 'false'))

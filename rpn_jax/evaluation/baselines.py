@@ -94,6 +94,10 @@ def gaussian_from_json(content):
     finite = np.all(np.isfinite(mean)) and np.all(np.isfinite(covariance))
     if mean.shape != (4,) or covariance.shape != (4, 4) or not finite:
         raise ValueError('not a mean [4] and a covariance [4, 4] of finite numbers')
+    least = np.linalg.eigvalsh(covariance).min()
+    inside = np.all(np.abs(mean[:2] - 0.5) < 0.51) and np.all(mean[2:] < 0.01)
+    if not np.allclose(covariance, covariance.T) or least < -1e-6 or not inside:
+        raise ValueError('not a mean and a covariance of boxes in their images')
     return Gaussian(mean, covariance)
 
 

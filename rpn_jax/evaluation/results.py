@@ -269,8 +269,11 @@ def _read(path):
 
     Raises ValueError where they are not those of MEMBERS, of its dtypes and shapes.
     """
+    size = Path(path).stat().st_size
+    if not Path(path).is_file():  # reading a pipe would wait for ever
+        raise ValueError('not a file')
     with zipfile.ZipFile(path) as archive:
-        members, size = archive.infolist(), Path(path).stat().st_size
+        members = archive.infolist()
     if size > MOST_ROWS:
         raise ValueError(f'{size} bytes; at most {MOST_ROWS} are read')
     if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:

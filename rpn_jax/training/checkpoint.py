@@ -284,6 +284,10 @@ def _checked(workdir, step, load):
                 raise ValueError(f'{name} is not what was saved')
         return state
     except Exception as error:  # Orbax and what it stands on have many kinds
+        cause = error
+        while (cause := cause.__cause__ or cause.__context__) is not None:
+            if isinstance(cause, KeyboardInterrupt):  # Orbax turns it into an error of its own
+                raise cause from None
         raise InputError(f'{path}: a damaged checkpoint ({_reason(error)})') from error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rpn_jax.errors import InputError
-from rpn_jax.files import write_atomically
+from rpn_jax.files import read_json, write_atomically
 
 logger = logging.getLogger(__name__)
 NAME = 'data.json'  # in a workdir: {'train' or 'eval': {'name': .., 'records': [digest, ..]}}
@@ -94,10 +94,10 @@ def _read(folder):
     """Returns the content of the file, {} where there is none; raises ValueError if damaged."""
     path = Path(folder) / NAME
     try:
-        known = json.loads(path.read_bytes()) if path.exists() else {}
+        known = read_json(path) if path.exists() else {}
         for each in known.values():
             if not isinstance(each['name'], str) or {*map(type, each['records'])} - {str}:
                 raise ValueError
-    except (OSError, RecursionError, AttributeError, KeyError, TypeError) as error:
+    except (OSError, AttributeError, KeyError, TypeError) as error:
         raise ValueError from error
     return known

@@ -1,6 +1,7 @@
 """The folder of a run: its config, which must agree to resume, its lock, its metrics."""
 
 import contextlib
+import hashlib
 import itertools
 import json
 import logging
@@ -200,7 +201,7 @@ def read_history(workdir):
             if not all(isinstance(value, dict | int | float | None) for value in entry.values()):
                 raise ValueError
             lines.append(entry | {'step': int(entry['step'])})
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             damaged += [number + 1] if line and number < content.count(b'\n') else []
     if damaged:
         where = f'{path}: {len(damaged)} damaged lines are left out, the first of them line'
@@ -224,21 +225,37 @@ def write_unlogged(workdir, step, window):
     window is a list of nested dicts of float32 arrays. Those of older checkpoints are kept as long
     as these.
     """
-    path = Path(workdir) / UNLOGGED
+    path, kept = Path(workdir) / UNLOGGED, {}
     saved = set(map(str, checkpoint.steps(workdir)))
-    kept = {name: own for name, own in _unlogged(path).items() if name in saved}
+    with contextlib.suppress(OSError, ValueError):  # what is damaged is told where it is read
+        kept = {name: own for name, own in _unlogged(path).items() if name in saved}
     if window:
-        kept[str(step)] = jax.tree.map(lambda x: np.asarray(x, np.float32).tolist(), window)
+        content = jax.tree.map(lambda x: np.asarray(x, np.float32).tolist(), window)
+        kept[str(step)] = {'window': content, 'sha256': _sha256(content)}
     if kept or path.exists():
         write_atomically(path, json.dumps(kept))
 
 
 def read_unlogged(workdir, step):
-    """Returns the window that write_unlogged kept for a step, [] where there is none."""
-    window = _unlogged(Path(workdir) / UNLOGGED).get(str(step), [])
-    with contextlib.suppress(TypeError, ValueError):  # what is damaged is left out
-        return [_as_arrays(metrics) for metrics in window]
-    return []
+    """Returns the window that write_unlogged kept for a step, [] where there is none.
+
+    What is not what was written is left out, with a warning.
+    """
+    path = Path(workdir) / UNLOGGED
+    try:
+        if (kept := _unlogged(path).get(str(step))) is None:
+            return []
+        if kept['sha256'] != _sha256(kept['window']):
+            raise ValueError
+        return [_as_arrays(metrics) for metrics in kept['window']]
+    except (OSError, ValueError, TypeError, KeyError):
+        what = 'is damaged: the next line of metrics.jsonl is only of the steps after'
+        logger.warning(f'{path}: {what} {step}')
+        return []
+
+
+def _sha256(content):
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _as_arrays(value):
@@ -248,10 +265,11 @@ def _as_arrays(value):
 
 
 def _unlogged(path):
-    with contextlib.suppress(OSError, ValueError):
-        content = files.read_json(path)
-        return content if isinstance(content, dict) else {}
-    return {}
+    """Returns {step: what is kept}, {} without a file; raises OSError or ValueError if damaged."""
+    content = files.read_json(path) if path.exists() else {}
+    if not isinstance(content, dict):
+        raise ValueError
+    return content
 
 
 def _plain(value, levels=8):

@@ -72,6 +72,8 @@ def read(path, pretrained_key=''):
 def metadata(path):
     """Returns the metadata of a whole .safetensors file, {} of any other."""
     try:
+        if not Path(path).is_file():  # reading a pipe would wait for ever
+            return {}
         with safe_open(path, framework='numpy') as file:
             return file.metadata() or {}
     except (SafetensorError, OSError):

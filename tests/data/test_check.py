@@ -40,10 +40,10 @@ def folder(tmp_path):
     return write_voc(tmp_path / 'VOC')
 
 
-def saved(mode, kind):
+def saved(mode, kind, **options):
     """Returns the bytes of the picture as Pillow writes it in a mode."""
     file = io.BytesIO()
-    Image.fromarray(PICTURE).convert(mode).save(file, kind)
+    Image.fromarray(PICTURE).convert(mode).save(file, kind, **options)
     return file.getvalue()
 
 
@@ -79,6 +79,11 @@ ODD = [  # what is odd and harmless about one image: its file, the content, the 
     (JPG, saved('1', 'PNG'), GREY),
     (JPG, saved('CMYK', 'JPEG'), 'CMYK image'),
     (JPG, saved('P', 'PNG'), 'image with a palette'),
+    (
+        JPG,
+        saved('RGB', 'TIFF', save_all=True, append_images=[Image.new('1', (9, 9))]),
+        'image of several f',
+    ),
     (JPG, deep(PICTURE), DEEP),
     (JPG, deep(PICTURE[..., 0]), DEEP),
     (JPG, encoded(np.dstack([PICTURE, PICTURE[..., :1]]), '.png'), 'image with transparency'),
@@ -117,7 +122,10 @@ def test_a_bad_file_is_an_error_or_left_out(folder, kind, file, content, complai
         data = (folder / f'JPEGImages/{record.image_id}.jpg').read_bytes()
         assert source.files.load(position) == data
     note = source.notes[-1]
-    assert note.startswith('1 of 4 images left out, as on_bad=') and f'({kind}: 1)' in note
+    assert (
+        note.startswith(f'{source.name}: 1 of 4 images left out, as on_bad=')
+        and f'({kind}: 1)' in note
+    )
 
 
 @pytest.mark.parametrize('tag', range(2, 9))

@@ -60,7 +60,7 @@ def test_boxes_that_are_read_nowhere_are_found(tmp_path):
     for lost in (BOX, f'<item>{BOX}</item>', f'<outputs><object>{BOX}</object></outputs>'):
         file.write_text(text.replace('</object>', f'{lost}</object>'))
         assert len(differences(source)[1]) == 1
-    part = f'<part>{BOX}</part></object>'
+    part = f'<part>{BOX}</part></object><robndbox><cx>3</cx></robndbox>'
     file.write_text(text.replace('</object>', part))
     assert differences(source)[1] == []
 
@@ -72,5 +72,7 @@ def test_annotations_of_other_images_are_found(tmp_path):
         entry | {'file_name': f'other/{entry["id"]}.jpg'} for entry in coco_content()['images']
     ]
     other = folder / 'other.json'
-    other.write_text(json.dumps(coco_content() | {'images': images}))
+    annotations = [entry | {'id': [1]} for entry in coco_content()['annotations']]  # not used
+    content = coco_content() | {'images': images, 'annotations': annotations}
+    other.write_text(json.dumps(content))
     assert len(differences(source._replace(annotations=(other,)))[1]) == 1

@@ -116,11 +116,12 @@ def test_a_gaussian_survives_json_to_the_last_bit():
     content = json.loads(json.dumps(baselines.gaussian_to_json(FITTED)))
     for before, after in zip(FITTED, baselines.gaussian_from_json(content), strict=True):
         assert before.tobytes() == after.tobytes() and before.shape == after.shape
-    for mean in ([0, 0, 0], [0, 0, 0, 'a'], [0, 0, 0, float('nan')]):
+    for mean in ([0, 0, 0], [0, 0, 0, 'a'], [0, 0, 0, float('nan')], [0, 0, 0, 900], [3, 0, 0, 0]):
         with pytest.raises(ValueError, match='not a mean'):
             baselines.gaussian_from_json(content | {'mean': mean})
-    with pytest.raises(ValueError, match='not a mean'):
-        baselines.gaussian_from_json([])
+    for wrong in ([], content | {'covariance': (-np.eye(4)).tolist()}):
+        with pytest.raises(ValueError, match='not a mean'):
+            baselines.gaussian_from_json(wrong)
 
 
 def test_quadrants_take_turns():

@@ -238,6 +238,19 @@ def test_a_damaged_checkpoint_is_named_and_the_newest_good_one_taken(tmp_path, k
     assert [*checkpoint.verify(tmp_path)] == [(1, ''), (2, '')]
 
 
+def test_a_signal_while_reading_is_no_damage(tmp_path, monkeypatch):
+    def read(*_):  # as Orbax does
+        try:
+            raise KeyboardInterrupt(2)
+        except BaseException as error:
+            raise Exception('Encountered error while reading array') from error
+
+    write(tmp_path, [1, 2])
+    monkeypatch.setattr(checkpoint, '_load_variables', read)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.restore(tmp_path)
+
+
 def test_the_config_is_saved_with_a_checkpoint(tmp_path):
     write(tmp_path, [1])
     assert checkpoint.config_of(tmp_path) == ({}, None)

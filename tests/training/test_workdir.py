@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, assert_same
 from ml_collections import FrozenConfigDict
 
 from configs import default
@@ -183,18 +184,28 @@ def test_a_last_line_that_a_crash_cut_off_harms_nothing(tmp_path, end):
 
 def test_damaged_lines_are_left_out_and_counted_and_the_good_ones_kept(tmp_path, caplog):
     bad = '[1]', '{"loss": 1}', '{"step": "x"}', '{"step": 2, "loss": "0.1"}', '[' * 99_999, '\xff'
+    bad += ('{"step": 1e999}',)
     good = [f'{{"step": {step}, "loss": 0.5}}' for step in range(len(bad))]
     lines = [line for both in zip(good, bad, strict=True) for line in both]
     (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines) + '\n', 'latin1')
     assert [line['step'] for line in workdir.read_history(tmp_path)] == list(range(len(bad)))
     (message,) = caplog.messages
-    assert message.endswith('6 damaged lines are left out, the first of them line 2')
+    assert message.endswith('7 damaged lines are left out, the first of them line 2')
 
 
-@pytest.mark.parametrize('content', ['', '[]', '{"6": 3}', '{"6": [{"loss": "x"}]}', '[' * 99_999])
-def test_a_damaged_file_of_unlogged_metrics_harms_nothing(tmp_path, content):
-    (tmp_path / workdir.UNLOGGED).write_text(content)
-    assert workdir.read_unlogged(tmp_path, 6) == []
+@pytest.mark.parametrize('content', ['', '[]', '{"6": 3}', '{"6": [{"loss": 1}]}', '[' * 99_999])
+def test_a_damaged_file_of_unlogged_metrics_is_told_and_harms_nothing(tmp_path, caplog, content):
+    assert workdir.read_unlogged(tmp_path, 6) == [] and not caplog.messages
+    window = [{'loss': np.float32(0.1), 'anchors': {'iou': np.float32([1, np.nan])}}]
+    workdir.write_unlogged(tmp_path, 6, window)
+    assert_same(workdir.read_unlogged(tmp_path, 6), window)
+    file = tmp_path / workdir.UNLOGGED
+    for text in (content, file.read_text().replace('"loss": 0.1', '"loss": 0.3')):
+        file.write_text(text)
+        assert workdir.read_unlogged(tmp_path, 6) == []
+        assert 'unlogged.json: is damaged' in caplog.messages.pop()
+    workdir.write_unlogged(tmp_path, 6, window)
+    assert len(workdir.read_unlogged(tmp_path, 6)) == 1
 
 
 @pytest.mark.parametrize('own', ['', 'elsewhere'])

@@ -48,6 +48,8 @@ def test_a_path_without_a_file_is_refused(tmp_path):
     }.items():
         with pytest.raises(InputError, match=f'^weights {re.escape(str(path))}: {problem}'):
             weights.load(path)
+        with pytest.raises(InputError):
+            pretrained.expects(path, (1,))
     path = tmp_path / 'checkpoints' / '7'
     path.mkdir(parents=True)
     with pytest.raises(InputError, match='checkpoints/7: a damaged checkpoint .*; there are 7$'):

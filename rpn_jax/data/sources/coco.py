@@ -30,6 +30,7 @@ UNSAID = 'annotation without iscrowd, taken as 0'
 TO_IGNORE = 'annotation with "ignore": 1, which is an object here as in COCOeval'
 AREALESS = 'annotation without an area, that of its box is taken'
 UNLISTED = 'annotation of an unlisted image'
+MOST_AREA = 2.0**64  # square pixels of an annotation
 NOT_A_NUMBER = 'annotation with what is not a number'
 
 
@@ -166,7 +167,7 @@ class _Row:
             self.remarks.append(EMPTY)
             return False
         area = annotation.get('area')
-        has_area = isinstance(area, int | float) and 0 <= area < math.inf
+        has_area = type(area) in (int, float) and 0 <= area <= MOST_AREA
         self.remarks += [] if has_area else [AREALESS]
         self.remarks += [UNSAID] if annotation.get('iscrowd') is None else []
         self.remarks += [TO_IGNORE] if annotation.get('ignore') else []
@@ -230,10 +231,13 @@ def _object(annotation, size, on_bad):
     """Returns a box, or None where it is empty, the same as it was given, and its Kind."""
     corners = annotation.get('bbox')
     try:
-        x, y, width, height = map(float, corners if isinstance(corners, list) else ())
+        if not isinstance(corners, list) or {*map(type, corners)} - {int, float}:
+            raise TypeError  # strings, say, which pycocotools would put one behind the other
+        x, y, width, height = map(float, corners)
     except (TypeError, ValueError, OverflowError) as error:
         raise BadRecord('object without a box', 'has no bbox of four numbers') from error
-    crowd = annotation.get('iscrowd') or 0
+    crowd = annotation.get('iscrowd')
+    crowd = 0 if crowd is None else crowd
     if crowd not in (0, 1):
         what = f'has iscrowd = {crowd!r}, which is neither 0 nor 1'
         raise BadRecord(NOT_A_NUMBER, what)

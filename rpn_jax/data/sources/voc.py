@@ -1,5 +1,6 @@
 """VOCdevkit/VOCxxxx folders: JPEGImages, Annotations, and lists of splits in ImageSets/Main."""
 
+import logging
 import math
 import os
 from pathlib import Path
@@ -22,6 +23,7 @@ from rpn_jax.data.records import (
 from rpn_jax.data.sources import LONGEST, naming
 from rpn_jax.errors import InputError
 
+logger = logging.getLogger(__name__)
 LARGEST = 2**28  # bytes of an XML file
 UNSAID = 'object without <difficult>, taken as not difficult'
 NEEDED = 'VOC needs a VOCdevkit/VOCxxxx folder, or one folder a split with XMLs beside images'
@@ -107,7 +109,12 @@ def listed(path, exists=None):
     # surrogateescape: the names of files may be no text.
     encoding = ('utf-16', 'replace') if is_wide else ('utf-8-sig', 'surrogateescape')
     lines = [line.strip() for line in data.decode(*encoding).splitlines()]
-    return [line if exists and exists(line) else line.split()[0] for line in lines if line]
+    lines = [line for line in lines if line]
+    ids = [line if exists and exists(line) else line.split()[0] for line in lines]
+    if cut := [line for line, name in zip(lines, ids, strict=True) if line != name]:
+        what = f'{len(cut)} lines have columns after the id, which are not used ({cut[0]!r:.60})'
+        logger.info(f'note: {path}: {what}')
+    return ids
 
 
 def _root(path):
@@ -137,14 +144,12 @@ def _objects(root):
     """
     objects = root.findall('object')
     boxes = [_one(item, 'bndbox', f'object {number} ') for number, item in enumerate(objects)]
-    known, pending = {*objects, *boxes}, [root]
-    while pending:
-        element = pending.pop()
+    known = {*objects, *boxes, *root.findall('object/part/bndbox')}
+    for element in root.iter():
         name = element.tag.rpartition('}')[2].lower()
         if name in ('object', 'objects', 'bndbox') and element not in known:
             what = 'objects are in <object> of <annotation>, boxes in <bndbox> of <object>'
             raise BadRecord('annotation unreadable', f'<{element.tag}> is elsewhere: {what}')
-        pending += element if name != 'part' else ()
     return objects
 
 
@@ -159,6 +164,9 @@ def _one(parent, name, where=''):
 
 def _text(parent, name):
     element = _one(parent, name)
+    if element is not None and len(element):
+        what = f'has <{element[0].tag}> inside <{name}>, where a value stands'
+        raise BadRecord('annotation with what is not a number', what)
     return '' if element is None else (element.text or '').strip()
 
 
@@ -171,8 +179,9 @@ def _size(root):
         height, width = _numbers(size, 'height', 'width')
     if 0 in (height, width):
         return None
-    if not 1 <= min(height, width) <= max(height, width) <= LONGEST:
-        bounds = f'at least 1 x 1 and at most {LONGEST} x {LONGEST} pixels'
+    is_whole = height.is_integer() and width.is_integer()
+    if not is_whole or not 1 <= min(height, width) <= max(height, width) <= LONGEST:
+        bounds = f'whole pixels, at least 1 x 1 and at most {LONGEST} x {LONGEST}'
         what = f'<size> is {width:g} x {height:g}; an image has {bounds}'
         raise BadRecord('annotation without a size', what)
     return height, width

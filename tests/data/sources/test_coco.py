@@ -112,9 +112,12 @@ def test_a_wrong_file_is_refused_by_its_entry(file, content, complaint):
         ({'image_id': 7}, BOXLESS, 'annotation number 0 has no bbox of four numbers'),
         (coco_box(7, [1, 2, 3]), BOXLESS, 'annotation 6 has no bbox'),
         (coco_box(7, '1234'), BOXLESS, ''),
+        (coco_box(7, [1, 2, '3', 4]), BOXLESS, ''),
+        (coco_box(7, [1, 2, True, 4]), BOXLESS, ''),
         ({'image_id': 7, 'bbox': [1, 2, 10**400, 4]}, BOXLESS, ''),
         ({'image_id': 7, 'bbox': [1, 2, float('nan'), 4]}, NOT_A_NUMBER, 'not finite'),
         (coco_box(7, [1, 2, 3, 4], 'true'), NOT_A_NUMBER, "iscrowd = 'true'"),
+        (coco_box(7, [1, 2, 3, 4], []), NOT_A_NUMBER, 'iscrowd = []'),
         (coco_box(7, [10, 10, -3, 5]), 'box inverted', 'annotation 22 is inverted: bbox [10, 10,'),
         (coco_box(7, [70, 10, 12, 5]), OUTSIDE, 'annotation 97 lies outside the 80 x 60 image'),
         (coco_box(12, [1, 1, 99, 9]), OUTSIDE, "64 x 64 image by 36 pixels (on_bad='clip'"),
@@ -132,11 +135,12 @@ def test_a_wrong_annotation_is_a_problem_of_its_image(file, entry, kind, complai
     assert [len(record.boxes) for record in records] == [3, 0, 0]  # the others are whole
 
 
-def test_ids_and_areas_are_kept_as_they_are(file):
+@pytest.mark.parametrize('area', [None, True, 10**400])
+def test_ids_and_areas_are_kept_as_they_are(file, area):
     ids = [10**19 + 7, 'a/7', 0]
     images = [coco_image(key, id=own) for key, own in zip(COCO_SIZES, ids, strict=True)]
     boxes = [coco_box(own, [1, 2, 3, 4]) for own in ids]
-    boxes[1] = boxes[1] | {'area': None}
+    boxes[1] = boxes[1] | {'area': area}
     file.write_text(json.dumps(WHOLE | {'images': images, 'annotations': boxes}))
     records, problems, _ = parse(file)
     assert problems == [] and [record.coco_id for record in records] == ids

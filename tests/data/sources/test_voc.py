@@ -74,6 +74,8 @@ def test_a_wrong_box_is_refused_by_its_object(tmp_path, box, kind, complaint):
         ('>60<', '>nan<', NOT_A_NUMBER, "<size> has height = 'nan'"),
         ('>60<', '>-1<', SIZELESS, '<size> is 80 x -1'),
         ('>80<', '>1e300<', SIZELESS, '<size> is 1e+300 x 60'),
+        ('>80<', '>80.4<', SIZELESS, '<size> is 80.4 x 60; an image has whole pixels'),
+        ('<xmin>', '<xmin>1<b/>', NOT_A_NUMBER, 'object 0 (cat) has <b> inside <xmin>'),
         ('bndbox>', 'polygon>', 'object without a box', 'object 0 (cat) has no <bndbox>'),
         ('object>', 'Object>', UNREADABLE, '<Object> is elsewhere'),
         ('<bndbox>', '<bndbox/><bndbox>', UNREADABLE, 'object 0 has 2 elements <bndbox>'),
@@ -117,8 +119,9 @@ def test_boxes_of_parts_are_no_objects_and_others_are_never_lost(tmp_path):
         with pytest.raises(BadRecord, match='is elsewhere'):
             parsed(tmp_path, text.replace('</object>', f'{lost}</object>'))
     item = text[text.index('<object>') : text.index('</annotation>')]
-    with pytest.raises(BadRecord, match='<object> is elsewhere'):
-        parsed(tmp_path, text.replace('</size>', f'</size><outputs>{item}</outputs>'))
+    for around in ('outputs', 'part'):
+        with pytest.raises(BadRecord, match='<object> is elsewhere'):
+            parsed(tmp_path, text.replace('</size>', f'</size><{around}>{item}</{around}>'))
 
 
 def test_boxes_outside_are_clipped_where_that_is_asked_for(folder):
@@ -142,7 +145,8 @@ def test_xml_files_may_lie_beside_their_images_in_a_folder_of_the_split(folder, 
     assert source.read(1).shape == (90, 50, 3)
 
 
-def test_a_line_of_a_list_may_be_a_name_with_spaces(folder):
+def test_a_line_of_a_list_may_be_a_name_with_spaces(folder, caplog):
+    caplog.set_level('INFO')
     for name in ('JPEGImages/{}.jpg', 'Annotations/{}.xml'):
         (folder / name.format('000001')).rename(folder / name.format('a photo (1)'))
     text = 'a photo (1)\n000000 -1\nno photo 1\n'
@@ -151,6 +155,9 @@ def test_a_line_of_a_list_may_be_a_name_with_spaces(folder):
         source = voc('odd', path=folder)
         assert [record.image_id for record in source.records] == ['a photo (1)', '000000', 'no']
         assert [problem.position for problem in source.problems] == [2]
+        assert "odd.txt: 2 lines have columns after the id, which are not used ('000000 -1')" in (
+            caplog.messages.pop()
+        )
 
 
 def test_a_wrong_annotation_is_a_problem_of_its_image(folder):
