@@ -97,7 +97,10 @@ def test_overrides_come_with_a_sign_or_a_space_and_the_last_one_counts(ran):
         ('evaluate --step=x', "argument --step: invalid int value: 'x'"),
         ('inspect --output=x', '--output=x belongs to evaluate, compare, predict, export, not to'),
         ('train --step=3', '--step=3 belongs to evaluate, predict, export, not to'),
-        ('inspect --strict', '--strict belongs to train, evaluate, doctor, not to the mode inspect'),
+        (
+            'inspect --strict',
+            '--strict belongs to train, evaluate, doctor, not to the mode inspect',
+        ),
         ('train --step=0', '--step=0 belongs to'),
         ('train --runs=a', '--runs=a belongs to compare, not to'),
         ('--mode=compare --runs=a,b --config.seed=1', 'compare takes no config'),
