@@ -34,11 +34,12 @@ def write_page(path, *, title, study):
 def figures(probed):
     """Returns the plots of a probe.Probe, as pages.figure does."""
     names = [f'{trace.rate:.2g}' for trace in probed.rates]
+    first = probed.overfit
+    most = 2 * first.loss[0]  # what is drawn of a loss that grows
     rates = {
-        name: (np.arange(len(trace.loss)), trace.loss)
+        name: (np.arange(len(trace.loss)), np.minimum(trace.loss, most))
         for name, trace in zip(names, probed.rates, strict=True)
     }
-    first = probed.overfit
     steps = np.arange(len(first.loss))
     learnt = {
         'total': (steps, first.loss),
@@ -47,7 +48,7 @@ def figures(probed):
     }
     return [
         *pages.figure(
-            'Loss on one batch, by learning rate (the config’s is in the middle)',
+            'Loss on one batch by learning rate, up to twice the first (the config’s: middle)',
             functools.partial(_panel, 'loss'),
             'step',
             rates,
@@ -59,10 +60,10 @@ def figures(probed):
             learnt,
         ),
         *pages.figure(
-            'Loss at the end, by learning rate',
+            'Loss at the end, from the lowest to the highest learning rate',
             functools.partial(_panel, 'loss'),
             'learning rate',
-            {'end': (np.arange(len(names)), np.minimum(probe.ends(probed), 10 * first.loss[0]))},
+            {'end': (np.arange(len(names)), np.minimum(probe.ends(probed), most))},
             names,
         ),
     ]
