@@ -20,7 +20,8 @@ HEALTHY = {
     'optim__learning_rate': 0.03,
     'optim__warmup_steps': 20,
 }
-CONFIGS = sorted(path.stem for path in Path(default.__file__).parent.glob('[!_]*.py'))
+ILL = 'forum_recipe'
+CONFIGS = sorted({p.stem for p in Path(default.__file__).parent.glob('[!_]*.py')} - {ILL})
 FAULTS = {  # changes of the config, and how the first finding begins
     'Adam at .01': (
         {'optim__optimizer': 'adam', 'optim__learning_rate': 0.01},
@@ -68,3 +69,11 @@ def test_the_configs_of_the_project_are_healthy_with_weights(name):
     if config.model.norm == 'frozen':
         config.model.pretrained = config.model.pretrained or 'weights.pth'  # the user names them
     assert [each for each in config_checks.findings(config) if each.level == 'error'] == []
+
+
+def test_the_recipe_of_the_forum_is_ill():
+    found = ranked(config_checks.findings(configs.read(ILL)))
+    begins = [each.finding.partition(' ')[0] for each in found if each.level == 'error']
+    shown = ' '.join(each.finding for each in found)
+    assert 'Batch norm takes its statistics' in shown and 'far too high for Adam' in shown
+    assert 'Anchors near objects are never background' in shown and len(begins) == 2
