@@ -200,8 +200,9 @@ def _describe(config, model, state, source, other, options):
     )
     for note in filter(None, (*source.notes, other and shared_images(source, other))):
         logger.info(f'note: {note}')
-    if config.model.norm == 'frozen' and not config.model.pretrained:
-        logger.warning("model.norm='frozen' without model.pretrained normalises nothing")
+    for key in ('norm', 'fpn_norm'):
+        if config.model[key] == 'frozen' and not config.model.pretrained:
+            logger.warning(f"model.{key}='frozen' without model.pretrained normalises nothing")
     if (frozen := config.model.frozen_stages) and not config.model.pretrained:
         logger.warning(
             f'model.frozen_stages={frozen} without model.pretrained keeps random weights as they '

@@ -58,7 +58,7 @@ def test_a_run_stops_where_the_loss_is_not_finite(monkeypatch, tmp_path, caplog)
             yield batch
 
     monkeypatch.setattr(loop.data, 'train_batches', spoiled)
-    config = tiny_config(model__norm='frozen', model__frozen_stages=2)
+    config = tiny_config(model__norm='frozen', model__frozen_stages=2, model__fpn_norm='frozen')
     with pytest.raises(InputError) as caught:
         loop.train(config, tmp_path, devices=jax.devices()[:1])
     message = str(caught.value)
@@ -66,6 +66,7 @@ def test_a_run_stops_where_the_loss_is_not_finite(monkeypatch, tmp_path, caplog)
     assert expected in message and '\n' not in message
     assert checkpoint.steps(tmp_path) == [2, 4]
     assert 'model.frozen_stages=2 without model.pretrained keeps random weights' in caplog.text
+    assert "model.fpn_norm='frozen' without model.pretrained normalises" in caplog.text
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, monkeypatch):
