@@ -76,6 +76,18 @@ def test_a_wrong_value_is_refused_before_anything_is_written(refuse, flags, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ['VOC']
 
 
+@pytest.mark.usefixtures(uncompiled.__name__)
+@pytest.mark.parametrize('mode', ['train', 'inspect'])
+@pytest.mark.parametrize('resize', ['square', 'short_side'])
+def test_a_level_smaller_than_a_cell_is_refused(refuse, flags, tmp_path, mode, resize):
+    pyramid = dict(model__last_stage=3, model__fpn_stages=(2, 3), model__fpn_extra=4)
+    sizes = dict(anchors__sizes=((16,),) * 6, data__resize=resize, data__canvas_multiple=8)
+    words = tiny_flags(tmp_path / 'run', data__path=tmp_path / 'VOC', **pyramid, **sizes)
+    line = refuse([mode, *words, '--config.data.source=voc'])
+    assert 'one cell of the coarsest level, 128 pixels' in line and 'data.canvas_multiple' in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['VOC']
+
+
 @pytest.mark.parametrize(
     ('path', 'old', 'new', 'complaint'),
     [

@@ -266,14 +266,15 @@ def frozen(config):
 def norms(config):
     """Normalisation against weights and batches."""
     model, batch = config.model, config.data.batch_size
-    if model.norm == 'frozen' and not model.pretrained:
+    key = next((key for key in ('norm', 'fpn_norm') if model[key] == 'frozen'), '')
+    if key and not model.pretrained:
         return [
             Finding(
                 'error',
                 'Frozen norms normalise nothing: their statistics were never measured.',
-                "model.norm is 'frozen', model.pretrained is empty",
+                f"model.{key} is 'frozen', model.pretrained is empty",
                 'weights of ImageNet, or a live norm',
-                'config.model.pretrained = "imagenet", or config.model.norm = "batch"',
+                f'config.model.pretrained = "imagenet", or config.model.{key} = "batch"',
                 WEIGHTS + 1,
             )
         ]

@@ -43,7 +43,8 @@ def examples(model, source, options, *, targets, seed, steps, pixels):
     what is seen is what the network learns from. options are the data.Options, targets the keywords
     of matching.assign, pixels the Pixels.
     """
-    planned = data.train_plan(source, options).sizes
+    canvases = data.train_plan(source, options)
+    rpn.check_canvases(model, canvases.shapes)
 
     @jax.jit
     def assign(key, batch):
@@ -64,7 +65,7 @@ def examples(model, source, options, *, targets, seed, steps, pixels):
                 file, turned = source.files.load(position), position in source.files.turned
             original = evidence.decode(file, turned) if file else source.read(position)
             measured = evidence.compare(
-                record, original, network[i], seen[i], row, planned[position], pixels
+                record, original, network[i], seen[i], row, canvases.sizes[position], pixels
             )
             picture = source.read(position) if original is None else original
             real, positive = row['kind'] != Kind.PADDING, index[i][labels[i] == 1]

@@ -93,9 +93,16 @@ def summarise(images, types):
 
 
 def by_size(figures, name):
-    """Returns a list of summarise's by type, added up over aspect ratios: [sizes] float64."""
+    """Returns a list of summarise's by type, added up over aspect ratios: {name of a size: sum}."""
     sizes, of_type = _sizes(figures['types'])
-    return np.bincount(of_type, np.float64(figures[name]), len(sizes))
+    sums = np.bincount(of_type, np.float64(figures[name]), len(sizes)).tolist()
+    return {name_of(*own, figures['types']): each for own, each in zip(sizes, sums, strict=True)}
+
+
+def name_of(level, size, types):
+    """Returns the name of a size in pixels, with its level where the types have several."""
+    several = len({level for level, *_ in types}) > 1
+    return f'level {level}, {size:g} px' if several else f'{size:g} px'
 
 
 def ratio(sums, counts):

@@ -9,6 +9,8 @@ from rpn_jax.models import rpn
 from rpn_jax.ops.proposals import propose
 
 PLATFORMS = 'cpu', 'cuda', 'tpu'
+IMAGE = 'resized (bilinear) into the upper left corner of the canvas, which is zero elsewhere'
+BOXES = 'x0, y0, x1, y1 in pixels of the canvas, best first'
 
 
 def serialised(model, variables, canvas, *, proposals, pixels):
@@ -41,12 +43,12 @@ def description(canvas, *, proposals, data):
     count = proposals['post_nms']
     return {
         'inputs': [
-            {'name': 'image', 'dtype': 'uint8', 'shape': [*canvas, 3], 'order': 'RGB'},
-            {'name': 'size', 'dtype': 'float32', 'shape': [2], 'is': 'height, width of the image'},
+            {'name': 'image', 'dtype': 'uint8', 'shape': [*canvas, 3], 'order': 'RGB', 'is': IMAGE},
+            {'name': 'size', 'dtype': 'float32', 'shape': [2], 'is': 'its height, width there'},
         ],
         'resize': {key: data[key] for key in ('resize', 'image_size', 'max_size')},
         'outputs': [
-            {'name': 'boxes', 'dtype': 'float32', 'shape': [count, 4], 'is': 'x0, y0, x1, y1'},
+            {'name': 'boxes', 'dtype': 'float32', 'shape': [count, 4], 'is': BOXES},
             {'name': 'scores', 'dtype': 'float32', 'shape': [count]},
             {'name': 'valid', 'dtype': 'bool', 'shape': [count]},
         ],

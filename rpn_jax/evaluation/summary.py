@@ -66,11 +66,9 @@ def table(summary):
         rule = f'IoU {MISSED["iou"]} and {MISSED["limit"]} proposals'
         lines.append(f'missed at {rule}: {sum(missed.values())} ({reasons})')
     if sum((anchors := summary.get('anchors', {})).get('recalled', ())):
-        shares = zip(
-            anchors['sizes'], anchor_coverage.by_size(anchors, 'recall_share'), strict=True
-        )
-        sizes = ', '.join(f'{size:g}: {share:.0%}' for size, share in shares)
-        lines.append(f'found by anchors of (pixels): {sizes}')
+        shares = anchor_coverage.by_size(anchors, 'recall_share')
+        sizes = '; '.join(f'{name}: {share:.0%}' for name, share in shares.items())
+        lines.append(f'found by anchors of {sizes}')
     return lines
 
 

@@ -200,6 +200,20 @@ def check_pyramid(backbone, fpn, stages):
         )
 
 
+def check_canvases(model, canvases):
+    """Raises InputError where a level of a pyramid would be smaller than one cell of its own.
+
+    canvases are (height, width) in pixels.
+    """
+    least, coarsest = min(map(min, canvases)), max(model.strides)
+    if model.fpn and least < coarsest:
+        raise InputError(
+            f'image_size: a canvas with a side of {least} pixels is smaller than one cell of the '
+            f'coarsest level, {coarsest} pixels; take larger images, or a smaller fpn_extra, or '
+            f"with resize='short_side' canvas_multiple={coarsest}"
+        )
+
+
 def feature_shapes(model, canvas):
     """Returns the shapes ((h, w), ..) of a model's feature maps for a canvas (height, width)."""
     return tuple(tuple(-(-side // stride) for side in canvas) for stride in model.strides)

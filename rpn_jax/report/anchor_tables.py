@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from rpn_jax.evaluation.anchor_coverage import ratio
+from rpn_jax.evaluation.anchor_coverage import name_of, ratio
 from rpn_jax.ops.anchors import base_anchors
 from rpn_jax.report import pages, plots
 from rpn_jax.report.compare_plots import styles
@@ -38,7 +38,7 @@ def rows(anchors):
         for k in types:
             _, size, ratio_ = anchors['types'][k]
             x0, y0, x1, y1 = base_anchors((size,), (ratio_,))[0].tolist()
-            row = {'name': _name(anchors, own), 'size': size, 'ratio': ratio_}
+            row = {'name': name_of(*own, anchors['types']), 'size': size, 'ratio': ratio_}
             row |= {'width': x1 - x0, 'height': y1 - y0, **{key: anchors[key][k] for key in _LISTS}}
             table.append(row | {'bar': row['positives'] / most if most else 0})
     return table
@@ -120,7 +120,7 @@ def _training_figure(history, anchors):
         count, iou, loss = (sums[:, types].sum(axis=1) for sums in (positives, ious, losses))
         values = count, ratio(iou, count), ratio(loss, total)
         for panel, each in zip(panels.values(), values, strict=True):
-            panel[_name(anchors, size)] = each
+            panel[name_of(*size, anchors['types'])] = each
     series = {
         f'{key}: {name}': (steps, values)
         for key, panel in panels.items()
@@ -142,18 +142,12 @@ def _by_size(anchors):
     return sizes
 
 
-def _name(anchors, size):
-    """Returns the name of a (level, size): with the level where there are several."""
-    several = len({level for level, *_ in anchors['types']}) > 1
-    return f'level {size[0]}, {size[1]:g} px' if several else f'{size[1]:g} px'
-
-
 def _smallest(anchors):
     """Returns the name of the smallest anchors that have positives, and their row of _stretch."""
     sizes, positives = _by_size(anchors), anchors['positives']
     has_none = {size: not any(positives[k] for k in types) for size, types in sizes.items()}
     smallest = min(sizes, key=lambda size: (has_none[size], size[1]))
-    return _name(anchors, smallest), _stretch(anchors)[:, list(sizes).index(smallest)]
+    return name_of(*smallest, anchors['types']), _stretch(anchors)[:, list(sizes).index(smallest)]
 
 
 def _stretch(anchors):

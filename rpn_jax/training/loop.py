@@ -45,6 +45,7 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
         before = _check_resumed(config, folder, resuming[-1])
     source = data.open_split(options, options.train_split, seed=config.seed)
     model, optimizer, schedule = build(config)
+    rpn.check_canvases(model, data.train_plan(source, options).shapes)
     if not resuming:
         given = config.model.depth, config.anchors.aspect_ratios, config.model.pretrained_key
         tensors = pretrained.load(where, *given)

@@ -64,9 +64,10 @@ def check(where, tensors, model):
         passed_over += [n for n in tensors if PYRAMID.match(n) or n.startswith('rpn.head.')]
         for name in set(passed_over) & tensors.keys():
             del tensors[name]
+    hint = BESIDE if _run_of(where) is None else ''
     if held := architecture.disagreement(tensors, model):
         beside = re.search(r' (pyramid|head) .*(fpn|head)_\w+=', held)
-        raise InputError(f'weights {where}: hold {held}{BESIDE if beside else ""}')
+        raise InputError(f'weights {where}: hold {held}{hint if beside else ""}')
     has_head = any(name.startswith('rpn.head.') for name in tensors)
     for name in [name for name in tensors if name not in needed]:
         is_own = OWN.match(name) and name.partition('.')[0] not in above
@@ -79,7 +80,7 @@ def check(where, tensors, model):
         weights.to_variables(tensors, shapes)
     except InputError as error:
         beside = re.search(r'(unexpected|misshapen) (rpn|backbone|fpn|neck)\.', str(error))
-        raise InputError(f'{where}: {error}{BESIDE if beside else ""}') from error
+        raise InputError(f'{where}: {error}{hint if beside else ""}') from error
     if passed_over:
         logger.info(f'note: not used of the weights {where}: {names.parts(passed_over)}')
     held = {name.partition('.')[0] for name in tensors}

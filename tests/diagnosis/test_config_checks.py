@@ -32,6 +32,7 @@ FAULTS = {  # changes of the config, and how the first finding begins
     'rate 0': ({'optim__learning_rate': 0.0}, 'The learning rate is 0'),
     'rate 30 times': ({'optim__learning_rate': 0.9}, 'The learning rate is too high'),
     'random and frozen': ({'model__frozen_stages': 3}, 'Stages are frozen that nothing was'),
+    'frozen norm of a pyramid': ({'model__fpn_norm': 'frozen'}, 'Frozen norms normalise nothing'),
     'frozen norm': ({'model__norm': 'frozen'}, 'Frozen norms normalise nothing'),
     'positive_iou .9': ({'targets__positive_iou': 0.9}, 'Hardly any anchor is foreground'),
     'positive_iou .97': ({'targets__positive_iou': 0.97}, 'Hardly any anchor is foreground'),

@@ -114,7 +114,7 @@ def test_the_summary_is_of_sums_over_images(measured):
     assert np.shape(stretch['iou_after']) == np.shape(stretch['anchors']) == shape
     assert len(stretch['octaves']) == shape[1] + 1 and stretch['iou_after'][0][0] is None
     by_size = anchor_coverage.by_size(summary, 'labelled')
-    assert len(by_size) == sizes and by_size.sum() == labelled.sum()
+    assert len(by_size) == sizes and sum(by_size.values()) == labelled.sum()
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
     empty = anchor_coverage.summarise([nothing], types)

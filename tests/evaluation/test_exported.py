@@ -28,6 +28,8 @@ def test_an_exported_function_runs_with_jax_alone(tmp_path, capsys):
     assert main.main(['export', f'--workdir={workdir}', f'--output={output}']) == 0
     assert f'{output}: step 8, images of 64 x 64 pixels to proposals' in capsys.readouterr().out
     about = json.loads(output.with_suffix('.json').read_text())
+    assert 'upper left corner' in about['inputs'][0]['is']
+    assert 'pixels of the canvas' in about['outputs'][0]['is']
     (shape, size_shape) = (each['shape'] for each in about['inputs'])
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     np.savez(tmp_path / 'in.npz', image=image, size=np.float32(shape[:2]))

@@ -16,7 +16,7 @@ def test_the_columns_of_the_table_stand_below_each_other(evaluation):
     head, names, *rows, missed, by_anchors = table(summary)
     bounds = summary['intervals']['proposals']['AR@10']
     assert rows.pop(1).split()[:2] == ['interval', f'±{(bounds[1] - bounds[0]) / 2:.3f}']
-    assert re.fullmatch(r'found by anchors of \(pixels\): 16: \d+%, 32: \d+%', by_anchors)
+    assert re.fullmatch(r'found by anchors of 16 px: \d+%; 32 px: \d+%', by_anchors)
     total = sum(summary['missed'].values())
     assert missed.startswith(f'missed at IoU 0.5 and 100 proposals: {total} (') and total > 0
     assert head == f'shapes/val, step 3: 6 images, {summary["objects"]} objects'
@@ -27,6 +27,13 @@ def test_the_columns_of_the_table_stand_below_each_other(evaluation):
         assert [match.end() for match in re.finditer(r'\S+', row)][1:] == ends
     assert [row.split()[0] for row in rows] == ['proposals', *ABLATIONS, *summary['baselines']]
     assert rows[0].split()[1] == f'{summary["proposals"]["AR@10"]:.3f}'
+
+
+def test_anchors_of_several_levels_are_named_by_both(evaluation):
+    anchors = evaluation.summary['anchors']
+    types = [[int(size > 16), size, ratio] for _, size, ratio in anchors['types']]
+    *_, line = table(evaluation.summary | {'anchors': anchors | {'types': types}})
+    assert re.fullmatch(r'found by anchors of level 0, 16 px: \d+%; level 1, 32 px: \d+%', line)
 
 
 def test_intervals_are_those_of_the_results(evaluation):

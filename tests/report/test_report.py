@@ -7,6 +7,7 @@ import pytest
 from report_data import (
     EVIL,
     all_metrics,
+    anchor_section,
     files_of,
     gallery_picture,
     missed_objects,
@@ -129,6 +130,13 @@ def test_an_empty_run_still_makes_a_page(tmp_path):
     assert 'nan' not in page.text.lower().split() and 'None' not in page.text
     for text in ('No training history', 'No recall curves', 'No pictures', 'not defined'):
         assert text in page.text
+
+
+def test_a_line_parts_levels_whose_anchors_are_of_the_same_size(tmp_path):
+    values, types = report_arguments(), [[k // 3, 64, (0.5, 1, 2)[k % 3]] for k in range(6)]
+    values['evaluation']['anchors'] = anchor_section(types=types)
+    rows = write_page(tmp_path, **values).all('tr')
+    assert sum(row.get('class') == 'next' for row in rows) == 1
 
 
 def test_missing_keys_are_dashes_and_figures_are_of_the_proposals_there_can_be(tmp_path):

@@ -58,7 +58,7 @@ def test_a_run_stops_where_the_loss_is_not_finite(monkeypatch, tmp_path, caplog)
             yield batch
 
     monkeypatch.setattr(loop.data, 'train_batches', spoiled)
-    config = tiny_config(model__norm='frozen', model__frozen_stages=2)
+    config = tiny_config(model__norm='frozen', model__frozen_stages=2, model__fpn_norm='frozen')
     with pytest.raises(InputError) as caught:
         loop.train(config, tmp_path, devices=jax.devices()[:1])
     message = str(caught.value)

@@ -58,6 +58,13 @@ def test_a_run_starts_from_another_runs_checkpoint():
     jax.tree.map(np.testing.assert_array_equal, state.variables, variables)
 
 
+def test_a_run_has_no_keys_that_could_help():
+    folder = str(finished_run().folder)
+    model, *_ = loop.build(tiny_config(model__head_convs=2))
+    with pytest.raises(InputError, match='set head_convs=1$'):
+        pretrained.check(folder, pretrained.load(folder, 26, RATIOS), model)
+
+
 def test_weights_of_another_network_are_refused_by_their_file(msra):
     model, *_ = loop.build(tiny_config())
     with pytest.raises(InputError, match=f'^{msra}: .*missing conv1.weight'):
