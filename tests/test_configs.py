@@ -69,7 +69,9 @@ def test_a_config_trains_two_steps_on_drawn_scenes(name):
     config = config_of(name)
     config.steps = 2
     config.model.update(depth=26, width=8, pretrained='')
-    config.anchors.sizes = (16, 32)
+    stages = config.model.fpn_stages
+    levels = len(stages) + config.model.fpn_extra if stages else 0
+    config.anchors.sizes = tuple((8 * 2**level,) for level in range(levels)) or (16, 32)
     config.data.update(source='shapes', scenes=(8, 4), image_size=64, max_size=96, batch_size=4)
     config.data.max_boxes = 16
     config = configs.resolve(config)
