@@ -47,7 +47,7 @@ def around(maps, cells, radius, first=0):
     steps = jnp.arange(-radius, radius + 1, dtype=jnp.int32)
     row = cells.row[..., None, None] + steps[None, None, :, None]
     column = cells.column[..., None, None] + steps[None, None, None, :]
-    patches = None
+    values, found = 0, False
     for level, x in enumerate(maps, first):
         b, h, w, c = x.shape
         inside = (cells.level == level)[..., None, None]
@@ -55,10 +55,9 @@ def around(maps, cells, radius, first=0):
         index = jnp.where(inside, row * w + column, 0)
         # Whole rows: take_along_axis would look up every number of them by itself.
         rows = jax.vmap(lambda x, i: x.at[i].get(mode='promise_in_bounds'))
-        values = jnp.where(inside[..., None], rows(x.reshape(b, h * w, c), index), 0)
-        own = Patches(values, inside)
-        patches = own if patches is None else merged(patches, own)
-    return patches
+        values = jnp.where(inside[..., None], rows(x.reshape(b, h * w, c), index), values)
+        found = inside | found
+    return Patches(values, found)
 
 
 def merged(patches, others):
@@ -70,8 +69,12 @@ def convolve(patches, kernel, bias, activation=lambda x: x):
     """Returns the Patches, a cell smaller on each side, of activation(3x3 convolution + bias)."""
     values = patches.values
     side, channels = values.shape[2] - 2, values.shape[-1]
-    windows = [values[:, :, y : y + side, x : x + side] for y in range(3) for x in range(3)]
-    outputs = jnp.concatenate(windows, axis=-1) @ kernel.reshape(9 * channels, -1)
+    if side == 1:  # one window, which the patch is already
+        windows = values.reshape(*values.shape[:2], 1, 1, 9 * channels)
+    else:
+        windows = [values[:, :, y : y + side, x : x + side] for y in range(3) for x in range(3)]
+        windows = jnp.concatenate(windows, axis=-1)
+    outputs = windows @ kernel.reshape(9 * channels, -1)
     inside = patches.inside[:, :, 1:-1, 1:-1]
     outputs = activation(outputs + bias[None, None, None, None])
     return Patches(jnp.where(inside[..., None], outputs, 0), inside)
