@@ -19,6 +19,7 @@ from rpn_jax.data.normalization import pixel_family
 from rpn_jax.data.sources import coco
 from rpn_jax.diagnosis import (
     anchor_fit,
+    anchor_grid,
     checks,
     config_checks,
     doctor,
@@ -266,10 +267,9 @@ def anchors_mode(config, folder):
     """
     model = rpn.build(config.model, config.anchors)
     options = data.check(data.Options(**config.data))
-    split = options.train_split
-    source = data.open_split(options, split, seed=config.seed, files=False)
-    objects = anchor_fit.objects_of(source, options)
-    present = anchor_fit.measure(objects, anchor_fit.Layout.of(model), **config.targets)
+    source = data.open_split(options, options.train_split, seed=config.seed, files=False)
+    objects = anchor_grid.objects_of(source, options)
+    present = anchor_fit.measure(objects, anchor_grid.Layout.of(model), **config.targets)
     suggested = anchor_fit.suggest(objects, present, **config.targets)
     content = anchor_fit.summary(source, objects, present, suggested, **config.targets)
     files.make_folder(folder)
@@ -311,19 +311,19 @@ def export_mode(config, folder, *, step=None, output=''):
         given = f', not {output}' if output else ''
         raise InputError(f'the mode export needs --output=FILE.safetensors or .stablehlo{given}')
     config, variables, step = _trained(config, folder, step)
-    content, what, beside = (_weights if kind == '.safetensors' else _function)(
+    content, what, about = (_weights if kind == '.safetensors' else _function)(
         config, variables, step
     )
     with _written():
         files.make_folder(Path(output).parent, '--output')
-        for suffix, text in beside.items():
-            files.write_atomically(Path(output).with_suffix(suffix), text)
+        if about:
+            files.write_atomically(f'{output}.json', json.dumps(about, indent=2) + '\n')
         files.write_atomically(output, content)
     show(f'{output}: step {step}, {what}, {len(content) / 2**20:.1f} MiB')
 
 
 def _weights(config, variables, step):
-    """Returns the bytes of a .safetensors file, and what is in it."""
+    """Returns the bytes of a .safetensors file, a text on it, and None: it describes itself."""
     tensors = weights.from_variables(variables)
     made_with = {
         'step': step,
@@ -333,11 +333,11 @@ def _weights(config, variables, step):
         'proposals': config.proposals.to_dict(),
     }
     content = safetensors.numpy.save(tensors, {'format': 'pt', 'rpn_jax': json.dumps(made_with)})
-    return content, f'{len(tensors)} tensors', {}
+    return content, f'{len(tensors)} tensors', None
 
 
 def _function(config, variables, step):
-    """Returns the bytes of a .stablehlo file, what it takes, and the JSON that describes it."""
+    """Returns the bytes of a .stablehlo file, a text on it, and its description for a JSON file."""
     pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
     model, proposals = rpn.build(config.model, config.anchors), config.proposals
     options = data.check(data.Options(**config.data))
@@ -346,7 +346,7 @@ def _function(config, variables, step):
     content = exported.serialised(model, variables, canvas, proposals=proposals, pixels=pixels)
     about = {'step': step} | exported.description(canvas, proposals=proposals, data=config.data)
     what = f'images of {canvas[0]} x {canvas[1]} pixels to proposals'
-    return content, what, {'.json': json.dumps(about, indent=2) + '\n'}
+    return content, what, about
 
 
 @contextlib.contextmanager
@@ -370,7 +370,7 @@ def _trained(config, folder, step):
         tensors = pretrained.load(where, *given)
         model = rpn.build(resolved.model, resolved.anchors)
         pretrained.check(where, tensors, model)
-        if variables := pretrained.whole(tensors, model):
+        if variables := pretrained.complete(tensors, model):
             show(f'{folder}: no checkpoint; the weights {where} are used as step 0')
             return resolved, variables, 0
     variables, step = checkpoint.variables(folder, step)

@@ -158,33 +158,41 @@ def test_backbone(depth, dilated):
         assert np.abs(a - b).max() / np.abs(b).max() <= 1e-4
 
 
+def assert_trains_alike(config, image, boxes_of, losses, after, **more):
+    """Takes the steps that torchvision took: no sampling is random where all anchors are used.
+
+    image is [2, 3, H, W], boxes_of the objects of both, losses those before each step, after the
+    first numbers of some tensors at the end.
+    """
+    model, optimizer, _ = loop.build(config)
+    devices = jax.local_devices()[:1]
+    state = zeros(jax.eval_shape(lambda: init_state(model, optimizer, 0)))
+    state = place(state.replace(**load_formula(state.variables, **more)), devices)
+    boxes, kind = np.zeros((2, 5, 4), np.float32), np.zeros((2, 5), np.int32)
+    for i, objects in enumerate(boxes_of):
+        boxes[i, : len(objects)], kind[i, : len(objects)] = objects, 1
+    batch = {'image': image.transpose(0, 2, 3, 1), 'boxes': boxes, 'kind': kind}
+    update = loop.update_of(config, model, optimizer, devices)
+    for losses_before in losses:
+        state, metrics = update(state, batch)
+        found = metrics['loss_objectness'], metrics['loss_box']
+        np.testing.assert_allclose(found, losses_before, rtol=1e-3)
+    tensors = weights.from_variables(state.variables)
+    assert len(after) >= 4
+    for name, stored in after.items():
+        ours = tensors[name].reshape(-1)[:512]
+        assert np.abs(stored - ours).max() <= 1e-3 * np.abs(stored).max(), name
+
+
 def test_six_training_steps():
-    """Every labelled anchor is used, so nothing is random."""
     figures = golden('training')
     config = default.get_config()
     config.anchors.sizes = tuple(figures['sizes'].tolist())
     config.targets.samples = 10 * 12 * 15 * 2  # twice the anchors: all positives, all background
     config.optim.update(learning_rate=float(figures['lr']), schedule='constant')
-    model, optimizer, _ = loop.build(config)
-    devices = jax.local_devices()[:1]
-    state = zeros(jax.eval_shape(lambda: init_state(model, optimizer, 0)))
-    state = place(state.replace(**load_formula(state.variables)), devices)
-    boxes, kind = np.zeros((2, 5, 4), np.float32), np.zeros((2, 5), np.int32)
-    for image in range(2):
-        objects = figures[f'boxes{image}']
-        boxes[image, : len(objects)], kind[image, : len(objects)] = objects, 1
-    image = figures['image'].transpose(0, 2, 3, 1)
-    batch = {'image': image, 'boxes': boxes, 'kind': kind}
-    update = loop.update_of(config, model, optimizer, devices)
-    for losses_before in figures['losses']:
-        state, metrics = update(state, batch)
-        found = metrics['loss_objectness'], metrics['loss_box']
-        np.testing.assert_allclose(found, losses_before, rtol=1e-3)
-    tensors = weights.from_variables(state.variables)
-    for name in figures.files:
-        if name.endswith(('weight', 'bias')):
-            stored, ours = figures[name], tensors[name].reshape(-1)[:512]
-            assert np.abs(stored - ours).max() <= 1e-3 * np.abs(stored).max(), name
+    after = {name: figures[name] for name in figures.files if name.endswith(('weight', 'bias'))}
+    boxes = figures['boxes0'], figures['boxes1']
+    assert_trains_alike(config, figures['image'], boxes, figures['losses'], after)
 
 
 PYRAMID_SIZES = tuple((size,) for size in (32, 64, 128, 256, 512))
@@ -229,32 +237,16 @@ def test_pyramid(case):
 
 
 def test_five_training_steps_with_a_pyramid():
-    """Every labelled anchor is used, so nothing is random; the head is dense and its loss too."""
     figures = golden('fpn')
     config = pyramid_config()
     config.targets.samples = 2 * len(figures['anchors'])
     config.optim.update(learning_rate=0.002, schedule='constant')
-    model, optimizer, _ = loop.build(config)
-    devices = jax.local_devices()[:1]
-    state = zeros(jax.eval_shape(lambda: init_state(model, optimizer, 0)))
-    state = place(state.replace(**load_formula(state.variables, head_bias=True)), devices)
-    boxes, kind = np.zeros((2, 5, 4), np.float32), np.zeros((2, 5), np.int32)
-    image = figures['train.image'].transpose(0, 2, 3, 1)
-    anchors = rpn.anchors_of(model, image.shape[1:3])
-    for i in range(2):
-        objects = figures[f'train.boxes{i}']
-        boxes[i, : len(objects)], kind[i, : len(objects)] = objects, 1
-        labels, _ = jax.jit(matching.match)(anchors, boxes[i], kind[i])
+    boxes = figures['train.boxes0'], figures['train.boxes1']
+    anchors = rpn.anchors_of(loop.build(config)[0], figures['canvas'])
+    for i, objects in enumerate(boxes):
+        labels, _ = jax.jit(matching.match)(anchors, objects, np.ones(len(objects), np.int32))
         np.testing.assert_array_equal(labels, figures[f'train.labels{i}'])
-    batch = {'image': image, 'boxes': boxes, 'kind': kind, 'index': np.arange(2)}
-    batch['size'] = np.float32([image.shape[1:3]] * 2)
-    update = loop.update_of(config, model, optimizer, devices)
-    for losses_before in figures['train.losses']:
-        state, metrics = update(state, batch)
-        found = metrics['loss_objectness'], metrics['loss_box']
-        np.testing.assert_allclose(found, losses_before, rtol=1e-3)
-    tensors = weights.from_variables(state.variables)
-    for key in figures.files:
-        if key.startswith('train.after.'):
-            stored, ours = figures[key], tensors[key.removeprefix('train.after.')].reshape(-1)[:512]
-            assert np.abs(stored - ours).max() <= 1e-3 * np.abs(stored).max(), key
+    start = 'train.after.'
+    after = {k.removeprefix(start): figures[k] for k in figures.files if k.startswith(start)}
+    steps = figures['train.image'], boxes, figures['train.losses'], after
+    assert_trains_alike(config, *steps, head_bias=True)

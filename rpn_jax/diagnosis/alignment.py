@@ -1,4 +1,4 @@
-"""Do boxes lie on objects? The edges of an image say it, without any network.
+"""Measures whether boxes lie on objects by the edges of the image, without any network.
 
 Along the border of an object's box an image has stronger edges than elsewhere. The score of boxes
 is the mean logarithm of the edges across their borders, over those of the image: about 0.3 for the
@@ -14,6 +14,16 @@ BAND = 2  # pixels on either side of a border
 ENOUGH = 40  # boxes from which the score can tell
 CLEARLY = 3.0  # standard errors
 TYPICAL = 0.25  # by which boxes of objects are above those of other images, or more
+WAYS = {  # what may have happened to boxes, undone: (boxes, width, height, resize factors) -> boxes
+    'x and y swapped': lambda b, w, h, f: b[:, [1, 0, 3, 2]],
+    'mirrored': lambda b, w, h, f: np.stack([w - b[:, 2], b[:, 1], w - b[:, 0], b[:, 3]], 1),
+    'upside down': lambda b, w, h, f: np.stack([b[:, 0], h - b[:, 3], b[:, 2], h - b[:, 1]], 1),
+    'resized once more': lambda b, w, h, f: b * f,
+    'not resized': lambda b, w, h, f: b / f,
+    'as (x, y, width, height)': lambda b, w, h, f: np.concatenate(
+        [b[:, :2], b[:, :2] + b[:, 2:]], 1
+    ),
+}
 
 
 class Edges(NamedTuple):
@@ -59,11 +69,10 @@ def _mean(sums, x0, y0, x1, y1):
 
 
 def compare(images, boxes, sizes):
-    """Returns {way: (mean score, its standard error, boxes)} of boxes as they are, and otherwise.
+    """Returns {way: (mean score, its standard error, boxes)} of boxes as they are, and changed.
 
-    images are uint8 [h, w, 3], boxes [n, 4] those of each, sizes (height, width) of the originals
-    or None. The ways are 'as they are', 'x and y swapped', 'mirrored', 'upside down', 'resized
-    once more', 'not resized' and 'of other images', the last the score of boxes at random.
+    images are uint8 [h, w, 3], boxes [n, 4] those of each, sizes (height, width) of the originals.
+    The ways are 'as they are', those of WAYS, and 'of other images', the score of boxes at random.
     """
     ways = {'as they are': [], **{way: [] for way in WAYS}, 'of other images': []}
     every = list(map(edges, images))
@@ -76,18 +85,6 @@ def compare(images, boxes, sizes):
         for other in boxes[:number] + boxes[number + 1 :]:
             ways['of other images'].append(scores(own, other[:1]))
     return {way: _summary(np.concatenate([np.zeros(0), *each])) for way, each in ways.items()}
-
-
-WAYS = {  # what may have happened to boxes, undone: (boxes, width, height, resize factors) -> boxes
-    'x and y swapped': lambda b, w, h, f: b[:, [1, 0, 3, 2]],
-    'mirrored': lambda b, w, h, f: np.stack([w - b[:, 2], b[:, 1], w - b[:, 0], b[:, 3]], 1),
-    'upside down': lambda b, w, h, f: np.stack([b[:, 0], h - b[:, 3], b[:, 2], h - b[:, 1]], 1),
-    'resized once more': lambda b, w, h, f: b * f,
-    'not resized': lambda b, w, h, f: b / f,
-    'as (x, y, width, height)': lambda b, w, h, f: np.concatenate(
-        [b[:, :2], b[:, :2] + b[:, 2:]], 1
-    ),
-}
 
 
 def _summary(values):

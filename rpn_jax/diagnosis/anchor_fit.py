@@ -1,6 +1,6 @@
 """How well anchors fit the objects of a data set, and which would fit better.
 
-    objects = objects_of(source, options)            # no image file is read
+    objects = anchor_grid.objects_of(source, options)  # no image file is read
     present = measure(objects, Layout.of(model), **targets)
     better = anchor_search.suggest(objects, Layout.of(model), ..)
     summary(..), lines(..)                           # anchors.json, the terminal
@@ -15,7 +15,7 @@ import numpy as np
 
 from rpn_jax.console import progress
 from rpn_jax.diagnosis import anchor_grid, anchor_search
-from rpn_jax.diagnosis.anchor_grid import Layout, Objects, objects_of, types_of  # noqa: F401
+from rpn_jax.diagnosis.anchor_grid import Layout, types_of
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation import metrics
 

@@ -1,4 +1,4 @@
-"""Checks of a config alone, in milliseconds: what cannot work, whatever the data are.
+"""Checks a config without its data: what cannot work, whatever these are.
 
 Each function takes a resolved config and returns a list of Findings. The bounds are those of the
 recipes that people publish, with room on both sides.
@@ -12,6 +12,7 @@ from rpn_jax.training.schedules import make_schedule
 # Learning rates that recipes have, per image of a batch for SGD (torchvision .00125, Detectron
 # .00125, here up to .015), of the whole batch for Adam.
 USUAL_RATES = {'sgd': (2e-5, 3e-2), 'adam': (3e-6, 1e-3)}
+OPTIMIZER = 'optimizer', 'momentum', 'weight_decay'  # keys of optim that are not the schedule's
 FAR = 3  # times beyond a bound from which a warning becomes an error
 
 
@@ -22,26 +23,20 @@ def findings(config):
 
 
 def thresholds(config):
-    """Foreground and background by IoU: Faster R-CNN has .7 and .3, others .5 to .7 and .3."""
+    """Checks the IoU thresholds of foreground and background (Faster R-CNN: .7 and .3)."""
     high, low, found = config.targets.positive_iou, config.targets.negative_iou, []
-    if high > 0.8:
-        found.append(
-            Finding(
-                'error',
-                'Hardly any anchor is foreground but for the best one of each object: the '
-                'foreground threshold is too high.',
-                f'targets.positive_iou is {high:g}',
-                '0.5 to 0.7',
-                'config.targets.positive_iou = 0.7',
-                TARGETS + 2,
-            )
+    if not 0.4 <= high <= 0.8:
+        what = (
+            'Hardly any anchor is foreground but for the best one of each object: the foreground '
+            'threshold is too high.'
+            if high > 0.8
+            else 'Anchors that hardly touch an object are foreground: the foreground threshold is '
+            'too low.'
         )
-    elif high < 0.4:
         found.append(
             Finding(
-                'error' if high < 0.25 else 'warning',
-                'Anchors that hardly touch an object are foreground: the foreground threshold is '
-                'too low.',
+                'warning' if 0.25 <= high < 0.4 else 'error',
+                what,
                 f'targets.positive_iou is {high:g}',
                 '0.5 to 0.7',
                 'config.targets.positive_iou = 0.7',
@@ -64,7 +59,7 @@ def thresholds(config):
 
 
 def sampling(config):
-    """How many anchors of an image a step learns from: 256, half of them foreground at most."""
+    """Checks how many anchors of an image are sampled, and how many of them foreground."""
     samples, share, found = config.targets.samples, config.targets.positive_fraction, []
     if samples < 48:
         found.append(
@@ -92,7 +87,7 @@ def sampling(config):
 
 
 def losses(config):
-    """The balance of objectness and regression: 1 to 1, detectors up to 10."""
+    """Checks the weights of the two losses against each other."""
     found, weights = (
         [],
         {
@@ -130,23 +125,23 @@ def losses(config):
 
 
 def rate(config):
-    """The learning rate against the optimizer and the batch."""
+    """Checks the learning rate against the optimizer and the batch size."""
     optim, batch = config.optim, config.data.batch_size
     given, per_image = optim.learning_rate, optim.optimizer == 'sgd'
-    rate, (low, high) = given / (batch if per_image else 1), USUAL_RATES[optim.optimizer]
+    compared, (low, high) = given / (batch if per_image else 1), USUAL_RATES[optim.optimizer]
     usual = f'{low:g} to {high:g}' + (' for each image of a batch' if per_image else '')
     shown = f'{optim.optimizer}, learning_rate {given:g}, batches of {batch}'
-    if low <= rate <= high:
+    if low <= compared <= high:
         return []
     target = f'{0.00125 * batch if per_image else 1e-4:g}'
     remedy = f'config.optim.learning_rate = {target}'
-    if rate == 0:
+    if compared == 0:
         return [Finding('error', 'The learning rate is 0.', shown, usual, remedy, RATE + 2)]
-    if rate < low:
-        level = 'error' if rate < low / FAR else 'warning'
+    if compared < low:
+        level = 'error' if compared < low / FAR else 'warning'
         what = 'The learning rate is so low that hardly anything is learnt.'
         return [Finding(level, what, shown, usual, remedy, RATE + 1)]
-    level = 'error' if rate > high * FAR else 'warning'
+    level = 'error' if compared > high * FAR else 'warning'
     what = 'The learning rate is too high.'
     if not per_image:
         what = 'The learning rate is one of SGD, far too high for Adam.'
@@ -155,7 +150,7 @@ def rate(config):
 
 
 def decay(config):
-    """Weight decay: 1e-4 to 5e-4."""
+    """Checks the weight decay, which is 1e-4 to 5e-4 in published recipes."""
     given = config.optim.weight_decay
     if given < 0.005:
         return []
@@ -172,7 +167,7 @@ def decay(config):
 
 
 def schedule(config):
-    """The learning rate over the run: does it reach its height, does it fall."""
+    """Checks that the learning rate reaches its height within the run, and falls."""
     keys = {k: v for k, v in config.optim.items() if k not in OPTIMIZER}
     at = np.unique(np.linspace(0, config.steps - 1, min(config.steps, 400)).astype(int))
     rates = np.array([float(make_schedule(**keys, steps=config.steps)(int(s))) for s in at])
@@ -180,24 +175,16 @@ def schedule(config):
     if given == 0:
         return []
     warmup = config.optim.warmup_steps
-    if warmup >= config.steps or (highest < 0.5 * given and warmup > config.steps / 2):
+    is_endless = warmup >= config.steps
+    if warmup > config.steps / 3:
         found.append(
             Finding(
-                'error',
-                'The warmup is longer than the run: the learning rate never reaches its height.',
+                'error' if is_endless else 'warning',
+                'The warmup is longer than the run: the learning rate never reaches its height.'
+                if is_endless
+                else 'The warmup takes more than a third of the run.',
                 f'optim.warmup_steps is {warmup}, steps {config.steps}; the highest rate is '
                 f'{highest:.2g} of {given:g}',
-                'a tenth of the run at most',
-                f'config.optim.warmup_steps = {min(1000, config.steps // 20)}',
-                SCHEDULE,
-            )
-        )
-    elif warmup > config.steps / 3:
-        found.append(
-            Finding(
-                'warning',
-                'The warmup takes a third of the run or more.',
-                f'optim.warmup_steps is {warmup}, steps {config.steps}',
                 'a tenth of the run at most',
                 f'config.optim.warmup_steps = {min(1000, config.steps // 20)}',
                 SCHEDULE,
@@ -230,11 +217,8 @@ def schedule(config):
     return found
 
 
-OPTIMIZER = 'optimizer', 'momentum', 'weight_decay'  # keys of optim that are not the schedule's
-
-
 def frozen(config):
-    """What never changes, and what that leaves to learn."""
+    """Checks which stages are frozen, and what that leaves to learn."""
     model = config.model
     last = model.last_stage
     if model.frozen_stages > 0 and not model.pretrained:
@@ -264,7 +248,7 @@ def frozen(config):
 
 
 def norms(config):
-    """Normalisation against weights and batches."""
+    """Checks the norms against the pretrained weights and the batch size."""
     model, batch = config.model, config.data.batch_size
     key = next((key for key in ('norm', 'fpn_norm') if model[key] == 'frozen'), '')
     if key and not model.pretrained:

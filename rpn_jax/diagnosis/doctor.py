@@ -1,7 +1,6 @@
-"""Why does it learn so slowly: a config and its data, examined in minutes, worst findings first."""
+"""Diagnoses why a config and its data learn slowly or not at all, the worst cause first."""
 
 import itertools
-import logging
 import time
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from rpn_jax.data.normalization import normalise, pixel_family
 from rpn_jax.data.records import Kind
 from rpn_jax.diagnosis import (
     alignment,
-    anchor_fit,
+    anchor_grid,
     checks,
     config_checks,
     inspect,
@@ -25,7 +24,6 @@ from rpn_jax.errors import InputError
 from rpn_jax.models import rpn
 from rpn_jax.training import pretrained
 
-logger = logging.getLogger(__name__)
 IMAGES = 48  # whose pixels are examined
 SIDE = 320  # pixels of the canvas of the short trainings, at most
 SECONDS = 80  # of their steps, about
@@ -33,7 +31,7 @@ CANVASES = 8  # static shapes, each of which is compiled
 
 
 class Study(NamedTuple):
-    """What was examined, for the page; what could not be is None."""
+    """The findings of a diagnosis and what they rest on; None where something was not examined."""
 
     findings: list
     batches: list  # (image uint8 [H, W, 3], boxes [n, 4] of its objects), as the network gets them
@@ -119,7 +117,7 @@ def _weights(config, model, found):
 
 
 def _canvases(plan):
-    """Finds that there are too many static shapes."""
+    """Returns a Finding where there are too many static shapes."""
     count = len(plan.shapes)
     if count <= CANVASES:
         return []
@@ -136,7 +134,7 @@ def _canvases(plan):
 
 
 def _examine(config, source, options, plan, model, found, study):
-    """Examines what the network gets: pixels, boxes, anchors, and how long the input takes."""
+    """Adds Findings on the training input: its pixels, boxes, anchors, and the time it takes."""
     pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
     steps = range(max(2, -(-IMAGES // options.batch_size)))
     shapes, originals, normalised, waits = set(), [], [], []
@@ -185,12 +183,12 @@ def _examine(config, source, options, plan, model, found, study):
                     INPUT + 5,
                 )
             )
-    if len((objects := anchor_fit.objects_of(source, options)).boxes):
+    if len((objects := anchor_grid.objects_of(source, options)).boxes):
         found += truth_checks.anchors(objects, model, config.targets)
 
 
 def _pixels(values, config):
-    """Finds that normalised pixels [n, 3] have another scale than the network expects."""
+    """Returns a Finding where normalised pixels [n, 3] are not on the scale of the network."""
     mean, std = values.mean(axis=0), values.std(axis=0)
     is_caffe = config.data.pixels == 'caffe'
     low, high, off = (30, 110, 80) if is_caffe else (0.3, 2.0, 1.5)
@@ -213,7 +211,7 @@ def _pixels(values, config):
 
 
 def _alignment(study, originals):
-    """Finds that boxes do not lie on objects, and what was done to them if that shows."""
+    """Returns a Finding where boxes do not lie on objects, with what was done to them if known."""
     images, boxes = ([each[i] for each in study['batches']] for i in (0, 1))
     measured = study['alignment'] = alignment.compare(images, boxes, originals)
     (own, error, count), (chance, chance_error, _) = (
@@ -261,13 +259,7 @@ UNDONE = {
 
 def _probe(config, source, options, tensors, seconds):
     """Trains shortly on one batch of small canvases, whose anchors shrink with them."""
-    factor = min(1.0, SIDE / options.image_size)
-    rows = max(1, min(options.batch_size, int(2 * SIDE**2 / (factor * options.image_size) ** 2)))
-    small = options._replace(
-        image_size=max(64, round(factor * options.image_size)),
-        max_size=max(64, round(factor * options.max_size)),
-        batch_size=rows,
-    )
+    factor, small = _small(options)
     anchors = config.anchors.to_dict()
     anchors['sizes'] = _scaled(anchors['sizes'], factor)
     model = rpn.build(config.model, anchors)
@@ -288,6 +280,14 @@ def _probe(config, source, options, tensors, seconds):
         loss=config.loss,
         pixels=pixels,
     )
+
+
+def _small(options):
+    """Returns the factor of the short trainings' canvases, and their data.Options."""
+    factor = min(1.0, SIDE / options.image_size)
+    most = int(2 * SIDE**2 / (factor * options.image_size) ** 2)  # images
+    sides = {k: max(64, round(factor * getattr(options, k))) for k in ('image_size', 'max_size')}
+    return factor, options._replace(**sides, batch_size=max(1, min(options.batch_size, most)))
 
 
 def _scaled(sizes, factor):
@@ -360,10 +360,9 @@ def _loss(value):
 
 
 def _time(study, options):
-    """Finds that a step waits for its input."""
-    factor = min(1.0, SIDE / options.image_size)
-    rows = max(1, min(options.batch_size, int(2 * SIDE**2 / (factor * options.image_size) ** 2)))
-    step = study['probe'].seconds / factor**2 * options.batch_size / rows
+    """Returns a Finding where a step waits for its input."""
+    factor, small = _small(options)
+    step = study['probe'].seconds / factor**2 * options.batch_size / small.batch_size
     wait = study['seconds']['input']
     study['seconds']['step'] = step
     if wait < 0.5 * step:

@@ -1,4 +1,4 @@
-"""What the doctor finds: what is wrong, how that shows, what is usual, and what mends it."""
+"""Findings of the doctor, and their order."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ LEVELS = ('error', 'warning', 'info')
 
 
 class Finding(NamedTuple):
-    """One finding; `cause` ranks findings of a level, from what is upstream of everything else."""
+    """Something that is wrong, with its evidence; `cause` orders findings of one level."""
 
     level: str  # 'error': it will not learn, or learns something wrong; 'warning'; 'info'
     finding: str  # what is wrong

@@ -1,4 +1,4 @@
-"""Short trainings on one batch: does the network learn it, and at which learning rates.
+"""Trains shortly on one batch: whether the network learns it, and at which learning rates.
 
 Every rate starts from the same state and sees the same batch and the same sampled anchors, so that
 what differs between two rates is the rate.
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rpn_jax.models import resnet
+from rpn_jax.models import resnet, rpn
 from rpn_jax.training.optim import make_optimizer
 from rpn_jax.training.parallel import place, place_batch
 from rpn_jax.training.step import init_state, make_update
@@ -33,14 +33,12 @@ class Trace(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What the short trainings showed."""
+    """The results of the short trainings."""
 
     rates: list  # Trace of each learning rate, from low to high
     overfit: Trace  # of OVERFIT steps at the best rate
     ratios: dict  # {part of the network: norm of an update over norm of its weights}, first step
-    positives: float  # foreground anchors of an image
     seconds: float  # of a step
-    compile_seconds: float
 
 
 def run(model, optim, tensors, batch, *, seed, budget, **rules):
@@ -54,37 +52,33 @@ def run(model, optim, tensors, batch, *, seed, budget, **rules):
     batch = place_batch(batch, devices)
     update = make_update(model, optimizer, seed=seed, devices=devices, **rules)
 
-    def train(rate, steps, until=np.inf):
+    def train(rate, steps):
         now, rows = place(_at(state, rate), devices), []
         for _ in range(steps + 1):
             now = now.replace(step=jnp.zeros_like(now.step))  # the same anchors are sampled
             now, metrics = update(now, batch)
             rows.append([float(metrics[k]) for k in ('loss', 'loss_objectness', 'loss_box')])
-            if not np.isfinite(rows[-1][0]) or time.monotonic() > until:
+            if not np.isfinite(rows[-1][0]):
                 break
         rows += [[np.nan] * 3] * (steps + 1 - len(rows))
-        return Trace(rate, *np.array(rows).T), now, float(metrics['positives'])
+        return Trace(rate, *np.array(rows).T), now
 
-    began = time.monotonic()
-    train(0.0, 0)
-    compiled = time.monotonic() - began
+    train(0.0, 0)  # which compiles
     given = optim['learning_rate'] or 1e-3
     began = time.monotonic()
-    first, after, positives = train(given, 0)
+    _, after = train(given, 0)
     seconds = time.monotonic() - began
     ratios = _ratios(state.params, jax.device_get(after.params))
     steps = int(np.clip(budget / 2 / RATES / seconds - 1, 3, STEPS))
     rates = [given * FACTOR**n for n in range(-(RATES // 2), RATES - RATES // 2)]
     traces = [train(rate, steps)[0] for rate in rates]
-    best = min(traces, key=lambda trace: _end(trace))
+    best = min(traces, key=_end)
     overfit = train(best.rate, int(np.clip(budget / 2 / seconds, 10, OVERFIT)))[0]
-    return Probe(traces, overfit, ratios, positives, seconds, max(0.0, compiled - seconds))
+    return Probe(traces, overfit, ratios, seconds)
 
 
 def with_rate(model, optim):
     """Returns the optimizer of a config with the learning rate in its state, to be set."""
-    from rpn_jax.models import rpn
-
     keys = {k: optim[k] for k in ('optimizer', 'momentum', 'weight_decay')}
     inner, _ = make_optimizer(
         **keys, learning_rate=1.0, schedule='constant', frozen=lambda p: rpn.frozen(model, p)

@@ -1,4 +1,4 @@
-"""Checks of the ground truth and of the anchors against it, from records alone: no pixel is read.
+"""Checks the ground truth, and the anchors against it, without reading an image.
 
 Each function returns a list of Findings. Boxes are those after the resize, in pixels of the canvas.
 """
@@ -7,7 +7,7 @@ import numpy as np
 
 from rpn_jax.data.batches import scale
 from rpn_jax.data.records import Kind
-from rpn_jax.diagnosis import anchor_fit
+from rpn_jax.diagnosis import anchor_fit, anchor_grid
 from rpn_jax.diagnosis.finding import ANCHORS, TRUTH, Finding
 from rpn_jax.evaluation.metrics import area
 
@@ -65,7 +65,8 @@ def _boxes(records, boxes, sizes, max_boxes):
     sides, found = every[:, 2:] - every[:, :2], []
     twice = sum(len(own) - len(np.unique(own, axis=0)) for own in boxes)
     logs = np.log(np.maximum(area(every), 1e-6)) / 2
-    wholes = np.concatenate([np.zeros(0), *(a / np.prod(s) for a, s in _areas(boxes, sizes))])
+    pairs = zip(boxes, sizes, strict=True)
+    shares = np.concatenate([np.zeros(0), *(area(own) / np.prod(size) for own, size in pairs)])
     if (share := np.mean(np.min(sides, axis=1) < TINY)) > 0.2:
         found.append(
             Finding(
@@ -88,12 +89,12 @@ def _boxes(records, boxes, sizes, max_boxes):
                 TRUTH + 2,
             )
         )
-    if len(every) >= 20 and np.mean(wholes > 0.98) > 0.6:
+    if len(every) >= 20 and np.mean(shares > 0.98) > 0.6:
         found.append(
             Finding(
                 'warning',
                 'Most boxes cover their whole image.',
-                f'{np.mean(wholes > 0.98):.0%} of {len(every)} objects',
+                f'{np.mean(shares > 0.98):.0%} of {len(every)} objects',
                 'a few of a hundred',
                 'config.data.annotations: labels of images are no boxes of objects',
                 TRUTH + 2,
@@ -124,17 +125,13 @@ def _boxes(records, boxes, sizes, max_boxes):
     return found
 
 
-def _areas(boxes, sizes):
-    return ((area(own), size) for own, size in zip(boxes, sizes, strict=True))
-
-
 def anchors(objects, model, targets):
     """Returns the Findings on a model's anchors against anchor_fit's Objects, one or more.
 
     targets are keywords of matching.assign.
     """
     drawn = objects.take(slice(0, EXAMINED))
-    fit = anchor_fit.measure(drawn, anchor_fit.Layout.of(model), **targets)
+    fit = anchor_fit.measure(drawn, anchor_grid.Layout.of(model), **targets)
     figures = anchor_fit.figures(fit, drawn, **targets)
     mean, none = figures['mean_best_iou'], figures['below_negative_iou']
     shown = (

@@ -1,4 +1,4 @@
-"""A feature pyramid: semantically strong maps at every stride (Lin et al. 2017)."""
+"""A feature pyramid: maps of several strides with the same channels (Lin et al. 2017)."""
 
 import math
 from typing import Any
@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from rpn_jax.models import patches
 from rpn_jax.models.convolution import convolve
 from rpn_jax.models.resnet import EPSILON, FrozenBatchNorm
+
+# As torchvision's kaiming_uniform_(a=1) and detectron2's c2_xavier_fill.
+XAVIER = nn.initializers.variance_scaling(1, 'fan_in', 'uniform')
 
 
 class FPN(nn.Module):
@@ -100,10 +103,6 @@ class Affine(nn.Module):
         return kernel, self.param(
             'bias', zeros, self.shape[-1:], jnp.float32
         ) if self.bias else None
-
-
-# As torchvision's kaiming_uniform_(a=1) and detectron2's c2_xavier_fill.
-XAVIER = nn.initializers.variance_scaling(1, 'fan_in', 'uniform')
 
 
 def enlarged(x, shape):

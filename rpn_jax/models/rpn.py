@@ -69,7 +69,7 @@ class RPN(nn.Module):
         if self.fpn is None:
             return self.head(maps, index)
         shapes = self.level_shapes(maps)
-        if index is None or not self.head.saves(shapes, index.shape[1]):
+        if index is None or not self.head.pays(shapes, index.shape[1]):
             return self.head(self.fpn(maps, train), index)
         cells, slot = patches.cells_of(index, shapes, self.head.anchors_per_cell)
         return self.head(self.fpn(maps, train, cells, self.head.convs), slot)
@@ -102,7 +102,7 @@ class RPNHead(nn.Module):
         k = self.anchors_per_cell
         if not isinstance(maps, patches.Patches):
             maps = _as_tuple(maps)
-            if index is not None and self.saves(map_shapes(maps), index.shape[1]):
+            if index is not None and self.pays(map_shapes(maps), index.shape[1]):
                 cells, index = patches.cells_of(index, map_shapes(maps), k)
                 maps = patches.around(maps, cells, self.convs)
         is_sampled, channels = isinstance(maps, patches.Patches), maps[0].shape[-1]
@@ -135,8 +135,8 @@ class RPNHead(nn.Module):
         )
 
     @nn.nowrap
-    def saves(self, shapes, samples):
-        """Says whether patches around so many cells cost less than all cells of these maps."""
+    def pays(self, shapes, samples):
+        """Says whether the head around so many cells costs less than at all cells of these maps."""
         sampled = samples * sum((2 * i + 1) ** 2 for i in range(self.convs))
         return sampled < self.convs * sum(map(math.prod, shapes))
 

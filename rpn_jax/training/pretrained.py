@@ -93,7 +93,7 @@ def check(where, tensors, model):
         logger.warning(f'the weights {where} are nothing but zeros in {", ".join(zero[:SHOWN])}')
 
 
-def whole(tensors, model):
+def complete(tensors, model):
     """Returns the variables of a model, if tensors that were checked hold all of them, or None."""
     shapes = _shapes(model)
     return weights.to_variables(tensors, shapes) if named(shapes).keys() <= tensors.keys() else None

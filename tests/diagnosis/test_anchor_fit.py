@@ -16,7 +16,7 @@ from rpn_jax import data
 from rpn_jax.data import images
 from rpn_jax.data.batches import padded
 from rpn_jax.data.records import Source, record_of
-from rpn_jax.diagnosis import anchor_fit
+from rpn_jax.diagnosis import anchor_fit, anchor_grid
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation import evaluate, metrics
 from rpn_jax.models import rpn
@@ -51,8 +51,8 @@ PYRAMID = dict(model__last_stage=4, model__fpn_stages=(3, 4), anchors__sizes=((1
 @pytest.mark.parametrize('changes', [{}, PYRAMID | {'data__resize': 'short_side'}])
 def test_figures_are_those_of_matching_and_evaluation(changes):
     source, (model, options) = synthetic(9), opened(**changes)
-    objects = anchor_fit.objects_of(source, options)
-    fit = anchor_fit.measure(objects, anchor_fit.Layout.of(model), **TARGETS)
+    objects = anchor_grid.objects_of(source, options)
+    fit = anchor_fit.measure(objects, anchor_grid.Layout.of(model), **TARGETS)
     found = anchor_fit.figures(fit, objects, **TARGETS)
     split = evaluate.open_split(model, source, options)
     counts, best, unmatched = np.zeros(len(split.anchors[0].types), int), [], 0
@@ -90,7 +90,7 @@ def test_figures_are_those_of_matching_and_evaluation(changes):
 def test_objects_are_grouped_on_the_canvas():
     record = record_of('a', (100, 200), [[0, 10, 40, 20], [150, 20, 180, 80]], [1, 1])
     options = opened(data__image_size=200)[1]
-    objects = anchor_fit.objects_of(Source('x', [record], None), options)  # on 200 x 200
+    objects = anchor_grid.objects_of(Source('x', [record], None), options)  # on 200 x 200
     found = anchor_fit.grouped_by(objects)
     np.testing.assert_allclose(found['size'], [800**0.5, 3600**0.5])
     np.testing.assert_allclose(found['ratio'], [0.5, 4])
@@ -100,7 +100,7 @@ def test_objects_are_grouped_on_the_canvas():
 @pytest.mark.parametrize('flat', [True, False])
 def test_flags_are_read_as_the_suggested_anchors(flat):
     sizes = ((12, 40),) if flat else ((12,), (40,))
-    layout = anchor_fit.Layout((8, 16)[: len(sizes)], sizes, (0.5, 1.25))
+    layout = anchor_grid.Layout((8, 16)[: len(sizes)], sizes, (0.5, 1.25))
     words = [
         word.strip("'").removeprefix('--config.').split('=') for word in anchor_fit.flags(layout)
     ]
@@ -112,9 +112,9 @@ def test_flags_are_read_as_the_suggested_anchors(flat):
 def test_without_objects_one_line_says_so():
     records = [record_of('a', (50, 50), [[0, 0, 9, 9]], [2])]
     model, options = opened()
-    objects = anchor_fit.objects_of(Source('x', records, None), options)
+    objects = anchor_grid.objects_of(Source('x', records, None), options)
     with pytest.raises(InputError, match='train_split: no image of it has an object'):
-        anchor_fit.measure(objects, anchor_fit.Layout.of(model))
+        anchor_fit.measure(objects, anchor_grid.Layout.of(model))
 
 
 @pytest.mark.parametrize('border', [-1, 0])
@@ -126,8 +126,8 @@ def test_odd_objects_have_right_figures(boxes, covered, border):
     """One that fills the image, one of a pixel, and one three times, which only one can own."""
     model, options = opened(data__image_size=64, anchors__sizes=(32,), anchors__aspect_ratios=(1,))
     source = Source('x', [record_of('a', (64, 64), boxes, [1] * len(boxes))], None)
-    objects, targets = anchor_fit.objects_of(source, options), TARGETS | {'border': border}
-    present = anchor_fit.measure(objects, anchor_fit.Layout.of(model), **targets)
+    objects, targets = anchor_grid.objects_of(source, options), TARGETS | {'border': border}
+    present = anchor_fit.measure(objects, anchor_grid.Layout.of(model), **targets)
     suggested = anchor_fit.suggest(objects, present, **targets)
     content = anchor_fit.summary(source, objects, present, suggested, **targets)
     json.dumps(content, allow_nan=False)
@@ -141,8 +141,8 @@ def test_odd_objects_have_right_figures(boxes, covered, border):
 def test_anchors_that_the_border_leaves_out_reach_nothing():
     model, options = opened(data__image_size=64, anchors__sizes=(200,), anchors__aspect_ratios=(1,))
     source = Source('x', [record_of('a', (64, 64), [[8, 8, 40, 40]], [1])], None)
-    objects = anchor_fit.objects_of(source, options)
-    fit = anchor_fit.measure(objects, anchor_fit.Layout.of(model), border=0)
+    objects = anchor_grid.objects_of(source, options)
+    fit = anchor_fit.measure(objects, anchor_grid.Layout.of(model), border=0)
     found = anchor_fit.figures(fit, objects)
     assert (found['objects_at_iou_0'], found['low_quality']) == (1, 0)
     assert found['types_never_positive'] == 1 and found['bounds']['oracle']['AR@100'] == 0
@@ -151,8 +151,8 @@ def test_anchors_that_the_border_leaves_out_reach_nothing():
 def test_many_images_take_little_time():
     source, (model, options) = synthetic(500), opened(**PYRAMID, data__image_size=600)
     began = time.process_time()
-    objects = anchor_fit.objects_of(source, options)
-    present = anchor_fit.measure(objects, anchor_fit.Layout.of(model), **TARGETS)
+    objects = anchor_grid.objects_of(source, options)
+    present = anchor_fit.measure(objects, anchor_grid.Layout.of(model), **TARGETS)
     assert anchor_fit.suggest(objects, present, **TARGETS).best.mean() > present.best.mean()
     assert time.process_time() - began < 30  # 60 s are for ten times as many
 

@@ -129,7 +129,7 @@ def test_what_does_not_fit_the_weights_is_found_first(weights, changes, begins):
 def test_a_slow_disk_and_many_shapes_are_found(monkeypatch):
     study = doctor.diagnose(config_of(), seconds=0)
     assert not [each for each in study.findings if each.level == 'error']
-    probe = doctor.probing.Probe([], None, {}, 0, 0.1, 0)
+    probe = doctor.probing.Probe([], None, {}, 0.1)
     slow = {'seconds': {'input': 9.0}, 'probe': probe}
     options = data.check(data.Options(**config_of().data))
     (found,) = doctor._time(slow, options)

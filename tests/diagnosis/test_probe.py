@@ -25,6 +25,6 @@ def test_the_short_trainings_show_a_rate_that_is_too_high_and_a_network_that_can
         ([flat] * 9, 'The network cannot learn even one batch'),
     ):
         overfit = min(rates, key=lambda each: each.loss[-1])._replace(objectness=np.full(9, 0.693))
-        probe = doctor.probing.Probe(rates, overfit, {'head': 1e-3}, 5.0, 0.1, 1.0)
+        probe = doctor.probing.Probe(rates, overfit, {'head': 1e-3}, 0.1)
         found = doctor.ranked(doctor.probe_findings(probe, config_of()))
         assert found[0].level == 'error' and found[0].finding.startswith(begins)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 from helpers import finished_run
@@ -27,7 +28,7 @@ def test_an_exported_function_runs_with_jax_alone(tmp_path, capsys):
     workdir, output = finished_run().folder, tmp_path / 'new' / 'rpn.stablehlo'
     assert main.main(['export', f'--workdir={workdir}', f'--output={output}']) == 0
     assert f'{output}: step 8, images of 64 x 64 pixels to proposals' in capsys.readouterr().out
-    about = json.loads(output.with_suffix('.json').read_text())
+    about = json.loads(Path(f'{output}.json').read_text())
     assert 'upper left corner' in about['inputs'][0]['is']
     assert 'pixels of the canvas' in about['outputs'][0]['is']
     (shape, size_shape) = (each['shape'] for each in about['inputs'])

@@ -79,7 +79,7 @@ def test_an_exported_pyramid_is_whole_for_torchvisions_detector(tmp_path, change
     torch.save({'model': peer.state_dict()}, tmp_path / 'x.pth')
     tensors = pretrained.load(str(tmp_path / 'x.pth'), 50, (0.5, 1, 2))
     pretrained.check('', tensors, model)
-    taken = pretrained.whole(tensors, model)
+    taken = pretrained.complete(tensors, model)
     jax.tree.map(np.testing.assert_array_equal, taken, jax.device_get(variables))
 
 

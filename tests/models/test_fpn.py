@@ -147,7 +147,7 @@ def test_the_sampled_pyramid_is_the_whole_one_in_values_and_gradients(model):
     index = random.integers(0, len(anchors.boxes), (2, 12))
     ends = np.cumsum(anchors.levels)
     index[0, : 2 * len(ends)] = [*(ends - 1), *(ends - anchors.levels)]  # corners of each level
-    assert model.head.saves(shapes, index.shape[1])  # so that it does sample
+    assert model.head.pays(shapes, index.shape[1])  # so that it does sample
     weights = normal(2, 12), normal(2, 12, 4, seed=1)
 
     def loss(params, maps, sampled):

@@ -52,12 +52,11 @@ def test_patches_are_cut_out_of_the_padded_map_of_their_level(name, radius):
         smaller = image, slice(y, y + side - 2), slice(x, x + side - 2)
         expected = dense[level][smaller]
         assert np.abs(convolved.values[image, row] - expected).max() <= 1e-4
-    first = slice(0, len(shapes[:1]))  # of the first level alone: the others are in none
     lone, _ = patches.cells_of(index, shapes, K)
-    alone = patches.around(maps[first], lone, radius)
+    of_first = patches.around(maps[:1], lone, radius)
     is_other = np.asarray(lone.level) > 0
-    assert not np.asarray(alone.values)[is_other].any()
-    assert not np.asarray(alone.inside)[is_other].any()
+    assert not np.asarray(of_first.values)[is_other].any()
+    assert not np.asarray(of_first.inside)[is_other].any()
     if len(shapes) > 1:
         rest = patches.around(maps[1:], lone, radius, first=1)
-        assert_near(patches.merged(alone, rest).values, found.values, 0)
+        assert_near(patches.merged(of_first, rest).values, found.values, 0)

@@ -8,10 +8,10 @@ from helpers import data_options
 from report_data import EVIL, parsed, texts_of
 
 from rpn_jax.data.records import Source, record_of
-from rpn_jax.diagnosis import anchor_fit
+from rpn_jax.diagnosis import anchor_fit, anchor_grid
 from rpn_jax.report import anchor_page
 
-LAYOUT = anchor_fit.Layout((8, 16), ((16,), (300,)), (0.5, 1.0))
+LAYOUT = anchor_grid.Layout((8, 16), ((16,), (300,)), (0.5, 1.0))
 
 
 def write(path, sides, layout=LAYOUT):
@@ -21,7 +21,7 @@ def write(path, sides, layout=LAYOUT):
         for i, (w, h) in enumerate(sides)
     ]
     source = Source(EVIL, records, None)
-    objects = anchor_fit.objects_of(source, data_options(image_size=200))
+    objects = anchor_grid.objects_of(source, data_options(image_size=200))
     present = anchor_fit.measure(objects, layout)
     suggested = anchor_fit.suggest(objects, present)
     content = anchor_fit.summary(source, objects, present, suggested)
@@ -53,7 +53,7 @@ def test_the_page_shows_both_anchors_and_what_to_paste(tmp_path):
 
 @pytest.mark.parametrize('count', [1, 30])
 def test_without_a_suggestion_the_page_shows_the_present_anchors(tmp_path, count):
-    layout = anchor_fit.Layout((1,), ((50,),), (1,))
+    layout = anchor_grid.Layout((1,), ((50,),), (1,))
     page, content = write(tmp_path / 'a.html', [(50, 50)] * count, layout)
     assert content['suggested'] is None and content['flags'] == []
     assert 'would hardly gain anything' in page.text and 'suggested' not in page.inside['th']

@@ -16,7 +16,7 @@ def test_the_page_has_the_findings_the_plots_and_the_pictures(tmp_path):
         [Finding('error', 'Wrong <b>.', 'x & y', '1', 'config.a = "b"')],
         [(image, np.float32([[5, 5, 20, 30]]))] * 3,
         {'as they are': (0.31, 0.04, 120)},
-        probe.Probe(traces, traces[1], {'head': 0.01, 'stem': 0.0}, 4.0, 0.5, 9.0),
+        probe.Probe(traces, traces[1], {'head': 0.01, 'stem': 0.0}, 0.5),
         {'input': 0.02, 'step': 0.5},
     )
     doctor_page.write_page(tmp_path / 'doctor.html', title='<run>', study=study)
