@@ -194,7 +194,7 @@ def _pixels(values, config):
     low, high, off = (30, 110, 80) if is_caffe else (0.3, 2.0, 1.5)
     if np.all((std >= low) & (std <= high)) and np.all(np.abs(mean) <= off):
         return []
-    shown = f'mean {np.round(mean, 2).tolist()}, deviation {np.round(std, 2).tolist()}'
+    shown = f'mean {_channels(mean)}, deviation {_channels(std)}'
     what = 'Pixels do not reach the network on the scale that it expects'
     if not is_caffe and np.any(std > 20):
         what += ': they are 0..255, not normalised'
@@ -208,6 +208,10 @@ def _pixels(values, config):
             INPUT + 3,
         )
     ]
+
+
+def _channels(values):
+    return ', '.join(f'{value:.2f}' for value in values)
 
 
 def _alignment(study, originals):

@@ -186,7 +186,8 @@ def _how(layout, objects):
     shapes = anchor_fit.grouped_by(objects)
     sizes, ratios = np.concatenate([*layout.sizes]), sorted(layout.aspect_ratios)
     low, high = np.percentile(shapes['size'], (10, 90))
-    span = f'objects have {low:.0f} to {high:.0f} pixels, anchors {min(sizes):g} to {max(sizes):g}'
+    own = f'{min(sizes):g}' + (f' to {max(sizes):g}' if len(sizes) > 1 else '')
+    span = f'objects have {low:.0f} to {high:.0f} pixels, anchors {own}'
     if max(sizes) < 0.6 * high:
         return f'they are too small ({span})'
     if min(sizes) > 2 * low and min(sizes) > np.median(shapes['size']):

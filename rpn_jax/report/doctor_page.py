@@ -1,10 +1,9 @@
 """The page of the doctor: its findings, worst first, and the pictures behind them."""
 
-import functools
-
 import numpy as np
 
-from rpn_jax.diagnosis import alignment, probe
+from rpn_jax.diagnosis import alignment
+from rpn_jax.diagnosis.finding import LEVELS
 from rpn_jax.report import drawings, pages, plots
 from rpn_jax.report.compare_plots import styles
 
@@ -18,13 +17,10 @@ def write_page(path, *, title, study):
         'doctor.html.j2',
         title=title,
         findings=study.findings,
-        counts={
-            level: sum(each.level == level for each in study.findings)
-            for level in ('error', 'warning', 'info')
-        },
+        counts={level: sum(each.level == level for each in study.findings) for level in LEVELS},
         figures=figures(study.probe) if study.probe else [],
         ratios=study.probe.ratios if study.probe else {},
-        pictures=[pictured(*each) for each in study.batches[:SHOWN]],
+        pictures=[_pictured(*each) for each in study.batches[:SHOWN]],
         alignment=study.alignment or {},
         enough=alignment.ENOUGH,
         seconds=study.seconds,
@@ -33,12 +29,11 @@ def write_page(path, *, title, study):
 
 def figures(probed):
     """Returns the plots of a probe.Probe, as pages.figure does."""
-    names = [f'{trace.rate:.2g}' for trace in probed.rates]
     first = probed.overfit
     most = 2 * first.loss[0]  # what is drawn of a loss that grows
     rates = {
-        name: (np.arange(len(trace.loss)), np.minimum(trace.loss, most))
-        for name, trace in zip(names, probed.rates, strict=True)
+        f'{trace.rate:.2g}': (np.arange(len(trace.loss)), np.minimum(trace.loss, most))
+        for trace in probed.rates
     }
     steps = np.arange(len(first.loss))
     learnt = {
@@ -49,31 +44,24 @@ def figures(probed):
     return [
         *pages.figure(
             'Loss on one batch by learning rate, up to twice the first (the config’s: middle)',
-            functools.partial(_panel, 'loss'),
+            _drawn,
             'step',
             rates,
         ),
         *pages.figure(
             f'One batch, {len(steps) - 1} steps at {first.rate:.2g}: is it learnt?',
-            functools.partial(_panel, 'loss'),
+            _drawn,
             'step',
             learnt,
-        ),
-        *pages.figure(
-            'Loss at the end, from the lowest to the highest learning rate',
-            functools.partial(_panel, 'loss'),
-            'learning rate',
-            {'end': (np.arange(len(names)), np.minimum(probe.ends(probed), most))},
-            names,
         ),
     ]
 
 
-def _panel(title, series):
-    return plots.panels({title: series}, styles(series) if len(series) > 1 else None)
+def _drawn(series):
+    return plots.panels({'loss': series}, styles(series))
 
 
-def pictured(image, boxes):
+def _pictured(image, boxes):
     """Returns a JPEG's bytes of an image uint8 with its objects' boxes drawn."""
     drawn = drawings.draw_boxes(image, boxes, drawings.COLOURS['object'], 2)
     return drawings.encode_jpeg(drawn, 480, 85)
