@@ -9,7 +9,8 @@ from experiments import forum_recipe
 
 WORDS = (
     '--config.data.source=shapes --config.data.scenes=8,4 --config.data.image_size=64 '
-    '--config.data.batch_size=4 --config.model.depth=26 --config.model.width=4 --config.model.pretrained='
+    '--config.data.batch_size=4 --config.model.depth=26 --config.model.width=4 '
+    '--config.model.pretrained='
 ).split()
 
 
