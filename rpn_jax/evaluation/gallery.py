@@ -30,7 +30,7 @@ def missed_objects(split, missed):
     for miss in missed:
         box = split.source.records[miss.position].boxes[miss.row]
         row = {'reason': miss.reason, 'size': box[2:] - box[:2], 'picture': None}
-        row |= {'overlap': miss.lost.overlap, 'rank': miss.lost.rank}
+        row |= {'overlap': miss.lost.overlap, 'rank': miss.lost.rank, 'anchor': miss.lost.anchor}
         row |= {'removed_by': miss.removed_by, 'remover': miss.remover and miss.remover.rank}
         if pictures[miss.reason] < EXAMPLES:
             pictures[miss.reason] += 1

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from rpn_jax.data.records import OBJECT
+from rpn_jax.evaluation.anchor_coverage import name_of, types_of
 from rpn_jax.evaluation.metrics import iou as overlaps_of
 from rpn_jax.ops.matching import FOREGROUND
 from rpn_jax.ops.nms import nms
@@ -46,7 +47,8 @@ class Lost(NamedTuple):
 
     box: np.ndarray  # [4]
     overlap: float  # its IoU with the object
-    rank: int = -1  # by score in its level, or among what NMS keeps where it is; from 0, -1: none
+    rank: int  # by score in its level, or among what NMS keeps where it is; from 0, -1: none
+    anchor: str  # of which it is made: '64 px', or 'level 1, 64 px' with several levels
 
 
 class Miss(NamedTuple):
@@ -115,7 +117,8 @@ class _Stages:
         logits = np.where(np.isnan(logits), -np.inf, logits)
         self._order = np.argsort(-logits, kind='stable')
         self._rank = np.argsort(self._order)
-        self._level = prediction.anchors.level
+        self._level, self._type = prediction.anchors.level, prediction.anchors.type
+        self._types = types_of(prediction.anchors)
         self._rank_in_level = np.zeros(len(logits), np.int64)
         for level, count in enumerate(prediction.anchors.levels):
             self._rank_in_level[self._order[self._level[self._order] == level]] = np.arange(count)
@@ -156,7 +159,9 @@ class _Stages:
         """Returns the Lost of a box at a stage, by default of that which covers an object best."""
         overlaps = self.overlaps[stage][:, number]
         index = overlaps.argmax() if index is None else index
-        return Lost(self._boxes[stage][index], float(overlaps[index]), int(rank))
+        level, size, _ = self._types[self._type[index]]
+        anchor = name_of(level, size, self._types)
+        return Lost(self._boxes[stage][index], float(overlaps[index]), int(rank), anchor)
 
     @functools.cached_property
     def _survivors(self):

@@ -1,10 +1,10 @@
 """Missed objects for a report: counts by reason, size and shape, and captions of examples.
 
 A missed object is a dict, as gallery.missed_objects makes it: `reason` (of misses.REASONS), `size`
-[2] width and height in pixels of the original image, `overlap` and `rank` of the box that was lost
-(misses.Lost), and, where NMS suppressed that, `remover`, the rank of the proposal that did, and
-`removed_by`, what that proposal covers (of misses.REMOVERS), else None. `picture` is None, or a
-dict: `image` [H, W, 3] uint8 RGB, which may be shrunk, `size` (height, width) of the original,
+[2] width and height in pixels of the original image, `overlap`, `rank` and `anchor` of the box that
+was lost (misses.Lost), and, where NMS suppressed that, `remover`, the rank of the proposal that
+did, and `removed_by`, what that proposal covers (of misses.REMOVERS), else None. `picture` is None,
+or a dict: `image` [H, W, 3] uint8 RGB, which may be shrunk, `size` (height, width) of the original,
 `image_id`, `group` (the reason), `boxes` [1 or 2, 4], the object and, if it is another, the one
 that the remover covers, `lost` [4] and `remover` [4] or None, in pixels of the original.
 """
@@ -42,9 +42,9 @@ def rows(misses):
 
 
 def caption(miss):
-    """Returns a line on the box that was lost: its IoU, its rank, and what suppressed it."""
+    """Returns a line on the box that was lost: rank, anchor, IoU, and what suppressed it."""
     box = _LOST[miss['reason']].format(number=miss['rank'] + 1)
-    text = f'{box}: IoU {miss["overlap"]:.2f}'
+    text = f'{box} (anchor: {miss["anchor"]}): IoU {miss["overlap"]:.2f}'
     if miss['removed_by'] is None:
         return text
     covered = _COVERED[miss['removed_by']]

@@ -25,7 +25,8 @@ def split():
 
 
 def miss(position, row, reason, remover=None):
-    return Miss(position, row, reason, 0.1, 0.6, Lost(np.float32([1, 2, 3, 4]), 0.55, 7), remover)
+    lost = Lost(np.float32([1, 2, 3, 4]), 0.55, 7, '64 px')
+    return Miss(position, row, reason, 0.1, 0.6, lost, remover)
 
 
 def test_a_large_picture_is_shrunk_and_names_its_size(split, monkeypatch):
@@ -43,6 +44,7 @@ def test_a_missed_object_is_shown_with_what_was_lost_and_what_removed_it(split):
     assert first['picture']['lost'].tolist() == [4, 4, 12, 8]
     assert first['picture']['remover'].tolist() == [20, 10, 40, 20]
     assert (first['overlap'], first['rank'], first['remover']) == (0.55, 7, 11)
+    assert first['anchor'] == '64 px'
     assert first['removed_by'] == 'another_object' and first['size'].tolist() == [80, 80]
     assert second['picture']['boxes'].tolist() == BOXES[[3]].tolist()
     assert second['picture']['remover'] is second['remover'] is second['removed_by'] is None

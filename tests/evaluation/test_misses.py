@@ -135,6 +135,7 @@ def test_ranks_and_nms_are_within_the_level_of_an_anchor(levels, rank, reason):
     (miss,) = explain(prediction, settings, {'iou': 0.99, 'limit': 1}, negative_iou=0.1)
     assert metrics.iou(prediction.proposals.boxes[:1], goal[None]) > 0.5
     assert miss.reason == reason and miss.lost.rank == (rank or levels - 1)
+    assert miss.lost.anchor.startswith(f'level {levels - 1}, ')
     np.testing.assert_allclose(miss.lost.box, goal, atol=1e-4)
 
 

@@ -24,7 +24,7 @@ def test_rows_are_counts_in_the_order_of_the_reasons_and_of_every_size_and_shape
 
 def lost(reason, rank=-1, **changes):
     """Returns a missed object of that reason, which NMS did not suppress."""
-    known = {'reason': reason, 'overlap': 0.614, 'rank': rank}
+    known = {'reason': reason, 'overlap': 0.614, 'rank': rank, 'anchor': 'level 2, 64 px'}
     return known | {'removed_by': None, 'remover': None} | changes
 
 
@@ -34,8 +34,8 @@ def test_captions_name_the_box_that_was_lost_its_rank_and_what_suppressed_it():
         text = missed.caption(lost(reason, rank=1233 if late else -1))
         assert text.endswith('IoU 0.61') and ('1,234' in text) == late and 'suppress' not in text
     miss = lost('suppressed', 40, removed_by='same_object', remover=11)
-    expected = 'box 41 by score: IoU 0.61, suppressed by proposal 12, which covers the same object'
-    assert missed.caption(miss) == expected
+    expected = 'box 41 by score (anchor: level 2, 64 px): IoU 0.61, suppressed by proposal 12, '
+    assert missed.caption(miss) == expected + 'which covers the same object'
     some = [miss, miss, lost('no_anchor'), lost('suppressed', removed_by='background')]
     assert missed.removers(some) == '2 cover the same object, 1 cover background'
     assert missed.removers([lost('clipped')]) == ''
