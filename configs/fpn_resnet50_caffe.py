@@ -4,10 +4,13 @@ from configs import voc_c4_resnet50_caffe_tuned
 
 
 def get_config():
-    """Returns voc_c4_resnet50_caffe_tuned with five levels, of strides 4 to 64."""
+    """Returns voc_c4_resnet50_caffe_tuned with three levels, of strides 4, 8 and 16.
+
+    conv4 has the anchors of all large objects: levels pooled from it would have its features, and
+    the one head could not tell them apart.
+    """
     config = voc_c4_resnet50_caffe_tuned.get_config()
-    config.model.update(fpn_stages=(2, 3, 4), fpn_extra=2)
-    config.anchors.sizes = ((32,), (64,), (128,), (256,), (512,))  # pixels, of each level
-    config.proposals.pre_nms = 1000  # of each level
-    config.optim.learning_rate = 0.015
+    config.model.update(fpn_stages=(2, 3, 4), fpn_extra=0)
+    config.anchors.sizes = (32, 45, 64), (64, 90, 128), (128, 256, 512)  # pixels, of each level
+    config.proposals.pre_nms = 2000  # of each level
     return config
