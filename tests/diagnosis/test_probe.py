@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from diagnosis.test_config_checks import config_of
 
-from rpn_jax.diagnosis import doctor
+from rpn_jax.diagnosis import doctor, probe_checks
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -26,5 +26,5 @@ def test_the_short_trainings_show_a_rate_that_is_too_high_and_a_network_that_can
     ):
         overfit = min(rates, key=lambda each: each.loss[-1])._replace(objectness=np.full(9, 0.693))
         probe = doctor.probing.Probe(rates, overfit, {'head': 1e-3}, 0.1)
-        found = doctor.ranked(doctor.probe_findings(probe, config_of()))
+        found = doctor.ranked(probe_checks.findings(probe, config_of()))
         assert found[0].level == 'error' and found[0].finding.startswith(begins)
