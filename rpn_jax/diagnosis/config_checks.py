@@ -69,6 +69,17 @@ def thresholds(config):
                 TARGETS + 1,
             )
         )
+    if (overlap := config.targets.crowd_overlap) <= 0.05:
+        found.append(
+            Finding(
+                'warning',
+                'In an image with a crowd no anchor is background, wherever the crowd is.',
+                f'targets.crowd_overlap is {overlap:g}',
+                '0.5',
+                'config.targets.crowd_overlap = 0.5',
+                TARGETS,
+            )
+        )
     return found
 
 

@@ -25,7 +25,7 @@ def findings(config, seconds, memory, plan, options):
 
 def advice(seconds, plan, options, frozen):
     """Says what to change first for a faster run, in a sentence; frozen says of the backbone."""
-    if seconds['input'] > 0.5 * seconds['step']:
+    if seconds['input'] > seconds['step']:
         return 'First: the input, for which a step waits (features.keep, smaller files, threads).'
     if frozen and options.resize == 'square':
         return 'First: the cache of the frozen backbone’s maps, features.keep = "disk".'
@@ -63,7 +63,7 @@ def canvases(plan, options):
 def waiting(seconds):
     """Checks that a step does not wait for its images."""
     wait, step = seconds['input'], seconds['step']
-    if wait < 0.5 * step:
+    if wait < step:
         return []
     return [
         Finding(

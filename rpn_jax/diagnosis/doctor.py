@@ -19,6 +19,7 @@ from rpn_jax.diagnosis import (
     inspect,
     probe_checks,
     second_reading,
+    split_checks,
     truth_checks,
 )
 from rpn_jax.diagnosis import probe as probing
@@ -28,6 +29,7 @@ from rpn_jax.models import rpn
 from rpn_jax.training import pretrained
 
 IMAGES = 48  # whose pixels are examined
+COMPARED = 12  # that are compared with their files, and their anchors
 SIDE = 320  # pixels of the canvas of the short trainings, at most
 SECONDS = 80  # of their steps, about
 DRAWN = 8  # batches of them
@@ -83,8 +85,11 @@ def diagnose(config, *, seconds=SECONDS):
             )
     if source is not None:
         plan = data.train_plan(source, options)
-        found += truth_checks.findings(source.records, plan.sizes, options.max_boxes)
+        found += truth_checks.findings(
+            source.records, plan.sizes, options.max_boxes, config.proposals.min_size
+        )
         found += cost_checks.canvases(plan, options)
+        found += split_checks.amount(source, config) + _evaluated(config, source, options)
         try:
             _examine(config, source, options, plan, model, found, study)
             if seconds and model is not None and any(len(b) for _, b in study['batches']):
@@ -128,17 +133,25 @@ def _weights(config, model, found):
     return tensors
 
 
+def _evaluated(config, source, options):
+    """Returns the Findings on the split that is evaluated, of which no image is checked."""
+    split, rules = options.eval_split, dict(seed=config.seed, training=False, files=False)
+    try:
+        return split_checks.evaluated(source, data.open_split(options, split, **rules))
+    except InputError as error:
+        return [split_checks.unreadable(error)]
+
+
 def _examine(config, source, options, plan, model, found, study):
     """Adds Findings on the training input: its pixels, boxes, anchors, and the time it takes."""
     pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
     steps = range(max(2, -(-IMAGES // options.batch_size)))
-    shapes, originals, normalised, waits = set(), [], [], []
+    originals, normalised, waits = [], [], []
     upright = options._replace(flip=False)  # so that what was done to boxes can be undone
     batches = data.train_batches(source, upright, seed=config.seed, steps=steps)
     began = time.monotonic()
     for batch in batches:
         waits.append(time.monotonic() - began)
-        shapes.add(batch['image'].shape[1:3])
         if len(normalised) < 4:
             inputs = np.asarray(normalise(batch['image'], batch['size'], pixels))
             normalised += [
@@ -151,7 +164,8 @@ def _examine(config, source, options, plan, model, found, study):
             study['batches'].append((shown, boxes[kind == Kind.OBJECT]))
             originals.append(source.records[index].size)
         began = time.monotonic()
-    study['seconds']['input'] = float(np.mean(waits))
+    started = 1 if len(waits) > 5 else 0  # the first wait is also that for the threads
+    study['seconds']['input'] = float(np.mean(waits[started:]))
     found += input_checks.pixels(np.concatenate([x.reshape(-1, 3) for x in normalised]), config)
     images, boxes = ([each[i] for each in study['batches']] for i in (0, 1))
     means = np.array([image.mean(axis=(0, 1)) for image in images])
@@ -166,10 +180,13 @@ def _examine(config, source, options, plan, model, found, study):
         options,
         targets=config.targets,
         seed=config.seed,
-        steps=range(min(4, len(steps))),
+        steps=range(min(len(steps), -(-COMPARED // options.batch_size))),
         pixels=pixels,
     )
-    evidence = [each.evidence for each in itertools.chain.from_iterable(examples)]
+    seen = list(itertools.chain.from_iterable(examples))
+    evidence = [each.evidence for each in seen]
+    sampled = [(len(each.positive), len(each.background)) for each in seen]
+    found += truth_checks.sampled(np.array(sampled), config.targets)
     for check in checks.verdicts(evidence, second_reading.differences(source)):
         if check.passed is False:
             found.append(
@@ -183,6 +200,13 @@ def _examine(config, source, options, plan, model, found, study):
                 )
             )
     if len((objects := anchor_grid.objects_of(source, options)).boxes):
+        shrunk = np.median(
+            [
+                np.sqrt(np.prod(size) / np.prod(record.size))
+                for record, size in zip(source.records, plan.sizes, strict=True)
+            ]
+        )
+        found += truth_checks.resized(objects, min(model.strides), shrunk)
         found += truth_checks.anchors(objects, model, config.targets)
 
 

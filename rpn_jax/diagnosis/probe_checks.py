@@ -155,26 +155,18 @@ def balance(probe):
 
 
 def dead(probe):
-    """Checks that the channels of the network are alive, at first and when a batch is learnt."""
-    shares = {
-        f'{name} {when}': float(share)
-        for when, look in (('at first', probe.before), ('after', probe.after))
-        for name, share in look['dead'].items()
-    }
+    """Checks that the channels of the network are alive before the first step."""
+    shares = {name: float(share) for name, share in probe.before['dead'].items()}
     ill = {name: share for name, share in shares.items() if share > 0.5}
     if not ill:
         return []
-    only_after = all(name.endswith('after') for name in ill)
     return [
         Finding(
-            'error' if max(ill.values()) > 0.9 and not only_after else 'warning',
-            'Much of the network is dead: its channels are 0 whatever the image'
-            + (', once it has learnt.' if only_after else '.'),
+            'error' if max(ill.values()) > 0.9 else 'warning',
+            'Much of the network is dead: its channels are 0 whatever the image.',
             ', '.join(f'{name} {share:.0%}' for name, share in ill.items()),
             'a few of a hundred channels',
-            'config.optim.learning_rate: lower'
-            if only_after
-            else 'config.model.norm, pretrained and data.pixels: activations have another scale',
+            'config.model.norm, pretrained and data.pixels: activations have another scale',
             PROBE + 4,
         )
     ]

@@ -1,9 +1,11 @@
 """The doctor names what was planted first, and finds no error in what is healthy."""
 
 import json
+import time
 
 import numpy as np
 import pytest
+from data_files import encoded, voc_annotation
 from diagnosis.test_config_checks import FAULTS, HEALTHY, config_of
 from helpers import tiny_flags
 from safetensors.numpy import save_file
@@ -126,17 +128,46 @@ def test_what_does_not_fit_the_weights_is_found_first(weights, changes, begins):
     assert first(doctor.diagnose(config, seconds=0)).startswith(begins)
 
 
-def test_a_slow_disk_and_many_shapes_are_found(monkeypatch):
-    study = doctor.diagnose(config_of(), seconds=0)
-    assert not [each for each in study.findings if each.level == 'error']
-    probe = doctor.probing.Probe([], None, {}, 0.1)
-    slow = {'seconds': {'input': 9.0}, 'probe': probe}
-    options = data.check(data.Options(**config_of().data))
-    (found,) = doctor._time(slow, options)
-    assert found.level == 'error' and 'waits for its images' in found.finding
-    plan = data.canvases.Canvases(tuple((32 * n, 32) for n in range(1, 31)), np.arange(30), None)
-    (found,) = doctor._canvases(plan)
-    assert found.level == 'error' and '30 canvases' in found.evidence
+def test_a_disk_that_is_slow_is_found_first(monkeypatch):
+    original = data.open_split
+
+    def opened(*arguments, **keywords):
+        source = original(*arguments, **keywords)
+
+        def read(position):
+            time.sleep(1.0)
+            return source.read(position)
+
+        return source._replace(read=read)
+
+    monkeypatch.setattr(data, 'open_split', opened)
+    monkeypatch.setattr(doctor, 'IMAGES', 16)
+    study = doctor.diagnose(config_of(), seconds=3)
+    assert first(study) == 'Training waits for its images.' and study.seconds['input'] > 1
+
+
+def test_a_new_shape_at_nearly_every_step_is_found_first(tmp_path):
+    random = np.random.default_rng(0)
+    folder = tmp_path / 'voc'
+    for part in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
+        (folder / part).mkdir(parents=True)
+    for number in range(40):
+        picture = np.full((96, 96 + 16 * number, 3), 100, np.uint8)
+        x, y = random.integers(8, 30, 2)
+        w, h = random.integers(20, 45, 2)
+        picture[y : y + h, x : x + w] = random.integers(150, 255, 3)
+        (folder / f'JPEGImages/{number:06}.jpg').write_bytes(encoded(picture))
+        text = voc_annotation(picture.shape[:2], ((x + 1, y + 1, x + w, y + h), 0))
+        (folder / f'Annotations/{number:06}.xml').write_text(text)
+    lists = {'train': range(38), 'val': range(38, 40)}
+    for split, numbers in lists.items():
+        text = ''.join(f'{number:06}\n' for number in numbers)
+        (folder / f'ImageSets/Main/{split}.txt').write_text(text)
+    changes = {'source': 'voc', 'path': str(folder), 'resize': 'short_side', 'max_size': 2000}
+    changes |= {'canvases': 40, 'canvas_multiple': 8, 'batch_size': 1}
+    config = config_of(model__norm='group', **{f'data__{k}': v for k, v in changes.items()})
+    study = doctor.diagnose(config, seconds=0)
+    assert first(study).startswith('Nearly every step has a new shape')
 
 
 @pytest.mark.parametrize(
