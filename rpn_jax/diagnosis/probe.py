@@ -22,9 +22,10 @@ from rpn_jax.training.step import init_state, make_update
 
 RATES = 9  # of the probe, a factor of about three apart
 FACTOR = 10**0.5
-STEPS = 12  # of each rate, at most
-OVERFIT = 50  # steps in which a network should learn one batch
-LASTING = 40  # steps on several batches
+STEPS = 6, 12  # of each rate, at least and at most
+OVERFIT = 25, 50  # in which a network should learn one batch
+LASTING = 20, 40  # on several batches
+LEARNT = 0.6  # of the first loss
 
 
 class Trace(NamedTuple):
@@ -40,7 +41,7 @@ class Probe(NamedTuple):
     """The results of the short trainings."""
 
     rates: list  # Trace of each learning rate, from low to high
-    overfit: Trace  # of OVERFIT steps at the best rate
+    overfit: Trace  # of OVERFIT steps at the best rate, or below where that is too high
     ratios: dict  # {part of the network: norm of an update over norm of its weights}, first step
     seconds: float  # of a step
     lasting: list = ()  # Trace on several batches, at three times the rate, then perhaps at it
@@ -90,13 +91,16 @@ def run(model, optim, tensors, batches, *, seed, budget, share=1.0, **rules):
     _, after = train(given, 0)
     seconds = time.monotonic() - began
     ratios = _ratios(state.params, jax.device_get(after.params))
-    steps = int(np.clip(0.4 * budget / RATES / seconds - 1, 3, STEPS))
+    steps = int(np.clip(0.4 * budget / RATES / seconds - 1, *STEPS))
     rates = [given * FACTOR**n for n in range(-(RATES // 2), RATES - RATES // 2)]
     traces = [train(rate, steps)[0] for rate in rates]
-    best = min(traces, key=_end)
-    overfit, learnt = train(best.rate, int(np.clip(0.3 * budget / seconds, 10, OVERFIT)))
+    best, steps = min(traces, key=_end).rate, int(np.clip(0.3 * budget / seconds, *OVERFIT))
+    for rate in (best, best / FACTOR, best / FACTOR**2):
+        overfit, learnt = train(rate, steps)
+        if is_learnt(overfit):
+            break
     usual = given * (share if optim['optimizer'] == 'sgd' else 1.0)
-    steps, lasting = int(np.clip(0.3 * budget / seconds, 10, LASTING)), []
+    steps, lasting = int(np.clip(0.3 * budget / seconds, *LASTING)), []
     for rate in (usual * FACTOR, usual):
         lasting.append(train(rate, steps, placed)[0])
         if not diverges(lasting[-1]):
@@ -123,6 +127,11 @@ def run(model, optim, tensors, batches, *, seed, budget, share=1.0, **rules):
         sum(x.nbytes for x in jax.tree.leaves(state)),
         memory.temp_size_in_bytes if memory else 0,
     )
+
+
+def is_learnt(trace):
+    """Says whether the loss of a Trace fell far, and is still low at its end."""
+    return bool(np.min(trace.loss[-5:]) <= LEARNT * trace.loss[0])  # NaN is not
 
 
 def diverges(trace):

@@ -68,7 +68,8 @@ def rates(probe):
         return [Finding('error', what, shown, usual, remedy, RATE - 1)]
     if gains[best] > 0.1 * base and gains[own] < 0.03 * gains[best]:
         what = f'The learning rate is too {"low" if best > own else "high"}.'
-        return [Finding('error', what, shown, usual, remedy, RATE - 1)]
+        level = 'error' if best < own or gains[own] < 0.003 * gains[best] else 'warning'
+        return [Finding(level, what, shown, usual, remedy, RATE - 1)]
     return []
 
 
@@ -100,12 +101,12 @@ def one_batch(probe):
     """Checks that the network learns one batch, the strongest test of all."""
     first = probe.overfit
     base = first.loss[0]
-    end = np.min(first.loss[-5:]) if np.all(np.isfinite(first.loss)) else np.inf
-    if end <= 0.6 * base:
+    end = np.min(first.loss[-5:])
+    if probing.is_learnt(first):
         return []
     return [
         Finding(
-            'error' if end > 0.85 * base else 'warning',
+            'warning' if end <= 0.85 * base else 'error',
             'The network cannot learn even one batch.',
             f'{len(first.loss) - 1} steps at its best rate {first.rate:.2g}: the loss goes '
             f'from {base:.3g} to {_loss(end)}',

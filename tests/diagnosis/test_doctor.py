@@ -6,11 +6,13 @@ import time
 import numpy as np
 import pytest
 from data_files import encoded, voc_annotation
+from diagnosis.test_config_checks import CONFIGS as CONFIGS_OF_THE_PROJECT
 from diagnosis.test_config_checks import FAULTS, HEALTHY, config_of
 from helpers import tiny_flags
 from safetensors.numpy import save_file
 
 import main
+from rpn_jax import config as configs
 from rpn_jax import data
 from rpn_jax.data.records import Kind
 from rpn_jax.diagnosis import doctor
@@ -19,6 +21,27 @@ from rpn_jax.training.step import init_state
 from rpn_jax.weights import from_variables
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+
+def small(name):
+    """Returns a config of the project for a small network on drawn scenes, from nothing."""
+    config = configs.read(name)
+    config.model.update(depth=26, width=8, pretrained='')
+    if config.model.norm == 'frozen':
+        config.model.update(norm='group', frozen_stages=0)
+    stages = config.model.fpn_stages
+    levels = len(stages) + config.model.fpn_extra if stages else 0
+    config.anchors.sizes = tuple((8 * 2**level,) for level in range(levels)) or (12, 24, 48)
+    config.data.update(source='shapes', train_split='train', eval_split='val', scenes=(40, 8))
+    config.data.update(image_size=96, max_size=128, max_boxes=16)
+    return configs.resolve(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', CONFIGS_OF_THE_PROJECT)
+def test_the_configs_of_the_project_have_no_error_at_small_size(name):
+    study = doctor.diagnose(small(name), seconds=10)
+    assert [each for each in study.findings if each.level == 'error'] == []
 
 
 def changed(monkeypatch, change):
@@ -128,22 +151,38 @@ def test_what_does_not_fit_the_weights_is_found_first(weights, changes, begins):
     assert first(doctor.diagnose(config, seconds=0)).startswith(begins)
 
 
-def test_a_disk_that_is_slow_is_found_first(monkeypatch):
+def patched(monkeypatch, reader):
+    """Makes every source read(position) -> reader(what it would read)."""
     original = data.open_split
 
     def opened(*arguments, **keywords):
         source = original(*arguments, **keywords)
-
-        def read(position):
-            time.sleep(1.0)
-            return source.read(position)
-
-        return source._replace(read=read)
+        return source._replace(read=lambda position: reader(source.read(position)))
 
     monkeypatch.setattr(data, 'open_split', opened)
+
+
+@pytest.mark.parametrize('order', ['RGB', 'BGR'])
+def test_photographs_whose_files_are_bgr_look_so(monkeypatch, weights, order):
+    def warm(image):
+        image = np.clip(image + np.float32([20, 0, -20]), 0, 255).astype(np.uint8)
+        return image if order == 'RGB' else image[..., ::-1]
+
+    patched(monkeypatch, warm)
+    config = config_of(model__pretrained=weights, model__norm='frozen')
+    study = doctor.diagnose(config, seconds=0)
+    assert first(study).startswith('Red and blue look swapped') == (order == 'BGR')
+
+
+def test_a_disk_that_is_slow_is_found_first(monkeypatch):
+    def slowly(image):
+        time.sleep(0.3)
+        return image
+
+    patched(monkeypatch, slowly)
     monkeypatch.setattr(doctor, 'IMAGES', 16)
     study = doctor.diagnose(config_of(), seconds=3)
-    assert first(study) == 'Training waits for its images.' and study.seconds['input'] > 1
+    assert first(study) == 'Training waits for its images.' and study.seconds['input'] > 0.3
 
 
 def test_a_new_shape_at_nearly_every_step_is_found_first(tmp_path):

@@ -23,6 +23,11 @@ HEALTHY = probe.Probe(
     [STAYS] * 3 + [LEARNS] * 6, LEARNS, {'head': 1e-3}, 0.1, [LEARNS], LOOK, LOOK, (0.5, 0.5)
 )
 FAULTS = {  # changes of the probe, how the first finding begins, its level
+    'rather low': (
+        {'rates': [LEARNS._replace(loss=np.linspace(1, 0.99, 9))] * 5 + [LEARNS] * 4},
+        'The learning rate is too low',
+        'warning',
+    ),
     'too low': ({'rates': [STAYS] * 5 + [LEARNS] * 4}, 'The learning rate is too low', 'error'),
     'too high': ({'rates': [LEARNS] * 4 + [GROWS] * 5}, 'The learning rate is too high', 'error'),
     'diverges': ({'lasting': [ENDS, GROWS]}, 'The learning rate is too high: training', 'error'),
