@@ -18,9 +18,11 @@ from rpn_jax.diagnosis.finding import (
 )
 from rpn_jax.training.schedules import make_schedule
 
-# Learning rates that recipes have, per image of a batch for SGD (torchvision .00125, Detectron
-# .00125, here up to .0075) with a momentum of .9, of the whole batch for Adam.
-USUAL_RATES = {'sgd': (2e-5, 1.2e-2), 'adam': (3e-6, 1e-3)}
+# Learning rates that recipes have: for SGD per image of a batch, at a momentum of .9 (torchvision
+# and Detectron .00125, here up to .0075, and .015 of a pyramid), for Adam of the whole batch.
+USUAL_RATES = {'sgd': (2e-5, 1e-2), 'adam': (3e-6, 1e-3)}
+OF_PYRAMIDS = 2  # times the highest, for a pyramid
+
 COSINES = 'cosine', 'one_cycle'
 OPTIMIZER = 'optimizer', 'momentum', 'weight_decay'  # keys of optim that are not the schedule's
 HIGHEST_MOMENTUM = 0.98
@@ -177,6 +179,7 @@ def rate(config):
     optim, batch = config.optim, config.data.batch_size
     given, per_image = optim.learning_rate, optim.optimizer == 'sgd'
     compared, (low, high) = given / (batch if per_image else 1), USUAL_RATES[optim.optimizer]
+    high *= OF_PYRAMIDS if config.model.fpn_stages else 1
     usual = f'{low:g} to {high:g}' + (' for each image of a batch' if per_image else '')
     shown = f'{optim.optimizer}, learning_rate {given:g}, batches of {batch}'
     if per_image and optim.momentum <= HIGHEST_MOMENTUM:  # a step is repeated 1 / (1 - momentum)

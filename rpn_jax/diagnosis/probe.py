@@ -70,12 +70,14 @@ def run(model, optim, tensors, batches, *, seed, budget, share=1.0, **rules):
     transfer = (time.monotonic() - began) / len(batches)
     mapped = make_update(model, optimizer, seed=seed, devices=devices, **rules).mapped
     began = time.monotonic()
-    update = mapped.lower(place(_at(state, 0.0), devices), placed[0]).compile()
+    update = mapped.lower(place(_at(state, np.float32(0)), devices), placed[0]).compile()
     compiled = time.monotonic() - began
 
-    def train(rate, steps, batches=placed[:1]):
-        now, rows = place(_at(state, rate), devices), []
+    def train(rate, steps, batches=placed[:1], warmup=0):
+        now, rows = place(_at(state, np.float32(rate)), devices), []
         for i in range(steps + 1):
+            if i < warmup:
+                now = _at(now, place(np.float32(rate * (i + 1) / warmup), devices))
             if len(batches) == 1:
                 now = now.replace(step=jnp.zeros_like(now.step))  # the same anchors are sampled
             now, metrics = update(now, batches[i % len(batches)])
@@ -102,7 +104,7 @@ def run(model, optim, tensors, batches, *, seed, budget, share=1.0, **rules):
     usual = given * (share if optim['optimizer'] == 'sgd' else 1.0)
     steps, lasting = int(np.clip(0.3 * budget / seconds, *LASTING)), []
     for rate in (usual * FACTOR, usual):
-        lasting.append(train(rate, steps, placed)[0])
+        lasting.append(train(rate, steps, placed, steps // 2 if optim['warmup_steps'] else 0)[0])
         if not diverges(lasting[-1]):
             break
     look = make_look(model, seed=seed, devices=devices, **rules)
@@ -157,7 +159,7 @@ def with_rate(model, optim):
 
 def _at(state, rate):
     own, _ = state.opt_state
-    return state.replace(opt_state=(own, np.float32(rate)))
+    return state.replace(opt_state=(own, rate))
 
 
 def _end(trace):
