@@ -4,6 +4,7 @@ import itertools
 import time
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from rpn_jax import data
@@ -23,7 +24,7 @@ from rpn_jax.diagnosis import (
     truth_checks,
 )
 from rpn_jax.diagnosis import probe as probing
-from rpn_jax.diagnosis.finding import BUILD, INPUT, WEIGHTS, Finding, ranked
+from rpn_jax.diagnosis.finding import BUILD, INPUT, PROBE, WEIGHTS, Finding, ranked
 from rpn_jax.errors import InputError
 from rpn_jax.models import rpn
 from rpn_jax.training import pretrained
@@ -99,6 +100,10 @@ def diagnose(config, *, seconds=SECONDS):
         except InputError as error:
             what = 'An image cannot be read.'
             found.append(Finding('error', what, str(error), 'no error', 'see the evidence', BUILD))
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            what, shown = 'Not even a short training can run.', str(error).partition('\n')[0]
+            remedy = 'config.data.batch_size, model.depth: smaller'
+            found.append(Finding('error', what, shown[:300], 'no error', remedy, PROBE + 7))
     return Study(ranked(found), **study)
 
 

@@ -20,12 +20,13 @@ def pixels(values, config):
     if np.all((std >= low) & (std <= high)) and np.all(np.abs(mean) <= off):
         return []
     shown = f'mean {_channels(mean)}, deviation {_channels(std)}'
+    is_far = np.any(std > 3 * high) or np.any(std < low / 3) or np.any(np.abs(mean) > 3 * off)
     what = 'Pixels do not reach the network on the scale that it expects'
     if not is_caffe and np.any(std > 20):
         what += ': they are 0..255, not normalised'
     return [
         Finding(
-            'error' if np.any(std > 3 * high) or np.any(std < low / 3) else 'warning',
+            'error' if is_far else 'warning',
             f'{what}.',
             shown,
             f'a mean within {off:g} of 0, a deviation of {low:g} to {high:g}',

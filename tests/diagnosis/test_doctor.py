@@ -222,6 +222,16 @@ def test_what_cannot_be_built_or_read_is_the_first_finding(changes, begins):
     assert first(study).startswith(begins) and study.findings[0].level == 'error'
 
 
+def test_a_device_without_memory_is_a_finding(monkeypatch):
+    def full(*_, **__):
+        raise MemoryError('RESOURCE_EXHAUSTED: 9 GiB')
+
+    monkeypatch.setattr(doctor.probing, 'run', full)
+    study = doctor.diagnose(config_of(), seconds=1)
+    assert first(study) == 'Not even a short training can run.'
+    assert 'RESOURCE_EXHAUSTED' in study.findings[0].evidence
+
+
 def test_the_command_writes_a_list_and_a_page_and_is_strict_where_asked(tmp_path, capsys):
     flags = tiny_flags(tmp_path / 'a', **HEALTHY | {'loss__box_weight': 0.0})
     assert main.main(['doctor', *flags]) == 0

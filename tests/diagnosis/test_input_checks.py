@@ -14,6 +14,7 @@ from rpn_jax.diagnosis import input_checks
         ('torchvision', 110, 60, ['error'], 'they are 0..255'),
         ('torchvision', 0, 0.01, ['error'], 'scale'),
         ('torchvision', 2, 1, ['warning'], 'scale'),
+        ('torchvision', -15, 1, ['error'], 'scale'),
         ('caffe', 0, 60, [], ''),
         ('caffe', 110, 60, ['warning'], 'scale'),
         ('caffe', 0, 0.3, ['error'], 'scale'),
