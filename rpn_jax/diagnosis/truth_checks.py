@@ -97,7 +97,7 @@ def sampled(counts, targets):
                 'half of the samples and more',
                 'config.targets.crowd_overlap = 0.5, border = -1, negative_iou = 0.3, '
                 'positive_fraction = 0.5',
-                TARGETS + 2,
+                TARGETS,
             )
         )
     positive = counts[:, 0].mean()

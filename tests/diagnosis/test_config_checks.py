@@ -76,7 +76,13 @@ FAULTS = {  # changes of the config, and how the first finding begins
         'The learning rate is 0 for a good part',
     ),
     'warmup from 100': ({'optim__warmup_factor': 100.0}, 'The learning rate rises far above'),
-    'levels reversed': ({'anchors__sizes': ((40,), (16,))}, 'Large anchors lie on the fine'),
+    'levels reversed': (
+        {
+            'anchors__sizes': ((40,), (16,)),
+            **dict(model__fpn_stages=(2, 3), model__fpn_channels=16, model__fpn_extra=0),
+        },
+        'Large anchors lie on the fine',
+    ),
 }
 
 
