@@ -6,19 +6,35 @@ recipes that people publish, with room on both sides.
 
 import numpy as np
 
-from rpn_jax.diagnosis.finding import LOSS, RATE, SCHEDULE, TARGETS, WEIGHTS, Finding
+from rpn_jax.diagnosis import measuring_checks
+from rpn_jax.diagnosis.finding import (
+    ANCHORS,
+    LOSS,
+    RATE,
+    SCHEDULE,
+    TARGETS,
+    WEIGHTS,
+    Finding,
+)
 from rpn_jax.training.schedules import make_schedule
 
-# Learning rates that recipes have, per image of a batch for SGD (torchvision .00125, Detectron
-# .00125, here up to .015), of the whole batch for Adam.
-USUAL_RATES = {'sgd': (2e-5, 3e-2), 'adam': (3e-6, 1e-3)}
+# Learning rates that recipes have: for SGD per image of a batch, at a momentum of .9 (torchvision
+# and Detectron .00125, here up to .0075, and .015 of a pyramid), for Adam of the whole batch.
+USUAL_RATES = {'sgd': (2e-5, 1e-2), 'adam': (3e-6, 1e-3)}
+OF_PYRAMIDS = 2  # times the highest, for a pyramid
+
+COSINES = 'cosine', 'one_cycle'
 OPTIMIZER = 'optimizer', 'momentum', 'weight_decay'  # keys of optim that are not the schedule's
+HIGHEST_MOMENTUM = 0.98
 FAR = 3  # times beyond a bound from which a warning becomes an error
 
 
 def findings(config):
     """Returns the Findings of all checks of a config."""
-    checks = (thresholds, sampling, losses, rate, decay, schedule, frozen, norms)
+    checks = (
+        *(thresholds, sampling, losses, rate, momentum, decay, schedule, frozen, norms, levels),
+        *measuring_checks.CHECKS,
+    )
     return [finding for check in checks for finding in check(config)]
 
 
@@ -55,6 +71,17 @@ def thresholds(config):
                 TARGETS + 1,
             )
         )
+    if (overlap := config.targets.crowd_overlap) <= 0.05:
+        found.append(
+            Finding(
+                'warning',
+                'In an image with a crowd no anchor is background, wherever the crowd is.',
+                f'targets.crowd_overlap is {overlap:g}',
+                '0.5',
+                'config.targets.crowd_overlap = 0.5',
+                TARGETS,
+            )
+        )
     return found
 
 
@@ -83,11 +110,22 @@ def sampling(config):
                 TARGETS + 3,
             )
         )
+    elif share > 0.9:
+        found.append(
+            Finding(
+                'warning',
+                'An image with many foreground anchors teaches no background.',
+                f'targets.positive_fraction is {share:g}',
+                '0.25 to 0.5',
+                'config.targets.positive_fraction = 0.5',
+                TARGETS,
+            )
+        )
     return found
 
 
 def losses(config):
-    """Checks the weights of the two losses against each other."""
+    """Checks the weights of the two losses against each other, and where smooth L1 is linear."""
     found, weights = (
         [],
         {
@@ -121,6 +159,18 @@ def losses(config):
                     LOSS,
                 )
             )
+    if (beta := config.loss.beta) > 2:
+        found.append(
+            Finding(
+                'error' if beta > 10 else 'warning',
+                'The box loss is flat near its goal, so that boxes hardly learn.',
+                f'loss.beta is {beta:g}, and offsets of boxes are below 1: the slope of the loss '
+                f'is an offset / {beta:g}',
+                '0 to 1',
+                'config.loss.beta = 1 / 9',
+                LOSS,
+            )
+        )
     return found
 
 
@@ -129,8 +179,13 @@ def rate(config):
     optim, batch = config.optim, config.data.batch_size
     given, per_image = optim.learning_rate, optim.optimizer == 'sgd'
     compared, (low, high) = given / (batch if per_image else 1), USUAL_RATES[optim.optimizer]
+    high *= OF_PYRAMIDS if config.model.fpn_stages else 1
     usual = f'{low:g} to {high:g}' + (' for each image of a batch' if per_image else '')
     shown = f'{optim.optimizer}, learning_rate {given:g}, batches of {batch}'
+    if per_image and optim.momentum <= HIGHEST_MOMENTUM:  # a step is repeated 1 / (1 - momentum)
+        compared *= 0.1 / (1 - optim.momentum)
+        usual += ' at a momentum of 0.9'
+        shown += f', momentum {optim.momentum:g}'
     if low <= compared <= high:
         return []
     target = f'{0.00125 * batch if per_image else 1e-4:g}'
@@ -147,6 +202,24 @@ def rate(config):
         what = 'The learning rate is one of SGD, far too high for Adam.'
         remedy += ', or config.optim.optimizer = "sgd"'
     return [Finding(level, what, shown, usual, remedy, RATE + 1)]
+
+
+def momentum(config):
+    """Checks the momentum, by which a gradient goes on to move the weights in later steps."""
+    given = config.optim.momentum
+    if given <= HIGHEST_MOMENTUM:
+        return []
+    lasting = f'for some {1 / (1 - given):.0f} steps' if given < 1 else 'for ever'
+    return [
+        Finding(
+            'error' if given >= 0.995 else 'warning',
+            'The momentum is too high: gradients of long ago still move the weights.',
+            f'optim.momentum is {given:g}: a gradient lasts {lasting}',
+            '0.9 (10 steps)',
+            'config.optim.momentum = 0.9',
+            RATE + 3,
+        )
+    ]
 
 
 def decay(config):
@@ -190,31 +263,74 @@ def schedule(config):
                 SCHEDULE,
             )
         )
-    elif highest < 0.1 * given:
-        found.append(
-            Finding(
-                'error',
-                'The learning rate never comes near its height.',
-                f'the highest rate is {highest:.2g} of {given:g}',
-                f'{given:g}',
-                'config.optim.schedule_steps = 0, warmup_steps = 0',
-                SCHEDULE,
-            )
+        return found
+    for is_ill, level, what, shown, usual, remedy in _shapes(config, rates):
+        if is_ill:
+            return [Finding(level, what, shown, usual, remedy, SCHEDULE)]
+    return []
+
+
+def _shapes(config, rates):
+    """Yields (whether it is ill, level, finding, evidence, usual, remedy) of rates over a run."""
+    optim, given, highest = config.optim, config.optim.learning_rate, rates.max()
+    length, kind = optim.schedule_steps or config.steps, optim.schedule
+    keys = {'step': ('decay_at', 'decay_factor'), 'cosine': ('final_factor',)}
+    keys |= {'one_cycle': ('low_factor', 'final_factor'), 'cyclical': ('low_factor', 'cycles')}
+    names = 'schedule', 'schedule_steps', *keys.get(kind, ()), 'warmup_steps', 'warmup_factor'
+    shown = ', '.join(f'{name} {optim[name]!r}' for name in names)
+    yield (
+        highest > 1.5 * given,
+        'error',
+        'The learning rate rises far above its own height.',
+        f'the highest rate is {highest:.2g}, optim.learning_rate {given:g}; {shown}',
+        f'{given:g} at most',
+        'factors of optim between 0 and 1: warmup_factor, decay_factor, final_factor, low_factor',
+    )
+    yield (
+        highest < 0.5 * given,
+        'error' if highest < 0.2 * given else 'warning',
+        'The learning rate never comes near its height.',
+        f'the highest rate is {highest:.2g} of {given:g}; {shown}',
+        f'{given:g}',
+        'config.optim.schedule_steps = 0, decay_at = (0.75,), cycles = 2.0',
+    )
+    still = np.mean(rates < 1e-3 * highest)
+    yield (
+        still > 0.2,
+        'error' if still > 0.5 else 'warning',
+        'The learning rate is 0 for a good part of the run.',
+        f'below a thousandth of its height in {still:.0%} of the {config.steps} steps; {shown}',
+        'none, but for the first and last steps',
+        'config.optim.decay_factor = 0.1; config.optim.schedule_steps = 0',
+    )
+    yield (
+        kind in ('step', *COSINES) and config.steps > 100 and rates[-1] > 0.9 * highest,
+        'warning',
+        'The learning rate never falls: its decay is not reached.',
+        f'{shown}; of {length} steps, and the run ends at {config.steps}',
+        'a fall at two thirds or three quarters of the run',
+        'config.optim.decay_at = (0.75,), final_factor = 0.0, schedule_steps = 0',
+    )
+
+
+def levels(config):
+    """Checks that the anchors of a pyramid grow from its fine to its coarse levels."""
+    sizes = config.anchors.sizes
+    if not all(isinstance(each, tuple | list) and each for each in sizes):
+        return []
+    means = np.array([np.exp(np.mean(np.log(each))) for each in sizes])
+    if np.all(np.diff(means) >= 0):
+        return []
+    return [
+        Finding(
+            'error',
+            'Large anchors lie on the fine levels of the pyramid, small ones on the coarse.',
+            f'anchors.sizes is {tuple(map(tuple, sizes))}, from the finest level to the coarsest',
+            'sizes that grow with the stride: a cell of the coarsest level holds several objects',
+            f'config.anchors.sizes = {tuple(sorted(map(tuple, sizes)))}',
+            ANCHORS + 2,
         )
-    elif config.optim.schedule == 'step' and config.steps > 100 and rates[-1] > 0.9 * highest:
-        length = config.optim.schedule_steps or config.steps
-        found.append(
-            Finding(
-                'warning',
-                'The learning rate never falls: its decay is not reached.',
-                f'optim.decay_at {tuple(config.optim.decay_at)} of {length} steps, and the run '
-                f'ends at {config.steps}',
-                'a fall at two thirds or three quarters of the run',
-                'config.optim.decay_at = (0.75,); config.optim.schedule_steps = 0',
-                SCHEDULE,
-            )
-        )
-    return found
+    ]
 
 
 def frozen(config):

@@ -4,6 +4,7 @@ import itertools
 import time
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from rpn_jax import data
@@ -14,20 +15,25 @@ from rpn_jax.diagnosis import (
     anchor_grid,
     checks,
     config_checks,
+    cost_checks,
+    input_checks,
     inspect,
+    probe_checks,
     second_reading,
+    split_checks,
     truth_checks,
 )
 from rpn_jax.diagnosis import probe as probing
-from rpn_jax.diagnosis.finding import BUILD, INPUT, PROBE, RATE, TIME, WEIGHTS, Finding, ranked
+from rpn_jax.diagnosis.finding import BUILD, INPUT, PROBE, WEIGHTS, Finding, ranked
 from rpn_jax.errors import InputError
 from rpn_jax.models import rpn
 from rpn_jax.training import pretrained
 
 IMAGES = 48  # whose pixels are examined
+COMPARED = 12  # that are compared with their files, and their anchors
 SIDE = 320  # pixels of the canvas of the short trainings, at most
 SECONDS = 80  # of their steps, about
-CANVASES = 8  # static shapes, each of which is compiled
+DRAWN = 8  # batches of them
 
 
 class Study(NamedTuple):
@@ -37,7 +43,9 @@ class Study(NamedTuple):
     batches: list  # (image uint8 [H, W, 3], boxes [n, 4] of its objects), as the network gets them
     alignment: dict | None  # what alignment.compare returned
     probe: Any  # probe.Probe
-    seconds: dict  # of a step at the config's size, and of the input of a batch
+    seconds: dict  # of a step at the config's size, of the input of a batch, ..
+    memory: dict  # bytes forecast at the config's size, by what they are for, and the device's
+    advice: str  # what to change first for a faster run
 
 
 def diagnose(config, *, seconds=SECONDS):
@@ -47,7 +55,14 @@ def diagnose(config, *, seconds=SECONDS):
     seconds is about how long the steps of the short trainings take; 0 does without.
     """
     found = config_checks.findings(config)
-    study = {'batches': [], 'alignment': None, 'probe': None, 'seconds': {}}
+    study = {
+        'batches': [],
+        'alignment': None,
+        'probe': None,
+        'seconds': {},
+        'memory': {},
+        'advice': '',
+    }
     model = source = tensors = None
     for part in ('network', 'weights', 'data'):
         try:
@@ -71,17 +86,24 @@ def diagnose(config, *, seconds=SECONDS):
             )
     if source is not None:
         plan = data.train_plan(source, options)
-        found += truth_checks.findings(source.records, plan.sizes, options.max_boxes)
-        found += _canvases(plan)
+        found += truth_checks.findings(
+            source.records, plan.sizes, options.max_boxes, config.proposals.min_size
+        )
+        found += cost_checks.canvases(plan, options)
+        found += split_checks.amount(source, config) + _evaluated(config, source, options)
         try:
             _examine(config, source, options, plan, model, found, study)
             if seconds and model is not None and any(len(b) for _, b in study['batches']):
                 study['probe'] = _probe(config, source, options, tensors, seconds)
-                found += probe_findings(study['probe'], config)
-                found += _time(study, options)
+                found += probe_checks.findings(study['probe'], config)
+                found += _cost(config, study, plan, options)
         except InputError as error:
             what = 'An image cannot be read.'
             found.append(Finding('error', what, str(error), 'no error', 'see the evidence', BUILD))
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            what, shown = 'Not even a short training can run.', str(error).partition('\n')[0]
+            remedy = 'config.data.batch_size, model.depth: smaller'
+            found.append(Finding('error', what, shown[:300], 'no error', remedy, PROBE + 7))
     return Study(ranked(found), **study)
 
 
@@ -89,7 +111,7 @@ def unbuildable(message):
     """Returns the Study of a config of which an error's message is all that is known."""
     what = 'The config cannot be used.'
     finding = Finding('error', what, message, 'no error', 'see what was found', BUILD)
-    return Study([finding], [], None, None, {})
+    return Study([finding], [], None, None, {}, {}, '')
 
 
 def _weights(config, model, found):
@@ -116,34 +138,25 @@ def _weights(config, model, found):
     return tensors
 
 
-def _canvases(plan):
-    """Returns a Finding where there are too many static shapes."""
-    count = len(plan.shapes)
-    if count <= CANVASES:
-        return []
-    return [
-        Finding(
-            'error' if count > 2 * CANVASES else 'warning',
-            'Nearly every step has a new shape, for which the update is compiled again.',
-            f'{count} canvases for {len(plan.of)} images',
-            f'{CANVASES} or fewer',
-            'config.data.canvases = 4, or config.data.resize = "square"',
-            TIME + 5,
-        )
-    ]
+def _evaluated(config, source, options):
+    """Returns the Findings on the split that is evaluated, of which no image is checked."""
+    split, rules = options.eval_split, dict(seed=config.seed, training=False, files=False)
+    try:
+        return split_checks.evaluated(source, data.open_split(options, split, **rules))
+    except InputError as error:
+        return [split_checks.unreadable(error)]
 
 
 def _examine(config, source, options, plan, model, found, study):
     """Adds Findings on the training input: its pixels, boxes, anchors, and the time it takes."""
     pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
     steps = range(max(2, -(-IMAGES // options.batch_size)))
-    shapes, originals, normalised, waits = set(), [], [], []
+    originals, normalised, waits = [], [], []
     upright = options._replace(flip=False)  # so that what was done to boxes can be undone
     batches = data.train_batches(source, upright, seed=config.seed, steps=steps)
     began = time.monotonic()
     for batch in batches:
         waits.append(time.monotonic() - began)
-        shapes.add(batch['image'].shape[1:3])
         if len(normalised) < 4:
             inputs = np.asarray(normalise(batch['image'], batch['size'], pixels))
             normalised += [
@@ -156,9 +169,14 @@ def _examine(config, source, options, plan, model, found, study):
             study['batches'].append((shown, boxes[kind == Kind.OBJECT]))
             originals.append(source.records[index].size)
         began = time.monotonic()
-    study['seconds']['input'] = float(np.mean(waits[1:])) if waits[1:] else waits[0]
-    found += _pixels(np.concatenate([x.reshape(-1, 3) for x in normalised]), config)
-    found += _alignment(study, originals)
+    started = 1 if len(waits) > 5 else 0  # the first wait is also that for the threads
+    study['seconds']['input'] = float(np.mean(waits[started:]))
+    found += input_checks.pixels(np.concatenate([x.reshape(-1, 3) for x in normalised]), config)
+    images, boxes = ([each[i] for each in study['batches']] for i in (0, 1))
+    means = np.array([image.mean(axis=(0, 1)) for image in images])
+    found += input_checks.colours(means, config.model.pretrained)
+    study['alignment'] = alignment.compare(images, boxes, originals)
+    found += input_checks.boxes(study['alignment'])
     if model is None:
         return
     examples = inspect.examples(
@@ -167,10 +185,13 @@ def _examine(config, source, options, plan, model, found, study):
         options,
         targets=config.targets,
         seed=config.seed,
-        steps=range(min(4, len(steps))),
+        steps=range(min(len(steps), -(-COMPARED // options.batch_size))),
         pixels=pixels,
     )
-    evidence = [each.evidence for each in itertools.chain.from_iterable(examples)]
+    seen = list(itertools.chain.from_iterable(examples))
+    evidence = [each.evidence for each in seen]
+    sampled = [(len(each.positive), len(each.background)) for each in seen]
+    found += truth_checks.sampled(np.array(sampled), config.targets)
     for check in checks.verdicts(evidence, second_reading.differences(source)):
         if check.passed is False:
             found.append(
@@ -184,106 +205,56 @@ def _examine(config, source, options, plan, model, found, study):
                 )
             )
     if len((objects := anchor_grid.objects_of(source, options)).boxes):
+        shrunk = np.median(
+            [
+                np.sqrt(np.prod(size) / np.prod(record.size))
+                for record, size in zip(source.records, plan.sizes, strict=True)
+            ]
+        )
+        found += truth_checks.resized(objects, min(model.strides), shrunk)
         found += truth_checks.anchors(objects, model, config.targets)
 
 
-def _pixels(values, config):
-    """Returns a Finding where normalised pixels [n, 3] are not on the scale of the network."""
-    mean, std = values.mean(axis=0), values.std(axis=0)
-    is_caffe = config.data.pixels == 'caffe'
-    low, high, off = (30, 110, 80) if is_caffe else (0.3, 2.0, 1.5)
-    if np.all((std >= low) & (std <= high)) and np.all(np.abs(mean) <= off):
-        return []
-    shown = f'mean {_channels(mean)}, deviation {_channels(std)}'
-    what = 'Pixels do not reach the network on the scale that it expects'
-    if not is_caffe and np.any(std > 20):
-        what += ': they are 0..255, not normalised'
-    return [
-        Finding(
-            'error' if np.any(std > 3 * high) or np.any(std < low / 3) else 'warning',
-            f'{what}.',
-            shown,
-            f'a mean within {off:g} of 0, a deviation of {low:g} to {high:g}',
-            'config.data.mean = (); config.data.std = ()',
-            INPUT + 3,
-        )
-    ]
-
-
-def _channels(values):
-    return ', '.join(f'{value:.2f}' for value in values)
-
-
-def _alignment(study, originals):
-    """Returns a Finding where boxes do not lie on objects, with what was done to them if known."""
-    images, boxes = ([each[i] for each in study['batches']] for i in (0, 1))
-    measured = study['alignment'] = alignment.compare(images, boxes, originals)
-    (own, error, count), (chance, chance_error, _) = (
-        measured[way] for way in ('as they are', 'of other images')
-    )
-    if count < alignment.ENOUGH:
-        return []
-    noise = np.hypot(error, chance_error)
-    others = {way: measured[way] for way in alignment.WAYS}
-    best = max(others, key=lambda way: np.nan_to_num(others[way][0], nan=-np.inf))
-    score, best_error, _ = others[best]
-    is_better = score - own > alignment.CLEARLY * np.hypot(error, best_error)
-    if own - chance > alignment.CLEARLY * noise and not is_better:
-        return []
-    shown = (
-        f'edges along the borders of {count} boxes score {own:.2f}; boxes of other images '
-        f'{chance:.2f} (noise {noise:.2f})'
-    )
-    if is_better and score - chance > alignment.TYPICAL:
-        what, shown = f'The boxes are wrong: {UNDONE[best]}.', f'{shown}; {best} {score:.2f}'
-    else:
-        what = 'The boxes do not lie on objects: they fit their images no better than others’ boxes'
-        what += ', as if they were shifted, scaled or shuffled between images.'
-    return [
-        Finding(
-            'error',
-            what,
-            shown,
-            'well above boxes of other images',
-            'python main.py inspect .. shows the boxes; mend the annotations',
-            INPUT + 4,
-        )
-    ]
-
-
-UNDONE = {
-    'x and y swapped': 'x and y are swapped',
-    'mirrored': 'they are those of the mirror image',
-    'upside down': 'they are counted from the bottom',
-    'resized once more': 'they were not resized with their images',
-    'not resized': 'they were resized twice',
-    'as (x, y, width, height)': 'they are (x, y, width, height), read as corners',
-}
-
-
 def _probe(config, source, options, tensors, seconds):
-    """Trains shortly on one batch of small canvases, whose anchors shrink with them."""
+    """Trains shortly on batches of small canvases, whose anchors shrink with them."""
     factor, small = _small(options)
     anchors = config.anchors.to_dict()
     anchors['sizes'] = _scaled(anchors['sizes'], factor)
     model = rpn.build(config.model, anchors)
-    batch_of = data.train_batch(source, small, seed=config.seed)
-    batch = max(
-        (batch_of(step) for step in range(4)),
-        key=lambda batch: int(np.sum(batch['kind'] == Kind.OBJECT)),
-    )
+    drawn = list(map(data.train_batch(source, small, seed=config.seed), range(DRAWN)))
+    first = max(drawn, key=lambda batch: int(np.sum(batch['kind'] == Kind.OBJECT)))
+    alike = [each for each in drawn if each['image'].shape == first['image'].shape]
     pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
     return probing.run(
         model,
         config.optim,
         tensors,
-        batch,
+        [first, *(each for each in alike if each is not first)],
         seed=config.seed,
         budget=seconds,
+        share=small.batch_size / options.batch_size,
         targets=config.targets,
         loss=config.loss,
         pixels=pixels,
     )
+
+
+def _cost(config, study, plan, options):
+    """Returns the Findings on time and memory at the config's own size, which the Study gets."""
+    factor, small = _small(options)
+    pixels, probe = np.mean([np.prod(plan.shapes[i]) for i in plan.of]), study['probe']
+    growth = options.batch_size / small.batch_size / factor**2
+    seconds = study['seconds']
+    seconds['step'] = probe.seconds * growth
+    seconds['transfer'] = probe.transfer * growth
+    seconds['compile'] = probe.compiled
+    seconds['image evaluated'] = probe.forward / small.batch_size / factor**2
+    study['memory'] = cost_checks.forecast(
+        probe, growth, options.batch_size * 3 * pixels, config.features
+    )
+    is_frozen = config.model.frozen_stages >= config.model.last_stage
+    study['advice'] = cost_checks.advice(seconds, plan, options, is_frozen)
+    return cost_checks.findings(config, seconds, study['memory'], plan, options)
 
 
 def _small(options):
@@ -299,88 +270,6 @@ def _scaled(sizes, factor):
         tuple(s * factor for s in each) if isinstance(each, tuple | list) else each * factor
         for each in sizes
     )
-
-
-def probe_findings(probe, config):
-    """Returns the Findings on a Probe: first losses, learning rates, and one batch learnt."""
-    found, first = [], probe.overfit
-    has_head = bool(config.model.pretrained) and first.objectness[0] < 0.6
-    if not np.isfinite(first.loss[0]):
-        what = 'The loss of the untrained network is not finite.'
-        return [Finding('error', what, 'step 0', 'a number', 'check the weights', PROBE + 6)]
-    if not has_head and not 0.55 < first.objectness[0] < 0.9:
-        found.append(
-            Finding(
-                'error' if first.objectness[0] > 2 else 'warning',
-                'The untrained network is already sure of itself.',
-                f'objectness loss {first.objectness[0]:.3g} before the first step',
-                'ln 2 = 0.693',
-                'config.model.norm, pretrained and data.pixels: activations have another scale',
-                PROBE + 3,
-            )
-        )
-    ends, base = probing.ends(probe), first.loss[0]
-    own = len(ends) // 2
-    best = int(np.argmin(ends))
-    gains = base - ends
-    shown = (
-        f'after {len(probe.rates[0].loss) - 1} steps on one batch the loss {base:.3g} is '
-        f'{_loss(ends[own])} at {probe.rates[own].rate:.2g}, and {_loss(ends[best])} at '
-        f'{probe.rates[best].rate:.2g}'
-    )
-    remedy = f'config.optim.learning_rate = {probe.rates[best].rate / 3:.2g}'
-    usual = 'a fall not far from that of the best rate'
-    if not np.isfinite(ends[own]) or ends[own] > 1.2 * base:
-        what = 'The learning rate is too high: the loss grows.'
-        found.append(Finding('error', what, shown, usual, remedy, RATE - 1))
-    elif gains[best] > 0.1 * base and gains[own] < 0.03 * gains[best]:
-        what = f'The learning rate is too {"low" if best > own else "high"}.'
-        found.append(Finding('error', what, shown, usual, remedy, RATE - 1))
-    end = np.min(first.loss[-5:]) if np.all(np.isfinite(first.loss)) else np.inf
-    if end > 0.6 * base:
-        found.append(
-            Finding(
-                'error' if end > 0.85 * base else 'warning',
-                'The network cannot learn even one batch.',
-                f'{len(first.loss) - 1} steps at its best rate {first.rate:.2g}: the loss goes '
-                f'from {base:.3g} to {_loss(end)}',
-                'less than half',
-                'mend what is found above first; then config.model.frozen_stages, loss weights',
-                PROBE + 5,
-            )
-        )
-    still = [name for name, ratio in probe.ratios.items() if 0 < ratio < 1e-7]
-    if still and len(still) == sum(ratio > 0 for ratio in probe.ratios.values()):
-        shown = ', '.join(f'{name} {ratio:.1e}' for name, ratio in probe.ratios.items() if ratio)
-        what = 'A step hardly moves any weight.'
-        usual = 'an update of 1e-5 to 1e-2 of the weights'
-        remedy = f'config.optim.learning_rate = {probe.rates[best].rate / 3:.2g}'
-        found.append(Finding('warning', what, shown, usual, remedy, RATE - 2))
-    return found
-
-
-def _loss(value):
-    return f'{value:.3g}' if np.isfinite(value) else 'not finite'
-
-
-def _time(study, options):
-    """Returns a Finding where a step waits for its input."""
-    factor, small = _small(options)
-    step = study['probe'].seconds / factor**2 * options.batch_size / small.batch_size
-    wait = study['seconds']['input']
-    study['seconds']['step'] = step
-    if wait < 0.5 * step:
-        return []
-    return [
-        Finding(
-            'error' if wait > 3 * step and wait > 1 else 'warning',
-            'Training waits for its images.',
-            f'a batch takes {wait:.2g} s to read and resize, a step some {step:.2g} s',
-            'less than the step',
-            'config.features.keep = "disk" with a frozen backbone, smaller files, or a faster disk',
-            TIME + 4,
-        )
-    ]
 
 
 def lines(findings, count=8):

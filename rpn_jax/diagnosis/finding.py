@@ -25,8 +25,8 @@ class Finding(NamedTuple):
 
 
 # Ranks of causes: what is wrong with the data makes all that follows look wrong as well.
-BUILD, TRUTH, INPUT, WEIGHTS, ANCHORS, TARGETS, LOSS, RATE, SCHEDULE, PROBE, TIME = range(
-    110, 0, -10
+BUILD, TRUTH, INPUT, WEIGHTS, ANCHORS, TARGETS, LOSS, RATE, SCHEDULE, PROBE, MEASURE, TIME = range(
+    120, 0, -10
 )
 
 

@@ -1,7 +1,8 @@
-"""Trains shortly on one batch: whether the network learns it, and at which learning rates.
+"""Trains shortly: whether the network learns one batch, at which rates, and whether that lasts.
 
 Every rate starts from the same state and sees the same batch and the same sampled anchors, so that
-what differs between two rates is the rate.
+what differs between two rates is the rate. A rate that is too high for the noise between batches
+diverges later, and only on several of them: that is tried at three times the config's rate.
 """
 
 import time
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rpn_jax.data.records import Kind
+from rpn_jax.diagnosis.network import make_look, spread
 from rpn_jax.models import resnet, rpn
 from rpn_jax.training.optim import make_optimizer
 from rpn_jax.training.parallel import place, place_batch
@@ -19,8 +22,10 @@ from rpn_jax.training.step import init_state, make_update
 
 RATES = 9  # of the probe, a factor of about three apart
 FACTOR = 10**0.5
-STEPS = 12  # of each rate, at most
-OVERFIT = 50  # steps in which a network should learn one batch
+STEPS = 6, 12  # of each rate, at least and at most
+OVERFIT = 25, 50  # in which a network should learn one batch
+LASTING = 20, 40  # on several batches
+LEARNT = 0.6  # of the first loss
 
 
 class Trace(NamedTuple):
@@ -36,45 +41,105 @@ class Probe(NamedTuple):
     """The results of the short trainings."""
 
     rates: list  # Trace of each learning rate, from low to high
-    overfit: Trace  # of OVERFIT steps at the best rate
+    overfit: Trace  # of OVERFIT steps at the best rate, or below where that is too high
     ratios: dict  # {part of the network: norm of an update over norm of its weights}, first step
     seconds: float  # of a step
+    lasting: list = ()  # Trace on several batches, at three times the rate, then perhaps at it
+    before: dict | None = None  # what network.make_look gives of the state before the first step
+    after: dict | None = None  # and of that which has learnt one batch
+    spreads: tuple = (0.0, 0.0)  # network.spread of its proposals, and of the batch's objects
+    compiled: float = 0.0  # seconds to compile the update
+    forward: float = 0.0  # seconds of the network without its gradients
+    transfer: float = 0.0  # seconds to copy a batch to the device
+    state_bytes: int = 0
+    step_bytes: int = 0  # of what a step keeps beside its state, 0 where XLA does not say
 
 
-def run(model, optim, tensors, batch, *, seed, budget, **rules):
-    """Returns the Probe of a network on one batch, within about `budget` seconds of steps.
+def run(model, optim, tensors, batches, *, seed, budget, share=1.0, **rules):
+    """Returns the Probe of a network, within about `budget` seconds of steps.
 
-    optim are keywords of make_optimizer, batch as make_update takes it, rules its other keywords.
+    optim are keywords of make_optimizer, batches as make_update takes them, of one shape, of which
+    the first is learnt by heart; rules are make_update's other keywords. share is the size of these
+    batches over that of the config's: SGD on several of them has so much of its learning rate.
     """
     devices = jax.local_devices()[:1]
     optimizer = with_rate(model, optim)
     state = jax.device_get(init_state(model, optimizer, seed, tensors))
-    batch = place_batch(batch, devices)
-    update = make_update(model, optimizer, seed=seed, devices=devices, **rules)
+    began = time.monotonic()
+    placed = jax.block_until_ready([place_batch(batch, devices) for batch in batches])
+    transfer = (time.monotonic() - began) / len(batches)
+    mapped = make_update(model, optimizer, seed=seed, devices=devices, **rules).mapped
+    began = time.monotonic()
+    update = mapped.lower(place(_at(state, np.float32(0)), devices), placed[0]).compile()
+    compiled = time.monotonic() - began
 
-    def train(rate, steps):
-        now, rows = place(_at(state, rate), devices), []
-        for _ in range(steps + 1):
-            now = now.replace(step=jnp.zeros_like(now.step))  # the same anchors are sampled
-            now, metrics = update(now, batch)
+    def train(rate, steps, batches=placed[:1], warmup=0):
+        now, rows = place(_at(state, np.float32(rate)), devices), []
+        for i in range(steps + 1):
+            if i < warmup:
+                now = _at(now, place(np.float32(rate * (i + 1) / warmup), devices))
+            if len(batches) == 1:
+                now = now.replace(step=jnp.zeros_like(now.step))  # the same anchors are sampled
+            now, metrics = update(now, batches[i % len(batches)])
             rows.append([float(metrics[k]) for k in ('loss', 'loss_objectness', 'loss_box')])
             if not np.isfinite(rows[-1][0]):
                 break
         rows += [[np.nan] * 3] * (steps + 1 - len(rows))
         return Trace(rate, *np.array(rows).T), now
 
-    train(0.0, 0)  # which compiles
     given = optim['learning_rate'] or 1e-3
+    train(0.0, 0)
     began = time.monotonic()
     _, after = train(given, 0)
     seconds = time.monotonic() - began
     ratios = _ratios(state.params, jax.device_get(after.params))
-    steps = int(np.clip(budget / 2 / RATES / seconds - 1, 3, STEPS))
+    steps = int(np.clip(0.4 * budget / RATES / seconds - 1, *STEPS))
     rates = [given * FACTOR**n for n in range(-(RATES // 2), RATES - RATES // 2)]
     traces = [train(rate, steps)[0] for rate in rates]
-    best = min(traces, key=_end)
-    overfit = train(best.rate, int(np.clip(budget / 2 / seconds, 10, OVERFIT)))[0]
-    return Probe(traces, overfit, ratios, seconds)
+    best, steps = min(traces, key=_end).rate, int(np.clip(0.3 * budget / seconds, *OVERFIT))
+    for rate in (best, best / FACTOR, best / FACTOR**2):
+        overfit, learnt = train(rate, steps)
+        if is_learnt(overfit):
+            break
+    usual = given * (share if optim['optimizer'] == 'sgd' else 1.0)
+    steps, lasting = int(np.clip(0.3 * budget / seconds, *LASTING)), []
+    for rate in (usual * FACTOR, usual):
+        lasting.append(train(rate, steps, placed, steps // 2 if optim['warmup_steps'] else 0)[0])
+        if not diverges(lasting[-1]):
+            break
+    look = make_look(model, seed=seed, devices=devices, **rules)
+    before, after = (look(each.variables, batches[0]) for each in (state, learnt))
+    began = time.monotonic()
+    look(state.variables, batches[0])
+    forward = time.monotonic() - began
+    objects = batches[0]['boxes'][batches[0]['kind'] == Kind.OBJECT]
+    memory = update.memory_analysis()
+    return Probe(
+        traces,
+        overfit,
+        ratios,
+        seconds,
+        lasting,
+        before,
+        after,
+        (spread(after['boxes'][after['valid']]), spread(objects)),
+        compiled,
+        forward,
+        transfer,
+        sum(x.nbytes for x in jax.tree.leaves(state)),
+        memory.temp_size_in_bytes if memory else 0,
+    )
+
+
+def is_learnt(trace):
+    """Says whether the loss of a Trace fell far, and is still low at its end."""
+    return bool(np.min(trace.loss[-5:]) <= LEARNT * trace.loss[0])  # NaN is not
+
+
+def diverges(trace):
+    """Says whether the loss of a Trace grows, or is not finite at last."""
+    last = trace.loss[-len(trace.loss) // 4 :]
+    return not np.all(np.isfinite(last)) or np.median(last) > 1.2 * trace.loss[0]
 
 
 def with_rate(model, optim):
@@ -94,7 +159,7 @@ def with_rate(model, optim):
 
 def _at(state, rate):
     own, _ = state.opt_state
-    return state.replace(opt_state=(own, np.float32(rate)))
+    return state.replace(opt_state=(own, rate))
 
 
 def _end(trace):

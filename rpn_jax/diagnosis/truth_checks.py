@@ -8,15 +8,18 @@ import numpy as np
 from rpn_jax.data.batches import scale
 from rpn_jax.data.records import Kind
 from rpn_jax.diagnosis import anchor_fit, anchor_grid
-from rpn_jax.diagnosis.finding import ANCHORS, TRUTH, Finding
+from rpn_jax.diagnosis.finding import ANCHORS, MEASURE, TARGETS, TRUTH, Finding
 from rpn_jax.evaluation.metrics import area
 
 EXAMINED = 1000  # objects that are compared with anchors
 TINY = 4  # pixels of a side after the resize
 
 
-def findings(records, sizes, max_boxes):
-    """Returns the Findings on the records of a split; sizes [n, 2] are theirs after the resize."""
+def findings(records, sizes, max_boxes, min_size=0.0):
+    """Returns the Findings on the records of a split; sizes [n, 2] are theirs after the resize.
+
+    max_boxes are the rows of a batch, min_size is the pixels below which proposals are dropped.
+    """
     kinds = np.concatenate([np.zeros(0, int), *(record.kind for record in records)])
     count = {name: int(np.sum(kinds == code)) for name, code in CODES.items()}
     total, found = len(kinds), []
@@ -53,10 +56,90 @@ def findings(records, sizes, max_boxes):
             )
     pairs = zip(records, sizes, strict=True)
     boxes = [(r.boxes * scale(r, size))[r.kind == Kind.OBJECT] for r, size in pairs]
+    found += _dropped(np.concatenate([np.zeros((0, 4)), *boxes]), min_size)
     return found + _boxes(records, boxes, sizes, max_boxes)
 
 
 CODES = {'objects': Kind.OBJECT, 'difficult': Kind.DIFFICULT, 'crowd': Kind.CROWD}
+
+
+def _dropped(boxes, min_size):
+    """Returns a Finding where proposals of the size of objects [n, 4] are dropped."""
+    share = np.mean(np.min(boxes[:, 2:] - boxes[:, :2], axis=1) < min_size)
+    if share < 0.02:
+        return []
+    return [
+        Finding(
+            'error' if share > 0.3 else 'warning',
+            'Proposals of the size of objects are dropped.',
+            f'{share:.0%} of the objects have a side below proposals.min_size, {min_size:g} pixels',
+            'none',
+            'config.proposals.min_size = 0.001',
+            MEASURE + 2,
+        )
+    ]
+
+
+def sampled(counts, targets):
+    """Returns the Findings on the sampled anchors [n, 2] (foreground, background) of n images.
+
+    targets are keywords of matching.assign.
+    """
+    samples, found = targets['samples'], []
+    share = np.mean(counts[:, 1] < min(8, samples / 8))
+    if share > 0.02:
+        found.append(
+            Finding(
+                'error' if share > 0.3 else 'warning',
+                'Images teach hardly any background: anchors that could are ignored.',
+                f'{share:.0%} of {len(counts)} images have fewer than {min(8, samples / 8):g} '
+                f'background anchors among {samples} samples; a mean of {counts[:, 1].mean():.0f}',
+                'half of the samples and more',
+                'config.targets.crowd_overlap = 0.5, border = -1, negative_iou = 0.3, '
+                'positive_fraction = 0.5',
+                TARGETS,
+            )
+        )
+    positive = counts[:, 0].mean()
+    if 0 < positive < 0.01 * samples:
+        found.append(
+            Finding(
+                'info',
+                'Few of the anchors that a step learns from are foreground.',
+                f'{positive:.1f} of {samples} samples of an image',
+                '5 to 50 %',
+                f'config.targets.samples = {2 ** int(np.log2(max(32, 20 * positive)))}; or anchors '
+                'that fit better',
+                TARGETS - 1,
+            )
+        )
+    return found
+
+
+def resized(objects, stride, shrunk):
+    """Returns a Finding where objects become too small for the finest map, of this stride.
+
+    shrunk is the factor by which the images were resized.
+    """
+    sides = np.sqrt(area(objects.boxes))
+    share, pyramid = np.mean(sides < 1.5 * stride), 'config.model.fpn_stages = (2, 3, 4)'
+    if share < 0.4:
+        return []
+    return [
+        Finding(
+            'error' if share > 0.5 and shrunk < 0.3 else 'warning',
+            'The images are made so small that objects hardly have a cell of their own.'
+            if shrunk < 0.5
+            else 'Most objects hardly have a cell of their own on the finest map.',
+            f'{share:.0%} of the objects are below {1.5 * stride:g} pixels, their median is '
+            f'{np.median(sides):.0f}; a cell has {stride}, and images are resized by {shrunk:.2f}',
+            'a few cells for most objects',
+            'config.data.image_size: larger'
+            if shrunk < 0.5
+            else f'{pyramid}, or a larger image_size',
+            ANCHORS + 1,
+        )
+    ]
 
 
 def _boxes(records, boxes, sizes, max_boxes):
@@ -134,6 +217,10 @@ def anchors(objects, model, targets):
     fit = anchor_fit.measure(drawn, anchor_grid.Layout.of(model), **targets)
     figures = anchor_fit.figures(fit, drawn, **targets)
     mean, none = figures['mean_best_iou'], figures['below_negative_iou']
+    if targets.get('border', -1) >= 0:
+        free = anchor_fit.measure(drawn, fit.layout, **dict(targets) | {'border': -1}).best
+        if np.mean(free) - mean > 0.05:
+            return [_bordered(fit, free, targets)]
     shown = (
         f'the best anchor of an object has an IoU of {mean:.2f} on average; {none:.0%} of '
         f'{len(drawn.boxes)} objects have none of {targets["negative_iou"]:g}; '
@@ -179,6 +266,20 @@ def anchors(objects, model, targets):
             )
         )
     return found
+
+
+def _bordered(fit, free, targets):
+    """Returns the Finding on objects whose anchors do not count, as they reach out of the image."""
+    lost = np.mean(free - fit.best > 0.1)
+    return Finding(
+        'error' if lost > 0.2 else 'warning',
+        'Objects lose their anchors, as those that reach out of the image do not count.',
+        f'targets.border is {targets["border"]}: the best anchor of {lost:.0%} of the objects is '
+        f'another, at a mean IoU of {fit.best.mean():.2f} instead of {free.mean():.2f}',
+        'hardly any',
+        'config.targets.border = -1; or smaller anchors.sizes',
+        ANCHORS + 1,
+    )
 
 
 def _how(layout, objects):

@@ -8,6 +8,18 @@ from rpn_jax.report import drawings, pages, plots
 from rpn_jax.report.compare_plots import styles
 
 SHOWN = 8  # images
+COSTS = {  # what the seconds and bytes of a Study are of
+    'input': 'a batch, read and resized',
+    'transfer': 'its copy to the device',
+    'step': 'a step, estimated from the short trainings',
+    'compile': 'a compilation of the update, for each canvas',
+    'image evaluated': 'an image evaluated, estimated',
+    'state': 'memory of the weights and the optimizer, forecast',
+    'step memory': 'memory of a step, forecast',
+    'images': 'memory of the batches that wait, forecast',
+    'kept maps': 'memory of kept maps, at most',
+    'device': 'memory of the device',
+}
 
 
 def write_page(path, *, title, study):
@@ -19,17 +31,57 @@ def write_page(path, *, title, study):
         findings=study.findings,
         counts={level: sum(each.level == level for each in study.findings) for level in LEVELS},
         figures=figures(study.probe) if study.probe else [],
-        ratios=study.probe.ratios if study.probe else {},
+        parts=parts(study.probe) if study.probe else [],
+        pulls=pulls(study.probe) if study.probe and study.probe.before else '',
         pictures=[_pictured(*each) for each in study.batches[:SHOWN]],
         alignment=study.alignment or {},
         enough=alignment.ENOUGH,
         seconds=study.seconds,
+        first=study.advice,
+        costs=costs(study.seconds, study.memory),
     )
+
+
+def parts(probed):
+    """Returns rows (name, update over weights, share of dead channels at first, at last)."""
+    looks = [look['dead'] if look else {} for look in (probed.before, probed.after)]
+    names = dict.fromkeys([*probed.ratios, *looks[0]])
+    order = sorted(names, key=lambda name: (name == 'head', name == 'fpn', name != 'stem', name))
+    return [
+        (name, f'{probed.ratios[name]:.2g}' if name in probed.ratios else '')
+        + tuple(f'{float(look[name]):.0%}' if name in look else '' for look in looks)
+        for name in order
+    ]
+
+
+def pulls(probed):
+    """Returns a sentence on the gradients of the two losses and on what one batch taught."""
+    pull = {name: float(value) for name, value in probed.before['gradients'].items()}
+    foreground, background = map(float, probed.after['scores'])
+    own, objects = probed.spreads
+    return (
+        f'At the maps under the head the gradient of the objectness loss is '
+        f'{pull["objectness"]:.2g} long before the first step, that of the box loss '
+        f'{pull["box"]:.2g}. Once a batch is learnt, its foreground anchors score '
+        f'{foreground:.2f}, its background {background:.2f}; the log sizes of the best '
+        f'proposals deviate by {own:.2f}, those of its objects by {objects:.2f}.'
+    )
+
+
+def costs(seconds, memory):
+    """Returns rows (what, value) of times and of the memory that a training needs."""
+    named = {name: f'{seconds[name]:.2g} s' for name in seconds}
+    sizes = {name: f'{size / 2**30:.2g} GiB' for name, size in memory.items() if size}
+    return [(COSTS[name], value) for name, value in (named | sizes).items()]
 
 
 def figures(probed):
     """Returns the plots of a probe.Probe, as pages.figure does."""
     first = probed.overfit
+    lasting = {
+        f'{trace.rate:.2g}': (np.arange(len(trace.loss)), np.minimum(trace.loss, 2 * first.loss[0]))
+        for trace in probed.lasting
+    }
     most = 2 * first.loss[0]  # what is drawn of a loss that grows
     rates = {
         f'{trace.rate:.2g}': (np.arange(len(trace.loss)), np.minimum(trace.loss, most))
@@ -53,6 +105,12 @@ def figures(probed):
             _drawn,
             'step',
             learnt,
+        ),
+        *pages.figure(
+            'Several batches at three times the learning rate: does it diverge?',
+            _drawn,
+            'step',
+            lasting,
         ),
     ]
 

@@ -58,9 +58,25 @@ def findings(history, evaluation, sizes):
 
     history and evaluation are as in report.write_page, sizes as in spread_ratio.
     """
+    deceived = _deceived(history, evaluation)
     sentences = [each(evaluation) for each in (_average_recall, _recall, _misses, _anchors)]
-    sentences += [_loss(history), _spread(spread_ratio(sizes))]
-    return [sentence for sentence in sentences if sentence]
+    sentences += [None if deceived else _loss(history), _spread(spread_ratio(sizes))]
+    return [sentence for sentence in (deceived, *sentences) if sentence]
+
+
+def _deceived(history, evaluation):
+    """Returns the sentence on a loss that fell while boxes became no better than blind ones."""
+    figure = f'AR@{headline_count(evaluation)}'
+    value, (name, blind) = evaluation['proposals'].get(figure), best_blind(evaluation, figure)
+    first, last = _ends(history)
+    if None in (value, blind, first) or value > blind or last >= 0.95 * first:
+        return None
+    text = f'The training loss fell from {first:.3f} to {last:.3f}, yet the proposals recall no '
+    text += f'more than boxes that never see the image ({figure} {value:.3f}, {name} {blind:.3f}): '
+    return (
+        f'{text}a falling loss is not learning. `python main.py doctor` looks for the cause.',
+        False,
+    )
 
 
 def _average_recall(evaluation):
@@ -112,15 +128,22 @@ def _anchors(evaluation):
 
 
 def _loss(history):
-    values = plots.column(history, 'loss')
-    values = values[np.isfinite(values)]
-    if len(values) < 2:
+    first, last = _ends(history)
+    if first is None:
         return 'Too little training was recorded to know whether the loss fell.', False
-    tenth = max(1, len(values) // 10)
-    first, last = np.mean(values[:tenth]), np.mean(values[-tenth:])
     if last < 0.95 * first:
         return f'The training loss fell from {first:.3f} to {last:.3f}.', True
     return f'The training loss did not fall: {first:.3f} at first, {last:.3f} at the end.', False
+
+
+def _ends(history):
+    """Returns the mean losses of the first and the last tenth of a history; None of none."""
+    values = plots.column(history, 'loss')
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return None, None
+    tenth = max(1, len(values) // 10)
+    return np.mean(values[:tenth]), np.mean(values[-tenth:])
 
 
 def _spread(ratio):

@@ -8,15 +8,16 @@ from rpn_jax.errors import InputError
 from rpn_jax.models.resnet import AXIS
 
 
-def parallel(update, devices=None):
+def parallel(update, devices=None, *, keeps_state=False):
     """Returns update(state, batch) pmapped over devices (by default all local ones).
 
-    It takes global batches [N, ..], placed or not. The state, which is given away, has no axis of
-    devices.
+    It takes global batches [N, ..], placed or not. The state has no axis of devices; it is given
+    away, unless keeps_state.
     """
     devices = list(devices or jax.local_devices())
+    given = () if keeps_state else 0
     mapped = jax.pmap(
-        update, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0, devices=devices
+        update, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=given, devices=devices
     )
 
     def sharded(state, batch):

@@ -48,6 +48,41 @@ FAULTS = {  # changes of the config, and how the first finding begins
         {'optim__schedule': 'step', 'optim__schedule_steps': 9000},
         'The learning rate never falls',
     ),
+    'momentum .999': ({'optim__momentum': 0.999}, 'The momentum is too high'),
+    'momentum 1': ({'optim__momentum': 1.0}, 'The momentum is too high'),
+    'momentum .98': ({'optim__momentum': 0.98, 'optim__learning_rate': 0.1}, 'The learning rate'),
+    'only foreground': ({'targets__positive_fraction': 1.0}, 'An image with many foreground'),
+    'no background': ({'targets__negative_iou': 0.0}, 'Anchors near objects are never back'),
+    'crowds everywhere': ({'targets__crowd_overlap': 0.0}, 'In an image with a crowd no anchor'),
+    'beta 1000': ({'loss__beta': 1000.0}, 'The box loss is flat near its goal'),
+    'cosine to 1': (
+        {'optim__schedule': 'cosine', 'optim__final_factor': 1.0},
+        'The learning rate never falls',
+    ),
+    'no triangle': (
+        {'optim__schedule': 'cyclical', 'optim__cycles': 0.0},
+        'The learning rate never comes near',
+    ),
+    'decay at once': (
+        {'optim__schedule': 'step', 'optim__decay_at': (0.0,)},
+        'The learning rate never comes near',
+    ),
+    'decay to 0': (
+        {'optim__schedule': 'step', 'optim__decay_at': (0.1,), 'optim__decay_factor': 0.0},
+        'The learning rate is 0 for a good part',
+    ),
+    'short schedule': (
+        {'optim__schedule': 'cosine', 'optim__schedule_steps': 40},
+        'The learning rate is 0 for a good part',
+    ),
+    'warmup from 100': ({'optim__warmup_factor': 100.0}, 'The learning rate rises far above'),
+    'levels reversed': (
+        {
+            'anchors__sizes': ((40,), (16,)),
+            **dict(model__fpn_stages=(2, 3), model__fpn_channels=16, model__fpn_extra=0),
+        },
+        'Large anchors lie on the fine',
+    ),
 }
 
 

@@ -1,14 +1,18 @@
 """The doctor names what was planted first, and finds no error in what is healthy."""
 
 import json
+import time
 
 import numpy as np
 import pytest
+from data_files import encoded, voc_annotation
+from diagnosis.test_config_checks import CONFIGS as CONFIGS_OF_THE_PROJECT
 from diagnosis.test_config_checks import FAULTS, HEALTHY, config_of
 from helpers import tiny_flags
 from safetensors.numpy import save_file
 
 import main
+from rpn_jax import config as configs
 from rpn_jax import data
 from rpn_jax.data.records import Kind
 from rpn_jax.diagnosis import doctor
@@ -17,6 +21,27 @@ from rpn_jax.training.step import init_state
 from rpn_jax.weights import from_variables
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+
+def small(name):
+    """Returns a config of the project for a small network on drawn scenes, from nothing."""
+    config = configs.read(name)
+    config.model.update(depth=26, width=8, pretrained='')
+    if config.model.norm == 'frozen':
+        config.model.update(norm='group', frozen_stages=0)
+    stages = config.model.fpn_stages
+    levels = len(stages) + config.model.fpn_extra if stages else 0
+    config.anchors.sizes = tuple((8 * 2**level,) for level in range(levels)) or (12, 24, 48)
+    config.data.update(source='shapes', train_split='train', eval_split='val', scenes=(40, 8))
+    config.data.update(image_size=96, max_size=128, max_boxes=16)
+    return configs.resolve(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', CONFIGS_OF_THE_PROJECT)
+def test_the_configs_of_the_project_have_no_error_at_small_size(name):
+    study = doctor.diagnose(small(name), seconds=10)
+    assert [each for each in study.findings if each.level == 'error'] == []
 
 
 def changed(monkeypatch, change):
@@ -126,17 +151,62 @@ def test_what_does_not_fit_the_weights_is_found_first(weights, changes, begins):
     assert first(doctor.diagnose(config, seconds=0)).startswith(begins)
 
 
-def test_a_slow_disk_and_many_shapes_are_found(monkeypatch):
-    study = doctor.diagnose(config_of(), seconds=0)
-    assert not [each for each in study.findings if each.level == 'error']
-    probe = doctor.probing.Probe([], None, {}, 0.1)
-    slow = {'seconds': {'input': 9.0}, 'probe': probe}
-    options = data.check(data.Options(**config_of().data))
-    (found,) = doctor._time(slow, options)
-    assert found.level == 'error' and 'waits for its images' in found.finding
-    plan = data.canvases.Canvases(tuple((32 * n, 32) for n in range(1, 31)), np.arange(30), None)
-    (found,) = doctor._canvases(plan)
-    assert found.level == 'error' and '30 canvases' in found.evidence
+def patched(monkeypatch, reader):
+    """Makes every source read(position) -> reader(what it would read)."""
+    original = data.open_split
+
+    def opened(*arguments, **keywords):
+        source = original(*arguments, **keywords)
+        return source._replace(read=lambda position: reader(source.read(position)))
+
+    monkeypatch.setattr(data, 'open_split', opened)
+
+
+@pytest.mark.parametrize('order', ['RGB', 'BGR'])
+def test_photographs_whose_files_are_bgr_look_so(monkeypatch, weights, order):
+    def warm(image):
+        image = np.clip(image + np.float32([20, 0, -20]), 0, 255).astype(np.uint8)
+        return image if order == 'RGB' else image[..., ::-1]
+
+    patched(monkeypatch, warm)
+    config = config_of(model__pretrained=weights, model__norm='frozen')
+    study = doctor.diagnose(config, seconds=0)
+    assert first(study).startswith('Red and blue look swapped') == (order == 'BGR')
+
+
+def test_a_disk_that_is_slow_is_found_first(monkeypatch):
+    def slowly(image):
+        time.sleep(0.3)
+        return image
+
+    patched(monkeypatch, slowly)
+    monkeypatch.setattr(doctor, 'IMAGES', 16)
+    study = doctor.diagnose(config_of(), seconds=3)
+    assert first(study) == 'Training waits for its images.' and study.seconds['input'] > 0.3
+
+
+def test_a_new_shape_at_nearly_every_step_is_found_first(tmp_path):
+    random = np.random.default_rng(0)
+    folder = tmp_path / 'voc'
+    for part in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
+        (folder / part).mkdir(parents=True)
+    for number in range(40):
+        picture = np.full((96, 96 + 16 * number, 3), 100, np.uint8)
+        x, y = random.integers(8, 30, 2)
+        w, h = random.integers(20, 45, 2)
+        picture[y : y + h, x : x + w] = random.integers(150, 255, 3)
+        (folder / f'JPEGImages/{number:06}.jpg').write_bytes(encoded(picture))
+        text = voc_annotation(picture.shape[:2], ((x + 1, y + 1, x + w, y + h), 0))
+        (folder / f'Annotations/{number:06}.xml').write_text(text)
+    lists = {'train': range(38), 'val': range(38, 40)}
+    for split, numbers in lists.items():
+        text = ''.join(f'{number:06}\n' for number in numbers)
+        (folder / f'ImageSets/Main/{split}.txt').write_text(text)
+    changes = {'source': 'voc', 'path': str(folder), 'resize': 'short_side', 'max_size': 2000}
+    changes |= {'canvases': 40, 'canvas_multiple': 8, 'batch_size': 1}
+    config = config_of(model__norm='group', **{f'data__{k}': v for k, v in changes.items()})
+    study = doctor.diagnose(config, seconds=0)
+    assert first(study).startswith('Nearly every step has a new shape')
 
 
 @pytest.mark.parametrize(
@@ -150,6 +220,16 @@ def test_a_slow_disk_and_many_shapes_are_found(monkeypatch):
 def test_what_cannot_be_built_or_read_is_the_first_finding(changes, begins):
     study = doctor.diagnose(config_of(**changes), seconds=0)
     assert first(study).startswith(begins) and study.findings[0].level == 'error'
+
+
+def test_a_device_without_memory_is_a_finding(monkeypatch):
+    def full(*_, **__):
+        raise MemoryError('RESOURCE_EXHAUSTED: 9 GiB')
+
+    monkeypatch.setattr(doctor.probing, 'run', full)
+    study = doctor.diagnose(config_of(), seconds=1)
+    assert first(study) == 'Not even a short training can run.'
+    assert 'RESOURCE_EXHAUSTED' in study.findings[0].evidence
 
 
 def test_the_command_writes_a_list_and_a_page_and_is_strict_where_asked(tmp_path, capsys):

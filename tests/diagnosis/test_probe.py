@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from diagnosis.test_config_checks import config_of
 
-from rpn_jax.diagnosis import doctor
+from rpn_jax.diagnosis import doctor, probe_checks
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -15,16 +15,16 @@ def test_the_short_trainings_show_a_rate_that_is_too_high_and_a_network_that_can
     assert len(healthy.probe.rates) == doctor.probing.RATES
     assert healthy.probe.overfit.loss[-1] < 0.6 * healthy.probe.overfit.loss[0]
     assert {'head', 'conv3', 'stem'} <= {*healthy.probe.ratios}
-    losses = np.linspace(1, 0.2, 9)
-    trace = doctor.probing.Trace(0.01, *[losses] * 3)
-    flat = trace._replace(loss=np.full(9, 1.0), rate=1e-5)
-    rising = trace._replace(loss=np.linspace(1, 9, 9), rate=1.0)
-    for rates, begins in (
-        ([flat] * 5 + [trace] * 4, 'The learning rate is too low'),
-        ([trace] * 4 + [rising] * 5, 'The learning rate is too high'),
-        ([flat] * 9, 'The network cannot learn even one batch'),
-    ):
-        overfit = min(rates, key=lambda each: each.loss[-1])._replace(objectness=np.full(9, 0.693))
-        probe = doctor.probing.Probe(rates, overfit, {'head': 1e-3}, 0.1)
-        found = doctor.ranked(doctor.probe_findings(probe, config_of()))
-        assert found[0].level == 'error' and found[0].finding.startswith(begins)
+    (lasting,) = healthy.probe.lasting  # at three times the rate: the rate itself is not tried
+    assert lasting.rate == pytest.approx(0.03 * 10**0.5) and np.isfinite(lasting.loss).all()
+    assert healthy.probe.after['scores'][0] - healthy.probe.after['scores'][1] > 0.3
+    assert healthy.probe.step_bytes > 1e6 and healthy.memory['step memory'] > 1e6
+    assert healthy.seconds.keys() >= {'input', 'step', 'compile', 'transfer', 'image evaluated'}
+    assert healthy.advice.partition(':')[0].endswith('First')
+
+
+def test_a_rate_that_diverges_is_tried_itself():
+    high = doctor.diagnose(config_of(optim__learning_rate=300.0), seconds=5).probe
+    assert [trace.rate for trace in high.lasting] == pytest.approx([300 * 10**0.5, 300])
+    found = probe_checks.lasting(high)
+    assert [each.level for each in found] == ['error'] and 'diverges.' in found[0].finding

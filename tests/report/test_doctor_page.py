@@ -18,12 +18,15 @@ def test_the_page_has_the_findings_the_plots_and_the_pictures(tmp_path):
         {'as they are': (0.31, 0.04, 120)},
         probe.Probe(traces, traces[1], {'head': 0.01, 'stem': 0.0}, 0.5),
         {'input': 0.02, 'step': 0.5},
+        {'state': 2**30, 'device': 0},
+        'First: the input.',
     )
     doctor_page.write_page(tmp_path / 'doctor.html', title='<run>', study=study)
     page = (tmp_path / 'doctor.html').read_text()
     assert 'Wrong &lt;b&gt;.' in page and 'x &amp; y' in page and '&lt;run&gt;' in page
     assert page.count('data:image/svg+xml') == 2 and page.count('data:image/jpeg') == 3
     assert '0.31 ± 0.04 (120 boxes)' in page and '0.02 s' in page
+    assert '1 GiB' in page and 'First: the input.' in page
     empty = doctor.unbuildable('no such file')
     doctor_page.write_page(tmp_path / 'doctor.html', title='x', study=empty)
     assert 'no such file' in (tmp_path / 'doctor.html').read_text()

@@ -39,9 +39,18 @@ def test_findings_warn_of_a_network_that_learned_nothing():
     [(0.09, '0.45', 'less'), (0.2, '1.00', 'no more'), (0.21, '1.05', 'little more')],
 )
 def test_a_network_below_the_blind_knows_less_than_they(value, ratio, knows):
-    (text, good), (_, recalls), *_ = sentences(proposals=all_metrics(value))
+    flat = [{'step': i, 'loss': 0.8} for i in range(20)]
+    (text, good), (_, recalls), *_ = sentences(flat, proposals=all_metrics(value))
     assert not good and f'only {ratio} times the 0.200 of gaussian_boxes, which' in text
     assert f'the network knows {knows} than' in text and recalls == (value > 0.2)
+
+
+@pytest.mark.parametrize('value', [0.15, 0.2, 0.21])
+def test_a_loss_that_fell_below_the_blind_is_the_first_thing_that_is_said(value):
+    found = sentences(proposals=all_metrics(value))
+    is_first = found[0][0].startswith('The training loss fell from 0.046 to 0.002, yet')
+    assert is_first == (value <= 0.2) and found[0][1] is False
+    assert sum('training loss' in text for text, _ in found) == 1
 
 
 def test_what_is_not_known_is_left_out_or_named():
