@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,13 @@ from rpn_jax import config as configs
 from rpn_jax.console import show
 from rpn_jax.errors import InputError, Interrupted, disk_line, leave
 
+HOSTS = 'rpn_jax.training.hosts'  # a module that takes seconds to import
+TIMEOUTS = {'meet': 300, 'heartbeat': 45}  # seconds
 AGAIN = 1  # seconds after which a signal is sent again
 USAGE = 'python main.py [MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value]'
+
+
+logger = logging.getLogger(__name__)
 
 
 class Mode(NamedTuple):
@@ -97,33 +103,69 @@ def _run(words, process):
             _print_help()
             return 0
         options = {name: getattr(arguments, name) for name in MODES[arguments.mode].options}
+        if arguments.distributed and not arguments.print_config:
+            _start(arguments, process)
         if arguments.mode != 'compare':
             options |= _config(arguments, changes)
         if not arguments.print_config:
             getattr(_commands(process), f'{arguments.mode}_mode')(**options)
     except (InputError, OSError, MemoryError) as error:
         if '--debug' in words or isinstance(error, BrokenPipeError):
-            raise
+            if not _prefix():
+                raise
+            traceback.print_exc()
         if isinstance(error, MemoryError):
             error = InputError('the memory is full (--debug shows where)')
         if not isinstance(error, InputError):  # a disk that is full, say
             error = InputError(disk_line(error))
-        show(f'error: {configs.with_keys(str(error))}', file=sys.stderr)
-        return 1
+        line = configs.with_keys(str(error))
+        show(f'error: {_prefix()}{line}', file=sys.stderr)
+        return _end(1, line)
     except Interrupted as interruption:
-        show(str(interruption), file=sys.stderr)
-        return interruption.code
+        show(f'{_prefix()}{interruption}', file=sys.stderr)
+        return _end(interruption.code)
     except KeyboardInterrupt as interruption:
         if process:
             _at_signals(signal.SIG_IGN)  # what is on its way
-        show('interrupted', file=sys.stderr)
+        show(f'{_prefix()}interrupted', file=sys.stderr)
         code = 128 + next(iter(interruption.args), signal.SIGINT)
+        _end(code, 'interrupted')
         if process:  # the end of the interpreter may crash while XLA's threads still compile
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
             os._exit(code)
         return code
-    return 0
+    except Exception as error:
+        if not _prefix():
+            raise
+        sys.modules[HOSTS].await_end(error)  # where another is lost, the line of that ends this one
+        traceback.print_exc()
+        return _end(1, f'{type(error).__name__}: {error}'.partition('\n')[0])
+    return _end(0)
+
+
+def _start(arguments, process):
+    """Connects the processes of a run; from then on process 0 alone prints what is no error."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # JAX's coordinator warns of what we want
+    _commands(process)
+    given = {name: getattr(arguments, name) for name in ('coordinator', 'processes', 'process')}
+    timeouts = {f'{name}_timeout': getattr(arguments, f'{name}_timeout') for name in TIMEOUTS}
+    hosts = sys.modules[HOSTS]
+    hosts.start(**{k: v for k, v in given.items() if v is not None}, **timeouts)
+    if not hosts.is_first():
+        logging.getLogger('rpn_jax').setLevel(logging.ERROR)
+
+
+def _prefix():
+    """Returns which of several processes a line is of, '' where there is one."""
+    return sys.modules[HOSTS].prefix() if HOSTS in sys.modules else ''
+
+
+def _end(code, failure=''):
+    """Returns an exit code; of several processes this one ends, and the others at its failure."""
+    if _prefix():
+        sys.modules[HOSTS].leave(code, failure)
+    return code
 
 
 def _commands(process):
@@ -153,7 +195,7 @@ def _config(arguments, changes):
     if arguments.mode != 'doctor':  # which says it among its findings
         configs.check(config, where, changes)
     for line in configs.without_effect(config, changes):
-        show(f'warning: {line}')
+        logger.warning(line)
     if arguments.print_config:
         _print_config(read, config, configs.resolve(config, folder), where, changes)
     return {'config': config, 'folder': folder}
@@ -181,8 +223,12 @@ def _parse(words):
     parser = _Parser(usage=USAGE, allow_abbrev=False, add_help=False)
     for option in ('--config', '--workdir', '--mode', '--output', '--runs'):
         parser.add_argument(option, default='')
-    parser.add_argument('--step', type=int)
-    for option in ('--strict', '--print-config', '--debug'):
+    for option in ('--step', '--processes', '--process'):
+        parser.add_argument(option, type=int)
+    parser.add_argument('--coordinator', default='')
+    for name, seconds in TIMEOUTS.items():
+        parser.add_argument(f'--{name}-timeout', type=int, default=seconds)
+    for option in ('--strict', '--print-config', '--debug', '--distributed'):
         parser.add_argument(option, action='store_true')
     parser.add_argument('--help', '-h', action='store_true')
     arguments, rest = parser.parse_known_args(rest)
@@ -223,6 +269,7 @@ def _changes(words):
 def _check_options(arguments, changes):
     """Raises InputError where a mode is given an option that it does not take, or lacks one."""
     mode = arguments.mode
+    _check_hosts(arguments)
     for option in ('output', 'runs', 'step', 'strict'):
         given = getattr(arguments, option)
         takes = [name for name in MODES if option in MODES[name].options]
@@ -236,6 +283,28 @@ def _check_options(arguments, changes):
             raise InputError('the mode compare takes no config, only --runs and --output')
     elif not arguments.config and not arguments.workdir:
         raise InputError('name a --config (see configs/), or the --workdir of a run')
+
+
+def _check_hosts(arguments):
+    """Settles whether a run has several processes; raises InputError where options contradict."""
+    names = 'coordinator', 'processes', 'process'
+    given = [name for name in names if getattr(arguments, name) not in ('', None)]
+    if not given and not arguments.distributed:
+        return
+    if arguments.mode != 'train':
+        option = given[0] if given else 'distributed'
+        raise InputError(f'--{option} belongs to train, not to the mode {arguments.mode}')
+    if missing := [f'--{name}' for name in names if given and name not in given]:
+        raise InputError(f'--{given[0]} needs {" and ".join(missing)}, too')
+    if given and not 0 <= arguments.process < arguments.processes:
+        raise InputError(
+            f'--process={arguments.process} is not one of --processes={arguments.processes}; '
+            'they are counted from 0'
+        )
+    for name in TIMEOUTS:
+        if (seconds := getattr(arguments, f'{name}_timeout')) < 1:
+            raise InputError(f'--{name}-timeout={seconds} is not at least 1 second')
+    arguments.distributed = not given or arguments.processes > 1
 
 
 def _print_help():
@@ -261,6 +330,12 @@ options:
                     doctor: a finding of level error gives exit code 1
   --print-config    print the resolved config, and where each value comes from, and exit
   --debug           show the traceback of an error
+  --distributed     train: on many hosts, with the same command on each (docs/scale.md); JAX finds
+                    the others in SLURM, Open MPI, TPU pod slices and GKE; elsewhere name them by
+  --coordinator=HOST:PORT, --processes=N, --process=I
+                    where process 0 listens, how many there are, and which of 0 to N - 1 this is
+  --meet-timeout=S, --heartbeat-timeout=S
+                    seconds to wait for all to come (300), and for a sign of life of one (45)
   --help            show this
 
 keys of the config, with their defaults (--config.section.key=value or .. value):"""

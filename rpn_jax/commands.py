@@ -4,16 +4,19 @@ A config comes checked, as config.check leaves it; a mode resolves it. folder is
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import re
+from importlib import metadata
 from pathlib import Path
 
 import jax
 import safetensors.numpy
+from ml_collections import FrozenConfigDict
 
 from rpn_jax import data, files, weights
-from rpn_jax.config import check, resolve, with_keys
+from rpn_jax.config import check, items, resolve, with_keys
 from rpn_jax.console import progress, show
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.data.sources import coco
@@ -44,29 +47,64 @@ from rpn_jax.report import (
     run_files,
     statistics_plot,
 )
-from rpn_jax.training import checkpoint, data_identity, loop, pretrained, workdir
+from rpn_jax.training import checkpoint, data_identity, hosts, loop, pretrained, workdir
 from rpn_jax.weights import published
 
 logger = logging.getLogger(__name__)
 INSPECTED = 4  # batches drawn by --mode=inspect
+# Keys of data that may differ among the processes of a run: each host may have a copy of its own.
+OWN = {
+    f'data.{prefix}{key}' for prefix in ('', 'eval_') for key in ('path', 'images', 'annotations')
+}
 
 
 def train_mode(config, folder, *, strict=False):
     """Trains, or resumes where the workdir's newest checkpoint left off; evaluates and reports.
 
-    With `strict` other data than the workdir's are an error, not a warning.
+    With `strict` other data than the workdir's are an error, not a warning. Several processes all
+    call it; process 0 alone uses the workdir.
     """
-    with workdir.locked(folder):
-        config = resolve(config, folder)
+    if hosts.several():
+        hosts.agree(_started(config))
+    with workdir.locked(folder) if hosts.is_first() else contextlib.nullcontext():
+        config = _resolved(config, folder)
         for finding in config_checks.findings(config):
             logger.warning(finding.line())
+        if hosts.several() and (note := workdir.shared_note(folder)):
+            logger.info(note)
         try:
             _, evaluation = loop.train(config, folder, evaluator(config, folder), strict=strict)
-            _publish(config, folder, evaluation)
+            hosts.from_first(lambda: _publish(config, folder, evaluation))
         except OSError as error:
             if error.filename is None:  # of the terminal
                 raise
             raise InputError(f'{disk_line(error)}; {checkpoint.newest(folder)}') from error
+
+
+def _started(config):
+    """Returns {what: value} of what must be the same in all processes of a run."""
+    values = {key: value for key, value in items(config).items() if key not in OWN}
+    code = [each.read_bytes() for each in sorted(Path(__file__).parent.rglob('*.py'))]
+    versions = {each: metadata.version(each) for each in ('jax', 'jaxlib', 'flax', 'numpy')}
+    devices = jax.local_devices()
+    return {
+        **values,
+        **versions,
+        'code of rpn_jax': hashlib.sha256(b''.join(code)).hexdigest()[:8],
+        'devices': f'{len(devices)} {devices[0].device_kind}',
+    }
+
+
+def _resolved(config, folder):
+    """Returns the resolved config; of several processes, as process 0 resolves it."""
+    if not hosts.several():
+        return resolve(config, folder)
+    keys = 'pixels', 'mean', 'std'
+    settled = hosts.from_first(lambda: [resolve(config, folder).data[key] for key in keys])
+    config = config.copy_and_resolve_references()
+    pixels, *statistics = settled
+    config.data.update(dict(zip(keys, (pixels, *map(tuple, statistics)), strict=True)))
+    return FrozenConfigDict(config)
 
 
 def evaluate_mode(config, folder, *, step=None, output='', strict=False):
@@ -140,7 +178,7 @@ def evaluator(config, folder):
             images=config.evaluation.images,
             devices=devices,
         )
-        if own:
+        if own and hosts.is_first():
             files.make_folder(folder)
             text = json.dumps(baselines.gaussian_to_json(gaussian))
             files.write_atomically(path, f'{text}\n')

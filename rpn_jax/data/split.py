@@ -177,10 +177,11 @@ def train_batch(source, options, *, seed, **share):
     return batching.TrainBatches(source, train_plan(source, options), seed=seed, **share)
 
 
-def evaluation_batches(source, options, *, batch_size, images=0):
+def evaluation_batches(source, options, *, batch_size, images=0, host=0, hosts=1):
     """Iterates over the first `images` of a split, each once, canvas by canvas; 0 means all.
 
-    Rows that only fill a batch have index -1.
+    Rows that only fill a batch have index -1. Of several hosts each gets its share of the rows, but
+    the `index` [batch_size] of all.
     """
     canvases = evaluation_plan(source, options, images)
     members = [np.flatnonzero(canvases.of == c).tolist() for c in range(len(canvases.shapes))]
@@ -189,8 +190,13 @@ def evaluation_batches(source, options, *, batch_size, images=0):
         for positions in members
         for start in range(0, len(positions), batch_size)
     ]
-    settings = dict(max_boxes=options.max_boxes, rows=batch_size)
-    return batching.threaded(
-        lambda step: batching.collate(source, canvases, groups[step], **settings),
-        range(len(groups)),
-    )
+    share = slice(batch_size * host // hosts, batch_size * (host + 1) // hosts)
+    settings = dict(max_boxes=options.max_boxes, rows=share.stop - share.start)
+
+    def batch(step):
+        group = groups[step]
+        own = group[share] or group[:1]  # of a share that only fills the batch: its index is -1
+        index = np.int32(group + [-1] * (batch_size - len(group)))
+        return batching.collate(source, canvases, own, **settings) | {'index': index}
+
+    return batching.threaded(batch, range(len(groups)))

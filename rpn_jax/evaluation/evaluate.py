@@ -22,6 +22,8 @@ from rpn_jax.evaluation.results import Results
 from rpn_jax.evaluation.summary import MISSED
 from rpn_jax.models import rpn
 from rpn_jax.ops.proposals import Proposals
+from rpn_jax.training import hosts
+from rpn_jax.training.parallel import check_divides
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +87,13 @@ def make_evaluate(
     source is the split that is evaluated, options a data.Options, proposals keywords of propose,
     targets those of matching.assign, loss_beta that of box_loss, gaussian baselines.fit_gaussian of
     the training records, seed that of baselines and random order; pixels and devices as in
-    make_predict.
+    make_predict. Several processes all call evaluate: each predicts its rows of every batch, and
+    process 0 gets the Evaluation, the others None.
     """
     targets = dict(targets or {})
     devices = list(devices or jax.local_devices()[:1])
+    if hosts.several():
+        check_divides(options.batch_size, len(devices))
     # A run on many devices may be evaluated where they do not divide its batch.
     devices = devices[: math.gcd(options.batch_size, len(devices))]
     predict = make_predict(model, proposals=proposals, pixels=pixels, devices=devices)
@@ -101,6 +106,10 @@ def make_evaluate(
 
     def evaluate(variables, step, brief=False, between=lambda: None):
         predicted = _predict_all(predict, variables, split, dense=not brief, between=between)
+        if not hosts.is_first():
+            for _ in predicted:
+                pass
+            return None
         rows = console.progress(predicted, len(split.sizes), 'evaluated')
         results = {position: examine(position, *outputs) for position, *outputs in rows}
         results = [results[position] for position in range(len(split.sizes))]
@@ -138,6 +147,7 @@ def open_split(model, source, options, images=0):
 def _predict_all(predict, variables, split, dense, between):
     """Yields (position, Proposals) of every image, with dense also its (logits, deltas)."""
     settings = dict(batch_size=split.options.batch_size, images=len(split.sizes))
+    settings |= dict(host=jax.process_index(), hosts=jax.process_count())
     for batch in data.evaluation_batches(split.source, split.options, **settings):
         outputs = predict(variables, batch, dense=dense)
         for row in np.flatnonzero(batch['index'] >= 0):

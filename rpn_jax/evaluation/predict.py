@@ -12,6 +12,7 @@ from rpn_jax.ops import boxes as box
 from rpn_jax.ops.anchors import Anchors
 from rpn_jax.ops.matching import match
 from rpn_jax.ops.proposals import Proposals, propose
+from rpn_jax.training.parallel import here
 
 SAMPLING = 'samples', 'positive_fraction'  # keywords of matching.assign that are not for matching
 
@@ -51,10 +52,13 @@ def make_predict(model, *, proposals, pixels=None, devices=None):
     proposals are keywords of propose, pixels a normalization.Pixels (by default torchvision's),
     devices by default the first local one. batch has `image` [N, H, W, 3] and `size` [N, 2]; N is a
     multiple of the number of devices. With dense=True predict returns (Proposals, logits [N, A],
-    deltas [N, A, 4]).
+    deltas [N, A, 4]). With devices of several processes a batch holds the rows of this one, and what
+    is returned those of all.
     """
     pixels = pixels or pixel_family('torchvision')
     devices = list(devices or jax.local_devices()[:1])
+    own = len(here(devices))
+    spread = own < len(devices)
     each = functools.partial(propose, **proposals)
 
     def apply(variables, batch):
@@ -62,14 +66,16 @@ def make_predict(model, *, proposals, pixels=None, devices=None):
         anchors = rpn.anchors_of(model, images.shape[1:3])
         logits, deltas = model.apply(variables, images)
         proposed = jax.vmap(each, (0, 0, None, 0))(logits, deltas, anchors, batch['size'])
-        return proposed, logits, deltas
+        outputs = proposed, logits, deltas
+        return jax.lax.all_gather(outputs, resnet.AXIS) if spread else outputs
 
-    mapped = jax.pmap(apply, resnet.AXIS, in_axes=(None, 0), devices=devices)
+    axes = {'in_axes': (None, 0), 'out_axes': None if spread else 0}
+    mapped = jax.pmap(apply, resnet.AXIS, **axes, devices=devices)
 
     def predict(variables, batch, dense=False):
-        count = len(batch['image'])
+        count = len(batch['image']) // own * len(devices)
         rows = {name: batch[name] for name in ('image', 'size')}
-        shards = {k: v.reshape(len(devices), -1, *v.shape[1:]) for k, v in rows.items()}
+        shards = {k: v.reshape(own, -1, *v.shape[1:]) for k, v in rows.items()}
         outputs = mapped(variables, shards)
         return jax.tree.map(
             lambda x: np.asarray(x).reshape(count, *x.shape[2:]), outputs if dense else outputs[0]

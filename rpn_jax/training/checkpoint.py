@@ -17,12 +17,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
+from orbax.checkpoint import checkpoint_manager
 from orbax.checkpoint import v1 as ocp
 
 from rpn_jax.errors import InputError, Interrupted, disk_line
+from rpn_jax.training import hosts
 
 logger = logging.getLogger(__name__)
 FOLDER = 'checkpoints'  # in a workdir
@@ -43,7 +46,8 @@ class Checkpoints:
         self.figures = {}  # {step: `best`} of evaluations that came after their checkpoint
         policies = ocp.training.preservation_policies
         preserved = [policies.LatestN(keep), *([_Greatest(self._figure)] if best else [])]
-        with _quiet():
+        made = mock.patch.object(checkpoint_manager, '_create_root_directory', _make_folder)
+        with _quiet(), made if hosts.several() else contextlib.nullcontext():
             self._checkpointer = ocp.training.Checkpointer(
                 folder(workdir).absolute(),
                 preservation_policy=policies.AnyPreservationPolicy(preserved),
@@ -99,6 +103,7 @@ class Checkpoints:
         self.finish()
         if self.latest != step:
             kept = {self.best: figures[self.best]} if figures and self.best in figures else None
+            state = _whole(state)
             text = json.dumps(self._config)
             about = {'sha256': _hashes(state), 'config': text, 'config_sha256': _sha256(text)}
             try:
@@ -145,6 +150,7 @@ class Checkpoints:
         """
         if not steps(self._workdir):
             return state
+        state = _whole(state)
         state, good, damaged = _newest_good(self._workdir, lambda path, _: _load(path, state))
         for step, message in damaged.items():  # out of the way of later saves
             path = folder(self._workdir) / str(step)
@@ -154,6 +160,32 @@ class Checkpoints:
             logger.warning(f'{message}; it is now {aside.name}; the run goes on from step {good}')
         self._checkpointer.reload()
         return state
+
+
+class KeptElsewhere:
+    """Stands for Checkpoints in a process that keeps none, because process 0 does."""
+
+    latest = None
+
+    def __init__(self, *, every, best='', **_):
+        self.every, self.best, self.figures = every, best, {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def load(self, state):
+        """Returns the state as it is."""
+        return state
+
+    def check(self):
+        """Does nothing."""
+
+    def is_best(self, figures):
+        """Says no: no checkpoint is due here."""
+        return False
 
 
 class _Greatest(NamedTuple):
@@ -336,7 +368,8 @@ def _arrays(shape):
 def _quiet():
     """Keeps Orbax from printing a traceback from each thread that fails, while the context lasts.
 
-    A failed read leaves others behind that find its event loop closed: they are waited for.
+    A failed read leaves others behind that find its event loop closed: they are waited for. Of
+    several processes Orbax is used in process 0 alone, and waits for no other.
     """
     levels = {logging.getLogger(name): logging.getLogger(name).level for name in NOISY}
     hook = sys.unraisablehook
@@ -349,7 +382,8 @@ def _quiet():
         noisy.setLevel(logging.CRITICAL)
     sys.unraisablehook = ignore
     try:
-        yield
+        with _alone():
+            yield
     except Exception:
         time.sleep(LEFT_BEHIND)
         gc.collect()  # tasks whose errors nobody asked for log when they go
@@ -358,6 +392,24 @@ def _quiet():
         sys.unraisablehook = hook
         for noisy, level in levels.items():
             noisy.setLevel(level)
+
+
+def _alone():
+    """Returns a context in which Orbax runs in process 0 alone, if there are several."""
+    if not hosts.several():
+        return contextlib.nullcontext()
+    only = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix='0')
+    return ocp.Context(multiprocessing_options=only)
+
+
+def _whole(state):
+    """Returns the state as Orbax takes it: where there are several processes, as NumPy arrays."""
+    return jax.device_get(state) if hosts.several() else state
+
+
+def _make_folder(directory, *_):
+    """Makes the folder of checkpoints in place of Orbax, which cannot do so in one of several."""
+    directory.mkdir(parents=True, exist_ok=True)
 
 
 def _reason(error):

@@ -21,6 +21,15 @@ def digests(records):
     return [_hash(record.image_id) + _hash(_content(record)) for record in records]
 
 
+def summary(sources):
+    """Returns {'training data' or 'evaluation data': text} of sources as in write: names, hashes."""
+    return {
+        f'{SPLITS[split]} data': f'{source.name}, {len(source.records)} images, hash '
+        + _hash(''.join(digests(source.records)))
+        for split, source in sources.items()
+    }
+
+
 def write(folder, sources):
     """Keeps the digests of sources {'train' or 'eval': Source} in a workdir, beside others."""
     own = {

@@ -15,7 +15,7 @@ from rpn_jax.data.normalization import normalise
 from rpn_jax.errors import InputError
 from rpn_jax.files import cache_folder, write_atomically
 from rpn_jax.models.resnet import AXIS
-from rpn_jax.training.parallel import sharding
+from rpn_jax.training.parallel import here, sharding
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class Features:
     def __init__(self, model, variables, source, devices, *, pixels, data, about, keep, gigabytes):
         backbone = {name: {'backbone': tree['backbone']} for name, tree in variables.items()}
         backbone = jax.tree.map(np.array, backbone)  # copies: the update gives its state away
+        devices = here(devices)
         self._devices, self._sharding = devices, sharding(devices, AXIS)
         self._variables = [jax.device_put(backbone, device) for device in devices]
 

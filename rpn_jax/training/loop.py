@@ -6,15 +6,16 @@ import logging
 import math
 
 import jax
+import numpy as np
 
 from rpn_jax import data
 from rpn_jax.data.batches import prefetch
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.errors import InputError, Interrupted
 from rpn_jax.models import rpn
-from rpn_jax.training import checkpoint, data_identity, feature_cache, pretrained, workdir
+from rpn_jax.training import checkpoint, data_identity, feature_cache, hosts, pretrained, workdir
 from rpn_jax.training.optim import make_optimizer
-from rpn_jax.training.parallel import check_divides, place, place_batch
+from rpn_jax.training.parallel import check_divides, everywhere, place, place_batch
 from rpn_jax.training.progress import Progress, Signals, canvases_line, shared_images
 from rpn_jax.training.step import init_state, make_update
 
@@ -30,54 +31,57 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
     None without make_evaluate. With `strict` a run does not go on with other data. Raises
     InputError for what a user can mend, and Interrupted after SIGINT or SIGTERM once a checkpoint
     is written.
+
+    Several processes all call it, with the same config: each feeds its own devices its rows of
+    every batch. Process 0 alone uses the workdir and gets the Evaluation.
     """
-    if (processes := jax.process_count()) > 1:
-        raise InputError(
-            f'JAX has {processes} processes, and gradients are summed over the devices of one '
-            'only: train in one process, on one host'
-        )
-    devices = list(devices or jax.local_devices())
+    first = not hosts.several() or hosts.is_first()
+    devices = everywhere(devices or jax.local_devices())
     options = data.check(data.Options(**config.data))
     check_divides(options.batch_size, len(devices))
     feature_cache.check(config.features.keep, config.model, options.resize)
     tensors, where, before = None, config.model.pretrained, {}
-    if resuming := checkpoint.steps(folder):
+    if resuming := first and checkpoint.steps(folder):
         before = _check_resumed(config, folder, resuming[-1])
     source = data.open_split(options, options.train_split, seed=config.seed)
     model, optimizer, schedule = build(config)
     rpn.check_canvases(model, data.train_plan(source, options).shapes)
-    if not resuming:
+    if first and not resuming:
         given = config.model.depth, config.anchors.aspect_ratios, config.model.pretrained_key
         tensors = pretrained.load(where, *given)
         pretrained.check(where, tensors, model)
     evaluate = make_evaluate and make_evaluate(model, source, devices)
     sources = {'train': source} | ({'eval': evaluate.source} if evaluate else {})
+    hosts.agree(data_identity.summary(sources))
     if resuming:
         data_identity.check(folder, sources, strict)
     state = place(init_state(model, optimizer, config.seed, tensors), devices)
-    workdir.begin(folder, config)
-    data_identity.write(folder, sources)
+    if first:
+        workdir.begin(folder, config)
+        data_identity.write(folder, sources)
     update = update_of(config, model, optimizer, devices)
-    identity = workdir.identity(config)
     with Signals() as signals:
-        with checkpoint.Checkpoints(folder, **config.checkpoint, config=identity) as checkpoints:
+        with _checkpoints(folder, config) as checkpoints:
             state = checkpoints.load(state)
+            if hosts.several():
+                state = place(hosts.broadcast(state), devices)
             start = int(state.step)
             signals.check(start)
             _describe(config, model, state, source, evaluate and evaluate.source, options)
             _describe_rate(config, before, schedule, start)
-            made = contextlib.closing(_batches(config, model, state, source, options, devices))
-            log = workdir.history(folder, start)
-            with made as batches:
+            made = _batches(config, model, state, source, options, devices, signals)
+            log = workdir.history(folder, start) if first else lambda *_: None
+            with contextlib.closing(made) as batches:
                 lengths = {'steps': config.steps, 'log_every': config.log_every}
                 progress = Progress(log, source.records, schedule, **lengths)
-                progress.window += workdir.read_unlogged(folder, start)
+                progress.window += workdir.read_unlogged(folder, start) if first else []
                 every = config.evaluation.every if evaluate else 0
                 between = functools.partial(_evaluate_between, evaluate, signals)
                 if every and 0 < start < config.steps and start % every == 0:
-                    if not workdir.is_evaluated(folder, start):  # it was interrupted
+                    if not hosts.from_first(lambda: workdir.is_evaluated(folder, start)):
                         log(start, between(state, start))
-                checkpoints.figures = workdir.figures(folder, checkpoints.best)
+                if first:
+                    checkpoints.figures = workdir.figures(folder, checkpoints.best)
                 numbered = zip(range(start + 1, config.steps + 1), batches, strict=True)
                 for step, (index, batch) in numbered:
                     state, metrics = update(state, batch)
@@ -86,7 +90,7 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
                     save = functools.partial(_save, folder, checkpoints, progress, step, state)
                     last, due, figures = step == config.steps, every and step % every == 0, {}
                     try:
-                        signals.check(step)
+                        signals.check(step, progress.signal)
                         if due and checkpoints.best:  # the figure is saved with the checkpoint
                             progress.flush()
                             figures = between(state, step)
@@ -110,6 +114,14 @@ def _check_resumed(config, folder, newest):
             f'in {folder}; train on with more, or evaluate it'
         )
     return workdir.read_config(folder)
+
+
+def _checkpoints(folder, config):
+    """Returns the Checkpoints of a workdir, in which process 0 alone writes."""
+    if hosts.is_first():
+        settings = {**config.checkpoint, 'config': workdir.identity(config)}
+        return checkpoint.Checkpoints(folder, **settings)
+    return checkpoint.KeptElsewhere(**config.checkpoint)
 
 
 def build(config):
@@ -139,13 +151,18 @@ def _pixels(config):
 
 def _save(folder, checkpoints, progress, step, state, figures=None):
     progress.flush()
+    if not hosts.is_first():
+        return
     checkpoints.finish()  # what is unlogged is kept for complete checkpoints
     workdir.write_unlogged(folder, step, progress.window)
     checkpoints.save(step, state, figures)
 
 
 def _evaluate(evaluate, signals, state, step, brief=False):
-    """Returns the Evaluation of a state; raises Interrupted after the batch of a signal."""
+    """Returns the Evaluation of a state, which process 0 gets; None on others.
+
+    Raises Interrupted after the batch of a signal.
+    """
     between = functools.partial(signals.check, step)
     evaluation = evaluate(state.variables, step, brief=brief, between=between)
     between()
@@ -153,9 +170,9 @@ def _evaluate(evaluate, signals, state, step, brief=False):
 
 
 def _evaluate_between(evaluate, signals, state, step):
-    """Returns the figures of a brief evaluation during training, and logs them."""
+    """Returns the figures of a brief evaluation during training, and logs them; {} on others."""
     evaluation = _evaluate(evaluate, signals, state, step, brief=True)
-    figures = evaluation.summary['proposals']
+    figures = evaluation.summary['proposals'] if evaluation else {}
     figures = {name: value for name, value in figures.items() if '/' not in name}
     known = (f'{name} {value:.3f}' for name, value in figures.items() if value is not None)
     logger.info('  '.join([f'step {step}:', *known]))
@@ -169,18 +186,29 @@ def feature_cache_of(config, model, state, source, devices):
     return feature_cache.Features(model, state.variables, source, devices, **settings)
 
 
-def _batches(config, model, state, source, options, devices):
+def _batches(config, model, state, source, options, devices, signals):
     """Yields index [N] and the batch, placed, of the steps that are left.
 
-    A thread copies them to the devices; meanwhile another can dispatch their work.
+    A thread copies them to the devices; meanwhile another can dispatch their work. Of several
+    processes each places its own rows, and tells the others of a signal; index is of all rows.
     """
     steps, maps = range(int(state.step), config.steps), None
     if config.features.keep and steps:
         maps = feature_cache_of(config, model, state, source, devices)
     known = maps and maps.known
-    batches = data.train_batches(source, options, seed=config.seed, steps=steps, known=known)
+    share = {'host': jax.process_index(), 'hosts': jax.process_count(), 'known': known}
+    batches = data.train_batches(source, options, seed=config.seed, steps=steps, **share)
     batches = map(maps, batches) if maps else batches
-    return prefetch(lambda batch: (batch['index'], place_batch(batch, devices)), batches)
+    if not hosts.several():
+        return prefetch(lambda batch: (batch['index'], place_batch(batch, devices)), batches)
+    plan = data.train_batch(source, options, seed=config.seed)
+
+    def placed(numbered):
+        step, batch = numbered
+        signal = np.full(len(batch['index']), signals.received, np.int32)
+        return np.array(plan.positions(step)[1]), place_batch(batch | {'signal': signal}, devices)
+
+    return prefetch(placed, zip(steps, batches, strict=True))
 
 
 def _describe(config, model, state, source, other, options):

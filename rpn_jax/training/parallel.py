@@ -1,4 +1,7 @@
-"""What lies on which device: the state on all of them, a batch split among them; the one pmap."""
+"""What lies on which device: the state on all of them, a batch split among them; the one pmap.
+
+Of several processes each places its rows of a batch on its own devices; pmap joins them.
+"""
 
 import jax
 import numpy as np
@@ -9,32 +12,45 @@ from rpn_jax.models.resnet import AXIS
 
 
 def parallel(update, devices=None, *, keeps_state=False):
-    """Returns update(state, batch) pmapped over devices (by default all local ones).
+    """Returns update(state, batch) pmapped over devices, by default all those of all processes.
 
-    It takes global batches [N, ..], placed or not. The state has no axis of devices; it is given
-    away, unless keeps_state.
+    It takes batches [N, ..], placed or not: the rows of this process. The state has no axis of
+    devices; it is given away, unless keeps_state.
     """
-    devices = list(devices or jax.local_devices())
-    given = () if keeps_state else 0
+    devices = list(devices or everywhere(jax.local_devices()))
+    own, given = len(here(devices)), () if keeps_state else 0
     mapped = jax.pmap(
         update, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=given, devices=devices
     )
 
     def sharded(state, batch):
-        return mapped(state, shard(batch, len(devices)))
+        return mapped(state, shard(batch, own))
 
     sharded.mapped = mapped  # for its cost analysis and its number of compilations
     return sharded
 
 
+def everywhere(devices):
+    """Returns the devices of all processes, process by process; of one, those given."""
+    if jax.process_count() == 1:
+        return list(devices)
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
+def here(devices):
+    """Returns those of the devices that are of this process."""
+    return [device for device in devices if device.process_index == jax.process_index()]
+
+
 def place(state, devices):
-    """Puts the state on all devices, as pmap wants it: elsewhere placed it would compile twice."""
-    return jax.device_put(state, sharding(devices))
+    """Puts the state on all devices of this process, as pmap wants it: elsewhere placed it would compile twice."""
+    return jax.device_put(state, sharding(here(devices)))
 
 
 def place_batch(batch, devices):
-    """Puts a global batch, or one that shard has split, on the devices, as pmap wants it."""
-    return jax.device_put(shard(batch, len(devices)), sharding(devices, AXIS))
+    """Puts this process's rows of a batch, split or not, on its devices, as pmap wants them."""
+    own = here(devices)
+    return jax.device_put(shard(batch, len(own)), sharding(own, AXIS))
 
 
 def sharding(devices, *axes):

@@ -10,6 +10,7 @@ import numpy as np
 
 from rpn_jax.errors import InputError, Interrupted
 from rpn_jax.ops.anchor_statistics import IOUS
+from rpn_jax.training import hosts
 
 logger = logging.getLogger(__name__)
 
@@ -18,14 +19,15 @@ class Progress:
     """Prints the means of the steps' metrics every log_every steps, and calls log(step, scalars).
 
     A step's metrics are read only after the next step is dispatched, so that the host never waits
-    for the device between two steps; window holds those of the steps since the last line. schedule
-    is the function step -> learning rate.
+    for the device between two steps; window holds those of the steps since the last line, signal is
+    the number of a signal that a process had got by then, 0 for none. schedule is the function
+    step -> learning rate.
     """
 
     def __init__(self, log, records, schedule, *, steps, log_every):
         self._log, self._records, self._schedule = log, records, schedule
         self._steps, self._log_every = steps, log_every
-        self._pending, self.window, self._began = None, [], None
+        self._pending, self.window, self._began, self.signal = None, [], None, 0
 
     def read(self, step, metrics, index, checkpoint):
         """Takes a dispatched step's metrics, and handles those of the step before.
@@ -43,6 +45,7 @@ class Progress:
         (step, metrics, index, checkpoint), self._pending = self._pending, None
         metrics = jax.device_get(metrics)  # all at once, not one after the other
         finite, image_loss = metrics.pop('finite'), metrics.pop('image_loss')
+        self.signal = int(metrics.pop('signal', 0))
         if not finite:
             raise InputError(self._not_finite(step, image_loss, index, checkpoint))
         self.window.append(metrics)
@@ -102,7 +105,10 @@ def anchors_line(window):
 
 
 class Signals:
-    """Remembers the first SIGINT or SIGTERM, so that a step can end; a second one kills."""
+    """Remembers the first SIGINT or SIGTERM, so that a step can end; a second one kills.
+
+    Several processes all end where one got a signal, at the same step.
+    """
 
     def __enter__(self):
         self.received, self._previous = 0, {}
@@ -111,10 +117,17 @@ class Signals:
                 self._previous[number] = signal.signal(number, self._remember)
         return self
 
-    def check(self, step):
-        """Raises Interrupted, at this step, if there was a signal."""
-        if self.received:
-            raise Interrupted(step, self.received)
+    def check(self, step, known=None):
+        """Raises Interrupted, at this step, if there was a signal.
+
+        Several processes ask each other, unless all of them know the number of a signal, or 0.
+        """
+        if hosts.several():
+            number = hosts.largest(self.received) if known is None else known
+        else:
+            number = self.received
+        if number:
+            raise Interrupted(step, number)
 
     def __exit__(self, *_):
         for number, handler in self._previous.items():

@@ -51,14 +51,15 @@ def make_update(
 
     targets are keywords of matching.assign, loss those of LOSS, pixels a data.normalization.Pixels
     (by default torchvision's), frozen a function from parameters to a tree of booleans (by default
-    models.rpn.frozen of the model), devices by default all local ones.
+    models.rpn.frozen of the model), devices by default those of all processes.
 
     batch holds image uint8 [N, H, W, 3] (floating point passes as already normalised), or features
     as feature_cache.Features puts them in its place, boxes [N, G, 4], kind [N, G], size [N, 2] and
-    index [N] of the global batch; N is a multiple of the number of devices. Each device
+    index [N], this process's rows; N is a multiple of the number of its devices. Each device
     differentiates the sum over its sampled anchors; gradients and counts are summed over devices
     and then divided, so the result does not depend on their number. Where the loss or a gradient is
-    not finite the state stays as it was and metrics['finite'] says so.
+    not finite the state stays as it was and metrics['finite'] says so. Where a batch has `signal`
+    [N], metrics['signal'] is the largest of all processes.
     """
     frozen = frozen or functools.partial(rpn.frozen, model)
     pixels = pixels or pixel_family('torchvision')
@@ -87,6 +88,8 @@ def make_update(
             'finite': finite,
             'image_loss': jax.lax.all_gather(image_loss, AXIS, tiled=True),
         }
+        if 'signal' in batch:
+            metrics['signal'] = jax.lax.pmax(batch['signal'].max(), AXIS)
 
         def advance(learning, opt_state):
             params = _merged(learning, state.params)

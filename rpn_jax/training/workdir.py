@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import logging
+import secrets
 import socket
 import struct
 import time
@@ -17,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from rpn_jax import files
 from rpn_jax.errors import InputError
 from rpn_jax.files import cache_folder, make_folder, write_atomically
-from rpn_jax.training import checkpoint
+from rpn_jax.training import checkpoint, hosts
 
 logger = logging.getLogger(__name__)
 UNLOGGED = 'unlogged.json'  # metrics that are in no line of metrics.jsonl yet, by checkpoint
@@ -129,6 +130,27 @@ def locked(workdir):
         for each in made:
             with contextlib.suppress(OSError):  # it is not empty
                 each.rmdir()
+
+
+def shared_note(workdir):
+    """Returns a line on the processes that do not see the workdir of process 0, '' if all do."""
+    path, own = Path(workdir) / '.hosts', ''
+
+    def write():
+        token = secrets.token_hex(8)
+        write_atomically(path, token)
+        return token
+
+    token = hosts.from_first(write)
+    with contextlib.suppress(OSError):
+        own = path.read_text()
+    seen = hosts.exchange(own == token)
+    if hosts.is_first():
+        path.unlink()
+    if without := [hosts.named(each) for each, sees in enumerate(seen) if not sees]:
+        many = f'{", ".join(without[:8])}{" and others" if len(without) > 8 else ""}'
+        return f'note: {workdir} of {hosts.named(0)}, which alone uses it, is not seen by {many}'
+    return ''
 
 
 def keep_compilations():
