@@ -19,10 +19,10 @@ import time
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 # JAX has no public way to the store of its coordinator; Orbax uses this one.
 from jax._src.distributed import global_state
+from jax.experimental import multihost_utils
 
 from rpn_jax.console import show
 from rpn_jax.errors import InputError, printable
