@@ -66,6 +66,7 @@ def train_mode(config, folder, *, strict=False):
     """
     if hosts.several():
         hosts.agree(_started(config))
+        logger.info(hosts.line())
     with workdir.locked(folder) if hosts.is_first() else contextlib.nullcontext():
         config = _resolved(config, folder)
         for finding in config_checks.findings(config):

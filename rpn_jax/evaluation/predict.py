@@ -52,8 +52,8 @@ def make_predict(model, *, proposals, pixels=None, devices=None):
     proposals are keywords of propose, pixels a normalization.Pixels (by default torchvision's),
     devices by default the first local one. batch has `image` [N, H, W, 3] and `size` [N, 2]; N is a
     multiple of the number of devices. With dense=True predict returns (Proposals, logits [N, A],
-    deltas [N, A, 4]). With devices of several processes a batch holds the rows of this one, and what
-    is returned those of all.
+    deltas [N, A, 4]). With devices of several processes a batch holds the rows of this one, and
+    what is returned those of all.
     """
     pixels = pixels or pixel_family('torchvision')
     devices = list(devices or jax.local_devices()[:1])

@@ -22,7 +22,10 @@ def digests(records):
 
 
 def summary(sources):
-    """Returns {'training data' or 'evaluation data': text} of sources as in write: names, hashes."""
+    """Returns {'training data' or 'evaluation data': name, count and hash} of sources as in write.
+
+    Sources whose records are the same, in the same order, have the same.
+    """
     return {
         f'{SPLITS[split]} data': f'{source.name}, {len(source.records)} images, hash '
         + _hash(''.join(digests(source.records)))

@@ -71,7 +71,7 @@ def start(coordinator='', processes=0, process=0, *, meet_timeout=300, heartbeat
 
 
 def several():
-    """Says whether there is more than one process. Raises InputError where `start` knows of none."""
+    """Says whether there is more than one process; raises InputError if `start` knows of none."""
     if not _names and jax.process_count() > 1:
         raise InputError('JAX has several processes: they must be started by hosts.start')
     return len(_names) > 1
@@ -87,13 +87,21 @@ def named(process):
     return f'process {process} ({_names[process]})'
 
 
+def line():
+    """Returns a line on how many processes, hosts and devices there are."""
+    counts = {name: _names.count(name) for name in _names}
+    shown = ', '.join(f'{each} on {name}' for name, each in list(counts.items())[:8])
+    more = ', ..' if len(counts) > 8 else ''
+    return f'{len(_names)} processes ({shown}{more}) with {jax.device_count()} devices in all'
+
+
 def prefix():
     """Returns what a message of this process begins with, '' where there is only one."""
     return f'{named(global_state.process_id)}: ' if several() else ''
 
 
 def exchange(value):
-    """Returns the values of all processes, in order, on all of them; JSON must be able to hold them.
+    """Returns the values of all processes, in order, on all of them, as JSON holds them.
 
     It waits for all, and process 0 says for whom.
     """
@@ -184,7 +192,7 @@ def _left():
 
 
 def _watch(heartbeat_timeout):
-    """Ends this process, with a line, as soon as another has failed or is lost; runs in a thread."""
+    """Ends this process, with a line, as soon as another has failed or is lost: a thread."""
     client, own, count = global_state.client, str(global_state.process_id), len(_names)
     while True:
         try:

@@ -6,6 +6,7 @@ reached; here each of these is a line.
 
 import json
 import logging
+import os
 import select
 import socket
 import time
@@ -47,7 +48,7 @@ def _receive(address, port, processes, end):
         server = socket.create_server(('', port), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise InputError(
-            f'--coordinator={address}: process 0 cannot listen there ({error.strerror}); '
+            f'--coordinator={address}: process 0 cannot listen there ({os.strerror(error.errno)}); '
             'another run may have the port: take another port, on all hosts'
         ) from error
     names, connections = {0: socket.gethostname()}, {}

@@ -43,7 +43,10 @@ def here(devices):
 
 
 def place(state, devices):
-    """Puts the state on all devices of this process, as pmap wants it: elsewhere placed it would compile twice."""
+    """Puts the state on all devices of this process, as pmap wants it.
+
+    Placed elsewhere it would compile twice.
+    """
     return jax.device_put(state, sharding(here(devices)))
 
 

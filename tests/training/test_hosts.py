@@ -1,0 +1,235 @@
+"""Several processes train like one, and end together, each with one line."""
+
+import functools
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import host_cases
+import jax
+import numpy as np
+import pytest
+from helpers import ROOT, assert_near, scratch, tiny_flags
+
+from rpn_jax.errors import InputError
+from rpn_jax.training import checkpoint, hosts, workdir
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+SECONDS = 900  # for processes on a machine that is busy
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        return taken.getsockname()[1]
+
+
+def start(*words, devices=2, **environment):
+    """Starts Python with words in the root of the repository, with so many devices."""
+    count = f'--xla_force_host_platform_device_count={devices}'
+    path = os.pathsep.join((str(ROOT), str(ROOT / 'tests')))
+    own = {'XLA_FLAGS': count, 'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu', 'PYTHONUNBUFFERED': '1'}
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | own | environment, **pipes)
+
+
+def end(processes):
+    """Waits for processes; returns (exit code, stdout, stderr) of each."""
+    try:
+        said = [process.communicate(timeout=SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *both) for p, both in zip(processes, said, strict=True)]
+
+
+def start_run(folder, *flags, of=(), count=2, port=None, **changes):
+    """Starts main.py as so many processes of one run; of[i] are words of process i alone."""
+    port = port or free_port()
+    together = [f'--coordinator=127.0.0.1:{port}', f'--processes={count}', *flags]
+    words = ['main.py', 'train', *tiny_flags(folder, **changes), *together]
+    each = [(*words, f'--process={i}', *(of[i] if of else ())) for i in range(count)]
+    return [start(*own) for own in each]
+
+
+def errors(results):
+    """Returns the lines of the processes' stderr that are errors; each must have ended by one."""
+    found = []
+    for code, out, error in results:
+        (line,) = (line for line in error.splitlines() if line.startswith('error: '))
+        assert code == 1 and 'Traceback' not in out + error
+        found.append(line)
+    return found
+
+
+def wait_for(process, text):
+    """Reads what a process prints until a line has the text."""
+    assert any(text in line for line in process.stdout)
+
+
+@functools.cache
+def of_two():
+    """Returns the folder in which two processes of two devices have trained all cases."""
+    folder = scratch()
+    host_cases.write_pictures(folder)
+    one = 'resumed by several'  # what one process begins
+    host_cases.train(one, folder, one, jax.devices()[:1], steps=10)
+    address = f'127.0.0.1:{free_port()}'
+    words = ROOT / 'tests/host_cases.py', address, 2
+    results = end([start(*words, process, folder) for process in range(2)])
+    assert [code for code, *_ in results] == [0, 0], results
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('devices', [4, 1])
+@pytest.mark.parametrize('name', ['frozen', 'group', 'batch', 'canvases'])
+def test_two_processes_train_as_one(name, devices):
+    folder, alone = of_two(), f'{name} on {devices}'
+    state, _ = host_cases.train(name, folder, alone, jax.devices()[:devices])
+    own, theirs = host_cases.losses(folder / alone), host_cases.losses(folder / name)
+    assert len(own) == len(theirs) > 5
+    np.testing.assert_allclose(theirs, own, rtol=1e-5)
+    assert_states_near(checkpoint.restore(folder / name)[0], state)
+    first, last = (checkpoint.restore(folder / name, step)[0] for step in (10, 20))
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), first['params'], last['params'])
+    assert any(jax.tree.leaves(moved))
+
+
+def assert_states_near(saved, state):
+    """Checks the parameters and statistics of a checkpoint against those of a state."""
+    for tree, ours in (('params', state.params), ('batch_stats', state.batch_stats)):
+        assert jax.tree.structure(saved[tree]) == jax.tree.structure(ours)
+        jax.tree.map(functools.partial(assert_near, tolerance=1e-5), saved[tree], ours)
+
+
+@pytest.mark.slow
+def test_the_hosts_had_unequal_numbers_of_objects_and_canvases_changed():
+    config = host_cases.config_of('canvases', of_two())
+    options = host_cases.loop.data.Options(**config.data)
+    source = host_cases.loop.data.open_split(options, '')
+    plan = host_cases.loop.data.train_batch(source, options, seed=0)
+    steps = [plan.positions(step) for step in range(20)]
+    assert {canvas for canvas, _ in steps} == {0, 1}
+    objects = [[len(source.records[i].boxes) for i in rows] for _, rows in steps]
+    assert any(sum(rows[:2]) != sum(rows[2:]) for rows in objects)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_processes_is_resumed_by_one_and_the_other_way_round():
+    folder, name = of_two(), 'resumed by one'
+    assert checkpoint.steps(folder / name) == [10]
+    host_cases.train(name, folder, name, jax.devices(), steps=20)
+    state, _ = host_cases.train(name, folder, 'whole', jax.devices()[:1], steps=20)
+    for run in (name, 'resumed by several'):
+        assert checkpoint.steps(folder / run)[-1] == 20
+        np.testing.assert_allclose(
+            host_cases.losses(folder / run), host_cases.losses(folder / 'whole'), rtol=1e-5
+        )
+        assert_states_near(checkpoint.restore(folder / run)[0], state)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_to_the_last_digit_as_one():
+    folder = of_two()
+    shutil.copytree(folder / 'batch', folder / 'evaluated')
+    _, evaluation = host_cases.train('batch', folder, 'evaluated', jax.devices())
+    assert evaluation.summary == json.loads((folder / 'batch/evaluation.json').read_text())
+    lines = workdir.read_history(folder / 'batch')
+    assert [line['step'] for line in lines if 'AR@10' in line] == [10]
+
+
+LONG = {'steps': 1_000_000, 'evaluation__every': 0, 'log_every': 5, 'checkpoint__every': 10}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('number', 'lost'), [('SIGKILL', 1), ('SIGSTOP', 1), ('SIGKILL', 0)])
+def test_where_one_is_lost_the_other_ends_with_a_line_and_a_good_checkpoint(tmp_path, number, lost):
+    processes = start_run(tmp_path, '--heartbeat-timeout=20', **LONG)
+    wait_for(processes[0], 'step 30/')
+    began = time.monotonic()
+    processes[lost].send_signal(signal.Signals[number])
+    _, error = processes[1 - lost].communicate(timeout=SECONDS)
+    assert time.monotonic() - began < 90  # 20 + 20 and what a busy machine adds
+    end(processes)
+    line = error.splitlines()[-1]
+    assert processes[1 - lost].returncode == 1 and f'process {lost} (' in line
+    assert line.startswith(f'error: process {1 - lost} (') and ' go on from the newest ' in line
+    assert [message for _, message in checkpoint.verify(tmp_path)] and not any(
+        message for _, message in checkpoint.verify(tmp_path)
+    )
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_ends_all_at_the_same_step_with_a_checkpoint(tmp_path):
+    processes = start_run(tmp_path, **LONG)
+    wait_for(processes[0], 'step 10/')
+    processes[1].send_signal(signal.SIGTERM)
+    results = end(processes)
+    steps = [re.search(r'interrupted at step (\d+);', error)[1] for *_, error in results]
+    assert [code for code, *_ in results] == [143, 143] and steps[0] == steps[1]
+    assert checkpoint.steps(tmp_path)[-1] == int(steps[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('of', 'message'),
+    [
+        (((), ('--config.seed=1',)), r'process 1 \(.*\) has seed 1, process 0 \(.*\) has 0; all'),
+        (((), ('--config.data.scenes=(9,6)',)), r'process 1 \(.*\) has data.scenes \[9, 6\], pro'),
+        (((), ('--config.data.batch_size=3',)), r'process 1 \(.*\) has data.batch_size 3, proces'),
+        ((('--config.data.batch_size=2',),) * 2, 'batch_size: 2 images cannot be divided among 4'),
+        (((), ('--config=nowhere.py',)), r'nowhere\.py'),
+    ],
+)
+def test_what_does_not_fit_is_a_line_of_every_process(tmp_path, of, message):
+    lines = errors(end(start_run(tmp_path / 'run', of=of)))
+    assert all(re.search(message, line) for line in lines), lines
+    assert checkpoint.steps(tmp_path / 'run') == []
+
+
+@pytest.fixture
+def three(monkeypatch):
+    """Stands for process 0 of three; returns what the others' values are made by."""
+    monkeypatch.setattr(hosts, '_names', ['a', 'b', 'b'])
+    values = {1: dict, 2: dict}
+    monkeypatch.setattr(
+        hosts, 'exchange', lambda own: [own, *(change(own) for change in values.values())]
+    )
+    return values
+
+
+def test_all_differences_between_processes_are_named(three):
+    hosts.agree({'seed': 1, 'jax': '0.10'})
+    three[2] = lambda own: {**own, 'seed': 2, 'training data': 'x'}
+    expected = (
+        r'^process 2 \(b\) has seed 2, process 0 \(a\) has 1; process 2 \(b\) has training data '
+        r"'x', process 0 \(a\) has None; all processes must be started alike$"
+    )
+    with pytest.raises(InputError, match=expected):
+        hosts.agree({'seed': 1, 'jax': '0.10'})
+
+
+def test_processes_that_do_not_see_the_workdir_are_named(three, tmp_path):
+    three.update({1: lambda own: own, 2: lambda own: own})
+    assert workdir.shared_note(tmp_path) == '' and list(tmp_path.iterdir()) == []
+    three[2] = lambda own: own if isinstance(own, str) else False
+    note = workdir.shared_note(tmp_path)
+    assert note.endswith(
+        f'{tmp_path} of process 0 (a), which alone uses it, is not seen by process 2 (b)'
+    )
+
+
+def test_one_process_does_everything_itself(caplog):
+    caplog.set_level(logging.INFO)
+    assert hosts.is_first() and not hosts.several() and hosts.prefix() == ''
+    assert hosts.exchange([1]) == [[1]] and hosts.from_first(lambda: (1,)) == (1,)
+    assert hosts.agree({'a': 1}) is None and hosts.broadcast({'a': 2}) == {'a': 2}
