@@ -151,7 +151,7 @@ def _start(arguments, process):
     given = {name: getattr(arguments, name) for name in ('coordinator', 'processes', 'process')}
     timeouts = {f'{name}_timeout': getattr(arguments, f'{name}_timeout') for name in TIMEOUTS}
     hosts = sys.modules[HOSTS]
-    hosts.start(**{k: v for k, v in given.items() if v is not None}, **timeouts)
+    hosts.start(**{k: v for k, v in given.items() if v not in ('', None)}, **timeouts)
     if not hosts.is_first():
         logging.getLogger('rpn_jax').setLevel(logging.ERROR)
 

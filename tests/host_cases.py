@@ -10,11 +10,18 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from data_files import VOC_SIZES, write_voc
-from helpers import lines_of, tiny_config
 
-from rpn_jax.commands import evaluator
-from rpn_jax.training import hosts, loop
+from rpn_jax.training import hosts
+
+if __name__ == '__main__':  # before helpers.py, which computes something
+    jax.config.update('jax_disable_most_optimizations', True)
+    hosts.start(sys.argv[1], *map(int, sys.argv[2:4]))
+
+from data_files import VOC_SIZES, write_voc  # noqa: E402
+from helpers import lines_of, tiny_config  # noqa: E402
+
+from rpn_jax.commands import evaluator  # noqa: E402
+from rpn_jax.training import loop  # noqa: E402
 
 PICTURES = 18
 PLAIN = {'model__width': 4, 'evaluation__every': 0, 'steps': 20, 'checkpoint__every': 10}
@@ -56,11 +63,8 @@ def losses(run):
     return np.array([line['loss'] for line in lines_of(run)])
 
 
-def main(coordinator, processes, process, folder):
+def main(folder):
     """Trains all cases as one process of several; process 0 writes what its Evaluation is."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    hosts.start(coordinator, int(processes), int(process))
-    folder = Path(folder)
     for name in CASES:
         evaluation = train(name, folder, name)[1]
         if evaluation:
@@ -70,4 +74,4 @@ def main(coordinator, processes, process, folder):
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    main(Path(sys.argv[4]))

@@ -19,9 +19,11 @@ from rpn_jax import cli, commands
 from rpn_jax import config as configs
 from rpn_jax.cli import main
 from rpn_jax.errors import InputError, Interrupted
-from rpn_jax.training import workdir
+from rpn_jax.training import hosts, workdir
 
 CONFIG = f'--config={quickstart.__file__}'
+HOSTS = '--workdir=x --coordinator=a:1 --processes=2'
+TIMEOUTS = {'meet_timeout': 5, 'heartbeat_timeout': 9}
 
 
 @pytest.fixture
@@ -105,11 +107,42 @@ def test_overrides_come_with_a_sign_or_a_space_and_the_last_one_counts(ran):
         ('train --runs=a', '--runs=a belongs to compare, not to'),
         ('--mode=compare --runs=a,b --config.seed=1', 'compare takes no config'),
         ('--config=quickstart --config.steps=0', 'config key steps: 0 is out of bounds'),
+        ('evaluate --workdir=x --distributed', '--distributed belongs to train, not to'),
+        ('--workdir=x --processes=2 --mode=doctor', '--processes belongs to train, not to the mod'),
+        ('--workdir=x --coordinator=a:1', '--coordinator needs --processes and --process, too'),
+        ('--workdir=x --processes=2 --process=0', '--processes needs --coordinator, too'),
+        (f'{HOSTS} --process=2', '--process=2 is not one of --processes=2; they are counted from'),
+        (f'{HOSTS} --process=-1', '--process=-1 is not one of --processes=2'),
+        (f'{HOSTS} --process=1 --meet-timeout=0', '--meet-timeout=0 is not at least 1 second'),
+        (f'{HOSTS} --process=x', "argument --process: invalid int value: 'x'"),
     ],
 )
 def test_a_wrong_command_line_is_refused(refuse, ran, words, complaint):
     assert complaint in refuse(words.split())
     assert not ran
+
+
+@pytest.mark.parametrize(
+    ('words', 'started'),
+    [
+        ('', None),
+        ('--coordinator=a:1 --processes=1 --process=0', None),
+        (f'{HOSTS} --process=1 --print-config', None),
+        ('--distributed', {}),
+        (f'{HOSTS} --process=0', {'coordinator': 'a:1', 'processes': 2, 'process': 0}),
+        (
+            f'{HOSTS} --process=1 --meet-timeout=5 --heartbeat-timeout=9 --distributed',
+            {'coordinator': 'a:1', 'processes': 2, 'process': 1, **TIMEOUTS},
+        ),
+    ],
+)
+def test_processes_are_started_before_a_config_is_read(ran, monkeypatch, words, started):
+    calls, read = [], configs.read
+    monkeypatch.setattr(hosts, 'start', lambda **keywords: calls.append(keywords))
+    monkeypatch.setattr(configs, 'read', lambda file: calls.append('read') or read(file))
+    assert main([CONFIG, *words.split()]) == 0
+    defaults = {'meet_timeout': 300, 'heartbeat_timeout': 45}
+    assert calls == ['read'] if started is None else [defaults | started, 'read']
 
 
 def test_the_words_of_the_process_are_the_default(ran, monkeypatch):
