@@ -119,17 +119,14 @@ def _run(words, process):
         if not isinstance(error, InputError):  # a disk that is full, say
             error = InputError(disk_line(error))
         line = configs.with_keys(str(error))
-        show(f'error: {_prefix()}{line}', file=sys.stderr)
-        return _end(1, line)
+        return _end(1, f'error: {_prefix()}{line}', line)
     except Interrupted as interruption:
-        show(f'{_prefix()}{interruption}', file=sys.stderr)
-        return _end(interruption.code)
+        return _end(interruption.code, f'{_prefix()}{interruption}')
     except KeyboardInterrupt as interruption:
         if process:
             _at_signals(signal.SIG_IGN)  # what is on its way
-        show(f'{_prefix()}interrupted', file=sys.stderr)
         code = 128 + next(iter(interruption.args), signal.SIGINT)
-        _end(code, 'interrupted')
+        _end(code, f'{_prefix()}interrupted', 'interrupted')
         if process:  # the end of the interpreter may crash while XLA's threads still compile
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
@@ -140,7 +137,8 @@ def _run(words, process):
             raise
         sys.modules[HOSTS].await_end(error)  # where another is lost, the line of that ends this one
         traceback.print_exc()
-        return _end(1, f'{type(error).__name__}: {error}'.partition('\n')[0])
+        line = f'{type(error).__name__}: {error}'.partition('\n')[0]
+        return _end(1, f'error: {_prefix()}{line}', line)
     return _end(0)
 
 
@@ -161,10 +159,15 @@ def _prefix():
     return sys.modules[HOSTS].prefix() if HOSTS in sys.modules else ''
 
 
-def _end(code, failure=''):
-    """Returns an exit code; of several processes this one ends, and the others at its failure."""
+def _end(code, line='', failure=''):
+    """Prints a last line and returns an exit code.
+
+    Of several processes this one ends, and with a failure the others, too.
+    """
     if _prefix():
-        sys.modules[HOSTS].leave(code, failure)
+        sys.modules[HOSTS].leave(code, line, failure)
+    if line:
+        show(line, file=sys.stderr)
     return code
 
 

@@ -28,7 +28,7 @@ PLAIN = {'model__width': 4, 'evaluation__every': 0, 'steps': 20, 'checkpoint__ev
 CASES = {
     'frozen': {'model__norm': 'frozen', 'model__frozen_stages': 2},
     'group': {'model__norm': 'group'},
-    'batch': {'evaluation__every': 10, 'log_every': 3},
+    'batch': {'evaluation__every': 10, 'log_every': 3, 'checkpoint__best': 'AR@10'},
     'canvases': {
         **{'data__source': 'voc', 'data__train_split': '', 'data__resize': 'short_side'},
         **{'data__image_size': 48, 'data__max_size': 96, 'data__canvases': 3},

@@ -34,6 +34,9 @@ LEAVE = 10  # seconds that a process which ends gives the others to end with it
 START = 60  # seconds that JAX may take to connect processes that have met
 FAILED, LEFT, EXCHANGE = 'rpn_jax/failed/', 'rpn_jax/left/', 'rpn_jax/exchange/'
 
+REMEDY = 'the same commands go on from the newest checkpoint'
+
+_leaving = threading.Lock()  # of the thread that ends the process
 _names = []  # host names, by process; empty where there is one process
 _number = itertools.count()  # of exchanges
 
@@ -71,9 +74,7 @@ def start(coordinator='', processes=0, process=0, *, meet_timeout=300, heartbeat
 
 
 def several():
-    """Says whether there is more than one process; raises InputError if `start` knows of none."""
-    if not _names and jax.process_count() > 1:
-        raise InputError('JAX has several processes: they must be started by hosts.start')
+    """Says whether there is more than one process."""
     return len(_names) > 1
 
 
@@ -170,9 +171,15 @@ def agree(about):
         raise InputError(f'{"; ".join(differences[:8])}{more}; all processes must be started alike')
 
 
-def leave(code, failure=''):
-    """Ends this process with an exit code, and with a failure all others, which tell it."""
+def leave(code, line='', failure=''):
+    """Ends this process with an exit code and a line, and with a failure all others, which tell it.
+
+    Of the threads that call it the first does so; others wait for the end.
+    """
+    _leaving.acquire()
     client, own = global_state.client, global_state.process_id
+    if line:
+        show(line, file=sys.stderr)
     with contextlib.suppress(Exception):  # the coordinator may be gone
         if failure:
             client.key_value_set(f'{FAILED}{own}', failure, allow_overwrite=True)
@@ -210,16 +217,8 @@ def _watch(heartbeat_timeout):
                 for each in lost
                 if str(each) not in told
             ]
-            _say(f'{"; ".join(lines)}; {REMEDY}')
-            leave(1)
+            leave(1, f'error: {prefix()}{"; ".join(lines)}; {REMEDY}')
         time.sleep(POLL)
-
-
-REMEDY = 'the same commands go on from the newest checkpoint'
-
-
-def _say(line):
-    show(f'error: {prefix()}{line}', file=sys.stderr)
 
 
 def await_end(error):

@@ -35,7 +35,9 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
     Several processes all call it, with the same config: each feeds its own devices its rows of
     every batch. Process 0 alone uses the workdir and gets the Evaluation.
     """
-    first = not hosts.several() or hosts.is_first()
+    if jax.process_count() > 1 and not hosts.several():
+        raise InputError('JAX has several processes: they must be started by hosts.start')
+    first = hosts.is_first()
     devices = everywhere(devices or jax.local_devices())
     options = data.check(data.Options(**config.data))
     check_divides(options.batch_size, len(devices))
@@ -97,7 +99,7 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
                         if last or step % checkpoints.every == 0 or checkpoints.is_best(figures):
                             save(figures)
                         if due and not last:
-                            log(step, figures or between(state, step))
+                            log(step, figures if checkpoints.best else between(state, step))
                     except Interrupted:
                         save()
                         raise
