@@ -21,8 +21,6 @@ HOSTS = 'rpn_jax.training.hosts'  # a module that takes seconds to import
 TIMEOUTS = {'meet': 300, 'heartbeat': 45}  # seconds
 AGAIN = 1  # seconds after which a signal is sent again
 USAGE = 'python main.py [MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value]'
-
-
 logger = logging.getLogger(__name__)
 
 

@@ -36,7 +36,7 @@ FAILED, LEFT, EXCHANGE = 'rpn_jax/failed/', 'rpn_jax/left/', 'rpn_jax/exchange/'
 
 REMEDY = 'the same commands go on from the newest checkpoint'
 
-_leaving = threading.Lock()  # of the thread that ends the process
+_leaving = threading.RLock()  # of the thread that ends the process
 _names = []  # host names, by process; empty where there is one process
 _number = itertools.count()  # of exchanges
 
@@ -51,7 +51,7 @@ def start(coordinator='', processes=0, process=0, *, meet_timeout=300, heartbeat
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.config.update('jax_enable_recoverability', True)  # else JAX crashes all when one is lost
     jax.config.update('jax_enable_preemption_service', False)  # signals are handled in progress
-    where = {}
+    where = {'initialization_timeout': meet_timeout}
     if coordinator:
         meet(coordinator, processes, process, meet_timeout)
         where = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
