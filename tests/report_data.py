@@ -254,7 +254,7 @@ def missed_objects():
     )
     suppressed |= {'boxes': suppressed['boxes'][:2], 'remover': np.array([30.0, 20, 90, 70])}
     beyond |= {'boxes': beyond['boxes'][:1]}
-    both = {'overlap': 0.75, 'rank': 240}
+    both = {'overlap': 0.75, 'rank': 240, 'anchor': '64 px'}
     first = {'reason': 'suppressed', 'size': (20, 20), 'remover': 2, 'removed_by': 'another_object'}
     other = {'reason': 'beyond_limit', 'size': (40, 200), 'remover': None, 'removed_by': None}
     return [both | first | {'picture': suppressed}] * 2 + [both | other | {'picture': beyond}] * 2

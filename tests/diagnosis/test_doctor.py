@@ -204,7 +204,8 @@ def test_a_new_shape_at_nearly_every_step_is_found_first(tmp_path):
         (folder / f'ImageSets/Main/{split}.txt').write_text(text)
     changes = {'source': 'voc', 'path': str(folder), 'resize': 'short_side', 'max_size': 2000}
     changes |= {'canvases': 40, 'canvas_multiple': 8, 'batch_size': 1}
-    config = config_of(model__norm='group', **{f'data__{k}': v for k, v in changes.items()})
+    changes = {f'data__{key}': value for key, value in changes.items()}
+    config = config_of(model__norm='group', optim__learning_rate=0.00125, **changes)
     study = doctor.diagnose(config, seconds=0)
     assert first(study).startswith('Nearly every step has a new shape')
 
