@@ -42,7 +42,7 @@ CHANGES = {
             'optim.weight_decay': 5e-4,
             'optim.warmup_steps': 10,
         },
-        "Adam moves every weight by the learning rate at each step: 0.01 is a step of SGD's.",
+        'Adam moves every weight by about the learning rate at each step: 0.01 is a rate for SGD.',
     ),
     'pixels': Change(
         {'data.mean': (), 'data.std': ()},
@@ -78,6 +78,7 @@ def main(argv):
         if code := cli.main(['train', *given, *changed, *words]):
             return code
     print(*table(runs), sep='\n')
+    print(*(f'{name}: {change.lesson}' for name, change in CHANGES.items()), sep='\n')
     page = arguments.output / 'compare.html'
     return cli.main(['compare', f'--runs={",".join(map(str, runs.values()))}', f'--output={page}'])
 

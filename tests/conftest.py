@@ -35,6 +35,14 @@ from rpn_jax.cli import main  # noqa: E402
 from rpn_jax.data.prepare import official  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def programs_of_slow_tests_are_dropped(request):
+    """Frees compiled programs: thousands of them reach Linux's limit of mapped memory."""
+    yield
+    if request.node.get_closest_marker('slow'):
+        jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def compiled_functions():
     """Returns the folder in which compiled functions are kept for the tests that come later."""

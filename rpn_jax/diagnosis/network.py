@@ -19,8 +19,8 @@ BEST = 20  # proposals of an image that are compared with its objects
 RANKED = dict(pre_nms=300, post_nms=BEST, nms_iou=0.7)
 
 
-def make_look(model, *, seed, devices, pixels, targets=None, loss=None):
-    """Returns look(variables, batch) -> dict of NumPy values; the arguments are make_update's.
+def make_measure(model, *, seed, devices, pixels, targets=None, loss=None):
+    """Returns measure(variables, batch) -> dict of NumPy values; the arguments are make_update's.
 
     The sampled anchors are those of step 0. `dead` {part: share of channels that are 0 everywhere},
     `gradients` {loss: norm of its weighted gradient at the maps under the head}, `box` and
@@ -29,7 +29,7 @@ def make_look(model, *, seed, devices, pixels, targets=None, loss=None):
     """
     loss = LOSS | dict(loss or {})
 
-    def look(variables, batch):
+    def measure(variables, batch):
         inputs = normalise(batch['image'], batch['size'], pixels)
         anchors = rpn.anchors_of(model, inputs.shape[1:3])
         sampled = assign_images(step_key(seed, 0), anchors, batch, targets or {})
@@ -65,7 +65,7 @@ def make_look(model, *, seed, devices, pixels, targets=None, loss=None):
             'valid': proposals.valid,
         }
 
-    mapped = parallel(look, devices, keeps_state=True)
+    mapped = parallel(measure, devices, keeps_state=True)
 
     def of_host(variables, batch):
         return jax.device_get(mapped(place(variables, devices), place_batch(batch, devices)))

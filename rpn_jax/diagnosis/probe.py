@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from rpn_jax.data.records import Kind
-from rpn_jax.diagnosis.network import make_look, spread
+from rpn_jax.diagnosis.network import make_measure, spread
 from rpn_jax.models import resnet, rpn
 from rpn_jax.training.optim import make_optimizer
 from rpn_jax.training.parallel import place, place_batch
@@ -45,7 +45,7 @@ class Probe(NamedTuple):
     ratios: dict  # {part of the network: norm of an update over norm of its weights}, first step
     seconds: float  # of a step
     lasting: list = ()  # Trace on several batches, at three times the rate, then perhaps at it
-    before: dict | None = None  # what network.make_look gives of the state before the first step
+    before: dict | None = None  # what network.make_measure gives of the state before the first step
     after: dict | None = None  # and of that which has learnt one batch
     spreads: tuple = (0.0, 0.0)  # network.spread of its proposals, and of the batch's objects
     compiled: float = 0.0  # seconds to compile the update
@@ -107,10 +107,10 @@ def run(model, optim, tensors, batches, *, seed, budget, share=1.0, **rules):
         lasting.append(train(rate, steps, placed, steps // 2 if optim['warmup_steps'] else 0)[0])
         if not diverges(lasting[-1]):
             break
-    look = make_look(model, seed=seed, devices=devices, **rules)
-    before, after = (look(each.variables, batches[0]) for each in (state, learnt))
+    measure = make_measure(model, seed=seed, devices=devices, **rules)
+    before, after = (measure(each.variables, batches[0]) for each in (state, learnt))
     began = time.monotonic()
-    look(state.variables, batches[0])
+    measure(state.variables, batches[0])
     forward = time.monotonic() - began
     objects = batches[0]['boxes'][batches[0]['kind'] == Kind.OBJECT]
     memory = update.memory_analysis()

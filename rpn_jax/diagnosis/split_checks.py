@@ -10,6 +10,7 @@ import numpy as np
 from rpn_jax.data import images
 from rpn_jax.data.check import examined
 from rpn_jax.data.images import BadRecord
+from rpn_jax.data.records import Kind
 from rpn_jax.diagnosis.finding import BUILD, MEASURE, SCHEDULE, TRUTH, Finding
 
 EXAMINED = 200  # images of the evaluation whose files are compared with those of training
@@ -65,7 +66,7 @@ def unreadable(error):
 def evaluated(source, other):
     """Checks the evaluated Source `other`: objects, enough images, none that is trained on."""
     count, found = len(other.records), []
-    if not any(np.any(record.kind == 1) for record in other.records):
+    if not any(np.any(record.kind == Kind.OBJECT) for record in other.records):
         found.append(
             Finding(
                 'error',

@@ -72,11 +72,8 @@ def _deceived(history, evaluation):
     if None in (value, blind, first) or value > blind or last >= 0.95 * first:
         return None
     text = f'The training loss fell from {first:.3f} to {last:.3f}, yet the proposals recall no '
-    text += f'more than boxes that never see the image ({figure} {value:.3f}, {name} {blind:.3f}): '
-    return (
-        f'{text}a falling loss is not learning. `python main.py doctor` looks for the cause.',
-        False,
-    )
+    text += f'more than boxes that never see the image ({figure} {value:.3f}, {name} {blind:.3f}). '
+    return f'{text}`python main.py doctor` looks for the cause.', False
 
 
 def _average_recall(evaluation):

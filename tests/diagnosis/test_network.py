@@ -27,7 +27,7 @@ def test_dead_channels_pulls_and_scores_are_those_of_the_network(changes):
     model = rpn.build(config.model, config.anchors)
     _, optimizer, _ = loop.build(config)
     variables = jax.device_get(init_state(model, optimizer, 0).variables)
-    look = network.make_look(
+    measure = network.make_measure(
         model,
         seed=0,
         devices=jax.local_devices()[:1],
@@ -35,14 +35,14 @@ def test_dead_channels_pulls_and_scores_are_those_of_the_network(changes):
         targets=config.targets,
         loss={'box_weight': 0.0},
     )
-    found = look(variables, batch)
+    found = measure(variables, batch)
     assert {*found['dead']} == {'conv2', 'conv3', 'head'} and max(found['dead'].values()) < 0.5
     assert found['gradients']['objectness'] > 0 == found['gradients']['box'] == found['box']
     assert all(0.3 < score < 0.7 for score in found['scores'])
     assert found['boxes'].shape == (4, network.BEST, 4) and found['valid'].any()
     head = variables['params']['head']['conv']
     head['bias'] = np.where(np.arange(len(head['bias'])) % 4, -1e6, head['bias'])
-    assert look(variables, batch)['dead']['head'] >= 0.75
+    assert measure(variables, batch)['dead']['head'] >= 0.75
 
 
 def test_the_spread_of_boxes_is_that_of_their_log_sizes():

@@ -37,6 +37,7 @@ def test_the_runs_end_in_a_table_and_a_page(tmp_path, monkeypatch, capsys):
     assert {'0_published', '1_tenth_of_the_steps', 'random_boxes'} <= set(names)
     (row,) = (row.split() for row in rows if row.startswith('0_published ') and '->' in row)
     assert 0 < float(row[3]) != float(row[1]) > 0
+    assert any(row.startswith('published: Both losses fall') for row in rows)
     assert '0_published' in (tmp_path / 'compare.html').read_text()
 
 
