@@ -149,6 +149,7 @@ def _predict_all(predict, variables, split, dense, between):
     settings = dict(batch_size=split.options.batch_size, images=len(split.sizes))
     settings |= dict(host=jax.process_index(), hosts=jax.process_count())
     for batch in data.evaluation_batches(split.source, split.options, **settings):
+        hosts.begin_batch()
         outputs = predict(variables, batch, dense=dense)
         for row in np.flatnonzero(batch['index'] >= 0):
             own = jax.tree.map(lambda x, row=row: x[row], outputs)

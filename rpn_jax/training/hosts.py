@@ -32,13 +32,15 @@ logger = logging.getLogger(__name__)
 POLL = 1.0  # seconds between two looks at the others
 LEAVE = 10  # seconds that a process which ends gives the others to end with it
 START = 60  # seconds that JAX may take to connect processes that have met
+SILENT = 5  # seconds without a sign of life after which a process may be the one that others await
 FAILED, LEFT, EXCHANGE = 'rpn_jax/failed/', 'rpn_jax/left/', 'rpn_jax/exchange/'
-
+PACE = 'rpn_jax/pace/'
 REMEDY = 'the same commands go on from the newest checkpoint'
 
 _leaving = threading.RLock()  # of the thread that ends the process
 _names = []  # host names, by process; empty where there is one process
 _number = itertools.count()  # of exchanges
+_begun = 0  # batches, which all processes compute together, that this one has begun
 
 
 def start(coordinator='', processes=0, process=0, *, meet_timeout=300, heartbeat_timeout=45):
@@ -69,6 +71,7 @@ def start(coordinator='', processes=0, process=0, *, meet_timeout=300, heartbeat
         _names[:] = [''] * global_state.num_processes
         _names[:] = exchange(socket.gethostname())
         threading.Thread(target=_watch, args=(heartbeat_timeout,), daemon=True).start()
+        threading.Thread(target=_tell_pace, daemon=True).start()
         if not is_first():
             _tell_at_abort()
 
@@ -219,6 +222,54 @@ def _watch(heartbeat_timeout):
             ]
             leave(1, f'error: {prefix()}{"; ".join(lines)}; {REMEDY}')
         time.sleep(POLL)
+
+
+def begin_batch():
+    """Counts a batch that all processes compute together, which this one is about to begin."""
+    global _begun
+    _begun += 1
+
+
+class Pace:
+    """Finds out for which processes the others wait."""
+
+    def __init__(self):
+        self._told, self._heard, self._counts, self._moved, self._shown = {}, {}, None, 0, 0
+
+    def line(self, told, now):
+        """Returns a line on those that are waited for; '' while batches are begun, and in between.
+
+        told are {process: 'BATCHES TICKS'}, as each process tells them now and then: those are
+        waited for that have begun fewer batches than others, else those whose ticks stand still.
+        """
+        self._heard |= {each: now for each in told if told[each] != self._told.get(each)}
+        self._told = told
+        counts = {each: int(text.split()[0]) for each, text in told.items()}
+        if counts != self._counts:
+            self._counts, self._moved = counts, now
+        if now - max(self._moved, self._shown) < PATIENCE:
+            return ''
+        behind = [each for each in counts if counts[each] < max(counts.values())]
+        silent = [each for each in counts if now - self._heard[each] > SILENT]
+        if not (awaited := behind or silent):
+            return ''
+        self._shown, many = now, len(awaited) > 8
+        names = ', '.join(map(named, sorted(awaited)[:8])) + (' and others' if many else '')
+        return f'waiting for {names}, {now - self._moved:.0f} s so far'
+
+
+def _tell_pace():
+    """Tells the others how far this process is; process 0 says who is waited for: a thread."""
+    client, own, pace = global_state.client, global_state.process_id, Pace()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 is gone
+        for tick in itertools.count():
+            client.key_value_set(f'{PACE}{own}', f'{_begun} {tick}', allow_overwrite=True)
+            if own == 0:
+                told = client.key_value_dir_get(PACE)
+                told = {int(key.rpartition('/')[2]): text for key, text in told}
+                if line := pace.line(told, time.monotonic()):
+                    logger.warning(line)
+            time.sleep(POLL)
 
 
 def await_end(error):

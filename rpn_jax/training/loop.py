@@ -86,6 +86,7 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
                     checkpoints.figures = workdir.figures(folder, checkpoints.best)
                 numbered = zip(range(start + 1, config.steps + 1), batches, strict=True)
                 for step, (index, batch) in numbered:
+                    hosts.begin_batch()
                     state, metrics = update(state, batch)
                     progress.read(step, metrics, index, checkpoints.latest)
                     checkpoints.check()
