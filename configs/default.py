@@ -131,6 +131,7 @@ def optim():
             learning_rate=0.001,  # the greatest of the schedule
             momentum=0.9,  # of sgd; adam's b1
             weight_decay=5e-4,  # not on norms
+            skip_nonfinite=0,  # steps in a row to skip where loss or gradient is not finite
             schedule='step',  # 'constant', 'step', 'cosine', 'cyclical', 'one_cycle'
             schedule_steps=0,  # length of the schedule; 0 is steps
             warmup_steps=0,  # of linear warmup, which begins at warmup_factor

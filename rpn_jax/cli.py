@@ -35,7 +35,9 @@ MODES = {
     'train': Mode('trains, or resumes the workdir, evaluates and writes a report', ('strict',)),
     'evaluate': Mode('evaluates a checkpoint of the workdir', ('step', 'output', 'strict')),
     'compare': Mode('puts the workdirs --runs=A,B,.. side by side', ('runs', 'output')),
-    'inspect': Mode('checks and draws the first training batches as the network gets them'),
+    'inspect': Mode(
+        'checks and draws the first training batches as the network gets them', ('batch',)
+    ),
     'doctor': Mode('finds why a config and its data learn slowly or not at all', ('strict',)),
     'anchors': Mode('measures how the anchors fit the training objects, suggests better ones'),
     'statistics': Mode('counts the pixels and boxes of the training data'),
@@ -222,7 +224,7 @@ def _parse(words):
     """Returns the arguments, and the values of keys as {'section.key': text}."""
     rest, changes = _changes(words)
     parser = _Parser(usage=USAGE, allow_abbrev=False, add_help=False)
-    for option in ('--config', '--workdir', '--mode', '--output', '--runs'):
+    for option in ('--config', '--workdir', '--mode', '--output', '--runs', '--batch'):
         parser.add_argument(option, default='')
     for option in ('--step', '--processes', '--process'):
         parser.add_argument(option, type=int)
@@ -271,7 +273,7 @@ def _check_options(arguments, changes):
     """Raises InputError where a mode is given an option that it does not take, or lacks one."""
     mode = arguments.mode
     _check_hosts(arguments)
-    for option in ('output', 'runs', 'step', 'strict'):
+    for option in ('output', 'runs', 'step', 'strict', 'batch'):
         given = getattr(arguments, option)
         takes = [name for name in MODES if option in MODES[name].options]
         if given not in ('', None) and given is not False and mode not in takes:
@@ -327,6 +329,7 @@ options:
   --step=N          evaluate, predict, export: the checkpoint of this step; default: the newest
   --output=PATH     what export, predict or compare write; of evaluate, proposals as COCO results
   --runs=A,B,..     workdirs that compare compares
+  --batch=FILE      inspect: a batch whose loss was not finite, as a run keeps it in its workdir
   --strict          train, evaluate: other data than the workdir's are an error, not a warning;
                     doctor: a finding of level error gives exit code 1
   --print-config    print the resolved config, and where each value comes from, and exit

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import jax
+import numpy as np
 import safetensors.numpy
 from ml_collections import FrozenConfigDict
 
@@ -47,7 +48,15 @@ from rpn_jax.report import (
     run_files,
     statistics_plot,
 )
-from rpn_jax.training import checkpoint, data_identity, hosts, loop, pretrained, workdir
+from rpn_jax.training import (
+    checkpoint,
+    data_identity,
+    hosts,
+    loop,
+    nonfinite,
+    pretrained,
+    workdir,
+)
 from rpn_jax.weights import published
 
 logger = logging.getLogger(__name__)
@@ -214,11 +223,19 @@ def compare_mode(runs, output=''):
     show(f'{page} shows them side by side')
 
 
-def inspect_mode(config, folder):
-    """Checks and draws the first training batches as the network gets them, with their anchors."""
+def inspect_mode(config, folder, *, batch=''):
+    """Checks and draws the first training batches as the network gets them, with their anchors.
+
+    Where `batch` is a file that training kept of a step that was not finite, it is that step's.
+    """
+    kept = nonfinite.read(batch) if batch else None
+    steps = range(kept.step - 1, kept.step) if kept else range(INSPECTED)
     config = resolve(config, folder)
     options = data.check(data.Options(**config.data))
     source = data.open_split(options, options.train_split, seed=config.seed)
+    if kept:
+        today = data.train_batch(source, options, seed=config.seed)(kept.step - 1)
+        _show_kept(batch, kept, source, today)
     where, depth = config.model.pretrained, config.model.depth
     key = config.model.pretrained_key
     tensors = pretrained.load(where, depth, config.anchors.aspect_ratios, key)
@@ -232,17 +249,17 @@ def inspect_mode(config, folder):
         options,
         targets=config.targets,
         seed=config.seed,
-        steps=range(INSPECTED),
+        steps=steps,
         pixels=pixels,
     )
-    for batch in examples:
+    for each in examples:
         files.make_folder(pictures)
-        path = pictures / f'batch_{batch[0].step:04}.png'
-        picture, lines = inputs_page.sheet(batch)
+        path = pictures / f'batch_{each[0].step:04}.png'
+        picture, lines = inputs_page.sheet(each)
         files.write_atomically(path, drawings.encode_png(picture))
         show(f'{path}', *(f'  {line}' for line in lines))
-        evidence += [example.evidence for example in batch]
-        shown += inputs_page.chosen(batch, inputs_page.SHOWN // INSPECTED)
+        evidence += [example.evidence for example in each]
+        shown += inputs_page.chosen(each, inputs_page.SHOWN // len(steps))
     verdicts = checks.verdicts(evidence, second_reading.differences(source))
     page = pictures / 'index.html'
     inputs_page.write_page(
@@ -259,6 +276,28 @@ def inspect_mode(config, folder):
     show(f'{page} shows {len(shown)} images beside their originals')
     if failed := [check.name for check in verdicts if check.passed is False]:
         raise InputError(f'the training input is wrong ({", ".join(failed)}); see {page}')
+
+
+def _show_kept(path, kept, source, batch):
+    """Prints what a file keeps of a step beside the batch that the data give today.
+
+    Raises InputError where the file is of other images than the step of this config.
+    """
+    ids = [source.records[i].image_id for i in batch['index']]
+    if ids != kept.image_ids:
+        raise InputError(
+            f'--batch={path}: step {kept.step} had the images {", ".join(kept.image_ids)}, with '
+            f'this config it has {", ".join(ids)}; give the --workdir of its run'
+        )
+    width = max(map(len, ['image', *ids]))
+    head = '  '.join(f'{name:>10}' for name in ('loss', *kept.largest))
+    show(f'step {kept.step}: the loss, and the largest activation of each part of the network')
+    show(f'{"image":<{width}}  {head}  as the data are today')
+    for row, image_id in enumerate(ids):
+        values = [kept.image_loss[row], *(each[row] for each in kept.largest.values())]
+        cells = '  '.join(f'{nonfinite.number(value):>10}' for value in values)
+        same = all(np.array_equal(own[row], batch[key][row]) for key, own in kept.batch.items())
+        show(f'{image_id:<{width}}  {cells}  {"yes" if same else "no"}')
 
 
 def doctor_mode(config, folder, *, strict=False):

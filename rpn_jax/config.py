@@ -113,6 +113,7 @@ KEYS = {
     'optim.learning_rate': Key(float, 0, 1e6),
     'optim.momentum': Key(float, 0, 1),
     'optim.weight_decay': Key(float, 0),
+    'optim.skip_nonfinite': Key(int, 0),
     'optim.schedule': Key(str, choices=('constant', 'step', 'cosine', 'cyclical', 'one_cycle')),
     'optim.schedule_steps': Key(int, 0),
     'optim.warmup_steps': Key(int, 0),

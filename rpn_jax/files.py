@@ -12,8 +12,11 @@ import os
 import shutil
 import stat
 import tempfile
+import tokenize
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import platformdirs
 
 from rpn_jax import console
@@ -26,6 +29,10 @@ LARGEST = 2**30  # bytes of a download whose size is not known
 MOST = 2**29  # bytes of a file that is read whole
 MOST_ROWS = 2**33  # .. of one with a row for each object, proposal or step
 TIMEOUT = 10  # seconds without an answer
+DAMAGED = (  # what reading a stranger's zip file, and the headers of its members, can raise
+    *(zipfile.BadZipFile, tokenize.TokenError, ValueError, EOFError, OSError, KeyError),
+    *(SyntaxError, RuntimeError, MemoryError),
+)
 
 
 def read(path, most=MOST):
@@ -206,3 +213,36 @@ def _download(url, part, _, *, sha256, size):
         raise OSError(f'cut off after {received} of {expected} bytes')
     if not digest.hexdigest().startswith(sha256.lower()):  # of a prefix pooch knows nothing
         raise OSError('the file has another hash')
+
+
+def read_npz(path, members, optional=(), most=MOST_ROWS):
+    """Returns the arrays of an .npz file whose members are not compressed, so that none can swell.
+
+    members are {name: (dtype, shape)}: of a dtype files need only the kind, and -1 is a side of any
+    length; optional are names that may be missing. Raises one of DAMAGED where the file's are
+    others, or it has more than `most` bytes.
+    """
+    size = Path(path).stat().st_size
+    if not Path(path).is_file():  # reading a pipe would wait for ever
+        raise ValueError('not a file')
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+    if size > most:
+        raise ValueError(f'{size} bytes; at most {most} are read')
+    if any(m.compress_type for m in infos) or sum(m.file_size for m in infos) > size:
+        raise ValueError(f'members are compressed, or larger than the file of {size} bytes')
+    with np.load(path, allow_pickle=False) as file:
+        if wrong := (members.keys() ^ set(file.files)) - (set(optional) - set(file.files)):
+            raise ValueError(f'missing or unexpected: {", ".join(sorted(wrong))}')
+        arrays = dict(file)
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # bytes, where the member is no .npy file
+            raise ValueError(f'{name} is no array')
+        dtype, shape = members[name]
+        fits = (
+            array.ndim == len(shape) and array.size <= size
+        )  # strings of no letters have no bytes
+        fits = fits and all(map(lambda n, own: n in (-1, own), shape, array.shape))
+        if array.dtype.kind != np.dtype(dtype).kind or not fits:
+            raise ValueError(f'{name} is {array.dtype} {list(array.shape)}')
+    return arrays

@@ -97,6 +97,7 @@ def test_overrides_come_with_a_sign_or_a_space_and_the_last_one_counts(ran):
         ('--config.steps', '--config.steps needs a value'),
         ('--config.steps --debugs', '--config.steps needs a value'),
         ('evaluate --step=x', "argument --step: invalid int value: 'x'"),
+        ('train --batch=x', '--batch=x belongs to inspect, not to the mode train'),
         ('inspect --output=x', '--output=x belongs to evaluate, compare, predict, export, not to'),
         ('train --step=3', '--step=3 belongs to evaluate, predict, export, not to'),
         (

@@ -24,7 +24,8 @@ USUAL_RATES = {'sgd': (2e-5, 1e-2), 'adam': (3e-6, 1e-3)}
 OF_PYRAMIDS = 2  # times the highest, for a pyramid
 
 COSINES = 'cosine', 'one_cycle'
-OPTIMIZER = 'optimizer', 'momentum', 'weight_decay'  # keys of optim that are not the schedule's
+# Keys of optim that are not the schedule's.
+OPTIMIZER = 'optimizer', 'momentum', 'weight_decay', 'skip_nonfinite'
 HIGHEST_MOMENTUM = 0.98
 FAR = 3  # times beyond a bound from which a warning becomes an error
 

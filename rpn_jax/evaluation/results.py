@@ -6,8 +6,6 @@ which detectron2, mmdetection and torchvision's references write and read.
 
 import io
 import json
-import tokenize
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -17,7 +15,7 @@ import numpy as np
 from rpn_jax.data.records import CROWD, DIFFICULT, OBJECT
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation.metrics import area
-from rpn_jax.files import MOST_ROWS, read_json, write_atomically
+from rpn_jax.files import DAMAGED, MOST_ROWS, read_json, read_npz, write_atomically
 
 PAIRS = 2**26  # of a proposal and an object of an image, whose overlaps are held at once
 FARTHEST = 1e9  # pixels; of boxes further out, or of no finite place, an area cannot be trusted
@@ -45,10 +43,6 @@ ROWS = {  # of all images, one after another: the field, and the member with eac
     'kinds': ('gt_kinds', 'object_counts'),
     'areas': ('gt_areas', 'object_counts'),
 }
-DAMAGED = (  # what reading a stranger's zip file, and the headers of its members, can raise
-    *(zipfile.BadZipFile, tokenize.TokenError, ValueError, EOFError, OSError, KeyError),
-    *(SyntaxError, RuntimeError, MemoryError),
-)
 
 
 class Results(NamedTuple):
@@ -103,7 +97,7 @@ def save(path, results):
 def load(path):
     """Returns the Results of a file that save wrote; raises InputError for any other."""
     try:
-        arrays = _read(path)
+        arrays = read_npz(path, MEMBERS, OPTIONAL)
         fields = {name: arrays[name].tolist() for name in PLAIN if name in arrays}
         fields['sizes'] = arrays['sizes']
         if 'coco_ids' in arrays:
@@ -262,35 +256,6 @@ def _check(results, where):
             refuse('kinds are 1 object, 2 difficult or 3 crowd', i)
         if len(size) != len(kinds) or not np.all(np.isfinite(size)):
             refuse('areas are not one finite number for each object', i)
-
-
-def _read(path):
-    """Returns the arrays of an .npz file whose members are not compressed, so that none can swell.
-
-    Raises ValueError where they are not those of MEMBERS, of its dtypes and shapes.
-    """
-    size = Path(path).stat().st_size
-    if not Path(path).is_file():  # reading a pipe would wait for ever
-        raise ValueError('not a file')
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    if size > MOST_ROWS:
-        raise ValueError(f'{size} bytes; at most {MOST_ROWS} are read')
-    if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:
-        raise ValueError(f'members are compressed, or larger than the file of {size} bytes')
-    with np.load(path, allow_pickle=False) as file:
-        if wrong := (MEMBERS.keys() ^ set(file.files)) - (OPTIONAL - set(file.files)):
-            raise ValueError(f'missing or unexpected: {", ".join(sorted(wrong))}')
-        arrays = dict(file)
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):  # bytes, where the member is no .npy file
-            raise ValueError(f'{name} is no array')
-        dtype, shape = MEMBERS[name]
-        fits = array.ndim == len(shape) and array.shape[1:] == shape[1:]
-        fits = fits and array.size <= size  # strings of no letters take no bytes
-        if array.dtype.kind != np.dtype(dtype).kind or not fits:
-            raise ValueError(f'{name} is {array.dtype} {list(array.shape)}')
-    return arrays
 
 
 def _split(arrays, name, counts):

@@ -60,7 +60,8 @@ def findings(history, evaluation, sizes):
     """
     deceived = _deceived(history, evaluation)
     sentences = [each(evaluation) for each in (_average_recall, _recall, _misses, _anchors)]
-    sentences += [None if deceived else _loss(history), _spread(spread_ratio(sizes))]
+    sentences += [None if deceived else _loss(history), _skipped(history)]
+    sentences += [_spread(spread_ratio(sizes))]
     return [sentence for sentence in (deceived, *sentences) if sentence]
 
 
@@ -74,6 +75,14 @@ def _deceived(history, evaluation):
     text = f'The training loss fell from {first:.3f} to {last:.3f}, yet the proposals recall no '
     text += f'more than boxes that never see the image ({figure} {value:.3f}, {name} {blind:.3f}). '
     return f'{text}`python main.py doctor` looks for the cause.', False
+
+
+def _skipped(history):
+    """Returns the sentence on steps that were skipped, None where there are none."""
+    if not (count := int(sum(line.get('skipped', 0) for line in history))):
+        return None
+    text = f'{count} {"step was" if count == 1 else "steps were"} skipped, as loss or gradient was'
+    return f'{text} not finite: the folder nonfinite holds their batches.', False
 
 
 def _average_recall(evaluation):

@@ -13,7 +13,15 @@ from rpn_jax.data.batches import prefetch
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.errors import InputError, Interrupted
 from rpn_jax.models import rpn
-from rpn_jax.training import checkpoint, data_identity, feature_cache, hosts, pretrained, workdir
+from rpn_jax.training import (
+    checkpoint,
+    data_identity,
+    feature_cache,
+    hosts,
+    nonfinite,
+    pretrained,
+    workdir,
+)
 from rpn_jax.training.optim import make_optimizer
 from rpn_jax.training.parallel import check_divides, everywhere, place, place_batch
 from rpn_jax.training.progress import Progress, Signals, canvases_line, shared_images
@@ -74,8 +82,16 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
             made = _batches(config, model, state, source, options, devices, signals)
             log = workdir.history(folder, start) if first else lambda *_: None
             with contextlib.closing(made) as batches:
-                lengths = {'steps': config.steps, 'log_every': config.log_every}
-                progress = Progress(log, source.records, schedule, **lengths)
+                examine = _examine(config, folder, model, source, options)
+                progress = Progress(
+                    log,
+                    source.records,
+                    schedule,
+                    steps=config.steps,
+                    log_every=config.log_every,
+                    skip_nonfinite=config.optim.skip_nonfinite,
+                    examine=lambda *found: examine(state, *found),  # of the newest state
+                )
                 progress.window += workdir.read_unlogged(folder, start) if first else []
                 every = config.evaluation.every if evaluate else 0
                 between = functools.partial(_evaluate_between, evaluate, signals)
@@ -132,6 +148,26 @@ def build(config):
     model = rpn.build(config.model, config.anchors)
     frozen = functools.partial(rpn.frozen, model)
     return model, *make_optimizer(**config.optim, steps=config.steps, frozen=frozen)
+
+
+def _examine(config, folder, model, source, options):
+    """Returns examine(state, step, image_loss, rows) of a step that is not finite.
+
+    It keeps the step's batch, made again from the data, in the workdir, and returns what a message
+    says of it. The largest activations are those of the newest state.
+    """
+    largest = nonfinite.make_largest(model, _pixels(config))
+
+    def examine(state, step, image_loss, rows):
+        if not hosts.is_first():
+            return ''
+        batch = data.train_batch(source, options, seed=config.seed)(step - 1)
+        found = largest(state.variables, batch)
+        ids = [source.records[i].image_id for i in batch['index']]
+        where = nonfinite.keep(folder, nonfinite.Kept(step, ids, image_loss, found, batch))
+        return f'; largest activations: {nonfinite.line(found, rows)}; {where}'
+
+    return examine
 
 
 def update_of(config, model, optimizer, devices):

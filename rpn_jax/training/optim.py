@@ -16,14 +16,16 @@ def make_optimizer(
     weight_decay=5e-4,
     frozen=None,
     steps=0,
+    skip_nonfinite=0,
     **schedule,
 ):
     """Returns (optax chain, schedule): weight decay, momentum or Adam, then the learning rate.
 
     Weight decay enters the gradient before the momentum, as in torch.optim, and leaves the scale
     and bias of norms as they are. `frozen` maps parameters to a tree of booleans; frozen parameters
-    get no update and no optimizer state. The other keywords are those of make_schedule, whose
-    function step -> learning rate is returned beside the chain.
+    get no update and no optimizer state. skip_nonfinite is what the training loop does where a
+    gradient is not finite, and changes nothing here. The other keywords are those of make_schedule,
+    whose function step -> learning rate is returned beside the chain.
     """
     rate = make_schedule(learning_rate=learning_rate, steps=steps, **schedule)
     directions = {

@@ -21,33 +21,37 @@ class Progress:
     A step's metrics are read only after the next step is dispatched, so that the host never waits
     for the device between two steps; window holds those of the steps since the last line, signal is
     the number of a signal that a process had got by then, 0 for none. schedule is the function
-    step -> learning rate.
+    step -> learning rate. Of steps that are not finite at most skip_nonfinite in a row are skipped,
+    and counted; examine(step, image_loss, rows) returns what is found at these rows of such a step.
     """
 
-    def __init__(self, log, records, schedule, *, steps, log_every):
+    def __init__(self, log, records, schedule, *, steps, log_every, skip_nonfinite=0, examine=None):
         self._log, self._records, self._schedule = log, records, schedule
         self._steps, self._log_every = steps, log_every
+        self._most, self._in_a_row, self._examine = skip_nonfinite, 0, examine
         self._pending, self.window, self._began, self.signal = None, [], None, 0
 
     def read(self, step, metrics, index, checkpoint):
         """Takes a dispatched step's metrics, and handles those of the step before.
 
         index [N] are its images, checkpoint is the newest one's step or None. Raises InputError
-        where the step before was not finite.
+        where the step before was not finite and is not to be skipped.
         """
         self.flush()
         self._pending = step, metrics, index, checkpoint
 
     def flush(self):
-        """Waits for the pending step; raises InputError if it was not finite."""
+        """Waits for the pending step; raises InputError as read does."""
         if self._pending is None:
             return
         (step, metrics, index, checkpoint), self._pending = self._pending, None
         metrics = jax.device_get(metrics)  # all at once, not one after the other
         finite, image_loss = metrics.pop('finite'), metrics.pop('image_loss')
         self.signal = int(metrics.pop('signal', 0))
+        self._in_a_row = 0 if finite else self._in_a_row + 1
         if not finite:
-            raise InputError(self._not_finite(step, image_loss, index, checkpoint))
+            self._skip(step, image_loss, index, checkpoint)
+            metrics = {'skipped': np.float32(1)}
         self.window.append(metrics)
         # The first step is mostly compilation: speed is measured from its end.
         self._began = self._began or (step, time.monotonic())
@@ -55,35 +59,50 @@ class Progress:
             self._write(step, len(index))
 
     def _write(self, step, batch_size):
-        window, self.window = self.window, []
-        types = anchors_line([metrics.pop('anchors') for metrics in window])
+        window = [metrics for metrics in self.window if 'skipped' not in metrics]
+        skipped, self.window = len(self.window) - len(window), []
         first, began = self._began
         rate = (step - first) / max(time.monotonic() - began, 1e-9)
-        line = {name: float(np.mean([metrics[name] for metrics in window])) for name in window[0]}
+        line = {}
+        if window:
+            types = anchors_line([metrics.pop('anchors') for metrics in window])
+            line = {k: float(np.mean([metrics[k] for metrics in window])) for k in window[0]}
+            line['anchors'] = types
+        line |= {'skipped': skipped} if skipped else {}
         line |= {
             'learning_rate': float(self._schedule(step - 1)),
             'images_per_second': rate * batch_size,
-            'anchors': types,
         }
         self._log(step, line)
         left = duration((self._steps - step) / rate) if rate else '?'
+        means = 'all steps since the last line were skipped  '
+        if window:
+            means = (
+                f'loss {line["loss"]:.4f}  objectness {line["loss_objectness"]:.4f}  '
+                f'box {line["loss_box"]:.4f}  positives {line["positives"]:5.1f}  '
+            )
         logger.info(
-            f'step {step:>{len(str(self._steps))}}/{self._steps}  loss {line["loss"]:.4f}  '
-            f'objectness {line["loss_objectness"]:.4f}  box {line["loss_box"]:.4f}  '
-            f'positives {line["positives"]:5.1f}  lr {line["learning_rate"]:.2e}  '
-            f'{line["images_per_second"]:.2f} images/s  {left} left'
+            f'step {step:>{len(str(self._steps))}}/{self._steps}  {means}'
+            f'lr {line["learning_rate"]:.2e}  {line["images_per_second"]:.2f} images/s  {left} left'
         )
 
-    def _not_finite(self, step, image_loss, index, checkpoint):
+    def _skip(self, step, image_loss, index, checkpoint):
+        """Skips a step that is not finite, or raises InputError where that is not wanted."""
         bad = np.flatnonzero(~np.isfinite(image_loss))
-        images = ', '.join(self._records[i].image_id for i in (index[bad] if len(bad) else index))
+        rows = bad if len(bad) else np.arange(len(index))
+        images = ', '.join(self._records[i].image_id for i in index[rows])
+        found = self._examine(step, image_loss, rows) if self._examine else ''
+        text = f'loss or gradient is not finite at step {step}, images {images}{found}'
+        if self._in_a_row <= self._most:
+            logger.warning(f'{text}; skipped: {self._in_a_row} in a row of at most {self._most}')
+            return
         saved = 'there is no checkpoint yet'
         if checkpoint is not None:
             saved = f'the last good checkpoint is of step {checkpoint}'
-        return (
-            f'loss or gradient is not finite at step {step}, images {images}; {saved}; '
-            'lower optim.learning_rate, or look at these images with --mode=inspect'
-        )
+        remedy = 'lower optim.learning_rate, or skip such steps with optim.skip_nonfinite'
+        if self._most:
+            remedy = f'{self._in_a_row} such steps in a row; lower optim.learning_rate'
+        raise InputError(f'{text}; {saved}; {remedy}')
 
 
 def anchors_line(window):

@@ -58,8 +58,8 @@ def make_update(
     index [N], this process's rows; N is a multiple of the number of its devices. Each device
     differentiates the sum over its sampled anchors; gradients and counts are summed over devices
     and then divided, so the result does not depend on their number. Where the loss or a gradient is
-    not finite the state stays as it was and metrics['finite'] says so. Where a batch has `signal`
-    [N], metrics['signal'] is the largest of all processes.
+    not finite, metrics['finite'] says so: only the step and the schedule go on, all else stays as
+    it was. Where a batch has `signal` [N], metrics['signal'] is the largest of all processes.
     """
     frozen = frozen or functools.partial(rpn.frozen, model)
     pixels = pixels or pixel_family('torchvision')
@@ -100,10 +100,10 @@ def make_update(
             moved = jax.tree.map(lambda u, p: None if p is None else p + u, updates, learning)
             return moved, opt_state
 
-        learning, opt_state = _if_finite(finite, advance, learning, state.opt_state)
+        learning, opt_state = _if_finite(finite, advance, _skip, learning, state.opt_state)
         batch_stats = _select(finite, batch_stats, state.batch_stats)
         params = _merged(learning, state.params)
-        return TrainState(state.step + finite, params, batch_stats, opt_state), metrics
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return parallel(update, devices)
 
@@ -151,16 +151,28 @@ def _loss(model, variables, key, batch, pixels, targets, loss):
     return sums['loss'], (updated.get('batch_stats', {}), total, sums, counts, types)
 
 
-def _if_finite(finite, advance, *state):
-    """Returns advance(*state), or the state as it is.
+def _skip(learning, opt_state):
+    """Returns the state as it is, but for the step of the optimizer's schedule."""
+
+    def is_schedule(each):
+        return isinstance(each, optax.ScaleByScheduleState)
+
+    def later(each):
+        return each._replace(count=each.count + 1) if is_schedule(each) else each
+
+    return learning, jax.tree.map(later, opt_state, is_leaf=is_schedule)
+
+
+def _if_finite(finite, advance, skip, *state):
+    """Returns advance(*state) or skip(*state).
 
     On CPUs a condition lets the new state take the memory of the old one, in a third of the time of
     a selection. On GPUs the host would have to wait for it.
     """
     return jax.lax.platform_dependent(
         *state,
-        cpu=lambda *state: jax.lax.cond(finite, advance, lambda *state: state, *state),
-        default=lambda *state: _select(finite, advance(*state), state),
+        cpu=lambda *state: jax.lax.cond(finite, advance, skip, *state),
+        default=lambda *state: _select(finite, advance(*state), skip(*state)),
     )
 
 

@@ -33,7 +33,7 @@ IDENTITY = (
     *('seed', 'model', 'anchors', 'targets', 'loss', 'optim'),
     *(f'data.{key}' for key in DATA),
 )
-FREE = 'optim.schedule_steps', 'model.remat'
+FREE = 'optim.schedule_steps', 'optim.skip_nonfinite', 'model.remat'
 # What the network is and how its input is made: no mode may read its weights otherwise.
 NETWORK = ('model', 'anchors', 'data.pixels', 'data.mean', 'data.std')
 

@@ -53,6 +53,13 @@ def test_a_loss_that_fell_below_the_blind_is_the_first_thing_that_is_said(value)
     assert sum('training loss' in text for text, _ in found) == 1
 
 
+@pytest.mark.parametrize(('counts', 'expected'), [((1,), '1 step was'), ((2, 3), '5 steps were')])
+def test_steps_that_were_skipped_are_counted(counts, expected):
+    history = [*ARGUMENTS['history'], *({'step': 1, 'skipped': count} for count in counts)]
+    (found,) = (each for each in sentences(history) if 'skipped' in each[0])
+    assert found[0].startswith(f'{expected} skipped, as') and found[1] is False
+
+
 def test_what_is_not_known_is_left_out_or_named():
     nothing = {'objects': [], 'proposals': []}
     (text, good), (loss, fell) = sentences([{'loss': 1}], nothing, proposals={'AR@10': None})

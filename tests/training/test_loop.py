@@ -17,7 +17,7 @@ from helpers import assert_same, finished_run, last_state, messages, tiny_config
 from rpn_jax import data
 from rpn_jax.commands import evaluator
 from rpn_jax.errors import InputError, Interrupted
-from rpn_jax.training import checkpoint, loop, workdir
+from rpn_jax.training import checkpoint, loop, nonfinite, workdir
 from rpn_jax.training.workdir import figures, read_history
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -45,7 +45,9 @@ def evaluate_as(figure, calls):
     return make
 
 
-def test_a_run_stops_where_the_loss_is_not_finite(monkeypatch, tmp_path, caplog):
+@pytest.fixture
+def spoiled_images(monkeypatch):
+    """Makes the loss of step 6 NaN at one image; returns the list that gets its id."""
     original, ids = data.train_batches, []
 
     def spoiled(source, options, *, steps, **keywords):
@@ -58,13 +60,41 @@ def test_a_run_stops_where_the_loss_is_not_finite(monkeypatch, tmp_path, caplog)
             yield batch
 
     monkeypatch.setattr(loop.data, 'train_batches', spoiled)
-    config = tiny_config(model__norm='frozen', model__frozen_stages=2, model__fpn_norm='frozen')
+    return ids
+
+
+FROZEN = {'model__norm': 'frozen', 'model__frozen_stages': 2, 'model__fpn_norm': 'frozen'}
+
+
+def test_a_run_stops_where_the_loss_is_not_finite(spoiled_images, tmp_path):
     with pytest.raises(InputError) as caught:
-        loop.train(config, tmp_path, devices=jax.devices()[:1])
+        loop.train(tiny_config(**FROZEN), tmp_path, devices=jax.devices()[:1])
     message = str(caught.value)
-    expected = f'not finite at step 6, images {ids[0]}; the last good checkpoint is of step 4; '
-    assert expected in message and '\n' not in message
-    assert checkpoint.steps(tmp_path) == [2, 4]
+    path = tmp_path / 'nonfinite' / 'step_6.npz'
+    for part in (
+        f'not finite at step 6, images {spoiled_images[0]}; largest activations: pixels ',
+        f'look at its batch: --mode=inspect --workdir={tmp_path} --batch={path}; ',
+        'the last good checkpoint is of step 4; lower optim.learning_rate, or skip ',
+    ):
+        assert part in message
+    assert '\n' not in message and checkpoint.steps(tmp_path) == [2, 4]
+    kept = nonfinite.read(path)
+    (bad,) = np.flatnonzero(~np.isfinite(kept.image_loss))
+    assert kept.step == 6 and kept.image_ids[bad] == spoiled_images[0]
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_a_resumed_run_counts_it(spoiled_images, tmp_path):
+    """The count of a step that is in no line yet goes on with the checkpoint."""
+    config = tiny_config(optim__skip_nonfinite=1, log_every=8, steps=8, **FROZEN)
+    whole, _ = loop.train(config, tmp_path, devices=jax.devices()[:1])
+    (line,) = read_history(tmp_path)
+    assert line['skipped'] == 1 and np.isfinite(line['loss'])
+    assert checkpoint.steps(tmp_path)[-2:] == [6, 8]
+    shutil.rmtree(tmp_path / 'checkpoints/8')
+    state, _ = loop.train(config, tmp_path, devices=jax.devices()[:1])
+    assert_same(jax.device_get(state), jax.device_get(whole))
+    (again,) = read_history(tmp_path)
+    assert again | {'images_per_second': line['images_per_second']} == line
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, monkeypatch):

@@ -43,11 +43,11 @@ def metrics(loss, **changes):
     return figures | changes
 
 
-def make(log_every=1, steps=5, schedule=lambda step: step / 4):
+def make(log_every=1, steps=5, schedule=lambda step: step / 4, **others):
     """Returns a Progress and the list of what it logs: (step, scalars)."""
     logged = []
-    lengths = {'steps': steps, 'log_every': log_every}
-    return Progress(lambda *line: logged.append(line), RECORDS, schedule, **lengths), logged
+    others |= {'steps': steps, 'log_every': log_every}
+    return Progress(lambda *line: logged.append(line), RECORDS, schedule, **others), logged
 
 
 def test_a_line_is_the_mean_of_its_steps_and_the_last_step_has_one(caplog, monkeypatch):
@@ -118,6 +118,50 @@ def test_the_images_whose_loss_is_not_finite_are_named(image_loss, saved, messag
     with pytest.raises(InputError, match=f'not finite at step 3, images {message}'):
         progress.read(4, metrics(1), np.array([0, 1, 2, 3]), 2)
     assert log == []
+
+
+def said_of(caplog, text):
+    return [message for message in caplog.messages if text in message]
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(caplog):
+    """As many in a row as are allowed; means are of the other steps."""
+    examined = []
+
+    def examine(step, image_loss, rows):
+        examined.append((step, rows.tolist()))
+        return '; it was examined'
+
+    progress, log = make(log_every=3, steps=12, skip_nonfinite=2, examine=examine)
+    caplog.set_level(logging.INFO)
+    bad = {1, 3, 4, 5 + 2, 5 + 3, 5 + 4}
+    with pytest.raises(InputError) as caught:
+        for step in range(1, 11):
+            loss = np.float32([np.inf if step == 1 else 0, 0])
+            changes = {'finite': np.bool_(step not in bad), 'image_loss': loss}
+            progress.read(step, metrics(float(step), **changes), np.array([5, 2]), None)
+    assert log[0][1].keys() == log[1][1].keys()
+    assert [(step, line['loss'], line['skipped']) for step, line in log] == [(3, 2, 2), (6, 5.5, 1)]
+    rows = {1: [0]}
+    assert examined == [(step, rows.get(step, [0, 1])) for step in sorted(bad)]
+    said = 'loss or gradient is not finite at step 1, images image 5; it was examined; skipped: '
+    assert said_of(caplog, 'skipped')[0] == f'{said}1 in a row of at most 2'
+    assert [line.partition('skipped: ')[2] for line in said_of(caplog, 'skipped')[1:3]] == [
+        '1 in a row of at most 2',
+        '2 in a row of at most 2',
+    ]
+    message = 'not finite at step 9, images image 5, image 2; it was examined; there is no check'
+    assert message in str(caught.value) and '; 3 such steps in a row; lower' in str(caught.value)
+
+
+def test_a_line_of_steps_that_were_all_skipped_has_no_means(caplog):
+    caplog.set_level(logging.INFO)
+    progress, log = make(log_every=1, steps=2, skip_nonfinite=9)
+    progress.read(1, metrics(np.nan, finite=np.bool_(False)), np.arange(4), None)
+    progress.flush()
+    ((step, line),) = log
+    assert step == 1 and line.keys() == {'skipped', 'learning_rate', 'images_per_second'}
+    assert said_of(caplog, 'step 1/2')[0].startswith('step 1/2  all steps since the last line were')
 
 
 def test_the_first_signal_is_remembered_and_the_second_has_its_usual_way():

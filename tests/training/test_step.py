@@ -188,7 +188,7 @@ def test_floating_point_images_pass_as_normalised():
         np.testing.assert_allclose(figures[name], metrics[name], rtol=1e-5)
 
 
-def test_a_step_that_is_not_finite_changes_nothing():
+def test_a_step_that_is_not_finite_changes_nothing_but_the_step_and_the_schedule():
     update, before = start('batch', 1)
     batch = uneven_batch()
     batch['image'] = batch['image'] / np.float32(255)
@@ -198,10 +198,15 @@ def test_a_step_that_is_not_finite_changes_nothing():
     spoiled = batch | {'image': batch['image'].copy()}
     spoiled['image'][2, 5, 5] = np.nan
     state, metrics = update(state, spoiled)
-    assert not metrics['finite']
-    assert_same(jax.device_get(state), untouched)
+    after = jax.device_get(state)
+    assert not metrics['finite'] and after.step == 2
+    for name in ('params', 'batch_stats'):
+        assert_same(getattr(after, name), getattr(untouched, name))
+    leaves = zip(*map(jax.tree.leaves, (after.opt_state, untouched.opt_state)), strict=True)
+    moved = [(int(new), int(old)) for new, old in leaves if not np.array_equal(new, old)]
+    assert moved == [(2, 1)]
     state, metrics = update(state, batch)
-    assert metrics['finite'] and state.step == 2
+    assert metrics['finite'] and state.step == 3
 
 
 def test_a_backbone_of_the_readers_own_learns_but_for_what_is_frozen():
