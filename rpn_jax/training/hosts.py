@@ -67,6 +67,15 @@ def start(coordinator='', processes=0, process=0, *, meet_timeout=300, heartbeat
             f'--distributed: JAX finds no cluster of SLURM, Open MPI, TPU or GKE ({error}); name '
             '--coordinator, --processes and --process'
         ) from error
+    try:
+        jax.local_devices()
+    except RuntimeError as error:
+        if 'gloo' not in str(error):
+            raise
+        raise InputError(
+            f'{socket.gethostname()}: Gloo finds no address of this name of the host; let it be in '
+            '/etc/hosts or DNS, with an address that the other hosts reach'
+        ) from error
     if global_state.num_processes > 1:
         _names[:] = [''] * global_state.num_processes
         _names[:] = exchange(socket.gethostname())

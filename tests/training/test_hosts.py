@@ -33,13 +33,16 @@ def free_port():
         return taken.getsockname()[1]
 
 
-def start(*words, devices=2, **environment):
-    """Starts Python with words in the root of the repository, with so many devices."""
+def start(*words, devices=2, within=(), **environment):
+    """Starts Python with words in the root of the repository, with so many devices.
+
+    within are words of a program that starts it.
+    """
     count = f'--xla_force_host_platform_device_count={devices}'
     path = os.pathsep.join((str(ROOT), str(ROOT / 'tests')))
     own = {'XLA_FLAGS': count, 'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu', 'PYTHONUNBUFFERED': '1'}
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    command = [sys.executable, *map(str, words)]
+    command = [*within, sys.executable, *map(str, words)]
     started.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | own | environment, **pipes))
     return started[-1]
 
@@ -177,6 +180,58 @@ def test_where_one_is_lost_the_other_ends_with_a_line_and_a_good_checkpoint(tmp_
     assert line.startswith(f'error: process {1 - lost} (') and ' go on from the newest ' in line
     messages = [message for _, message in checkpoint.verify(tmp_path)]
     assert messages and not any(messages)
+
+
+@pytest.fixture
+def network():
+    """Connects two network namespaces, each a host of its own; yields their names."""
+    names = [f'rpn_jax{os.getpid()}{x}' for x in 'ab']
+    commands = [f'netns add {name}' for name in names]
+    commands += [f'link add veth0 netns {names[0]} type veth peer name veth1 netns {names[1]}']
+    for i, name in enumerate(names):
+        commands += [f'-n {name} addr add 10.9.0.{i + 1}/24 dev veth{i}']
+        commands += [f'-n {name} link set {device} up' for device in (f'veth{i}', 'lo')]
+    try:
+        for command in commands:
+            try:
+                subprocess.run(['ip', *command.split()], check=True, capture_output=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                pytest.skip(f'network namespaces need Linux and root ({error})')
+        yield names
+    finally:
+        for name in names if shutil.which('ip') else ():
+            subprocess.run(['ip', 'netns', 'delete', name], check=False, capture_output=True)
+
+
+def start_on_hosts(network, folder, named=True):
+    """Starts a run of one process on each host of the network, which knows its own name or not."""
+    words = ['main.py', 'train', *tiny_flags(folder, **LONG), '--coordinator=10.9.0.1:29500']
+    words += ['--processes=2', '--heartbeat-timeout=10']
+    processes = []
+    for i, name in enumerate(network):  # the address as the name of the host: it needs no DNS
+        host = f'10.9.0.{i + 1}' if named else f'unheard-of-{i}'
+        script = f'hostname {host}; exec "$@"'
+        within = ['ip', 'netns', 'exec', name, 'unshare', '-u', 'sh', '-c', script, 'sh']
+        processes.append(start(*words, f'--process={i}', within=within))
+    return processes
+
+
+@pytest.mark.slow
+def test_hosts_that_are_cut_off_from_each_other_end_both(network, tmp_path):
+    processes = start_on_hosts(network, tmp_path)
+    wait_for(processes[0], 30)
+    subprocess.run(['ip', '-n', network[1], 'link', 'set', 'veth1', 'down'], check=True)
+    first, second = errors(end(processes))
+    assert re.search(r'process 0 \(.+\): process 1 \(10.9.0.2\) is lost: no sign of life', first)
+    assert re.search(r'process 1 \(.+\): .*process 0 \(10.9.0.1\) is gone', second)
+    messages = [message for _, message in checkpoint.verify(tmp_path)]
+    assert messages and not any(messages)
+
+
+@pytest.mark.slow
+def test_a_host_whose_name_has_no_address_says_so(network, tmp_path):
+    lines = errors(end(start_on_hosts(network, tmp_path, named=False)))
+    assert all(f'unheard-of-{i}: Gloo finds no address' in each for i, each in enumerate(lines))
 
 
 @pytest.mark.slow
