@@ -1,0 +1,42 @@
+"""The soak: it passes on runs that end as they should, and sees those that do not."""
+
+import os
+import random
+from collections import Counter
+
+import pytest
+
+from experiments import soak
+
+
+def test_what_grows_is_seen():
+    assert soak.grows('MiB', 900, 1007) and not soak.grows('MiB', 900, 1005)
+    assert soak.grows('threads', 44, 47) and not soak.grows('threads', 44, 46)
+    assert soak.grows('descriptors', 20, 25) and not soak.grows('descriptors', 20, 24)
+    assert soak.grows('ms a step', 10, 17) and not soak.grows('ms a step', 10, 16)
+
+
+def test_a_checkpoint_that_is_not_whole_yet_is_seen(tmp_path):
+    assert not soak.is_saving(tmp_path)
+    (tmp_path / 'checkpoints' / '4').mkdir(parents=True)
+    assert not soak.is_saving(tmp_path)
+    (tmp_path / 'checkpoints' / '8.tmp').mkdir()
+    assert soak.is_saving(tmp_path)
+
+
+def test_resources_are_those_of_the_process():
+    mib, threads, descriptors = soak.resources(os.getpid())
+    with open(os.devnull), open(os.devnull):
+        assert soak.resources(os.getpid())[2] == descriptors + 2
+    assert 50 < mib < 50_000 and threads >= 1
+
+
+@pytest.mark.slow
+def test_runs_with_accidents_end_like_one_without(tmp_path, capsys):
+    assert soak.main(['--minutes=5', f'--output={tmp_path / "soak"}']) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == 'every run ended bit for bit like the one without accidents'
+    assert not any(line.endswith(' 0 accidents') for line in said)
+    expected = soak.ending(tmp_path / 'soak/alone') | {'metrics': 'others'}
+    faults = soak.suffer(tmp_path / 'one', random.Random(0), Counter(), expected)
+    assert faults == ['other metrics than without accidents']
