@@ -52,7 +52,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 PAUSE = 1.0  # seconds
 WATCH = 1.0  # seconds between two looks at a run that goes on and on
-GROWTH = {'MiB': (1.1, 16), 'threads': (1.0, 2), 'descriptors': (1.0, 4), 'ms a step': (1.5, 1)}
+GROWTH = {'MiB': (1.1, 16), 'threads': (1.0, 2), 'descriptors': (1.0, 4), 'CPU ms a step': (1.3, 1)}
 
 
 def main(argv):
@@ -173,7 +173,7 @@ def watch(folder, seconds):
             time.sleep(WATCH)
             with contextlib.suppress(OSError, IndexError):  # it has not begun, or has ended
                 steps = workdir.read_history(folder)[-1]['step']
-                looks.append((time.monotonic(), steps, *resources(process.pid)))
+                looks.append((steps, *resources(process.pid)))
     finally:
         process.terminate()
         code = process.wait()
@@ -181,17 +181,19 @@ def watch(folder, seconds):
         raise InputError(f'the run that is watched ended with exit code {code}: see {folder}.log')
     looks = np.float64(looks[len(looks) // 3 :])
     early, late = np.array_split(looks, 2)
-    pace = [1e3 * np.ptp(half[:, 0]) / max(np.ptp(half[:, 1]), 1) for half in (early, late)]
+    pace = [1e3 * np.ptp(half[:, 1]) / max(np.ptp(half[:, 0]), 1) for half in (early, late)]
     medians = zip(np.median(early, axis=0)[2:], np.median(late, axis=0)[2:], strict=True)
     return [(name, *pair) for name, pair in zip(GROWTH, [*medians, pace], strict=True)]
 
 
 def resources(pid):
-    """Returns the MiB, threads and descriptors of a process: Linux."""
+    """Returns the CPU seconds, MiB, threads and descriptors of a process: Linux."""
+    user, system = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[11:13]
+    seconds = (int(user) + int(system)) / os.sysconf('SC_CLK_TCK')
     status = Path(f'/proc/{pid}/status').read_text()
     lines = dict(line.split(':', 1) for line in status.splitlines())
     descriptors = len(os.listdir(f'/proc/{pid}/fd'))
-    return int(lines['VmRSS'].split()[0]) / 1024, int(lines['Threads']), descriptors
+    return seconds, int(lines['VmRSS'].split()[0]) / 1024, int(lines['Threads']), descriptors
 
 
 def grows(name, before, after):

@@ -13,7 +13,7 @@ def test_what_grows_is_seen():
     assert soak.grows('MiB', 900, 1007) and not soak.grows('MiB', 900, 1005)
     assert soak.grows('threads', 44, 47) and not soak.grows('threads', 44, 46)
     assert soak.grows('descriptors', 20, 25) and not soak.grows('descriptors', 20, 24)
-    assert soak.grows('ms a step', 10, 17) and not soak.grows('ms a step', 10, 16)
+    assert soak.grows('CPU ms a step', 10, 15) and not soak.grows('CPU ms a step', 10, 14)
 
 
 def test_a_checkpoint_that_is_not_whole_yet_is_seen(tmp_path):
@@ -25,9 +25,10 @@ def test_a_checkpoint_that_is_not_whole_yet_is_seen(tmp_path):
 
 
 def test_resources_are_those_of_the_process():
-    mib, threads, descriptors = soak.resources(os.getpid())
+    seconds, mib, threads, descriptors = soak.resources(os.getpid())
+    assert seconds == pytest.approx(sum(os.times()[:2]), abs=0.1)
     with open(os.devnull), open(os.devnull):
-        assert soak.resources(os.getpid())[2] == descriptors + 2
+        assert soak.resources(os.getpid())[3] == descriptors + 2
     assert 50 < mib < 50_000 and threads >= 1
 
 
