@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 def small(name):
     """Returns a config of the project for a small network on drawn scenes, from nothing."""
     config = configs.read(name)
-    config.model.update(depth=26, width=8, pretrained='')
+    config.model.update(depth=26, width=8, fpn_channels=32, pretrained='')
     if config.model.norm == 'frozen':
         config.model.update(norm='group', frozen_stages=0)
     stages = config.model.fpn_stages
