@@ -80,6 +80,19 @@ def write_atomically(path, content):
                 temporary.unlink()
 
 
+def append(path, content):
+    """Appends bytes to a file, all or none of them; raises OSError as `writing` does."""
+    with writing(path), open(path, 'ab', buffering=0) as file:
+        size = file.tell()
+        try:
+            written = file.write(content)
+            if written < len(content):  # the disk has become full
+                file.write(content[written:])
+        except OSError:
+            file.truncate(size)
+            raise
+
+
 @contextlib.contextmanager
 def writing(path):
     """Turns an OSError of the context into one that says that this path cannot be written."""

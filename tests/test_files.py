@@ -164,3 +164,19 @@ def test_an_error_of_writing_names_the_file_not_its_temporary_one(tmp_path):
         files.write_atomically(tmp_path / 'x', 'text')
     assert caught.value.filename == str(tmp_path / 'x')
     assert [path.name for path in tmp_path.iterdir()] == ['x']
+
+
+def test_bytes_are_appended_whole_or_not_at_all(tmp_path):
+    resource = pytest.importorskip('resource')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / 'x'
+    files.append(path, b'12345')
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f'cannot be written .*{path}'):
+            files.append(path, b'67890')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b'12345'
+    files.append(path, b'6')
+    assert path.read_bytes() == b'123456'

@@ -11,7 +11,7 @@ import numpy as np
 from rpn_jax import data
 from rpn_jax.data.batches import prefetch
 from rpn_jax.data.normalization import pixel_family
-from rpn_jax.errors import InputError, Interrupted
+from rpn_jax.errors import InputError, Interrupted, disk_line
 from rpn_jax.models import rpn
 from rpn_jax.training import (
     checkpoint,
@@ -80,7 +80,7 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
             _describe(config, model, state, source, evaluate and evaluate.source, options)
             _describe_rate(config, before, schedule, start)
             made = _batches(config, model, state, source, options, devices, signals)
-            log = workdir.history(folder, start) if first else lambda *_: None
+            log = workdir.History(folder, start) if first else lambda *_: None
             with contextlib.closing(made) as batches:
                 examine = _examine(config, folder, model, source, options)
                 progress = Progress(
@@ -105,8 +105,9 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
                     hosts.begin_batch()
                     state, metrics = update(state, batch)
                     progress.read(step, metrics, index, checkpoints.latest)
-                    checkpoints.check()
-                    save = functools.partial(_save, folder, checkpoints, progress, step, state)
+                    with _told():
+                        checkpoints.check()
+                    save = functools.partial(_save, folder, checkpoints, progress, log, step, state)
                     last, due, figures = step == config.steps, every and step % every == 0, {}
                     try:
                         signals.check(step, progress.signal)
@@ -114,7 +115,7 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
                             progress.flush()
                             figures = between(state, step)
                         if last or step % checkpoints.every == 0 or checkpoints.is_best(figures):
-                            save(figures)
+                            save(figures, needed=last)
                         if due and not last:
                             log(step, figures if checkpoints.best else between(state, step))
                     except Interrupted:
@@ -188,13 +189,27 @@ def _pixels(config):
     return pixel_family(family, config.data.mean, config.data.std)
 
 
-def _save(folder, checkpoints, progress, step, state, figures=None):
+def _save(folder, checkpoints, progress, log, step, state, figures=None, needed=True):
+    """Begins to write a checkpoint; raises InputError or OSError where one that is needed fails."""
     progress.flush()
     if not hosts.is_first():
         return
-    checkpoints.finish()  # what is unlogged is kept for complete checkpoints
-    workdir.write_unlogged(folder, step, progress.window)
-    checkpoints.save(step, state, figures)
+    with _told():
+        checkpoints.finish()  # what is unlogged is kept for complete checkpoints
+    with contextlib.nullcontext() if needed else _told():
+        log.flush()  # no checkpoint is ahead of metrics.jsonl
+        workdir.write_unlogged(folder, step, progress.window)
+        checkpoints.save(step, state, figures)
+
+
+@contextlib.contextmanager
+def _told():
+    """Makes a warning of a checkpoint that cannot be written: the next one may be."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        line = error if isinstance(error, InputError) else disk_line(error)
+        logger.warning(f'{line}; training goes on, and tries again with the next checkpoint')
 
 
 def _evaluate(evaluate, signals, state, step, brief=False):

@@ -1,5 +1,6 @@
 """The folder of a run: its config, which must agree to resume, its lock, its metrics."""
 
+import collections
 import contextlib
 import hashlib
 import itertools
@@ -16,7 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from rpn_jax import files
-from rpn_jax.errors import InputError
+from rpn_jax.errors import InputError, disk_line
 from rpn_jax.files import cache_folder, make_folder, write_atomically
 from rpn_jax.training import checkpoint, hosts
 
@@ -159,23 +160,41 @@ def keep_compilations():
         jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'compiled'))
 
 
-def history(workdir, start):
-    """Returns log(step, scalars), which appends to metrics.jsonl and to TensorBoard's events.
+class History:
+    """Called with a step and scalars, appends them to metrics.jsonl and to TensorBoard's events.
 
     scalars are {name: number}; nested ones go to the file only. Lines after the step `start`, from
-    which a run goes on, are cut.
+    which a run goes on, are cut. What cannot be written is told, once, and tried again with the
+    next line.
     """
-    path = Path(workdir) / 'metrics.jsonl'
-    lines = [line for line in read_history(workdir) if line['step'] <= start]
-    write_atomically(path, ''.join(json.dumps(line) + '\n' for line in lines))
-    write_events = _events(Path(workdir), start)
 
-    def log(step, scalars):
-        with files.writing(path), path.open('a') as file:
-            file.write(json.dumps({'step': step, **scalars}) + '\n')
-        write_events(step, scalars)
+    def __init__(self, workdir, start):
+        self._path = Path(workdir) / 'metrics.jsonl'
+        lines = [line for line in read_history(workdir) if line['step'] <= start]
+        write_atomically(self._path, ''.join(json.dumps(line) + '\n' for line in lines))
+        self._write_events = _events(Path(workdir), start)
+        self._waiting, self._told = collections.deque(), False
 
-    return log
+    def __call__(self, step, scalars):
+        self._waiting += (self._write_line, step, scalars), (self._write_events, step, scalars)
+        try:
+            self.flush()
+        except OSError as error:
+            if not self._told:
+                line = f'{disk_line(error)}; training goes on, and tries again with the next line'
+                logger.warning(line)
+            self._told = True
+
+    def flush(self):
+        """Writes what waits; raises OSError where it cannot be written."""
+        while self._waiting:
+            write, *item = self._waiting[0]
+            write(*item)
+            self._waiting.popleft()
+        self._told = False
+
+    def _write_line(self, step, scalars):
+        files.append(self._path, f'{json.dumps({"step": step, **scalars})}\n'.encode())
 
 
 def _events(folder, start):
@@ -194,8 +213,7 @@ def _events(folder, start):
         data = Event(step=step, wall_time=time.time(), **content).SerializeToString()
         length = struct.pack('<Q', len(data))
         sums = (struct.pack('<I', masked_crc32c(each)) for each in (length, data))
-        with files.writing(path), path.open('ab') as file:
-            file.write(length + next(sums) + data + next(sums))
+        files.append(path, length + next(sums) + data + next(sums))
 
     def write(step, scalars):
         summary = Summary()

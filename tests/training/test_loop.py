@@ -97,6 +97,32 @@ def test_a_step_that_is_not_finite_is_skipped_and_a_resumed_run_counts_it(spoile
     assert again | {'images_per_second': line['images_per_second']} == line
 
 
+@pytest.mark.parametrize('failing', [{4}, {2, 4, 6}, {4, 8}])
+def test_training_goes_on_where_a_checkpoint_fails_but_not_the_last(
+    monkeypatch, tmp_path, caplog, failing
+):
+    save = checkpoint.Checkpoints.save
+
+    def fail(self, step, *rest):
+        if step in failing:
+            raise self._unwritten(step, OSError(28, 'No space left on device'))
+        save(self, step, *rest)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, 'save', fail)
+    config, devices = tiny_config(checkpoint__keep=9), jax.devices()[:1]
+    ends = 8 not in failing
+    with (
+        contextlib.nullcontext() if ends else pytest.raises(InputError, match='/8: the checkpoint')
+    ):
+        loop.train(config, tmp_path, devices=devices)
+    told = [line for line in caplog.messages if 'cannot be written' in line]
+    assert len(told) == len(failing - {8})
+    expected = f'/{min(failing)}: the checkpoint cannot be written (No space left on device); make'
+    assert expected in told[0] and told[0].endswith('tries again with the next checkpoint')
+    assert checkpoint.steps(tmp_path) == sorted({2, 4, 6, 8} - failing)
+    assert [line['step'] for line in read_history(tmp_path)][-1] == 8
+
+
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     config = tiny_config(data__batch_size=6)
     with pytest.raises(InputError, match='batch_size: 6 images .* 4 devices'):

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -149,28 +148,40 @@ def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
 
 
 def test_lines_after_the_restored_step_are_cut_and_scalars_go_to_tensorboard(tmp_path):
-    log = workdir.history(tmp_path, 0)
+    log = workdir.History(tmp_path, 0)
     for step in range(1, 7):
         log(step, {'loss': step / 2, 'AR@10': None, 'nested': {'list': [1, None]}})
     (events,) = (path.read_bytes() for path in tmp_path.glob('events*'))
     assert b'loss' in events and b'AR@10' not in events and b'nested' not in events
     written = (tmp_path / 'metrics.jsonl').read_text().splitlines(True)
     assert written[0] == '{"step": 1, "loss": 0.5, "AR@10": null, "nested": {"list": [1, null]}}\n'
-    log = workdir.history(tmp_path, 4)
+    log = workdir.History(tmp_path, 4)
     assert (tmp_path / 'metrics.jsonl').read_text() == ''.join(written[:4])
     log(5, {'loss': 9.0})
     lines = workdir.read_history(tmp_path)
     assert [line['step'] for line in lines] == [1, 2, 3, 4, 5] and lines[-1]['loss'] == 9
-    workdir.history(tmp_path, 0)
+    workdir.History(tmp_path, 0)
     assert workdir.read_history(tmp_path) == []
 
 
-def test_metrics_that_cannot_be_written_name_their_file(tmp_path):
+def test_metrics_that_cannot_be_written_wait_until_they_can_be(tmp_path, caplog):
+    """The file of a run that was moved away is not begun anew; what was told is not told again."""
     (tmp_path / 'run').mkdir()
-    log = workdir.history(tmp_path / 'run', 0)
-    shutil.rmtree(tmp_path / 'run')
+    log = workdir.History(tmp_path / 'run', 0)
+    log(1, {'loss': 1.0})
+    (tmp_path / 'run').rename(tmp_path / 'away')
+    for step in (2, 3):
+        log(step, {'loss': 1.0})
+    (told,) = caplog.messages
+    assert 'metrics.jsonl: cannot be written (No such file or directory)' in told
+    assert told.endswith('; training goes on, and tries again with the next line')
     with pytest.raises(OSError, match='cannot be written .No such file or directory.: .*s.jsonl'):
-        log(1, {'loss': 1.0})
+        log.flush()
+    (tmp_path / 'away').rename(tmp_path / 'run')
+    log(4, {'loss': 1.0})
+    lines = workdir.read_history(tmp_path / 'run')
+    assert [line['step'] for line in lines] == [1, 2, 3, 4]
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize('end', ['{"step": 3, "lo', '\n\n', '{"step": 3, "loss": 1}garbage'])
@@ -178,7 +189,7 @@ def test_a_last_line_that_a_crash_cut_off_harms_nothing(tmp_path, end):
     lines = '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 2.0}\n'
     (tmp_path / 'metrics.jsonl').write_text(lines + end)
     assert [line['step'] for line in workdir.read_history(tmp_path)] == [1, 2]
-    log = workdir.history(tmp_path, 2)
+    log = workdir.History(tmp_path, 2)
     log(3, {'loss': 3.0})
     assert [line['loss'] for line in workdir.read_history(tmp_path)] == [1, 2, 3]
 
