@@ -223,8 +223,7 @@ def _declared(data):
     Decoders fill up a cut-off JPEG or PNG with grey, without an error. (0, 0) is not known.
     """
     if data.startswith(PNG):
-        width, height = (int.from_bytes(data[i : i + 4], 'big') for i in (16, 20))
-        return (height, width), b'IEND' in data[-64:]
+        return _declared_by_png(data)
     if data.startswith(JPEG):
         return _declared_by_jpeg(data)
     try:
@@ -234,6 +233,17 @@ def _declared(data):
         return (LARGEST, LARGEST), True
     except Exception:  # whatever Pillow raises: what it does not know, cv2 may
         return (0, 0), True
+
+
+def _declared_by_png(data):
+    """Returns the same for a PNG; a chunk that is longer than the file would take memory for it."""
+    width, height = (int.from_bytes(data[i : i + 4], 'big') for i in (16, 20))
+    position = len(PNG)
+    while position + 8 <= len(data):
+        if data[position + 4 : position + 8] == b'IEND':
+            return (height, width), True
+        position += 12 + int.from_bytes(data[position : position + 4], 'big')
+    return (height, width), False
 
 
 def _declared_by_jpeg(data):
