@@ -82,16 +82,10 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
             made = _batches(config, model, state, source, options, devices, signals)
             log = workdir.History(folder, start) if first else lambda *_: None
             with contextlib.closing(made) as batches:
-                examine = _examine(config, folder, model, source, options)
-                progress = Progress(
-                    log,
-                    source.records,
-                    schedule,
-                    steps=config.steps,
-                    log_every=config.log_every,
-                    skip_nonfinite=config.optim.skip_nonfinite,
-                    examine=lambda *found: examine(state, *found),  # of the newest state
-                )
+                lengths = {key: config[key] for key in ('steps', 'log_every')}
+                lengths['skip_nonfinite'] = config.optim.skip_nonfinite
+                examine = _examine(config, folder, model, source, options, lambda: state)
+                progress = Progress(log, source.records, schedule, **lengths, examine=examine)
                 progress.window += workdir.read_unlogged(folder, start) if first else []
                 every = config.evaluation.every if evaluate else 0
                 between = functools.partial(_evaluate_between, evaluate, signals)
@@ -151,19 +145,19 @@ def build(config):
     return model, *make_optimizer(**config.optim, steps=config.steps, frozen=frozen)
 
 
-def _examine(config, folder, model, source, options):
-    """Returns examine(state, step, image_loss, rows) of a step that is not finite.
+def _examine(config, folder, model, source, options, newest):
+    """Returns examine(step, image_loss, rows) of a step that is not finite.
 
     It keeps the step's batch, made again from the data, in the workdir, and returns what a message
-    says of it. The largest activations are those of the newest state.
+    says of it. The largest activations are those of the state newest().
     """
     largest = nonfinite.make_largest(model, _pixels(config))
 
-    def examine(state, step, image_loss, rows):
+    def examine(step, image_loss, rows):
         if not hosts.is_first():
             return ''
         batch = data.train_batch(source, options, seed=config.seed)(step - 1)
-        found = largest(state.variables, batch)
+        found = largest(newest().variables, batch)
         ids = [source.records[i].image_id for i in batch['index']]
         where = nonfinite.keep(folder, nonfinite.Kept(step, ids, image_loss, found, batch))
         return f'; largest activations: {nonfinite.line(found, rows)}; {where}'
