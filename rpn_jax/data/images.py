@@ -240,9 +240,11 @@ def _declared_by_png(data):
     width, height = (int.from_bytes(data[i : i + 4], 'big') for i in (16, 20))
     position = len(PNG)
     while position + 8 <= len(data):
-        if data[position + 4 : position + 8] == b'IEND':
-            return (height, width), True
-        position += 12 + int.from_bytes(data[position : position + 4], 'big')
+        kind = data[position + 4 : position + 8]
+        position += 8 + int.from_bytes(data[position : position + 4], 'big')
+        if kind == b'IEND':
+            return (height, width), position <= len(data)
+        position += 4  # its checksum
     return (height, width), False
 
 

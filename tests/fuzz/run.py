@@ -29,10 +29,11 @@ def main(words):
     for i, content in enumerate(target.begin()):
         (begin / str(i)).write_bytes(content)
     folders = [str(here / word) for word in rest if not word.startswith('-')]
+    folders += [str(each) for each in (begin, targets.CORPUS / name) if each.exists()]
     flags = [word for word in rest if word.startswith('-')]
     flags += [f'-timeout={targets.SECONDS}', f'-artifact_prefix={here}/{name}-']
     atheris.Setup(
-        [sys.argv[0], *flags, *folders, str(begin), str(targets.CORPUS / name)],
+        [sys.argv[0], *flags, *folders],
         lambda content: targets.check(target, content),
     )
     atheris.Fuzz()
