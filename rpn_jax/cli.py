@@ -19,6 +19,7 @@ from rpn_jax.errors import InputError, Interrupted, disk_line, leave
 
 HOSTS = 'rpn_jax.training.hosts'  # a module that takes seconds to import
 TIMEOUTS = {'meet': 300, 'heartbeat': 45}  # seconds
+LONGEST_TIMEOUT = 1_000_000
 AGAIN = 1  # seconds after which a signal is sent again
 USAGE = 'python main.py [MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value]'
 logger = logging.getLogger(__name__)
@@ -293,6 +294,9 @@ def _check_hosts(arguments):
     names = 'coordinator', 'processes', 'process'
     given = [name for name in names if getattr(arguments, name) not in ('', None)]
     if not given and not arguments.distributed:
+        for name, seconds in TIMEOUTS.items():
+            if getattr(arguments, f'{name}_timeout') != seconds:
+                raise InputError(f'--{name}-timeout needs --distributed or --coordinator')
         return
     if arguments.mode != 'train':
         option = given[0] if given else 'distributed'
@@ -305,8 +309,10 @@ def _check_hosts(arguments):
             'they are counted from 0'
         )
     for name in TIMEOUTS:
-        if (seconds := getattr(arguments, f'{name}_timeout')) < 1:
-            raise InputError(f'--{name}-timeout={seconds} is not at least 1 second')
+        if not 1 <= (seconds := getattr(arguments, f'{name}_timeout')) <= LONGEST_TIMEOUT:
+            raise InputError(
+                f'--{name}-timeout={seconds} is not from 1 to {LONGEST_TIMEOUT} seconds'
+            )
     arguments.distributed = not given or arguments.processes > 1
 
 

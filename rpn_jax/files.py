@@ -31,7 +31,7 @@ MOST_ROWS = 2**33  # .. of one with a row for each object, proposal or step
 TIMEOUT = 10  # seconds without an answer
 DAMAGED = (  # what reading a stranger's zip file, and the headers of its members, can raise
     *(zipfile.BadZipFile, tokenize.TokenError, ValueError, EOFError, OSError, KeyError),
-    *(SyntaxError, RuntimeError, MemoryError),
+    *(SyntaxError, RuntimeError, MemoryError, SystemError),
 )
 
 

@@ -114,7 +114,9 @@ def test_overrides_come_with_a_sign_or_a_space_and_the_last_one_counts(ran):
         ('--workdir=x --processes=2 --process=0', '--processes needs --coordinator, too'),
         (f'{HOSTS} --process=2', '--process=2 is not one of --processes=2; they are counted from'),
         (f'{HOSTS} --process=-1', '--process=-1 is not one of --processes=2'),
-        (f'{HOSTS} --process=1 --meet-timeout=0', '--meet-timeout=0 is not at least 1 second'),
+        (f'{HOSTS} --process=1 --meet-timeout=0', '--meet-timeout=0 is not from 1 to 1000000 sec'),
+        (f'{HOSTS} --process=1 --heartbeat-timeout=9999999', '--heartbeat-timeout=9999999 is not'),
+        ('--workdir=x --meet-timeout=5', '--meet-timeout needs --distributed or --coordinator'),
         (f'{HOSTS} --process=x', "argument --process: invalid int value: 'x'"),
     ],
 )

@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 from rpn_jax.console import show
 from rpn_jax.errors import InputError, printable
 from rpn_jax.training.meeting import PATIENCE, meet
+from rpn_jax.training.parallel import everywhere
 
 logger = logging.getLogger(__name__)
 POLL = 1.0  # seconds between two looks at the others
@@ -79,10 +80,25 @@ def start(coordinator='', processes=0, process=0, *, meet_timeout=300, heartbeat
     if global_state.num_processes > 1:
         _names[:] = [''] * global_state.num_processes
         _names[:] = exchange(socket.gethostname())
+        _connect()
         threading.Thread(target=_watch, args=(heartbeat_timeout,), daemon=True).start()
         threading.Thread(target=_tell_pace, daemon=True).start()
         if not is_first():
             _tell_at_abort()
+
+
+def _connect():
+    """Makes the connections of all collectives now: Gloo waits 30 s for a process, then fails."""
+    devices = everywhere(jax.local_devices())
+    total = jax.pmap(lambda x: jax.lax.psum(x, 'all'), 'all', devices=devices)
+    ones = np.ones(jax.local_device_count(), np.float32)
+    total.lower(ones).compile()
+    exchange('')  # compiled: all begin at once
+    jax.block_until_ready(total(ones))
+    exchange('')
+    largest(0)
+    broadcast(np.uint8(0))
+    exchange('')
 
 
 def several():

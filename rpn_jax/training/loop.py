@@ -153,16 +153,14 @@ def _examine(config, folder, model, source, options, newest):
     """
     largest = nonfinite.make_largest(model, _pixels(config))
 
-    def examine(step, image_loss, rows):
-        if not hosts.is_first():
-            return ''
+    def found_on_first(step, image_loss, rows):
         batch = data.train_batch(source, options, seed=config.seed)(step - 1)
         found = largest(newest().variables, batch)
         ids = [source.records[i].image_id for i in batch['index']]
         where = nonfinite.keep(folder, nonfinite.Kept(step, ids, image_loss, found, batch))
         return f'; largest activations: {nonfinite.line(found, rows)}; {where}'
 
-    return examine
+    return lambda *of_step: hosts.from_first(lambda: found_on_first(*of_step))
 
 
 def update_of(config, model, optimizer, devices):

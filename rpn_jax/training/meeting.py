@@ -12,6 +12,7 @@ import socket
 import time
 
 from rpn_jax.errors import InputError
+from rpn_jax.files import parse_json
 
 logger = logging.getLogger(__name__)
 PATIENCE = 10  # seconds between two lines that say who is waited for
@@ -35,6 +36,10 @@ def split(address):
     """Returns (host, port) of HOST:PORT; raises InputError where it is something else."""
     host, colon, port = address.rpartition(':')
     host = host.strip('[]')  # IPv6
+    try:
+        host.encode('idna')
+    except UnicodeError:
+        host = ''
     if not (colon and host and port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         raise InputError(f'--coordinator={address}: not HOST:PORT, as in node1:1234')
     return host, int(port)
@@ -85,16 +90,20 @@ def _welcome(server, processes, names):
     connection, _ = server.accept()
     connection.settimeout(ANSWER)
     try:
-        told = json.loads(_line(connection))
+        told = parse_json(_line(connection))
         process, count, name = told['process'], told['processes'], str(told['host'])
+        if not type(process) is type(count) is int:
+            raise ValueError
     except (OSError, ValueError, TypeError, KeyError):
         connection.close()  # it is no process of a run
         return None
     if count == processes and process in range(processes) and process not in names:
         return connection, process, name
     if count == processes:
-        message = f'process {process} has come already, from {names.get(process)}; start each once'
-        logger.warning(f'process {process} was started twice: on {names.get(process)} and {name}')
+        message = f'there is no process {process} of {processes}'
+        if process in names:
+            logger.warning(f'process {process} was started twice: on {names[process]} and {name}')
+            message = f'process {process} has come already, from {names[process]}; start each once'
         _answer([connection], {'error': message})
         return None
     message = (
@@ -121,7 +130,7 @@ def _join(address, target, processes, process, end):
         try:
             connection.sendall(json.dumps(about).encode() + b'\n')
             connection.settimeout(max(end - time.monotonic(), 0) + 2 * PATIENCE)
-            answer = json.loads(_line(connection))
+            answer = parse_json(_line(connection))
             if 'error' not in answer:
                 return list(map(str, answer['hosts']))
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -151,11 +160,14 @@ def _connect(address, target, end):
 
 
 def _line(connection):
-    """Returns a line that a connection sends; raises ValueError where it ends or is too long."""
-    content = b''
+    """Returns a line that a connection sends, within its timeout.
+
+    Raises ValueError where it ends, is too long, or comes too slowly.
+    """
+    content, end = b'', time.monotonic() + (connection.gettimeout() or ANSWER)
     while not content.endswith(b'\n'):
         more = connection.recv(4096)
-        if not more or len(content) > LONGEST:
+        if not more or len(content) > LONGEST or time.monotonic() > end:
             raise ValueError
         content += more
     return content

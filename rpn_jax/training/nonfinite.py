@@ -2,6 +2,7 @@
 
 import io
 import math
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,7 +116,8 @@ def keep(workdir, kept):
         write_atomically(path, file.getbuffer())
     except OSError as error:
         return f'its batch is not kept ({disk_line(error)})'
-    return f'look at its batch: --mode=inspect --workdir={workdir} --batch={path}'
+    folder, path = shlex.quote(str(workdir)), shlex.quote(str(path))
+    return f'look at its batch: --mode=inspect --workdir={folder} --batch={path}'
 
 
 def read(path):
@@ -126,7 +128,7 @@ def read(path):
         shapes = {len(arrays[key]) for key in ('image_loss', 'largest', *OF_BATCH)} | {len(ids)}
         if len(shapes) > 1 or not ids or arrays['largest'].shape[1] != len(set(parts)):
             raise ValueError('arrays of different lengths')
-        if arrays['boxes'].shape[1] != arrays['kind'].shape[1] or arrays['step'] < 1:
+        if arrays['boxes'].shape[1] != arrays['kind'].shape[1] or not 1 <= arrays['step'] < 2**31:
             raise ValueError('boxes and kinds, or a step, that no batch has')
     except DAMAGED as error:
         what = getattr(error, 'strerror', None) or str(error) or type(error).__name__

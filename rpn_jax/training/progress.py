@@ -96,7 +96,7 @@ class Progress:
         if self._in_a_row <= self._most:
             logger.warning(f'{text}; skipped: {self._in_a_row} in a row of at most {self._most}')
             return
-        saved = 'there is no checkpoint yet'
+        saved, checkpoint = 'there is no checkpoint yet', hosts.from_first(lambda: checkpoint)
         if checkpoint is not None:
             saved = f'the last good checkpoint is of step {checkpoint}'
         remedy = 'lower optim.learning_rate, or skip such steps with optim.skip_nonfinite'

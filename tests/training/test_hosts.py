@@ -61,13 +61,14 @@ def end(processes):
     return [(p.returncode, *both) for p, both in zip(processes, said, strict=True)]
 
 
-def start_run(folder, *flags, of=(), count=2, port=None, **changes):
-    """Starts main.py as so many processes of one run; of[i] are words of process i alone."""
-    port = port or free_port()
+def start_run(folder, *flags, of=(), programs=(['main.py'],) * 2, **changes):
+    """Starts the processes of one run, a program each; of[i] are words of process i alone."""
+    port, count = free_port(), len(programs)
     together = [f'--coordinator=127.0.0.1:{port}', f'--processes={count}', *flags]
-    words = ['main.py', 'train', *tiny_flags(folder, **changes), *together]
-    each = [(*words, f'--process={i}', *(of[i] if of else ())) for i in range(count)]
-    return [start(*own) for own in each]
+    words = ['train', *tiny_flags(folder, **changes), *together]
+    own = of or [()] * count
+    each = [(*programs[i], *words, f'--process={i}', *own[i]) for i in range(count)]
+    return [start(*words) for words in each]
 
 
 def errors(results):
@@ -246,6 +247,36 @@ def test_one_that_is_slow_is_named_and_waited_for(tmp_path):
     assert any(re.match(r'step +\d+/', line) for line in said)
     processes[0].send_signal(signal.SIGTERM)
     assert [code for code, *_ in end(processes)] == [143, 143]
+
+
+LATE = """
+import sys, time
+from rpn_jax import cli
+from rpn_jax.training import loop
+build = loop.build
+def late(config):
+    time.sleep(40)
+    return build(config)
+loop.build = late
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.slow
+def test_one_that_is_late_before_the_first_step_is_waited_for(tmp_path):
+    """Longer than the 30 s in which Gloo must make its connections."""
+    results = end(start_run(tmp_path, programs=(['main.py'], ['-c', LATE])))
+    assert [code for code, *_ in results] == [0, 0], results
+
+
+@pytest.mark.slow
+def test_a_step_that_is_not_finite_is_examined_by_process_0_and_told_by_all(tmp_path):
+    changes = {'optim__learning_rate': 1e5, 'optim__warmup_steps': 0, 'steps': 60}
+    lines = errors(end(start_run(tmp_path, **changes)))
+    (path,) = (tmp_path / 'nonfinite').iterdir()
+    for line in lines:
+        assert 'largest activations: pixels ' in line and f'--batch={path}' in line
+        assert 'the last good checkpoint is of step 2' in line
 
 
 @pytest.mark.slow

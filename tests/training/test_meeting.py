@@ -67,6 +67,27 @@ def error_of(future, timeout):
         return None
 
 
+@pytest.mark.parametrize(
+    'line',
+    [
+        b'[' * 60_000,
+        b'{"process": [], "processes": 2, "host": "x"}',
+        b'{"process": 7, "processes": 2, "host": "x"}',
+        b'{"process": true, "processes": 2, "host": "x"}',
+        b'\xff',
+    ],
+)
+def test_a_stranger_is_sent_away_and_the_others_meet(address, line):
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(meeting.meet, address, 2, 0, 20)
+        with meeting._connect(address, meeting.split(address), float('inf')) as connection:
+            connection.sendall(line + b'\n')
+            connection.settimeout(10)
+            answer = connection.recv(4096)
+        assert answer == b'' or b'there is no process 7 of 2' in answer
+        assert meeting.meet(address, 2, 1, 20) == first.result()
+
+
 def test_one_that_ends_while_it_waits_may_come_again(address):
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(meeting.meet, address, 2, 0, 20)
@@ -101,7 +122,9 @@ def test_what_is_no_process_0_is_a_line(address, answer):
             waiting.result()
 
 
-@pytest.mark.parametrize('text', ['node', 'node:', ':12', 'node:x', 'node:0', 'node:65536', ''])
+@pytest.mark.parametrize(
+    'text', ['node', 'node:', ':12', 'node:x', 'node:0', 'node:65536', '', '.x:1', f'{"a" * 64}:1']
+)
 def test_an_address_is_a_host_and_a_port(text):
     with pytest.raises(InputError, match='not HOST:PORT'):
         meeting.split(text)

@@ -95,6 +95,8 @@ def test_a_disk_that_is_full_is_part_of_the_text(tmp_path, monkeypatch):
         lambda arrays: arrays | {'image': arrays['image'][:3]},
         lambda arrays: arrays | {'boxes': arrays['boxes'][:, :3]},
         lambda arrays: arrays | {'step': np.int64(0)},
+        lambda arrays: arrays | {'step': np.int64(2**62)},
+        lambda arrays: arrays | {'image_ids': np.frombuffer(b'\xff' * 16, '<U1')},
         lambda arrays: arrays | {'parts': np.array(['a', 'b'])},
         lambda arrays: arrays | {'image_ids': np.array([{}], object)},
     ],
