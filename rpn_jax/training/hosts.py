@@ -54,6 +54,13 @@ def start(coordinator='', processes=0, process=0, *, meet_timeout=300, heartbeat
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.config.update('jax_enable_recoverability', True)  # else JAX crashes all when one is lost
     jax.config.update('jax_enable_preemption_service', False)  # signals are handled in progress
+    try:
+        socket.getaddrinfo(socket.gethostname(), None)  # as Gloo does, which then ends by a crash
+    except OSError as error:
+        raise InputError(
+            f'{socket.gethostname()}: this name of the host has no address; let it be in '
+            '/etc/hosts or DNS, with an address that the other hosts reach'
+        ) from error
     where = {'initialization_timeout': meet_timeout}
     if coordinator:
         meet(coordinator, processes, process, meet_timeout)
@@ -67,15 +74,6 @@ def start(coordinator='', processes=0, process=0, *, meet_timeout=300, heartbeat
         raise InputError(
             f'--distributed: JAX finds no cluster of SLURM, Open MPI, TPU or GKE ({error}); name '
             '--coordinator, --processes and --process'
-        ) from error
-    try:
-        jax.local_devices()
-    except RuntimeError as error:
-        if 'gloo' not in str(error):
-            raise
-        raise InputError(
-            f'{socket.gethostname()}: Gloo finds no address of this name of the host; let it be in '
-            '/etc/hosts or DNS, with an address that the other hosts reach'
         ) from error
     if global_state.num_processes > 1:
         _names[:] = [''] * global_state.num_processes

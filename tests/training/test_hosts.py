@@ -28,6 +28,11 @@ started = []  # processes, by the test that runs
 
 
 def free_port():
+    """Returns a port for processes of this host; skips the test where Gloo cannot serve them."""
+    try:
+        socket.getaddrinfo(socket.gethostname(), None)
+    except OSError as error:
+        pytest.skip(f'the name of this host has no address ({error})')
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))
         return taken.getsockname()[1]
@@ -232,7 +237,7 @@ def test_hosts_that_are_cut_off_from_each_other_end_both(network, tmp_path):
 @pytest.mark.slow
 def test_a_host_whose_name_has_no_address_says_so(network, tmp_path):
     lines = errors(end(start_on_hosts(network, tmp_path, named=False)))
-    assert all(f'unheard-of-{i}: Gloo finds no address' in each for i, each in enumerate(lines))
+    assert all(f'unheard-of-{i}: this name of the host' in each for i, each in enumerate(lines))
 
 
 @pytest.mark.slow
