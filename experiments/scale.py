@@ -12,7 +12,7 @@ import sys
 import jax
 import numpy as np
 
-from experiments.bench.costs import costs
+from experiments.bench.costs import costs_of
 from experiments.program import Parser, at_least, run
 from rpn_jax import config as configs
 from rpn_jax.errors import InputError
@@ -69,13 +69,9 @@ def count(config, devices, images, canvas):
         'size': jax.ShapeDtypeStruct((*rows, 2), np.float32),
         'index': jax.ShapeDtypeStruct(rows, np.int32),
     }
-    held = []
-
-    def lower():
-        held.append(update.mapped.lower(state, batch))
-        return held[0]
-
-    return costs(lower), summed_bytes(held[0].compile().as_text())
+    lowered = update.mapped.lower(state, batch)
+    compiled = lowered.compile()
+    return costs_of(lowered, compiled), summed_bytes(compiled.as_text())
 
 
 def summed_bytes(text):
@@ -98,14 +94,14 @@ def predicted(flops, summed, about):
         f'{"devices":>8}{"batch":>8}{"step, ms":>10}{"sums, ms":>10}{"images/s":>10}'
         f'{"of N times":>12}{"host reads, images/s":>22}{"MB/s":>7}{"12 epochs, h":>14}'
     )
-    alone = about.images / compute
+    rate_of_one = about.images / compute
     for n in about.devices:
         sums = 2 * (n - 1) / n * summed / 1e9 / (about.inside if n <= about.host else about.link)
         rate = n * about.images / (compute + sums)
         host = rate * min(n, about.host) / n
         yield (
             f'{n:>8}{n * about.images:>8}{(compute + sums) * 1e3:>10.1f}{sums * 1e3:>10.1f}'
-            f'{rate:>10.0f}{rate / n / alone:>12.0%}{host:>22.0f}'
+            f'{rate:>10.0f}{rate / n / rate_of_one:>12.0%}{host:>22.0f}'
             f'{host * about.image_bytes / 1e6:>7.0f}{EPOCHS * COCO / rate / 3600:>14.3f}'
         )
 

@@ -1,7 +1,7 @@
 """Trains small networks for a given time, with accidents, and without while it watches resources.
 
 A run that was killed, stopped, or refused a write, again and again, must end bit for bit like one
-that was left alone. One that goes on and on must not grow. Each line of the end says which.
+without accidents. The memory, threads, open files and time of a long run must not grow.
 
     python -m experiments.soak --minutes=60 --output=runs/soak
 """
@@ -65,10 +65,10 @@ def main(argv):
     began, seconds = time.monotonic(), 60 * arguments.minutes
     if arguments.output.exists():
         raise InputError(f'--output={arguments.output}: there is such a folder; name another')
-    alone = arguments.output / 'alone'
-    if (code := start(alone).wait()) != 0:
-        raise InputError(f'the run without accidents ended with exit code {code}: see {alone}.log')
-    expected, chance = ending(alone), random.Random(arguments.seed)
+    whole = arguments.output / 'whole'
+    if (code := start(whole).wait()) != 0:
+        raise InputError(f'the run without accidents ended with exit code {code}: see {whole}.log')
+    expected, chance = ending(whole), random.Random(arguments.seed)
     grown = watch(arguments.output / 'watched', seconds / 4)
     print(*(f'{name}: {before:.1f}, then {after:.1f}' for name, before, after in grown), sep='\n')
     faults = [f'{name} grew' for name, *both in grown if grows(name, *both)]

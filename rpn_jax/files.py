@@ -252,10 +252,10 @@ def read_npz(path, members, optional=(), most=MOST_ROWS):
         if not isinstance(array, np.ndarray):  # bytes, where the member is no .npy file
             raise ValueError(f'{name} is no array')
         dtype, shape = members[name]
-        fits = (
-            array.ndim == len(shape) and array.size <= size
-        )  # strings of no letters have no bytes
-        fits = fits and all(map(lambda n, own: n in (-1, own), shape, array.shape))
+        fits = array.ndim == len(shape) and all(
+            side in (-1, own) for side, own in zip(shape, array.shape, strict=True)
+        )
+        fits = fits and array.size <= size  # strings of no letters take no bytes
         if array.dtype.kind != np.dtype(dtype).kind or not fits:
             raise ValueError(f'{name} is {array.dtype} {list(array.shape)}')
     return arrays

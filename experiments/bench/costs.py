@@ -24,7 +24,11 @@ def costs(lower):
     began = time.perf_counter()
     lowered = lower()
     compiled = lowered.compile()
-    seconds = time.perf_counter() - began
+    return costs_of(lowered, compiled, time.perf_counter() - began)
+
+
+def costs_of(lowered, compiled, seconds=0.0):
+    """Returns the Costs of a program that was compiled in so many seconds."""
     counted, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     flops, moved = counted.get('flops', 0), counted.get('bytes accessed', 0)
     if jax.local_devices()[0].platform != 'cpu':

@@ -46,8 +46,8 @@ class Checkpoints:
         self.figures = {}  # {step: `best`} of evaluations that came after their checkpoint
         policies = ocp.training.preservation_policies
         preserved = [policies.LatestN(keep), *([_Greatest(self._figure)] if best else [])]
-        made = mock.patch.object(checkpoint_manager, '_create_root_directory', _make_folder)
-        with _quiet(), made if hosts.several() else contextlib.nullcontext():
+        patched = mock.patch.object(checkpoint_manager, '_create_root_directory', _make_folder)
+        with _quiet(), patched if hosts.several() else contextlib.nullcontext():
             self._checkpointer = ocp.training.Checkpointer(
                 folder(workdir).absolute(),
                 preservation_policy=policies.AnyPreservationPolicy(preserved),
@@ -103,7 +103,7 @@ class Checkpoints:
         self.finish()
         if self.latest != step:
             kept = {self.best: figures[self.best]} if figures and self.best in figures else None
-            state = _whole(state)
+            state = _as_numpy(state)
             text = json.dumps(self._config)
             about = {'sha256': _hashes(state), 'config': text, 'config_sha256': _sha256(text)}
             try:
@@ -150,7 +150,7 @@ class Checkpoints:
         """
         if not steps(self._workdir):
             return state
-        state = _whole(state)
+        state = _as_numpy(state)
         state, good, damaged = _newest_good(self._workdir, lambda path, _: _load(path, state))
         for step, message in damaged.items():  # out of the way of later saves
             path = folder(self._workdir) / str(step)
@@ -162,8 +162,8 @@ class Checkpoints:
         return state
 
 
-class KeptElsewhere:
-    """Stands for Checkpoints in a process that keeps none, because process 0 does."""
+class NoCheckpoints:
+    """Takes the place of Checkpoints in all processes but process 0, which alone writes them."""
 
     latest = None
 
@@ -382,7 +382,7 @@ def _quiet():
         noisy.setLevel(logging.CRITICAL)
     sys.unraisablehook = ignore
     try:
-        with _alone():
+        with _in_first_process():
             yield
     except Exception:
         time.sleep(LEFT_BEHIND)
@@ -394,7 +394,7 @@ def _quiet():
             noisy.setLevel(level)
 
 
-def _alone():
+def _in_first_process():
     """Returns a context in which Orbax runs in process 0 alone, if there are several."""
     if not hosts.several():
         return contextlib.nullcontext()
@@ -402,7 +402,7 @@ def _alone():
     return ocp.Context(multiprocessing_options=only)
 
 
-def _whole(state):
+def _as_numpy(state):
     """Returns the state as Orbax takes it: where there are several processes, as NumPy arrays."""
     return jax.device_get(state) if hosts.several() else state
 

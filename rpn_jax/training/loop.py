@@ -99,7 +99,7 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
                     hosts.begin_batch()
                     state, metrics = update(state, batch)
                     progress.read(step, metrics, index, checkpoints.latest)
-                    with _told():
+                    with _as_warning():
                         checkpoints.check()
                     save = functools.partial(_save, folder, checkpoints, progress, log, step, state)
                     last, due, figures = step == config.steps, every and step % every == 0, {}
@@ -135,7 +135,7 @@ def _checkpoints(folder, config):
     if hosts.is_first():
         settings = {**config.checkpoint, 'config': workdir.identity(config)}
         return checkpoint.Checkpoints(folder, **settings)
-    return checkpoint.KeptElsewhere(**config.checkpoint)
+    return checkpoint.NoCheckpoints(**config.checkpoint)
 
 
 def build(config):
@@ -186,17 +186,17 @@ def _save(folder, checkpoints, progress, log, step, state, figures=None, needed=
     progress.flush()
     if not hosts.is_first():
         return
-    with _told():
+    with _as_warning():
         checkpoints.finish()  # what is unlogged is kept for complete checkpoints
-    with contextlib.nullcontext() if needed else _told():
+    with contextlib.nullcontext() if needed else _as_warning():
         log.flush()  # no checkpoint is ahead of metrics.jsonl
         workdir.write_unlogged(folder, step, progress.window)
         checkpoints.save(step, state, figures)
 
 
 @contextlib.contextmanager
-def _told():
-    """Makes a warning of a checkpoint that cannot be written: the next one may be."""
+def _as_warning():
+    """Logs as a warning that a checkpoint cannot be written, as the next one may be."""
     try:
         yield
     except (InputError, OSError) as error:

@@ -35,9 +35,9 @@ def test_resources_are_those_of_the_process():
 @pytest.mark.slow
 def test_runs_with_accidents_end_like_one_without(tmp_path, capsys):
     assert soak.main(['--minutes=5', f'--output={tmp_path / "soak"}']) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[-1] == 'every run ended bit for bit like the one without accidents'
-    assert not any(line.endswith(' 0 accidents') for line in said)
-    expected = soak.ending(tmp_path / 'soak/alone') | {'metrics': 'others'}
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == 'every run ended bit for bit like the one without accidents'
+    assert not any(line.endswith(' 0 accidents') for line in printed)
+    expected = soak.ending(tmp_path / 'soak/whole') | {'metrics': 'others'}
     faults = soak.suffer(tmp_path / 'one', random.Random(0), Counter(), expected)
     assert faults == ['other metrics than without accidents']

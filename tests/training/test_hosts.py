@@ -62,8 +62,8 @@ def no_process_is_left():
 
 def end(processes):
     """Waits for processes; returns (exit code, stdout, stderr) of each."""
-    said = [process.communicate(timeout=SECONDS) for process in processes]
-    return [(p.returncode, *both) for p, both in zip(processes, said, strict=True)]
+    outputs = [process.communicate(timeout=SECONDS) for process in processes]
+    return [(p.returncode, *both) for p, both in zip(processes, outputs, strict=True)]
 
 
 def start_run(folder, *flags, of=(), programs=(['main.py'],) * 2, **changes):
@@ -109,9 +109,9 @@ def of_two():
 @pytest.mark.parametrize('devices', [4, 1])
 @pytest.mark.parametrize('name', ['frozen', 'group', 'batch', 'canvases'])
 def test_two_processes_train_as_one(name, devices):
-    folder, alone = of_two(), f'{name} on {devices}'
-    state, _ = host_cases.train(name, folder, alone, jax.devices()[:devices])
-    own, theirs = host_cases.losses(folder / alone), host_cases.losses(folder / name)
+    folder, run = of_two(), f'{name} on {devices}'
+    state, _ = host_cases.train(name, folder, run, jax.devices()[:devices])
+    own, theirs = host_cases.losses(folder / run), host_cases.losses(folder / name)
     assert len(own) == len(theirs) > 5
     np.testing.assert_allclose(theirs, own, rtol=1e-5)
     assert_states_near(checkpoint.restore(folder / name)[0], state)
@@ -245,11 +245,11 @@ def test_one_that_is_slow_is_named_and_waited_for(tmp_path):
     processes = start_run(tmp_path, **LONG)
     wait_for(processes[0], 10)
     processes[1].send_signal(signal.SIGSTOP)
-    said = itertools.dropwhile(lambda line: 'waiting' not in line, processes[0].stdout)
-    line = next(said)
+    lines = itertools.dropwhile(lambda line: 'waiting' not in line, processes[0].stdout)
+    line = next(lines)
     processes[1].send_signal(signal.SIGCONT)
     assert re.match(r'warning: waiting for process 1 \(.+\), 1\d s so far$', line), line
-    assert any(re.match(r'step +\d+/', line) for line in said)
+    assert any(re.match(r'step +\d+/', line) for line in lines)
     processes[0].send_signal(signal.SIGTERM)
     assert [code for code, *_ in end(processes)] == [143, 143]
 

@@ -74,8 +74,8 @@ def test_what_is_kept_comes_back_and_not_without_end(tmp_path):
     for key, value in back.batch.items():
         np.testing.assert_array_equal(value, own.batch[key])
     for step in range(1, 20):
-        said = nonfinite.keep(tmp_path, own._replace(step=step))
-    assert 'holds 10 already' in said and len(list(path.parent.iterdir())) == nonfinite.MOST
+        text = nonfinite.keep(tmp_path, own._replace(step=step))
+    assert 'holds 10 already' in text and len(list(path.parent.iterdir())) == nonfinite.MOST
 
 
 def test_a_disk_that_is_full_is_part_of_the_text(tmp_path, monkeypatch):
@@ -83,7 +83,7 @@ def test_a_disk_that_is_full_is_part_of_the_text(tmp_path, monkeypatch):
         raise OSError(28, 'No space left on device', 'x')
 
     monkeypatch.setattr(nonfinite, 'write_atomically', full)
-    assert 'not kept' in (said := nonfinite.keep(tmp_path, kept())) and 'No space' in said
+    assert 'not kept' in (text := nonfinite.keep(tmp_path, kept())) and 'No space' in text
 
 
 @pytest.mark.parametrize(

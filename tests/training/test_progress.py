@@ -120,7 +120,7 @@ def test_the_images_whose_loss_is_not_finite_are_named(image_loss, saved, messag
     assert log == []
 
 
-def said_of(caplog, text):
+def messages_with(caplog, text):
     return [message for message in caplog.messages if text in message]
 
 
@@ -144,9 +144,11 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(caplog):
     assert [(step, line['loss'], line['skipped']) for step, line in log] == [(3, 2, 2), (6, 5.5, 1)]
     rows = {1: [0]}
     assert examined == [(step, rows.get(step, [0, 1])) for step in sorted(bad)]
-    said = 'loss or gradient is not finite at step 1, images image 5; it was examined; skipped: '
-    assert said_of(caplog, 'skipped')[0] == f'{said}1 in a row of at most 2'
-    assert [line.partition('skipped: ')[2] for line in said_of(caplog, 'skipped')[1:3]] == [
+    expected = (
+        'loss or gradient is not finite at step 1, images image 5; it was examined; skipped: '
+    )
+    assert messages_with(caplog, 'skipped')[0] == f'{expected}1 in a row of at most 2'
+    assert [line.partition('skipped: ')[2] for line in messages_with(caplog, 'skipped')[1:3]] == [
         '1 in a row of at most 2',
         '2 in a row of at most 2',
     ]
@@ -161,7 +163,9 @@ def test_a_line_of_steps_that_were_all_skipped_has_no_means(caplog):
     progress.flush()
     ((step, line),) = log
     assert step == 1 and line.keys() == {'skipped', 'learning_rate', 'images_per_second'}
-    assert said_of(caplog, 'step 1/2')[0].startswith('step 1/2  all steps since the last line were')
+    assert messages_with(caplog, 'step 1/2')[0].startswith(
+        'step 1/2  all steps since the last line were'
+    )
 
 
 def test_the_first_signal_is_remembered_and_the_second_has_its_usual_way():
