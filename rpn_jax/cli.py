@@ -18,6 +18,7 @@ from rpn_jax.console import show
 from rpn_jax.errors import InputError, Interrupted, disk_line, leave
 
 HOSTS = 'rpn_jax.training.hosts'  # a module that takes seconds to import
+OF_HOSTS = 'train', 'evaluate', 'predict'  # modes that several processes can share
 TIMEOUTS = {'meet': 300, 'heartbeat': 45}  # seconds
 LONGEST_TIMEOUT = 1_000_000
 AGAIN = 1  # seconds after which a signal is sent again
@@ -298,9 +299,10 @@ def _check_hosts(arguments):
             if getattr(arguments, f'{name}_timeout') != seconds:
                 raise InputError(f'--{name}-timeout needs --distributed or --coordinator')
         return
-    if arguments.mode != 'train':
+    if arguments.mode not in OF_HOSTS:
         option = given[0] if given else 'distributed'
-        raise InputError(f'--{option} belongs to train, not to the mode {arguments.mode}')
+        modes = ', '.join(OF_HOSTS)
+        raise InputError(f'--{option} belongs to {modes}, not to the mode {arguments.mode}')
     if missing := [f'--{name}' for name in names if given and name not in given]:
         raise InputError(f'--{given[0]} needs {" and ".join(missing)}, too')
     if given and not 0 <= arguments.process < arguments.processes:
@@ -340,8 +342,9 @@ options:
                     doctor: a finding of level error gives exit code 1
   --print-config    print the resolved config, and where each value comes from, and exit
   --debug           show the traceback of an error
-  --distributed     train: on many hosts, with the same command on each (docs/scale.md); JAX finds
-                    the others in SLURM, Open MPI, TPU pod slices and GKE; elsewhere name them by
+  --distributed     train, evaluate, predict: on many hosts, with the same command on each
+                    (docs/scale.md); JAX finds the others in SLURM, Open MPI, TPU pod slices and
+                    GKE; elsewhere name them by
   --coordinator=HOST:PORT, --processes=N, --process=I
                     where process 0 listens, how many there are, and which of 0 to N - 1 this is
   --meet-timeout=S, --heartbeat-timeout=S

@@ -7,17 +7,16 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
-from importlib import metadata
 from pathlib import Path
 
 import jax
 import numpy as np
 import safetensors.numpy
-from ml_collections import FrozenConfigDict
 
-from rpn_jax import data, files, weights
-from rpn_jax.config import check, items, resolve, with_keys
+from rpn_jax import agreed, data, files, weights
+from rpn_jax.config import check, resolve, with_keys
 from rpn_jax.console import progress, show
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.data.sources import coco
@@ -57,14 +56,10 @@ from rpn_jax.training import (
     pretrained,
     workdir,
 )
-from rpn_jax.weights import published
+from rpn_jax.training.parallel import everywhere
 
 logger = logging.getLogger(__name__)
 INSPECTED = 4  # batches drawn by --mode=inspect
-# Keys of data that may differ among the processes of a run: each host may have a copy of its own.
-OWN = {
-    f'data.{prefix}{key}' for prefix in ('', 'eval_') for key in ('path', 'images', 'annotations')
-}
 
 
 def train_mode(config, folder, *, strict=False):
@@ -73,15 +68,12 @@ def train_mode(config, folder, *, strict=False):
     With `strict` other data than the workdir's are an error, not a warning. Several processes all
     call it; process 0 alone uses the workdir.
     """
-    if hosts.several():
-        hosts.agree(_started(config))
-        logger.info(hosts.line())
     with workdir.locked(folder) if hosts.is_first() else contextlib.nullcontext():
-        config = _resolved(config, folder)
+        config = agreed.resolved(config, folder)
         for finding in config_checks.findings(config):
             logger.warning(finding.line())
-        if hosts.several() and (note := workdir.shared_note(folder)):
-            logger.info(note)
+        if hosts.several() and (note := workdir.not_seen(folder)):
+            logger.info(f'note: {note}, and process 0 alone uses it')
         try:
             _, evaluation = loop.train(config, folder, evaluator(config, folder), strict=strict)
             hosts.from_first(lambda: _publish(config, folder, evaluation))
@@ -91,50 +83,33 @@ def train_mode(config, folder, *, strict=False):
             raise InputError(f'{disk_line(error)}; {checkpoint.newest(folder)}') from error
 
 
-def _started(config):
-    """Returns {what: value} of what must be the same in all processes of a run."""
-    values = {key: value for key, value in items(config).items() if key not in OWN}
-    code = [each.read_bytes() for each in sorted(Path(__file__).parent.rglob('*.py'))]
-    versions = {each: metadata.version(each) for each in ('jax', 'jaxlib', 'flax', 'numpy')}
-    devices = jax.local_devices()
-    return {
-        **values,
-        **versions,
-        'code of rpn_jax': hashlib.sha256(b''.join(code)).hexdigest()[:8],
-        'devices': f'{len(devices)} {devices[0].device_kind}',
-    }
-
-
-def _resolved(config, folder):
-    """Returns the resolved config; of several processes, as process 0 resolves it."""
-    if not hosts.several():
-        return resolve(config, folder)
-    keys = 'pixels', 'mean', 'std'
-    settled = hosts.from_first(lambda: [resolve(config, folder).data[key] for key in keys])
-    config = config.copy_and_resolve_references()
-    pixels, *statistics = settled
-    config.data.update(dict(zip(keys, (pixels, *map(tuple, statistics)), strict=True)))
-    return FrozenConfigDict(config)
-
-
 def evaluate_mode(config, folder, *, step=None, output='', strict=False):
     """Evaluates a checkpoint, by default the newest; writes evaluation.json and report.html anew.
 
     An output gets the proposals as COCO's results, and beside it FILE.instances.json the objects.
-    With `strict` other data than the workdir's are an error, not a warning.
+    With `strict` other data than the workdir's are an error, not a warning. Several processes all
+    call it, and share the images; process 0 alone uses the workdir.
     """
     if output and Path(output).suffix != '.json':
         raise InputError(f'--output={output}: not the name of a .json file')
-    config, variables, step = _trained(config, folder, step)
+    config, variables, step = agreed.trained(config, folder, step=step, strict=strict)
     model = rpn.build(config.model, config.anchors)
-    evaluate = evaluator(config, folder)(model, None, jax.local_devices())
-    data_identity.check(folder, {'eval': evaluate.source}, strict)
+    devices = everywhere(jax.local_devices())
+    evaluate = evaluator(config, folder)(model, None, devices)
+    sources = {'eval': evaluate.source}
+    hosts.agree(data_identity.summary(sources))
+    if hosts.is_first():
+        data_identity.check(folder, sources, strict)
     evaluation = evaluate(variables, step)
-    _publish(config, folder, evaluation)
-    show('as other evaluators count, with 95 % intervals over images:')
-    show(*protocols.lines(evaluation.results))
-    if output:
-        _write_coco(Path(output), evaluation.results, evaluate.source)
+
+    def publish():
+        _publish(config, folder, evaluation)
+        show('as other evaluators count, with 95 % intervals over images:')
+        show(*protocols.lines(evaluation.results))
+        if output:
+            _write_coco(Path(output), evaluation.results, evaluate.source)
+
+    hosts.from_first(publish)
 
 
 def verify_mode(config, folder):
@@ -363,23 +338,33 @@ def predict_mode(config, folder, *, paths, step=None, output=''):
     """Writes the proposals of images as json, and the ten best as pictures, one after the other.
 
     What cannot be read is reported and skipped; raises InputError at the end if there was any.
+    Several processes all call it, and share the images.
     """
     if not paths:
         raise InputError('the mode predict needs images, or folders of them: predict .. PATH ..')
     written = Path(output or folder / 'predictions')
     images = predictions.find(paths, written)
-    config, variables, step = _trained(config, folder, step)
+    names = hashlib.sha256(json.dumps([*images.values()]).encode()).hexdigest()[:8]
+    config, variables, step = agreed.trained(
+        config, folder, step=step, output=output, images=f'{len(images)}, hash of names {names}'
+    )
     trained = Detector(config, step, variables)
     files.make_folder(written, '--output')
+    if hosts.several() and (note := workdir.not_seen(written)):
+        logger.info(f'note: {note}; each writes the files of its own images there')
+    own = [*images.items()][jax.process_index() :: jax.process_count()]
     with _written():
         skipped = [
-            path
-            for path, name in progress(images.items(), len(images), 'predicted')
+            os.fspath(path)
+            for path, name in progress(own, len(own), 'predicted')
             if not predictions.write(trained, path, written / name)
         ]
-    show(f'{written}: proposals of {len(images) - len(skipped)} images, as json and pictures')
-    if skipped:
-        raise InputError(f'{skipped[0]}: skipped, as {len(skipped)} of {len(images)} images')
+    counts, firsts = zip(*hosts.exchange([len(skipped), skipped[:1]]), strict=True)
+    done = len(images) - sum(counts)
+    if hosts.is_first():
+        show(f'{written}: proposals of {done} images, as json and pictures')
+    if first := sum(firsts, []):
+        raise InputError(f'{first[0]}: skipped, as {sum(counts)} of {len(images)} images')
 
 
 def export_mode(config, folder, *, step=None, output=''):
@@ -388,7 +373,7 @@ def export_mode(config, folder, *, step=None, output=''):
     if kind not in ('.safetensors', '.stablehlo'):
         given = f', not {output}' if output else ''
         raise InputError(f'the mode export needs --output=FILE.safetensors or .stablehlo{given}')
-    config, variables, step = _trained(config, folder, step)
+    config, variables, step = agreed.trained(config, folder, step=step)
     content, what, about = (_weights if kind == '.safetensors' else _function)(
         config, variables, step
     )
@@ -434,28 +419,6 @@ def _written():
         yield
     except OSError as error:
         raise InputError(f'{disk_line(error)}; or name another --output') from error
-
-
-def _trained(config, folder, step):
-    """Returns the resolved config, the variables and the step of a checkpoint of a workdir.
-
-    Where there is none, model.pretrained is taken as step 0 if it holds the network's every weight.
-    """
-    where = config.model.pretrained
-    if not step and not checkpoint.steps(folder) and where and where not in published.BACKBONES:
-        resolved = resolve(config, folder)
-        given = resolved.model.depth, resolved.anchors.aspect_ratios, resolved.model.pretrained_key
-        tensors = pretrained.load(where, *given)
-        model = rpn.build(resolved.model, resolved.anchors)
-        pretrained.check(where, tensors, model)
-        if variables := pretrained.complete(tensors, model):
-            show(f'{folder}: no checkpoint; the weights {where} are used as step 0')
-            return resolved, variables, 0
-    variables, step = checkpoint.variables(folder, step)
-    workdir.check_file(folder, step)
-    config = resolve(config, folder)
-    workdir.check(folder, config, workdir.NETWORK)
-    return config, variables, step
 
 
 def _write_coco(output, proposals, source):

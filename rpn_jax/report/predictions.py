@@ -13,6 +13,7 @@ from rpn_jax.data.images import BadRecord
 from rpn_jax.data.sources.folder import EXTENSIONS, listing
 from rpn_jax.errors import InputError
 from rpn_jax.report import drawings
+from rpn_jax.training import hosts
 
 logger = logging.getLogger(__name__)
 SHOWN = 10  # best proposals in a picture
@@ -78,7 +79,7 @@ def write(detector, path, target):
         orientation = images.orientation_of(data) if turns else 1
         image = images.decode(data, path, orientation=orientation)
     except BadRecord as error:
-        logger.warning(f'skipped: {error}')
+        logger.error(f'{hosts.prefix()}skipped: {error}')  # of every process
         return False
     proposals = detector.propose(image)
     boxes, scores = (x[proposals.valid] for x in (proposals.boxes, proposals.scores))

@@ -56,7 +56,7 @@ def check(where, tensors, model):
     """
     if tensors is None:
         return
-    shapes = _shapes(model)
+    shapes = variable_shapes(model)
     needed = named(shapes)
     above = STAGES - {name.partition('.')[0] for name in needed}
     passed_over = list(getattr(tensors, 'passed_over', ()))
@@ -95,11 +95,12 @@ def check(where, tensors, model):
 
 def complete(tensors, model):
     """Returns the variables of a model, if tensors that were checked hold all of them, or None."""
-    shapes = _shapes(model)
-    return weights.to_variables(tensors, shapes) if named(shapes).keys() <= tensors.keys() else None
+    wanted = variable_shapes(model)
+    return weights.to_variables(tensors, wanted) if named(wanted).keys() <= tensors.keys() else None
 
 
-def _shapes(model):
+def variable_shapes(model):
+    """Returns the shapes and dtypes of the variables of a model, a tree."""
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(SMALLEST))
 
 

@@ -133,9 +133,9 @@ def locked(workdir):
                 each.rmdir()
 
 
-def shared_note(workdir):
-    """Returns a line on the processes that do not see the workdir of process 0, '' if all do."""
-    path, own = Path(workdir) / '.hosts', ''
+def not_seen(folder):
+    """Returns a line on the processes that do not see a folder of process 0, '' if all do."""
+    path, own = Path(folder) / '.hosts', ''
 
     def write():
         token = secrets.token_hex(8)
@@ -150,7 +150,7 @@ def shared_note(workdir):
         path.unlink()
     if without := [hosts.named(each) for each, sees in enumerate(seen) if not sees]:
         many = f'{", ".join(without[:8])}{" and others" if len(without) > 8 else ""}'
-        return f'note: {workdir} of {hosts.named(0)}, which alone uses it, is not seen by {many}'
+        return f'{folder} of {hosts.named(0)} is not seen by {many}'
     return ''
 
 

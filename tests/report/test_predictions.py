@@ -110,7 +110,7 @@ def test_what_cannot_be_written_is_one_line_and_leaves_whole_files(folder, tmp_p
 
 
 def test_the_mode_writes_files_and_names_what_it_skips(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(commands, '_trained', lambda *_: (None, None, 8))
+    monkeypatch.setattr(commands.agreed, 'trained', lambda *_, **__: (None, None, 8))
     monkeypatch.setattr(commands, 'Detector', lambda *_: DETECTOR)
     flags = [*tiny_flags(tmp_path / 'run'), '--mode=predict']
     (folder / 'a.jpg').write_bytes((folder / 'a.jpg').read_bytes()[:-300])

@@ -17,6 +17,7 @@ import host_cases
 import jax
 import numpy as np
 import pytest
+from data_files import write_voc
 from helpers import ROOT, scratch, tiny_flags
 
 from rpn_jax.errors import InputError
@@ -66,11 +67,11 @@ def end(processes):
     return [(p.returncode, *both) for p, both in zip(processes, outputs, strict=True)]
 
 
-def start_run(folder, *flags, of=(), programs=(['main.py'],) * 2, **changes):
+def start_run(folder, *flags, of=(), programs=(['main.py'],) * 2, mode='train', **changes):
     """Starts the processes of one run, a program each; of[i] are words of process i alone."""
     port, count = free_port(), len(programs)
     together = [f'--coordinator=127.0.0.1:{port}', f'--processes={count}', *flags]
-    words = ['train', *tiny_flags(folder, **changes), *together]
+    words = [mode, *tiny_flags(folder, **changes), *together]
     own = of or [()] * count
     each = [(*programs[i], *words, f'--process={i}', *own[i]) for i in range(count)]
     return [start(*words) for words in each]
@@ -167,6 +168,28 @@ def test_two_processes_evaluate_to_the_last_digit_as_one():
     assert evaluation.summary == json.loads((folder / 'batch/evaluation.json').read_text())
     lines = workdir.read_history(folder / 'batch')
     assert [line['step'] for line in lines if 'AR@10' in line] == [10]
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_and_predict_what_one_does(tmp_path):
+    alone, together = tmp_path / 'alone', tmp_path / 'together'
+    flags = tiny_flags(alone)
+    pictures = write_voc(tmp_path) / 'JPEGImages'
+    (pictures / '000001.jpg').write_bytes(b'no image')
+    assert end([start('main.py', 'train', *flags)])[0][0] == 0
+    shutil.copytree(alone, together)
+    (together / 'evaluation.json').unlink()
+    (line,) = errors(end([start('main.py', 'predict', *flags, pictures)]))
+    results = end(start_run(together, mode='evaluate'))
+    assert [code for code, *_ in results] == [0, 0], results
+    assert ['as other evaluators count' in out for _, out, _ in results] == [True, False]
+    results = end(start_run(together, str(pictures), mode='predict'))
+    assert [each.endswith(line.removeprefix('error: ')) for each in errors(results)] == [True] * 2
+    assert sum(out.count(': skipped: ') for _, out, _ in results) == 1
+    files = [path for path in alone.rglob('*') if path.suffix in ('.json', '.png')]
+    assert len(files) > 10
+    for path in files:
+        assert path.read_bytes() == (together / path.relative_to(alone)).read_bytes()
 
 
 LONG = {'steps': 1_000_000, 'evaluation__every': 0, 'log_every': 5, 'checkpoint__every': 10}
@@ -336,12 +359,10 @@ def test_all_differences_between_processes_are_named(three):
 
 def test_processes_that_do_not_see_the_workdir_are_named(three, tmp_path):
     three.update({1: lambda own: own, 2: lambda own: own})
-    assert workdir.shared_note(tmp_path) == '' and list(tmp_path.iterdir()) == []
+    assert workdir.not_seen(tmp_path) == '' and list(tmp_path.iterdir()) == []
     three[2] = lambda own: own if isinstance(own, str) else False
-    note = workdir.shared_note(tmp_path)
-    assert note.endswith(
-        f'{tmp_path} of process 0 (a), which alone uses it, is not seen by process 2 (b)'
-    )
+    note = workdir.not_seen(tmp_path)
+    assert note == f'{tmp_path} of process 0 (a) is not seen by process 2 (b)'
 
 
 def test_processes_that_others_wait_for_are_named(three):
