@@ -1,6 +1,6 @@
 """Runs that one process and several must end alike, and the program that a process of several is.
 
-`python tests/host_cases.py HOST:PORT PROCESSES PROCESS FOLDER` trains all of them, one by one.
+`python tests/host_cases.py HOST:PORT PROCESSES PROCESS FOLDER CASE ..` trains cases, one by one.
 """
 
 import json
@@ -34,7 +34,8 @@ CASES = {
         **{'data__image_size': 48, 'data__max_size': 96, 'data__canvases': 3},
     },
     'resumed by one': {'steps': 10, 'optim__schedule_steps': 20},
-    'resumed by several': {'optim__schedule_steps': 20},
+    'resumed by two': {'optim__schedule_steps': 20},
+    'resumed by four': {'optim__schedule_steps': 20},
 }
 
 
@@ -63,9 +64,9 @@ def losses(run):
     return np.array([line['loss'] for line in lines_of(run)])
 
 
-def main(folder):
-    """Trains all cases as one process of several; process 0 writes what its Evaluation is."""
-    for name in CASES:
+def main(folder, names):
+    """Trains cases as one process of several; process 0 writes what its Evaluation is."""
+    for name in names:
         evaluation = train(name, folder, name)[1]
         if evaluation:
             (folder / name / 'evaluation.json').write_text(json.dumps(evaluation.summary))
@@ -74,4 +75,4 @@ def main(folder):
 
 
 if __name__ == '__main__':
-    main(Path(sys.argv[4]))
+    main(Path(sys.argv[4]), sys.argv[5:])

@@ -97,13 +97,18 @@ def of_two():
     """Returns the folder in which two processes of two devices have trained all cases."""
     folder = scratch()
     host_cases.write_pictures(folder)
-    one = 'resumed by several'  # what one process begins
+    one = 'resumed by two'  # what one process begins
     host_cases.train(one, folder, one, jax.devices()[:1], steps=10)
-    address = f'127.0.0.1:{free_port()}'
-    words = ROOT / 'tests/host_cases.py', address, 2
-    results = end([start(*words, process, folder) for process in range(2)])
-    assert [code for code, *_ in results] == [0, 0], results
+    train_cases(folder, 2, [name for name in host_cases.CASES if name != 'resumed by four'])
     return folder
+
+
+def train_cases(folder, count, names):
+    """Trains cases on four devices of so many processes."""
+    words = ROOT / 'tests/host_cases.py', f'127.0.0.1:{free_port()}', count
+    processes = [start(*words, i, folder, *names, devices=4 // count) for i in range(count)]
+    results = end(processes)
+    assert [code for code, *_ in results] == [0] * count, results
 
 
 @pytest.mark.slow
@@ -147,12 +152,14 @@ def test_the_hosts_had_unequal_numbers_of_objects_and_canvases_changed():
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_two_processes_is_resumed_by_one_and_the_other_way_round():
-    folder, name = of_two(), 'resumed by one'
+def test_a_run_of_two_processes_goes_on_with_one_and_with_four_and_of_one_with_two():
+    folder, name, four = of_two(), 'resumed by one', 'resumed by four'
     assert checkpoint.steps(folder / name) == [10]
+    shutil.copytree(folder / name, folder / four)
+    train_cases(folder, 4, [four])
     host_cases.train(name, folder, name, jax.devices(), steps=20)
     state, _ = host_cases.train(name, folder, 'whole', jax.devices()[:1], steps=20)
-    for run in (name, 'resumed by several'):
+    for run in (name, 'resumed by two', four):
         assert checkpoint.steps(folder / run)[-1] == 20
         np.testing.assert_allclose(
             host_cases.losses(folder / run), host_cases.losses(folder / 'whole'), rtol=1e-5
