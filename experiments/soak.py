@@ -41,6 +41,7 @@ ACCIDENTS = {
     'asked to stop': (2, {128 + signal.SIGTERM, -signal.SIGTERM}),
     'refused a write': (2, {1}),
     'paused, then killed': (1, {-signal.SIGKILL}),
+    'given slow reads, then killed': (1, {-signal.SIGKILL}),
 }
 REFUSED = 30_000  # bytes of the longest file that a run may then write; a checkpoint has more
 # Starts the words after it so that a write beyond the limit fails, as on a full disk.
@@ -49,6 +50,20 @@ import os, resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
 os.execv(sys.argv[2], sys.argv[2:])
+"""
+# Starts training where now and then a read takes long.
+SLOW = """
+import random, sys, time
+from rpn_jax import cli, data
+open_split = data.open_split
+def opened(*words, **keywords):
+    source = open_split(*words, **keywords)
+    def read(position):
+        time.sleep(random.choice((0, 0, 0, 0.5)))
+        return source.read(position)
+    return source._replace(read=read)
+data.open_split = opened
+sys.exit(cli.main())
 """
 PAUSE = 1.0  # seconds
 WATCH = 1.0  # seconds between two looks at a run that goes on and on
@@ -84,14 +99,13 @@ def main(argv):
     return int(bool(faults))
 
 
-def start(folder, most=None, steps=STEPS):
-    """Starts training in a folder; what it prints goes to a file beside it.
-
-    most is the number of bytes of the longest file that it may write, None for any.
-    """
+def start(folder, accident='', steps=STEPS):
+    """Starts training in a folder, for an accident; what it prints goes to a file beside it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    words = [] if most is None else [sys.executable, '-c', LIMITED, str(most)]
-    words += [sys.executable, 'main.py', '--config=quickstart', f'--workdir={folder.absolute()}']
+    limited = [sys.executable, '-c', LIMITED, str(REFUSED)]
+    words = limited if accident == 'refused a write' else []
+    words += [sys.executable, *(('-c', SLOW) if 'slow reads' in accident else ('main.py',))]
+    words += ['--config=quickstart', f'--workdir={folder.absolute()}']
     words += [f'--config.steps={steps}', *FLAGS]
     environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
     with open(folder.with_name(f'{folder.name}.log'), 'ab') as log:
@@ -118,7 +132,7 @@ def suffer(folder, chance, counts, expected):
     """Starts a run again and again until it ends; returns what is wrong with its end."""
     weights = [weight for weight, _ in ACCIDENTS.values()]
     for name in chance.choices([*ACCIDENTS], weights, k=chance.randrange(1, 8)):
-        process = start(folder, REFUSED if name == 'refused a write' else None)
+        process = start(folder, name)
         code = strike(process, name, folder, chance)
         if code == 0:
             break
