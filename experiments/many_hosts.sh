@@ -1,6 +1,6 @@
 #!/bin/sh
-# Trains with several processes on this machine, as with as many hosts, CPUs only:
-#     experiments/many_hosts.sh PROCESSES --config=configs/quickstart.py --workdir=runs/hosts
+# Trains, evaluates or predicts with several processes on this machine, as with as many hosts, CPUs only:
+#     experiments/many_hosts.sh PROCESSES [MODE] --config=configs/quickstart.py --workdir=runs/hosts
 # PYTHON, PORT and DEVICES (of each process) may be set; the exit code is that of the worst.
 set -eu
 [ $# -ge 2 ] || { sed -n '2,4s/^# *//p' "$0" >&2; exit 2; }
@@ -14,7 +14,7 @@ export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${DEVICE
 pids=
 trap 'kill -TERM $pids 2>/dev/null' INT TERM
 for process in $(seq 0 $((count - 1))); do
-    "$python" main.py train --coordinator="$address" --processes="$count" --process="$process" "$@" &
+    "$python" main.py "$@" --coordinator="$address" --processes="$count" --process="$process" &
     pids="$pids $!"
 done
 worst=0

@@ -26,6 +26,7 @@ from rpn_jax.training import nonfinite, workdir
 from rpn_jax.weights import loading
 
 SECONDS = 5  # that a file may take
+MEMORY = 2**30  # bytes that it may take beyond its own
 CORPUS = Path(__file__).parent / 'corpus'  # files that were found to reach further; TARGET/*
 
 
@@ -45,13 +46,15 @@ def check(target, content):
     with tempfile.TemporaryDirectory(dir=_memory()) as folder, contextlib.chdir(folder):
         path = Path(folder) / target.name
         path.write_bytes(content)
-        began = time.monotonic()
+        began, before = time.monotonic(), _peak(anew=True)
         try:
             target.read(path)
         except (InputError, BadRecord) as error:
             assert str(error).strip(), 'an error without a text'
         took = time.monotonic() - began
         assert took < SECONDS, f'{took:.1f} s'
+        memory = _peak() - before
+        assert memory < MEMORY + len(content), f'{memory / 2**20:.0f} MiB'
         assert os.listdir(folder) == [target.name], os.listdir(folder)
 
 
@@ -75,6 +78,21 @@ def mutated(random, contents):
         else:
             content[i:j] = random.choice((b'0', b'-1', b'1e999', b'nan', b'\xff' * 8, b'\0', b'"'))
     return bytes(content)
+
+
+def _peak(anew=False):
+    """Returns the most bytes that this process has held, 0 where that is not told (not Linux).
+
+    With `anew` only those count that it holds from now on.
+    """
+    own = Path('/proc/self')
+    try:
+        if anew:
+            (own / 'clear_refs').write_text('5')
+        lines = (own / 'status').read_text().splitlines()
+    except OSError:
+        return 0
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith('VmHWM:'))
 
 
 def _memory():
