@@ -356,7 +356,7 @@ def predict_mode(config, folder, *, paths, step=None, output=''):
     with _written():
         skipped = [
             os.fspath(path)
-            for path, name in progress(own, len(own), 'predicted')
+            for path, name in progress(own, len(own), f'{hosts.prefix()}predicted')
             if not predictions.write(trained, path, written / name)
         ]
     counts, firsts = zip(*hosts.exchange([len(skipped), skipped[:1]]), strict=True)
