@@ -229,7 +229,7 @@ def inspect_mode(config, folder, *, batch=''):
     )
     for each in examples:
         files.make_folder(pictures)
-        path = pictures / f'batch_{each[0].step:04}.png'
+        path = pictures / f'step_{each[0].step + 1:04}.png'
         picture, lines = inputs_page.sheet(each)
         files.write_atomically(path, drawings.encode_png(picture))
         show(f'{path}', *(f'  {line}' for line in lines))

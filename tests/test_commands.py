@@ -208,7 +208,7 @@ def test_inspection_shows_the_pixels_and_the_boxes_that_the_network_gets(tmp_pat
     printed, edges, objects = capsys.readouterr().out, 0, 0
     ink = [*COLOURS.values(), (31, 35, 40)]
     for step in range(commands.INSPECTED):
-        path = tmp_path / 'inspect' / f'batch_{step:04}.png'
+        path = tmp_path / 'inspect' / f'step_{step + 1:04}.png'
         sheet = cv2.imread(str(path))[..., ::-1]
         batch = batch_of(step)
         for row, image in enumerate(batch['image']):

@@ -126,7 +126,7 @@ def test_inspect_shows_a_batch_beside_the_data(tmp_path, capsys):
         *(['1', '1'], ['not', 'finite', '2'], ['2', '3'], ['not', 'finite', '4e+09']),
     ]
     assert [row[-1] for row in rows] == ['yes', 'no', 'yes', 'yes']
-    assert (tmp_path / 'inspect/batch_0005.png').exists()
+    assert (tmp_path / 'inspect/step_0006.png').exists()
     assert main.main([*flags, '--config.seed=1']) == 1
     error = capsys.readouterr().err
     assert 'step 6 had the images ' in error and 'give the --workdir of its run' in error
