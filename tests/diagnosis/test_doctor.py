@@ -31,7 +31,9 @@ def small(name):
         config.model.update(norm='group', frozen_stages=0)
     stages = config.model.fpn_stages
     levels = len(stages) + config.model.fpn_extra if stages else 0
-    config.anchors.sizes = tuple((8 * 2**level,) for level in range(levels)) or (12, 24, 48)
+    smallest = 8 if levels > 2 else 16  # pixels; objects have 13 to 42
+    sizes = tuple((smallest * 2**level,) for level in range(levels))
+    config.anchors.sizes = sizes or (12, 24, 48)
     config.data.update(source='shapes', train_split='train', eval_split='val', scenes=(40, 8))
     config.data.update(image_size=96, max_size=128, max_boxes=16)
     return configs.resolve(config)
