@@ -345,9 +345,8 @@ def predict_mode(config, folder, *, paths, step=None, output=''):
     written = Path(output or folder / 'predictions')
     images = predictions.find(paths, written)
     names = hashlib.sha256(json.dumps([*images.values()]).encode()).hexdigest()[:8]
-    config, variables, step = agreed.trained(
-        config, folder, step=step, output=output, images=f'{len(images)}, hash of names {names}'
-    )
+    hosts.agree({'images': f'{len(images)}, hash of names {names}'})
+    config, variables, step = agreed.trained(config, folder, step=step)
     trained = Detector(config, step, variables)
     files.make_folder(written, '--output')
     if hosts.several() and (note := workdir.not_seen(written)):
