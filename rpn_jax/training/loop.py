@@ -201,7 +201,8 @@ def _as_warning():
         yield
     except (InputError, OSError) as error:
         line = error if isinstance(error, InputError) else disk_line(error)
-        logger.warning(f'{line}; training goes on, and tries again with the next checkpoint')
+        again = 'training goes on, and tries again with the next checkpoint'
+        logger.warning(f'{hosts.prefix()}{line}; {again}')
 
 
 def _evaluate(evaluate, signals, state, step, brief=False):

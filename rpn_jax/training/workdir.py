@@ -181,8 +181,8 @@ class History:
             self.flush()
         except OSError as error:
             if not self._told:
-                line = f'{disk_line(error)}; training goes on, and tries again with the next line'
-                logger.warning(line)
+                again = 'training goes on, and tries again with the next line'
+                logger.warning(f'{hosts.prefix()}{disk_line(error)}; {again}')
             self._told = True
 
     def flush(self):

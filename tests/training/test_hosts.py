@@ -20,6 +20,7 @@ import pytest
 from data_files import write_voc
 from helpers import ROOT, scratch, tiny_flags
 
+from experiments import soak
 from rpn_jax.errors import InputError
 from rpn_jax.training import checkpoint, hosts, workdir
 
@@ -282,6 +283,21 @@ def test_one_that_is_slow_is_named_and_waited_for(tmp_path):
     assert any(re.match(r'step +\d+/', line) for line in lines)
     processes[0].send_signal(signal.SIGTERM)
     assert [code for code, *_ in end(processes)] == [143, 143]
+
+
+@pytest.mark.slow
+def test_where_process_0_cannot_write_all_train_on_and_end_with_its_line(tmp_path):
+    full = ['-c', soak.LIMITED, str(soak.REFUSED), sys.executable, 'main.py']
+    results = end(start_run(tmp_path, programs=(full, ['main.py'])))
+    lines = [line for line in results[0][1].splitlines() if line.startswith('warning: ')]
+    warning = re.compile(
+        r'warning: process 0 \(.+\): .+/2: the checkpoint cannot be .*; training go'
+    )
+    assert any(map(warning.match, lines)), lines
+    first, second = errors(results)
+    assert re.match(r'error: process 0 \(.+\): .+/8: the checkpoint cannot be written', first)
+    assert re.match(r'error: process 1 \(.+\): process 0 \(.+\) has ended: .+/8: the chec', second)
+    assert [line['step'] for line in workdir.read_history(tmp_path)][-1] == 8
 
 
 LATE = """

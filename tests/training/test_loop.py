@@ -109,6 +109,7 @@ def test_training_goes_on_where_a_checkpoint_fails_but_not_the_last(
         save(self, step, *rest)
 
     monkeypatch.setattr(checkpoint.Checkpoints, 'save', fail)
+    monkeypatch.setattr(loop.hosts, 'prefix', lambda: 'process 0 (a): ')
     config, devices = tiny_config(checkpoint__keep=9), jax.devices()[:1]
     ends = 8 not in failing
     with (
@@ -118,6 +119,7 @@ def test_training_goes_on_where_a_checkpoint_fails_but_not_the_last(
     told = [line for line in caplog.messages if 'cannot be written' in line]
     assert len(told) == len(failing - {8})
     expected = f'/{min(failing)}: the checkpoint cannot be written (No space left on device); make'
+    assert told[0].startswith('process 0 (a): ')
     assert expected in told[0] and told[0].endswith('tries again with the next checkpoint')
     assert checkpoint.steps(tmp_path) == sorted({2, 4, 6, 8} - failing)
     assert [line['step'] for line in read_history(tmp_path)][-1] == 8
