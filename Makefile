@@ -16,7 +16,7 @@ test: .venv/.installed  ## run the quick tests
 	$(RUN) -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/.installed  ## run the slow tests, and those of what XLA makes of programs
-	$(RUN) -m pytest -m 'slow or xla' -n 2 --dist loadfile
+	$(RUN) -m pytest -m 'slow or xla' -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed  ## check style and format
 	$(RUN) -m ruff check
