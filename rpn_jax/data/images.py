@@ -236,14 +236,19 @@ def _declared(data):
 
 
 def _declared_by_png(data):
-    """Returns the same for a PNG; a chunk that is longer than the file would take memory for it."""
+    """Returns the same for a PNG.
+
+    A chunk that is longer than the file would take memory for it, also after an end that no pixels
+    come before.
+    """
     width, height = (int.from_bytes(data[i : i + 4], 'big') for i in (16, 20))
-    position = len(PNG)
+    position, pixels = len(PNG), False
     while position + 8 <= len(data):
         kind = data[position + 4 : position + 8]
         position += 8 + int.from_bytes(data[position : position + 4], 'big')
+        pixels |= kind == b'IDAT'
         if kind == b'IEND':
-            return (height, width), position <= len(data)
+            return (height, width), pixels and position <= len(data)
         position += 4  # its checksum
     return (height, width), False
 
