@@ -5,7 +5,6 @@ The step is compiled for fake devices and not run; a device always gets as many 
     python -m experiments.scale --config=coco_fpn --canvas=832x1344 --images=2
 """
 
-import functools
 import re
 import sys
 
@@ -17,7 +16,6 @@ from experiments.program import Parser, at_least, run
 from rpn_jax import config as configs
 from rpn_jax.errors import InputError
 from rpn_jax.training import loop
-from rpn_jax.training.step import init_state
 
 FAKE = (1, 2, 4, 8)  # devices that the step is compiled for
 BYTES = {'f64': 8, 's64': 8, 'f32': 4, 's32': 4, 'u32': 4, 'f16': 2, 'bf16': 2, 's8': 1, 'pred': 1}
@@ -58,18 +56,7 @@ def main(argv):
 
 def count(config, devices, images, canvas):
     """Returns the Costs of a step on so many devices, for each, and the bytes that it sums."""
-    model, optimizer, _ = loop.build(config)
-    update = loop.update_of(config, model, optimizer, jax.devices('cpu')[:devices])
-    state = jax.eval_shape(functools.partial(init_state, model, optimizer, 0))
-    rows, boxes = (devices, images), config.data.max_boxes
-    batch = {
-        'image': jax.ShapeDtypeStruct((*rows, *canvas, 3), np.uint8),
-        'boxes': jax.ShapeDtypeStruct((*rows, boxes, 4), np.float32),
-        'kind': jax.ShapeDtypeStruct((*rows, boxes), np.int32),
-        'size': jax.ShapeDtypeStruct((*rows, 2), np.float32),
-        'index': jax.ShapeDtypeStruct(rows, np.int32),
-    }
-    lowered = update.mapped.lower(state, batch)
+    lowered = loop.lowered(config, jax.devices('cpu')[:devices], images, canvas)
     compiled = lowered.compile()
     return costs_of(lowered, compiled), summed_bytes(compiled.as_text())
 

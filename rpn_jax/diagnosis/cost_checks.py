@@ -135,16 +135,16 @@ def cached(config, options):
     ]
 
 
-def forecast(probe, growth, image_bytes, features):
+def forecast(state_bytes, step_bytes, image_bytes, features):
     """Returns the bytes of a training {'state', 'step memory', 'images', 'kept maps', 'device'}.
 
-    XLA's memory analysis of the update of a probe.Probe grows with the pixels of a batch, `growth`
-    times; image_bytes are those of a batch, of which three wait. `device` is what there is.
+    All are those of one device: of the state, of what XLA plans for a step beside it, and of the
+    images of a batch, of which three wait. `device` is what there is.
     """
     kept = features.gigabytes * 2**30 if features.keep in ('device', 'host') else 0
     return {
-        'state': probe.state_bytes,
-        'step memory': probe.step_bytes * growth,
+        'state': state_bytes,
+        'step memory': step_bytes,
         'images': 3 * image_bytes,
         'kept maps': kept,
         'device': capacity(),

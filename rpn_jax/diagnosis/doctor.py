@@ -27,7 +27,7 @@ from rpn_jax.diagnosis import probe as probing
 from rpn_jax.diagnosis.finding import BUILD, INPUT, PROBE, WEIGHTS, Finding, ranked
 from rpn_jax.errors import InputError
 from rpn_jax.models import rpn
-from rpn_jax.training import pretrained
+from rpn_jax.training import loop, pretrained
 
 IMAGES = 48  # whose pixels are examined
 COMPARED = 12  # that are compared with their files, and their anchors
@@ -101,7 +101,7 @@ def diagnose(config, *, seconds=SECONDS):
             what = 'An image cannot be read.'
             found.append(Finding('error', what, str(error), 'no error', 'see the evidence', BUILD))
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            what, shown = 'Not even a short training can run.', str(error).partition('\n')[0]
+            what, shown = 'The training cannot run here.', str(error).partition('\n')[0]
             remedy = 'config.data.batch_size, model.depth: smaller'
             found.append(Finding('error', what, shown[:300], 'no error', remedy, PROBE + 7))
     return Study(ranked(found), **study)
@@ -242,15 +242,22 @@ def _probe(config, source, options, tensors, seconds):
 def _cost(config, study, plan, options):
     """Returns the Findings on time and memory at the config's own size, which the Study gets."""
     factor, small = _small(options)
-    pixels, probe = np.mean([np.prod(plan.shapes[i]) for i in plan.of]), study['probe']
+    seconds, probe = study['seconds'], study['probe']
     growth = options.batch_size / small.batch_size / factor**2
-    seconds = study['seconds']
     seconds['step'] = probe.seconds * growth
     seconds['transfer'] = probe.transfer * growth
-    seconds['compile'] = probe.compiled
     seconds['image evaluated'] = probe.forward / small.batch_size / factor**2
+    devices, canvas = jax.local_devices(), max(plan.shapes, key=np.prod)
+    images = -(-options.batch_size // len(devices))
+    began = time.monotonic()
+    update = loop.lowered(config, devices[:1], images, canvas).compile()
+    seconds['compile'] = time.monotonic() - began
+    planned = update.memory_analysis()  # None where XLA does not say
     study['memory'] = cost_checks.forecast(
-        probe, growth, options.batch_size * 3 * pixels, config.features
+        probe.state_bytes,
+        planned.temp_size_in_bytes if planned else 0,
+        images * 3 * np.prod(canvas),
+        config.features,
     )
     is_frozen = config.model.frozen_stages >= config.model.last_stage
     study['advice'] = cost_checks.advice(seconds, plan, options, is_frozen)

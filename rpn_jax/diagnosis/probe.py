@@ -48,11 +48,9 @@ class Probe(NamedTuple):
     before: dict | None = None  # what network.make_measure gives of the state before the first step
     after: dict | None = None  # and of that which has learnt one batch
     spreads: tuple = (0.0, 0.0)  # network.spread of its proposals, and of the batch's objects
-    compiled: float = 0.0  # seconds to compile the update
     forward: float = 0.0  # seconds of the network without its gradients
     transfer: float = 0.0  # seconds to copy a batch to the device
     state_bytes: int = 0
-    step_bytes: int = 0  # of what a step keeps beside its state, 0 where XLA does not say
 
 
 def run(model, optim, tensors, batches, *, seed, budget, share=1.0, **rules):
@@ -69,9 +67,7 @@ def run(model, optim, tensors, batches, *, seed, budget, share=1.0, **rules):
     placed = jax.block_until_ready([place_batch(batch, devices) for batch in batches])
     transfer = (time.monotonic() - began) / len(batches)
     mapped = make_update(model, optimizer, seed=seed, devices=devices, **rules).mapped
-    began = time.monotonic()
     update = mapped.lower(place(_at(state, np.float32(0)), devices), placed[0]).compile()
-    compiled = time.monotonic() - began
 
     def train(rate, steps, batches=placed[:1], warmup=0):
         now, rows = place(_at(state, np.float32(rate)), devices), []
@@ -113,7 +109,6 @@ def run(model, optim, tensors, batches, *, seed, budget, share=1.0, **rules):
     measure(state.variables, batches[0])
     forward = time.monotonic() - began
     objects = batches[0]['boxes'][batches[0]['kind'] == Kind.OBJECT]
-    memory = update.memory_analysis()
     return Probe(
         traces,
         overfit,
@@ -123,11 +118,9 @@ def run(model, optim, tensors, batches, *, seed, budget, share=1.0, **rules):
         before,
         after,
         (spread(after['boxes'][after['valid']]), spread(objects)),
-        compiled,
         forward,
         transfer,
         sum(x.nbytes for x in jax.tree.leaves(state)),
-        memory.temp_size_in_bytes if memory else 0,
     )
 
 

@@ -176,6 +176,24 @@ def update_of(config, model, optimizer, devices):
     )
 
 
+def lowered(config, devices, images, canvas):
+    """Returns the update of a config, lowered, not compiled, for so many images on each device.
+
+    canvas is (height, width) in pixels. Raises InputError where the model cannot be built.
+    """
+    model, optimizer, _ = build(config)
+    state = jax.eval_shape(functools.partial(init_state, model, optimizer, 0))
+    rows, boxes = (len(devices), images), config.data.max_boxes
+    batch = {
+        'image': jax.ShapeDtypeStruct((*rows, *canvas, 3), np.uint8),
+        'boxes': jax.ShapeDtypeStruct((*rows, boxes, 4), np.float32),
+        'kind': jax.ShapeDtypeStruct((*rows, boxes), np.int32),
+        'size': jax.ShapeDtypeStruct((*rows, 2), np.float32),
+        'index': jax.ShapeDtypeStruct(rows, np.int32),
+    }
+    return update_of(config, model, optimizer, devices).mapped.lower(state, batch)
+
+
 def _pixels(config):
     family = 'torchvision' if config.data.pixels == 'auto' else config.data.pixels
     return pixel_family(family, config.data.mean, config.data.std)

@@ -6,7 +6,7 @@ from diagnosis.test_config_checks import config_of
 
 from rpn_jax import data
 from rpn_jax.data.canvases import Canvases
-from rpn_jax.diagnosis import cost_checks, probe
+from rpn_jax.diagnosis import cost_checks
 
 SECONDS = {'input': 0.01, 'step': 1.0, 'compile': 10.0, 'image evaluated': 0.1}
 GIB = 2**30
@@ -65,13 +65,11 @@ def test_a_step_that_does_not_fit_the_memory_is_found(size, levels, remedy):
     assert all(remedy in each.remedy for each in found)
 
 
-def test_the_forecast_grows_with_the_batch_but_not_the_state():
-    probed = probe.Probe([], None, {}, 0.1, state_bytes=5, step_bytes=7)
-    config = config_of(features__keep='device', features__gigabytes=2.0)
-    small, large = (cost_checks.forecast(probed, n, 10 * n, config.features) for n in (1, 4))
-    assert small['state'] == large['state'] == 5 and small['kept maps'] == 2 * GIB
-    assert (small['step memory'], large['step memory']) == (7, 28)
-    assert large['images'] == 120 and small['device'] == cost_checks.capacity() > GIB
+def test_the_forecast_adds_the_batches_that_wait_and_the_kept_maps():
+    features = config_of(features__keep='device', features__gigabytes=2.0).features
+    memory = cost_checks.forecast(5, 7, 10, features)
+    device = cost_checks.capacity()
+    assert memory == dict(zip(MEMORY, (5, 7, 30, 2 * GIB, device), strict=True)) and device > GIB
 
 
 @pytest.mark.parametrize(

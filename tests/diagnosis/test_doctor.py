@@ -231,7 +231,7 @@ def test_a_device_without_memory_is_a_finding(monkeypatch):
 
     monkeypatch.setattr(doctor.probing, 'run', full)
     study = doctor.diagnose(config_of(), seconds=1)
-    assert first(study) == 'Not even a short training can run.'
+    assert first(study) == 'The training cannot run here.'
     assert 'RESOURCE_EXHAUSTED' in study.findings[0].evidence
 
 

@@ -18,6 +18,8 @@ from rpn_jax import data
 from rpn_jax.commands import evaluator
 from rpn_jax.errors import InputError, Interrupted
 from rpn_jax.training import checkpoint, loop, nonfinite, workdir
+from rpn_jax.training.parallel import place, place_batch
+from rpn_jax.training.step import init_state
 from rpn_jax.training.workdir import figures, read_history
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -123,6 +125,20 @@ def test_training_goes_on_where_a_checkpoint_fails_but_not_the_last(
     assert expected in told[0] and told[0].endswith('tries again with the next checkpoint')
     assert checkpoint.steps(tmp_path) == sorted({2, 4, 6, 8} - failing)
     assert [line['step'] for line in read_history(tmp_path)][-1] == 8
+
+
+def test_the_lowered_update_is_the_one_that_trains():
+    config, devices = tiny_config(), jax.devices()[:2]
+    model, optimizer, _ = loop.build(config)
+    options = data.Options(**config.data)
+    source = data.open_split(options, 'train', seed=0)
+    batch = place_batch(data.train_batch(source, options, seed=0)(0), devices)
+    state = place(init_state(model, optimizer, 0), devices)
+    trains = loop.update_of(config, model, optimizer, devices).mapped.lower(state, batch).compile()
+    lowered = loop.lowered(config, devices, 2, (64, 64)).compile()
+    assert lowered.cost_analysis()['flops'] == pytest.approx(trains.cost_analysis()['flops'])
+    planned, needed = (each.memory_analysis() for each in (lowered, trains))
+    assert planned.temp_size_in_bytes == pytest.approx(needed.temp_size_in_bytes, rel=1e-2)
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, monkeypatch):
