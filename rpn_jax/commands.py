@@ -60,6 +60,7 @@ from rpn_jax.training.parallel import everywhere
 
 logger = logging.getLogger(__name__)
 INSPECTED = 4  # batches drawn by --mode=inspect
+EXAMINED = 5000  # images whose boxes are checked before a training
 
 
 def train_mode(config, folder, *, strict=False):
@@ -70,17 +71,39 @@ def train_mode(config, folder, *, strict=False):
     """
     with workdir.locked(folder) if hosts.is_first() else contextlib.nullcontext():
         config = agreed.resolved(config, folder)
-        for finding in config_checks.findings(config):
-            logger.warning(finding.line())
         if hosts.several() and (note := workdir.not_seen(folder)):
             logger.info(f'note: {note}, and process 0 alone uses it')
         try:
-            _, evaluation = loop.train(config, folder, evaluator(config, folder), strict=strict)
-            hosts.from_first(lambda: _publish(config, folder, evaluation))
+            make, found = _with_findings(config, folder)
+            _, evaluation = loop.train(config, folder, make, strict=strict)
+            hosts.from_first(lambda: _publish(config, folder, evaluation, found))
         except OSError as error:
             if error.filename is None:  # of the terminal
                 raise
             raise InputError(f'{disk_line(error)}; {checkpoint.newest(folder)}') from error
+
+
+def _with_findings(config, folder):
+    """Returns evaluator(config, folder), and a list of the Findings that need no image.
+
+    Warnings and errors among them are logged: those on the config at once, those on the training
+    data when it is called.
+    """
+    found = []
+
+    def tell(findings):
+        for finding in findings:
+            if finding.level != 'info':
+                logger.warning(finding.line())
+        found.extend(findings)
+
+    def make(model, source, devices):
+        sizes = data.train_plan(source, data.check(data.Options(**config.data))).sizes
+        tell(doctor.ground_truth(config, model, source, sizes, most=EXAMINED))
+        return evaluator(config, folder)(model, source, devices)
+
+    tell(config_checks.findings(config))
+    return make, found
 
 
 def evaluate_mode(config, folder, *, step=None, output='', strict=False):
@@ -432,7 +455,7 @@ def _write_coco(output, proposals, source):
     show(f"{output} has the proposals as COCO's results, {other} the images and objects")
 
 
-def _publish(config, folder, evaluation):
+def _publish(config, folder, evaluation, found=None):
     text = json.dumps(evaluation.summary, indent=2, allow_nan=False) + '\n'
     files.write_atomically(folder / 'evaluation.json', text)
     results.save(folder / 'proposals.npz', evaluation.results)
@@ -446,7 +469,7 @@ def _publish(config, folder, evaluation):
         sizes=evaluation.sizes,
         gallery=evaluation.gallery,
         misses=evaluation.misses,
-        doctor=config_checks.findings(config),
+        doctor=config_checks.findings(config) if found is None else found,
     )
     show(*table(evaluation.summary))
     show(f'{folder / "report.html"} shows the curves and the best and worst images')

@@ -1,5 +1,6 @@
 """What each mode writes, from a config or from a workdir alone."""
 
+import html
 import json
 import re
 import shutil
@@ -315,3 +316,13 @@ def test_other_data_than_the_runs_are_told_and_refused_with_strict(copied, refus
         assert f'warning: {copied}/data.json: the {told} data were' in capfd.readouterr().out
     assert (copied / 'data.json').read_bytes() != before  # trained on, they are the run's
     assert main.main(['evaluate', *less, '--strict']) == 0
+
+
+def test_a_training_warns_of_anchors_that_do_not_fit_and_its_report_says_so(tmp_path, capsys):
+    flags = tiny_flags(tmp_path, anchors__sizes=(2, 3), steps=2, evaluation__every=0)
+    assert main.main(flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (warning,) = (line for line in lines if 'anchors do not fit' in line.lower())
+    assert warning.startswith('warning: ') and lines.index(warning) < len(lines) / 2
+    page = html.unescape((tmp_path / 'report.html').read_text())
+    assert warning.removeprefix('warning: ') in page

@@ -86,9 +86,7 @@ def diagnose(config, *, seconds=SECONDS):
             )
     if source is not None:
         plan = data.train_plan(source, options)
-        found += truth_checks.findings(
-            source.records, plan.sizes, options.max_boxes, config.proposals.min_size
-        )
+        found += ground_truth(config, model, source, plan.sizes)
         found += cost_checks.canvases(plan, options)
         found += split_checks.amount(source, config) + _evaluated(config, source, options)
         try:
@@ -105,6 +103,29 @@ def diagnose(config, *, seconds=SECONDS):
             remedy = 'config.data.batch_size, model.depth: smaller'
             found.append(Finding('error', what, shown[:300], 'no error', remedy, PROBE + 7))
     return Study(ranked(found), **study)
+
+
+def ground_truth(config, model, source, sizes, most=None):
+    """Returns the Findings on the boxes of a Source and, with a model, on its anchors against them.
+
+    sizes [n, 2] are those of the images after the resize. No image is read; of more than `most`
+    images some are left out.
+    """
+    kept = slice(None, None, -(-len(source.records) // most) if most else None)
+    source, sizes = source._replace(records=source.records[kept]), sizes[kept]
+    options = data.check(data.Options(**config.data))
+    found = truth_checks.findings(
+        source.records, sizes, options.max_boxes, config.proposals.min_size
+    )
+    objects = anchor_grid.objects_of(source, options)
+    if model is None or not len(objects.boxes):
+        return found
+    factors = [
+        np.sqrt(np.prod(size) / np.prod(record.size))
+        for record, size in zip(source.records, sizes, strict=True)
+    ]
+    found += truth_checks.resized(objects, min(model.strides), np.median(factors))
+    return found + truth_checks.anchors(objects, model, config.targets)
 
 
 def unbuildable(message):
@@ -204,15 +225,6 @@ def _examine(config, source, options, plan, model, found, study):
                     INPUT + 5,
                 )
             )
-    if len((objects := anchor_grid.objects_of(source, options)).boxes):
-        shrunk = np.median(
-            [
-                np.sqrt(np.prod(size) / np.prod(record.size))
-                for record, size in zip(source.records, plan.sizes, strict=True)
-            ]
-        )
-        found += truth_checks.resized(objects, min(model.strides), shrunk)
-        found += truth_checks.anchors(objects, model, config.targets)
 
 
 def _probe(config, source, options, tensors, seconds):
