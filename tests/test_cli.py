@@ -26,6 +26,17 @@ HOSTS = '--workdir=x --coordinator=a:1 --processes=2'
 TIMEOUTS = {'meet_timeout': 5, 'heartbeat_timeout': 9}
 
 
+@pytest.fixture(autouse=True)
+def handlers_of_the_process():
+    """Restores what the command line does to the process where it runs in that of the tests."""
+    numbers = signal.SIGINT, signal.SIGTERM
+    before, hook = [*map(signal.getsignal, numbers)], sys.unraisablehook
+    yield
+    sys.unraisablehook = hook
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def ran(monkeypatch):
     """Returns the list of (mode, keywords) that main ran, while no mode does anything."""
