@@ -14,9 +14,9 @@ COSTS = {  # what the seconds and bytes of a Study are of
     'step': 'a step, estimated from the short trainings',
     'compile': 'a compilation of the update, for each canvas',
     'image evaluated': 'an image evaluated, estimated',
-    'state': 'memory of the weights and the optimizer, forecast',
-    'step memory': 'memory of a step, forecast',
-    'images': 'memory of the batches that wait, forecast',
+    'state': 'memory of the weights and the optimizer, on each device',
+    'step memory': 'memory of a step on each device, as XLA plans it',
+    'images': 'memory of the batches that wait, of each device',
     'kept maps': 'memory of kept maps, at most',
     'device': 'memory of the device',
 }
