@@ -46,10 +46,11 @@ def trained(config, folder, **options):
     """
     if not hosts.several():
         return _read(config, folder, options['step'])
-    _agree(config, **options)
-    own, variables, step = (
-        _read(config, folder, options['step']) if hosts.is_first() else [None] * 3
-    )
+    # On process 0 the config may come from the workdir, resolved, and on others from a file.
+    _agree(config, {f'data.{key}' for key in SETTLED}, **options)
+    own = variables = step = None
+    if hosts.is_first():
+        own, variables, step = _read(config, folder, options['step'])
     config, step = _as_first(config, own), hosts.from_first(lambda: step)
     if variables is None:
         shapes = pretrained.variable_shapes(rpn.build(config.model, config.anchors))
@@ -57,9 +58,13 @@ def trained(config, folder, **options):
     return config, hosts.broadcast(variables), step
 
 
-def _agree(config, **options):
-    """Raises InputError where processes differ in what must be the same in all of a run."""
-    values = {key: value for key, value in items(config).items() if key not in OWN}
+def _agree(config, settled=(), **options):
+    """Raises InputError where processes differ in what must be the same in all of a run.
+
+    settled are keys that all take over from process 0.
+    """
+    own = OWN.union(settled)
+    values = {key: value for key, value in items(config).items() if key not in own}
     code = [each.read_bytes() for each in sorted(Path(__file__).parent.rglob('*.py'))]
     versions = {each: metadata.version(each) for each in ('jax', 'jaxlib', 'flax', 'numpy')}
     devices = jax.local_devices()

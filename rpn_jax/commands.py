@@ -372,13 +372,14 @@ def predict_mode(config, folder, *, paths, step=None, output=''):
     config, variables, step = agreed.trained(config, folder, step=step)
     trained = Detector(config, step, variables)
     files.make_folder(written, '--output')
+    hosts.exchange('')  # all have their folder
     if hosts.several() and (note := workdir.not_seen(written)):
         logger.info(f'note: {note}; each writes the files of its own images there')
-    own = [*images.items()][jax.process_index() :: jax.process_count()]
+    own = [*enumerate(images.items())][jax.process_index() :: jax.process_count()]
     with _written():
         skipped = [
-            os.fspath(path)
-            for path, name in progress(own, len(own), f'{hosts.prefix()}predicted')
+            (number, os.fspath(path))
+            for number, (path, name) in progress(own, len(own), f'{hosts.prefix()}predicted')
             if not predictions.write(trained, path, written / name)
         ]
     counts, firsts = zip(*hosts.exchange([len(skipped), skipped[:1]]), strict=True)
@@ -386,7 +387,7 @@ def predict_mode(config, folder, *, paths, step=None, output=''):
     if hosts.is_first():
         show(f'{written}: proposals of {done} images, as json and pictures')
     if first := sum(firsts, []):
-        raise InputError(f'{first[0]}: skipped, as {sum(counts)} of {len(images)} images')
+        raise InputError(f'{min(first)[1]}: skipped, as {sum(counts)} of {len(images)} images')
 
 
 def export_mode(config, folder, *, step=None, output=''):

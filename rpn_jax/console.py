@@ -17,7 +17,7 @@ SECONDS = 10  # between two log lines
 def show(*lines, file=None):
     """Prints lines, on stdout by default; nothing in them reaches a terminal but what prints."""
     for line in lines:
-        print(printable(line), file=file)
+        print(f'{printable(line)}\n', end='', file=file)  # one write: other processes print, too
 
 
 def progress(iterable, total, what):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -68,7 +69,7 @@ def write_atomically(path, content):
     The bytes of a name that is no text are written as an escape.
     """
     path = Path(path)
-    temporary = path.with_name(f'.{path.name[:50]}.{os.getpid()}.tmp')  # names have a longest
+    temporary = path.with_name(f'.{path.name[:50]}.{secrets.token_hex(4)}.tmp')  # of hosts, too
     if isinstance(content, str):
         content = content.encode(errors='backslashreplace')
     with writing(path):

@@ -6,6 +6,7 @@ import pytest
 from helpers import assert_same, finished_run, tiny_config
 
 from rpn_jax import agreed
+from rpn_jax import config as configs
 from rpn_jax.errors import InputError
 from rpn_jax.training import checkpoint, hosts
 
@@ -13,6 +14,7 @@ from rpn_jax.training import checkpoint, hosts
 @pytest.fixture
 def other(monkeypatch):
     """Stands for process 0 of two, and for process 1 once it is called; returns what they check."""
+    finished_run()  # as one process
     first, told, seen = [True], [], []
 
     def tell(value):
@@ -41,11 +43,11 @@ def other(monkeypatch):
 
 def test_the_others_get_the_network_of_process_0_without_its_workdir(other, tmp_path):
     folder = finished_run().folder
-    config = tiny_config(data__pixels='auto')
-    first = agreed.trained(config, folder, step=4)
-    seen = other()
+    first = agreed.trained(configs.read_run(folder), folder, step=4)
+    seen, config = other(), tiny_config(data__pixels='auto')
     second = agreed.trained(config, tmp_path / 'elsewhere', step=4)
-    assert first[0] == second[0] and first[0].data.pixels == 'torchvision' != config.data.pixels
+    assert first[0].data.pixels == second[0].data.pixels == 'torchvision' != config.data.pixels
+    assert {**first[0].data} == {**second[0].data}
     assert first[2] == second[2] == 4
     assert_same(second[1], checkpoint.variables(folder, 4)[0])
     assert seen[0] == seen[1] and seen[0]['--step'] == 4

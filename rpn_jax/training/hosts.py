@@ -36,7 +36,7 @@ START = 60  # seconds that JAX may take to connect processes that have met
 SILENT = 5  # seconds without a sign of life after which a process may be the one that others await
 FAILED, LEFT, EXCHANGE = 'rpn_jax/failed/', 'rpn_jax/left/', 'rpn_jax/exchange/'
 PACE = 'rpn_jax/pace/'
-REMEDY = 'the same commands go on from the newest checkpoint'
+REMEDY = 'start all of them again; a training goes on from its newest checkpoint'
 
 _leaving = threading.RLock()  # of the thread that ends the process
 _names = []  # host names, by process; empty where there is one process
@@ -168,7 +168,7 @@ def broadcast(tree):
     """Returns the arrays of process 0, bit for bit, on all; other processes give the shapes."""
     if not several():
         return tree
-    bits = jax.tree.map(lambda x: np.atleast_1d(np.asarray(x)).view(np.uint8), tree)
+    bits = jax.tree.map(lambda x: np.ascontiguousarray(x).view(np.uint8), tree)
     bits = multihost_utils.broadcast_one_to_all(bits)
 
     def restored(x, bits):

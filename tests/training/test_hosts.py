@@ -214,7 +214,7 @@ def test_where_one_is_lost_the_other_ends_with_a_line_and_a_good_checkpoint(tmp_
     assert time.monotonic() - began < 60  # 10 + 10 and what a busy machine adds
     line = error.splitlines()[-1]
     assert processes[1 - lost].returncode == 1 and f'process {lost} (' in line
-    assert line.startswith(f'error: process {1 - lost} (') and ' go on from the newest ' in line
+    assert line.startswith(f'error: process {1 - lost} (') and ' goes on from its newest ' in line
     messages = [message for _, message in checkpoint.verify(tmp_path)]
     assert messages and not any(messages)
 
@@ -378,6 +378,14 @@ def test_all_differences_between_processes_are_named(three):
     )
     with pytest.raises(InputError, match=expected):
         hosts.agree({'seed': 1, 'jax': '0.10'})
+
+
+def test_arrays_of_any_layout_are_sent_bit_for_bit(three, monkeypatch):
+    monkeypatch.setattr(hosts.multihost_utils, 'broadcast_one_to_all', lambda tree: tree)
+    arrays = [np.arange(6.0).reshape(2, 3).T, np.float32(-0.0), np.int32([[7]]), np.zeros((0, 2))]
+    for sent, array in zip(hosts.broadcast(arrays), arrays, strict=True):
+        assert sent.dtype == array.dtype and sent.shape == array.shape
+        assert sent.tobytes() == array.tobytes()
 
 
 def test_processes_that_do_not_see_the_workdir_are_named(three, tmp_path):
