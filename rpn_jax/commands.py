@@ -376,10 +376,11 @@ def predict_mode(config, folder, *, paths, step=None, output=''):
     if hosts.several() and (note := workdir.not_seen(written)):
         logger.info(f'note: {note}; each writes the files of its own images there')
     own = [*enumerate(images.items())][jax.process_index() :: jax.process_count()]
+    shown = progress(own, len(own), f'{hosts.prefix()}predicted') if hosts.is_first() else own
     with _written():
         skipped = [
             (number, os.fspath(path))
-            for number, (path, name) in progress(own, len(own), f'{hosts.prefix()}predicted')
+            for number, (path, name) in shown
             if not predictions.write(trained, path, written / name)
         ]
     counts, firsts = zip(*hosts.exchange([len(skipped), skipped[:1]]), strict=True)
