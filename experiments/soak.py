@@ -80,10 +80,11 @@ def main(argv):
     began, seconds = time.monotonic(), 60 * arguments.minutes
     if arguments.output.exists():
         raise InputError(f'--output={arguments.output}: there is such a folder; name another')
-    whole = arguments.output / 'whole'
-    if (code := start(whole).wait()) != 0:
-        raise InputError(f'the run without accidents ended with exit code {code}: see {whole}.log')
-    expected, chance = ending(whole), random.Random(arguments.seed)
+    reference = arguments.output / 'reference'
+    if (code := start(reference).wait()) != 0:
+        log = reference.with_name(f'{reference.name}.log')
+        raise InputError(f'the run without accidents ended with exit code {code}: see {log}')
+    expected, chance = ending(reference), random.Random(arguments.seed)
     grown = watch(arguments.output / 'watched', seconds / 4)
     print(*(f'{name}: {before:.1f}, then {after:.1f}' for name, before, after in grown), sep='\n')
     faults = [f'{name} grew' for name, *both in grown if grows(name, *both)]

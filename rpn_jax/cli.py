@@ -18,7 +18,7 @@ from rpn_jax.console import show
 from rpn_jax.errors import InputError, Interrupted, disk_line, leave
 
 HOSTS = 'rpn_jax.training.hosts'  # a module that takes seconds to import
-OF_HOSTS = 'train', 'evaluate', 'predict'  # modes that several processes can share
+SHARED_MODES = 'train', 'evaluate', 'predict'  # modes that several processes can share
 TIMEOUTS = {'meet': 300, 'heartbeat': 45}  # seconds
 LONGEST_TIMEOUT = 1_000_000
 AGAIN = 1  # seconds after which a signal is sent again
@@ -299,9 +299,9 @@ def _check_hosts(arguments):
             if getattr(arguments, f'{name}_timeout') != seconds:
                 raise InputError(f'--{name}-timeout needs --distributed or --coordinator')
         return
-    if arguments.mode not in OF_HOSTS:
+    if arguments.mode not in SHARED_MODES:
         option = given[0] if given else 'distributed'
-        modes = ', '.join(OF_HOSTS)
+        modes = ', '.join(SHARED_MODES)
         raise InputError(f'--{option} belongs to {modes}, not to the mode {arguments.mode}')
     if missing := [f'--{name}' for name in names if given and name not in given]:
         raise InputError(f'--{given[0]} needs {" and ".join(missing)}, too')

@@ -69,7 +69,8 @@ def write_atomically(path, content):
     The bytes of a name that is no text are written as an escape.
     """
     path = Path(path)
-    temporary = path.with_name(f'.{path.name[:50]}.{secrets.token_hex(4)}.tmp')  # of hosts, too
+    unique = secrets.token_hex(4)  # also among hosts, whose processes may have equal numbers
+    temporary = path.with_name(f'.{path.name[:50]}.{unique}.tmp')  # names have a longest
     if isinstance(content, str):
         content = content.encode(errors='backslashreplace')
     with writing(path):

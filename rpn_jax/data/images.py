@@ -238,8 +238,8 @@ def _declared(data):
 def _declared_by_png(data):
     """Returns the same for a PNG.
 
-    A chunk that is longer than the file would take memory for it, also after an end that no pixels
-    come before.
+    cv2 takes memory for what a chunk says of its length. Not whole is a file with a chunk that is
+    longer than the file, or with its end before its pixels: there cv2 reads on.
     """
     width, height = (int.from_bytes(data[i : i + 4], 'big') for i in (16, 20))
     position, pixels = len(PNG), False

@@ -111,8 +111,8 @@ def ground_truth(config, model, source, sizes, most=None):
     sizes [n, 2] are those of the images after the resize. No image is read; of more than `most`
     images some are left out.
     """
-    kept = slice(None, None, -(-len(source.records) // most) if most else None)
-    source, sizes = source._replace(records=source.records[kept]), sizes[kept]
+    every = max(1, -(-len(source.records) // most)) if most else 1
+    source, sizes = source._replace(records=source.records[::every]), sizes[::every]
     options = data.check(data.Options(**config.data))
     found = truth_checks.findings(
         source.records, sizes, options.max_boxes, config.proposals.min_size

@@ -79,7 +79,7 @@ def write(detector, path, target):
         orientation = images.orientation_of(data) if turns else 1
         image = images.decode(data, path, orientation=orientation)
     except BadRecord as error:
-        logger.error(f'{hosts.prefix()}skipped: {error}')  # of every process
+        logger.error(f'{hosts.prefix()}skipped: {error}')  # shown of every process
         return False
     proposals = detector.propose(image)
     boxes, scores = (x[proposals.valid] for x in (proposals.boxes, proposals.scores))

@@ -18,6 +18,8 @@ def test_the_short_trainings_show_a_rate_that_is_too_high_and_a_network_that_can
     (lasting,) = healthy.probe.lasting  # at three times the rate: the rate itself is not tried
     assert lasting.rate == pytest.approx(0.03 * 10**0.5) and np.isfinite(lasting.loss).all()
     assert healthy.probe.after['scores'][0] - healthy.probe.after['scores'][1] > 0.3
+    own = {'images': 3 * 96 * 96 * 3}  # three batches of one image for each of four devices
+    assert healthy.memory == healthy.memory | own and healthy.memory['step memory'] > 1e6
     assert healthy.seconds.keys() >= {'input', 'step', 'compile', 'transfer', 'image evaluated'}
     assert healthy.advice.partition(':')[0].endswith('First')
 

@@ -38,7 +38,7 @@ def test_runs_with_accidents_end_like_one_without(tmp_path, capsys, monkeypatch)
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == 'every run ended bit for bit like the one without accidents'
     assert not any(line.endswith(' 0 accidents') for line in printed)
-    expected = soak.ending(tmp_path / 'soak/whole') | {'metrics': 'others'}
+    expected = soak.ending(tmp_path / 'soak/reference') | {'metrics': 'others'}
     name, counts = 'given slow reads, then killed', Counter()
     monkeypatch.setattr(soak, 'ACCIDENTS', {name: soak.ACCIDENTS[name]})
     faults = soak.suffer(tmp_path / 'one', random.Random(14), counts, expected)  # one accident
