@@ -206,7 +206,7 @@ def pyramid_config(depth=50, **model):
     return config
 
 
-@pytest.mark.parametrize('case', ['50', '101', 'v2'])
+@pytest.mark.parametrize('case', ['50', pytest.param('101', marks=pytest.mark.slow), 'v2'])
 def test_pyramid(case):
     figures = golden('fpn')
     v2 = {'fpn_norm': 'batch', 'head_convs': 2, 'norm': 'batch'}
