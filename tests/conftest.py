@@ -1,6 +1,8 @@
 """Four CPU devices, no silent broadcasting and the same examples each time, for every test."""
 
 import atexit
+import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -18,9 +20,12 @@ atexit.register(shutil.rmtree, os.environ['RPN_JAX_CACHE'], ignore_errors=True)
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Compiling takes most of the tests' time: nothing is optimized, and nothing is compiled twice.
+jax.config.update('jax_disable_most_optimizations', True)
+jax.config.update('jax_compilation_cache_dir', os.environ['RPN_JAX_CACHE'] + '/compiled')
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 # A first call compiles, which no deadline allows for.
 hypothesis.settings.register_profile('rpn_jax', deadline=None, derandomize=True, max_examples=25)
@@ -29,10 +34,25 @@ hypothesis.settings.load_profile('rpn_jax')
 pytest.register_assert_rewrite('data_files', 'helpers', 'report_data')
 
 from data_files import Server  # noqa: E402
-from helpers import scratch  # noqa: E402
+from programs import made_once, predict_key, update_key  # noqa: E402
 
 from rpn_jax.cli import main  # noqa: E402
 from rpn_jax.data.prepare import official  # noqa: E402
+from rpn_jax.evaluation import evaluate  # noqa: E402
+from rpn_jax.training import loop, pretrained  # noqa: E402
+
+
+def pytest_configure(config):
+    """Spares the quick tests a half of XLA's work on a small program: its emitters of fusions."""
+    if 'not xla' in config.option.markexpr and jax.__version_info__ < (0, 11):
+        os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'  # unknown to later ones
+
+
+def pytest_collection_finish():
+    """Leaves what is imported by now out of every later collection of garbage."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 @pytest.fixture(autouse=True)
@@ -43,26 +63,21 @@ def programs_of_slow_tests_are_dropped(request):
         jax.clear_caches()
 
 
-@pytest.fixture(scope='session')
-def compiled_functions():
-    """Returns the folder in which compiled functions are kept for the tests that come later."""
-    return scratch()
+@pytest.fixture(autouse=True)
+def optimizations(request):
+    """Lets XLA do its best where a test is about what it makes of a program."""
+    careless = not request.node.get_closest_marker('xla')
+    jax.config.update('jax_disable_most_optimizations', careless)
 
 
-@pytest.fixture(scope='module')
-def quick_compilation(compiled_functions):
-    """Compiles carelessly, and nothing twice: compiling takes most of these tests' time."""
-    options = {  # inside, and after
-        'jax_disable_most_optimizations': (True, False),
-        'jax_compilation_cache_dir': (str(compiled_functions), None),
-        'jax_persistent_cache_min_compile_time_secs': (0.0, 1.0),
-    }
-    for name, (inside, _) in options.items():
-        jax.config.update(name, inside)
-    yield
-    for name, (_, after) in options.items():
-        jax.config.update(name, after)
-    compilation_cache.reset_cache()
+@pytest.fixture(autouse=True, scope='session')
+def shared_programs():
+    """Lets runs of equal configs share what JAX traced of them, which takes a second of each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, 'update_of', made_once(loop.update_of, update_key))
+        patch.setattr(evaluate, 'make_predict', made_once(evaluate.make_predict, predict_key))
+        patch.setattr(pretrained, 'variable_shapes', functools.cache(pretrained.variable_shapes))
+        yield
 
 
 @pytest.fixture

@@ -325,8 +325,6 @@ def variables_of(depth=26, last_stage=4, norm='frozen', width=8):
     return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
 
 
-# Compiler options of jax.jit, where a test is not about what a compiler does: half the time.
-QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 RATIOS = (0.5, 1, 2)
 PYRAMIDS = {  # shapes, strides, sizes and aspect ratios of feature maps, some of odd sides
     'one level': (((3, 5),), (16,), ((32, 64),), RATIOS),

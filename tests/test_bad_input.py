@@ -12,8 +12,6 @@ from helpers import finished_run, tiny_flags
 import main
 from rpn_jax.training import checkpoint, loop
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture
 def folder(tmp_path):

@@ -28,8 +28,6 @@ from rpn_jax.training import loop
 from rpn_jax.training.step import init_state
 from rpn_jax.weights import from_variables, published
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture
 def copied(tmp_path):

@@ -53,9 +53,9 @@ def test_a_config_resolves_and_builds_its_network_and_optimizer(name):
     BUILT.add((model, shape))
 
     def outputs(image):
-        variables = model.init(jax.random.key(0), image)
+        predicted, variables = model.init_with_output(jax.random.key(0), image)
         optimizer.init(variables['params'])
-        return model.apply(variables, image)
+        return predicted
 
     logits, deltas = jax.eval_shape(outputs, jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32))
     (count, _) = jax.eval_shape(lambda: rpn.anchors_of(model, shape).boxes).shape
@@ -63,7 +63,6 @@ def test_a_config_resolves_and_builds_its_network_and_optimizer(name):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('quick_compilation')
 @pytest.mark.parametrize('name', ['default', *VARIANTS])
 def test_a_config_trains_two_steps_on_drawn_scenes(name):
     config = config_of(name)
@@ -81,8 +80,8 @@ def test_a_config_trains_two_steps_on_drawn_scenes(name):
     model, optimizer, _ = loop.build(config)
     state = place(init_state(model, optimizer, config.seed), devices)
     before = jax.device_get(state.params)
-    update = loop.update_of(config, model, optimizer, devices)
     with compilations() as compiled:
+        update = loop.update_of(config, model, optimizer, devices)
         for batch in data.train_batches(source, options, seed=config.seed, steps=range(2)):
             state, metrics = update(state, batch)
             assert metrics['finite'] and metrics['loss'] > 0

@@ -29,8 +29,6 @@ from rpn_jax import commands, data
 from rpn_jax.training import checkpoint, loop
 from rpn_jax.training.progress import Progress
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def run_python(*arguments, devices=4):
     """Starts Python in the root of the repository, with so many devices."""
@@ -84,6 +82,7 @@ def test_a_workdir_of_another_config_is_refused(tmp_path, capsys):
     assert checkpoint.steps(folder) == [4, 6, 8]
 
 
+@pytest.mark.slow
 def test_a_run_that_keeps_shapes_compiles_once_for_each_canvas(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     folder, run = write_voc(tmp_path / 'VOC'), tmp_path / 'run'

@@ -163,7 +163,6 @@ def hostile_voc(folder):
 
 
 @pytest.mark.parametrize('mode', ['inspect', 'statistics', 'anchors'])
-@pytest.mark.usefixtures('quick_compilation')
 def test_hostile_names_are_shown_escaped(tmp_path, capsys, mode):
     folder = hostile_voc(tmp_path / '$\\frac{ \x1b[1m \udcff')
     words = tiny_flags(tmp_path / 'run', data__source='voc', data__path=folder)

@@ -20,11 +20,9 @@ from rpn_jax.models import rpn
 from rpn_jax.ops.proposals import Proposals
 from rpn_jax.training import checkpoint
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(scope='module')
-def trained(quick_compilation):
+def trained():
     """Returns the tiny run's network; it was trained on four devices and lives on one."""
     assert len(jax.devices()) == 4
     return rpn_jax.restore(finished_run().folder)

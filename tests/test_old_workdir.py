@@ -12,7 +12,6 @@ from rpn_jax.training import checkpoint
 from rpn_jax.training.workdir import read_history
 
 GOLDEN = ROOT / 'tests' / 'golden'
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ from rpn_jax import weights
 from rpn_jax.models import resnet, rpn
 from rpn_jax.ops import anchors as anchor
 from rpn_jax.ops import boxes as box
-from rpn_jax.ops import losses, matching
+from rpn_jax.ops import losses, matching, proposals
 from rpn_jax.ops.nms import nms
-from rpn_jax.ops.proposals import propose
 from rpn_jax.training import loop
 from rpn_jax.training.parallel import place
 from rpn_jax.training.step import init_state
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 GOLDEN = Path(__file__).parent / 'golden'
+propose = jax.jit(proposals.propose, static_argnames=('pre_nms', 'post_nms', 'levels'))
+nms = jax.jit(nms, static_argnames='limit')
 CANVAS = (608, 800)
 
 
@@ -236,6 +236,7 @@ def test_pyramid(case):
         np.testing.assert_allclose(ours.boxes[: len(theirs)], theirs, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_five_training_steps_with_a_pyramid():
     figures = golden('fpn')
     config = pyramid_config()

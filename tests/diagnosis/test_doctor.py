@@ -20,8 +20,6 @@ from rpn_jax.training import loop
 from rpn_jax.training.step import init_state
 from rpn_jax.weights import from_variables
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def small(name):
     """Returns a config of the project for a small network on drawn scenes, from nothing."""
@@ -237,7 +235,11 @@ def test_a_device_without_memory_is_a_finding(monkeypatch):
     assert 'RESOURCE_EXHAUSTED' in study.findings[0].evidence
 
 
-def test_the_command_writes_a_list_and_a_page_and_is_strict_where_asked(tmp_path, capsys):
+def test_the_command_writes_a_list_and_a_page_and_is_strict_where_asked(
+    monkeypatch, tmp_path, capsys
+):
+    for name in ('STEPS', 'OVERFIT', 'LASTING'):
+        monkeypatch.setattr(doctor.probing, name, (4, 4))
     flags = tiny_flags(tmp_path / 'a', **HEALTHY | {'loss__box_weight': 0.0})
     assert main.main(['doctor', *flags]) == 0
     printed = capsys.readouterr().out
@@ -246,6 +248,6 @@ def test_the_command_writes_a_list_and_a_page_and_is_strict_where_asked(tmp_path
     assert [*entries[0]] == ['level', 'finding', 'evidence', 'expected', 'remedy']
     page = (tmp_path / 'a' / 'doctor.html').read_text()
     assert 'Boxes never learn' in page and page.count('<img') >= 4
-    assert main.main(['doctor', '--strict', *flags, '--config.targets.negative_iou=0.9']) == 1
+    assert main.main(['doctor', '--strict', *flags, '--config.data.source=voc']) == 1
     out, error = capsys.readouterr()
-    assert 'config key targets.negative_iou' in out and 'level error' in error
+    assert 'The data cannot be read' in out and 'level error' in error

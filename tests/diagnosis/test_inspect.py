@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 from data_files import write_voc
 from helpers import tiny_config
 from PIL import Image
@@ -14,7 +13,6 @@ from rpn_jax.models import rpn
 from rpn_jax.report import inputs_page
 from rpn_jax.training.step import assign_images, step_key
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 SAMPLES = 8
 
 

@@ -12,7 +12,6 @@ from rpn_jax.models import rpn
 from rpn_jax.training import loop
 from rpn_jax.training.step import init_state
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 PYRAMID = dict(
     model__fpn_stages=(2, 3), model__fpn_channels=16, anchors__sizes=((16,), (24,), (40,))
 )

@@ -6,11 +6,10 @@ from diagnosis.test_config_checks import config_of
 
 from rpn_jax.diagnosis import doctor, probe_checks
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
-
+@pytest.mark.slow
 def test_the_short_trainings_show_a_rate_that_is_too_high_and_a_network_that_cannot_learn():
-    healthy = doctor.diagnose(config_of(), seconds=15)
+    healthy = doctor.diagnose(config_of(), seconds=8)
     assert not [each for each in healthy.findings if each.level == 'error']
     assert len(healthy.probe.rates) == doctor.probing.RATES
     assert healthy.probe.overfit.loss[-1] < 0.6 * healthy.probe.overfit.loss[0]
@@ -24,6 +23,7 @@ def test_the_short_trainings_show_a_rate_that_is_too_high_and_a_network_that_can
     assert healthy.advice.partition(':')[0].endswith('First')
 
 
+@pytest.mark.slow
 def test_a_rate_that_diverges_is_tried_itself():
     high = doctor.diagnose(config_of(optim__learning_rate=300.0), seconds=5).probe
     assert [trace.rate for trace in high.lasting] == pytest.approx([300 * 10**0.5, 300])

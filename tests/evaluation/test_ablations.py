@@ -11,7 +11,6 @@ from rpn_jax.evaluation import metrics
 from rpn_jax.evaluation.ablations import ABLATIONS, ablate
 from rpn_jax.ops.proposals import propose
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 SETTINGS = {'pre_nms': 100, 'post_nms': 40, 'nms_iou': 0.7, 'min_size': 1e-3}
 SIZE = np.float32([64, 96])
 KIND = np.int32([1, 2, 1, 0])
@@ -21,7 +20,7 @@ plainly = jax.jit(functools.partial(propose, **SETTINGS))
 
 
 @pytest.fixture(scope='module', params=[1, 5])
-def ablated(request, quick_compilation):
+def ablated(request):
     """Returns a network's (logits, deltas, anchors), which knows a little, and its ablations."""
     random, anchors = np.random.default_rng(0), level_anchors(request.param)
     best = metrics.iou(anchors.boxes, BOXES[[0, 2]]).max(axis=1)

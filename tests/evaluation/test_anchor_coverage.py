@@ -10,7 +10,6 @@ from rpn_jax.evaluation import anchor_coverage, metrics
 from rpn_jax.evaluation.predict import Prediction
 from rpn_jax.ops.proposals import Proposals
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 SIZE = np.float32([64, 96])
 BOXES = np.float32(
     [[3, 5, 40, 44], [0, 0, 90, 60], [50, 30, 66, 58], [0, 0, 0, 0], [20, 8, 90, 60]]
@@ -34,7 +33,7 @@ def measure(prediction, limit=3):
 
 
 @pytest.fixture(scope='module', params=LEVELS)
-def measured(request, quick_compilation):
+def measured(request):
     prediction = predicted(request.param)
     return prediction, measure(prediction)
 

@@ -15,7 +15,6 @@ from rpn_jax.evaluation import baselines
 from rpn_jax.ops import matching
 from rpn_jax.ops.anchors import base_anchors, grid
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 match = jax.jit(matching.match)
 SIZE = (120, 200)  # height, width: not square, so that swapped axes show
 ANCHORS = np.asarray(grid(base_anchors((32, 64), (0.5, 1, 2)), (8, 13), 16))

@@ -30,8 +30,6 @@ from rpn_jax.evaluation.summary import table
 from rpn_jax.models import rpn
 from rpn_jax.training import checkpoint
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def sets_of(summary):
     """Returns the figures of all sets of boxes."""
@@ -140,8 +138,8 @@ def test_a_baseline_draws_as_many_boxes_as_the_network_kept(monkeypatch):
 
 def test_a_second_evaluation_compiles_nothing_and_agrees():
     variables, step = checkpoint.variables(finished_run().folder)
-    function = evaluator(tiny_config(data__pixels='torchvision'))
     with compilations() as names:
+        function = evaluator(tiny_config(data__pixels='torchvision'))
         first = function(variables, step)
     assert names
     with compilations() as names:

@@ -11,7 +11,6 @@ from rpn_jax.evaluation import gallery
 from rpn_jax.evaluation.misses import Lost, Miss, Remover
 from rpn_jax.ops.proposals import Proposals
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 BOXES = np.float32([[10, 20, 50, 80], [100, 40, 180, 120], [0, 0, 30, 30], [60, 60, 90, 99]])
 
 

@@ -14,7 +14,6 @@ from rpn_jax.evaluation.predict import Prediction
 from rpn_jax.ops import boxes as box
 from rpn_jax.ops.proposals import Proposals, propose
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 ANCHORS = {levels: level_anchors(levels) for levels in LEVELS}
 GOAL = {'iou': 0.5, 'limit': 5}
 EVERYTHING = {'pre_nms': 1000, 'post_nms': 1000, 'nms_iou': 1.0}

@@ -8,8 +8,6 @@ from rpn_jax.evaluation import protocols
 from rpn_jax.evaluation.ablations import ABLATIONS
 from rpn_jax.evaluation.summary import table
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def test_the_columns_of_the_table_stand_below_each_other(evaluation):
     summary = evaluation.summary

@@ -16,7 +16,6 @@ from experiments.bench import costs, ours, pipeline, table
 from experiments.bench.ours import Case
 from experiments.bench.table import Row
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 CASE = Case('nms', 26, 'c4', 3, 1, (64, 64), 'float32', boxes=64, limit=16)
 COSTS = costs.Costs(compilation=12.34, flops=6e9, bytes=1e9, planned=3 * 2**20)
 # The other side without torch: a call takes half a second, and as much more in each later run.

@@ -27,7 +27,6 @@ def test_each_run_has_one_more_change_and_all_of_them_make_the_recipe_healthy():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('quick_compilation')
 def test_the_runs_end_in_a_table_and_a_page(tmp_path, monkeypatch, capsys):
     changes = dict(list(forum_recipe.CHANGES.items())[:1])
     monkeypatch.setattr(forum_recipe, 'CHANGES', changes)

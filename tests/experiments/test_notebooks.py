@@ -32,16 +32,14 @@ def test_notebooks_are_stored_clean(path):
     assert code and not any(cell['outputs'] or cell['execution_count'] for cell in code)
 
 
-@pytest.mark.usefixtures('quick_compilation')
-def test_a_notebook_looks_inside_a_workdir(monkeypatch, tmp_path, compiled_functions):
+@pytest.mark.slow
+def test_a_notebook_looks_inside_a_workdir(monkeypatch, tmp_path):
     found = outputs(
         'restore.ipynb',
         monkeypatch,
         tmp_path,
         RPN_JAX_WORKDIR=str(finished_run().folder),
         JAX_DISABLE_MOST_OPTIMIZATIONS='1',
-        JAX_COMPILATION_CACHE_DIR=str(compiled_functions),
-        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
     )
     printed = ''.join(output.get('text', '') for output in found)
     assert 'image_size: 64' in printed and 'step 8\n' in printed and 'objects' in printed

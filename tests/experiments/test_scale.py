@@ -10,8 +10,6 @@ from experiments import program, scale
 from rpn_jax.training import loop
 from rpn_jax.training.step import init_state
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def test_a_device_computes_as_much_on_any_number_of_them_and_sums_what_learns():
     config = tiny_config(model__norm='frozen', model__frozen_stages=2)

@@ -6,8 +6,6 @@ from helpers import narrow
 from experiments import program, sweep
 from experiments.bench import ours
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):

@@ -11,7 +11,6 @@ from helpers import assert_near, normal, numpy_convolution
 from rpn_jax.models.convolution import convolve, convolve_3x3
 from rpn_jax.models.winograd import WIDE
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 CASES = [  # function, side of the kernel, batch and sides of the map, stride, dilation
     *((convolve, 1, *case, 1) for case in [((2, 5, 8), 1), ((1, 8, 8), 1), ((2, 5, 8), 2)]),
     *((convolve, size, (2, 9, 7), 2, 1) for size in (3, 5, 7)),

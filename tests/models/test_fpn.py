@@ -12,7 +12,6 @@ from rpn_jax.errors import InputError
 from rpn_jax.models import rpn
 from rpn_jax.models.fpn import FPN, enlarged
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 LEVELS = {  # shapes of the backbone's maps
     'even': ((8, 12), (4, 6), (2, 3)),
     'odd': ((9, 13), (5, 7), (3, 4), (2, 2)),

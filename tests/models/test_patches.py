@@ -7,7 +7,6 @@ from helpers import PYRAMIDS, assert_near, normal, numpy_convolution
 
 from rpn_jax.models import patches
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 K = 3
 
 

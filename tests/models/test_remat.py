@@ -3,12 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from helpers import SMALL_RESNET, assert_near, random_image, random_variables
 
 from rpn_jax.models import resnet
-
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def test_chains_are_as_long_as_there_are_chains():

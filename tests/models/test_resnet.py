@@ -19,8 +19,6 @@ from helpers import (
 
 from rpn_jax.models import resnet
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def applied(model, variables, images):
     """Returns the outputs of a network, compiled as one."""

@@ -13,7 +13,6 @@ from helpers import KEY, PYRAMIDS, RATIOS, Strided, config_of, normal, shape_of
 from rpn_jax.errors import InputError
 from rpn_jax.models import resnet, rpn
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 K, C = 3, 16
 
 

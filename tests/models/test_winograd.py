@@ -11,8 +11,6 @@ from helpers import assert_near, normal, numpy_convolution
 from rpn_jax.models.convolution import convolve, convolve_3x3, direct
 from rpn_jax.models.winograd import WIDE
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def test_a_mapped_convolution_is_one_of_each():
     x, kernel = normal(3, 1, 5, 6, 4), normal(3, 3, 4, 5, seed=1)

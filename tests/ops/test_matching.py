@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from helpers import KEY, QUICK, loop_area, loop_iou
+from helpers import KEY, loop_area, loop_iou
 
 from rpn_jax.ops import boxes as box
 from rpn_jax.ops import matching
@@ -12,7 +12,7 @@ from rpn_jax.ops.anchors import Anchors, base_anchors, grid
 PADDING, OBJECT, DIFFICULT, CROWD = range(4)
 A, G = 24, 5
 SIZE = (10, 14)  # height, width: not square, so that swapped axes show
-match = jax.jit(matching.match, compiler_options=QUICK)
+match = jax.jit(matching.match)
 
 
 def floats(rows):
@@ -161,10 +161,7 @@ def test_every_object_that_is_touched_wins_an_anchor():
 
 
 SIZES = 'samples', 'positive_fraction'
-draw, assign = (
-    jax.jit(f, static_argnames=SIZES, compiler_options=QUICK)
-    for f in (matching.sample, matching.assign)
-)
+draw, assign = (jax.jit(f, static_argnames=SIZES) for f in (matching.sample, matching.assign))
 
 
 def random_labels(seed):

@@ -5,7 +5,6 @@ import functools
 import jax
 import numpy as np
 import pytest
-from helpers import QUICK
 
 from rpn_jax.evaluation import metrics
 from rpn_jax.ops.nms import BLOCK, BLOCK_OF_GPU, nms, ranked_nms
@@ -15,7 +14,7 @@ MANY = 2 * BLOCK + 188  # two full blocks and a part of a third
 THRESHOLDS = [-0.5, 0.0, 0.1, 0.25, 1 / 3, 0.5, 0.7, 1.0]
 
 
-compiled = jax.jit(nms, static_argnames='limit', compiler_options=QUICK)
+compiled = jax.jit(nms, static_argnames='limit')
 
 
 def suppress(boxes, scores, threshold, limit, group=None):
@@ -89,7 +88,7 @@ def test_blocks_and_chunks_agree_with_loops(limit, sizes, monkeypatch):
     for name, value in sizes.items():
         monkeypatch.setattr(f'rpn_jax.ops.nms.{name}', value)
     # Nothing that was traced with other sizes.
-    anew = jax.jit(functools.partial(nms, limit=limit), compiler_options=QUICK)
+    anew = jax.jit(functools.partial(nms, limit=limit))
     for seed, canvas, threshold in [(0, 60, 0.5), (1, 20, 0.7), (2, 60, 0.0), (3, 9, 0.25)]:
         boxes, scores, group = random_case(seed, MANY, canvas)
         kept = kept_of(anew(boxes, scores, iou_threshold=threshold, group=group))
@@ -106,7 +105,7 @@ def test_what_may_not_be_kept_suppresses_nothing_in_any_block():
     corner = np.stack([20 * np.arange(MANY), 0 * np.arange(MANY)], 1)
     boxes = np.concatenate([corner, corner + 10], 1).astype(np.float32)
     boxes[0] = boxes[-1]
-    ranked = jax.jit(ranked_nms, static_argnames='limit', compiler_options=QUICK)
+    ranked = jax.jit(ranked_nms, static_argnames='limit')
     result = ranked(boxes, np.arange(MANY) > 0, iou_threshold=0.5, limit=MANY)
     assert kept_of(result) == list(range(1, MANY))
 
@@ -144,7 +143,7 @@ def test_vmap_maps_over_images_that_end_at_different_times():
     def one(boxes, scores, threshold, group):
         return nms(boxes, scores, iou_threshold=threshold, limit=100, group=group)
 
-    mapped = jax.jit(jax.vmap(one), compiler_options=QUICK)
+    mapped = jax.jit(jax.vmap(one))
     indices, valid = mapped(boxes, scores, thresholds, group)
     for i in range(3):
         loops = loop_nms(boxes[i], scores[i], float(thresholds[i]), 100, group[i])

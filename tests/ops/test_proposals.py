@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import PYRAMIDS, QUICK, loop_decode, loop_propose
+from helpers import PYRAMIDS, loop_decode, loop_propose
 
 from rpn_jax.ops.anchors import Anchors, boxes_of
 from rpn_jax.ops.proposals import Proposals, propose
@@ -16,9 +16,7 @@ LEVELS = (36, 18, 6)  # the last is smaller than pre_nms
 SIZE = np.float32([60, 90])  # height, width: not square, so that swapped axes show
 
 
-compiled = jax.jit(
-    propose, static_argnames=('pre_nms', 'post_nms', 'levels'), compiler_options=QUICK
-)
+compiled = jax.jit(propose, static_argnames=('pre_nms', 'post_nms', 'levels'))
 
 
 def run(logits, deltas, anchors, size=SIZE, *, nms_iou=0.5, min_size=1e-3, **counts):

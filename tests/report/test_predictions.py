@@ -133,7 +133,7 @@ def test_the_mode_writes_files_and_names_what_it_skips(folder, tmp_path, capsys,
         assert capsys.readouterr().err.count('\n') == 1
 
 
-def test_the_mode_writes_the_proposals_of_a_notebook(folder, tmp_path, quick_compilation):
+def test_the_mode_writes_the_proposals_of_a_notebook(folder, tmp_path):
     run = finished_run().folder
     words = f'--workdir={run}', '--mode=predict', f'{folder}/b.PNG', f'--output={tmp_path}'
     assert main.main(list(words)) == 0

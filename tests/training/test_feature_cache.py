@@ -17,7 +17,6 @@ from rpn_jax.training.feature_cache import DiskMaps, Features
 from rpn_jax.training.parallel import place
 from rpn_jax.training.step import init_state
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 NUMBERS = 20  # of maps: ten scenes, each mirrored too
 SIZE = 8 * 8 * 64 * 4  # bytes of a map of conv3
 LIMIT = 3.5 * SIZE / 1e9  # gigabytes

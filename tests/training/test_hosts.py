@@ -24,7 +24,6 @@ from experiments import soak
 from rpn_jax.errors import InputError
 from rpn_jax.training import checkpoint, hosts, workdir
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 SECONDS = 900  # for processes on a machine that is busy
 started = []  # processes, by the test that runs
 

@@ -22,8 +22,6 @@ from rpn_jax.training.parallel import place, place_batch
 from rpn_jax.training.step import init_state
 from rpn_jax.training.workdir import figures, read_history
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 class Evaluation(NamedTuple):
     """As much of an evaluation as the loop reads."""

@@ -12,8 +12,6 @@ from rpn_jax.errors import InputError
 from rpn_jax.models import rpn
 from rpn_jax.training.optim import make_optimizer
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(scope='module')
 def model():

@@ -14,7 +14,6 @@ from rpn_jax.training import checkpoint, loop, pretrained, workdir
 from rpn_jax.training.step import init_state
 from rpn_jax.weights import from_variables
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 RATIOS = (0.5, 1.0, 2.0)
 CAFFE = {'data': {'pixels': 'caffe'}, 'model': {'stride_in_1x1': True}}
 OURS = {

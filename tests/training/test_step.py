@@ -15,7 +15,6 @@ from rpn_jax.training.optim import make_optimizer
 from rpn_jax.training.parallel import place, place_batch
 from rpn_jax.training.step import assign_images, init_state, make_update, step_key
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 STEPS, LOSSES = 6, ['loss', 'loss_objectness', 'loss_box']
 DEVICES = {'batch': (1, 4), 'frozen': (1, 2)}  # of each norm that the update treats differently
 
@@ -96,7 +95,7 @@ def follow(norm, count):
 
 
 @pytest.fixture(scope='module', params=DEVICES)
-def norm(request, quick_compilation):
+def norm(request):
     return request.param
 
 

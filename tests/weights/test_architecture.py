@@ -32,8 +32,7 @@ def model_of(**changes):
 
 def detector(**changes):
     """Returns a tiny network's random tensors, by the names of torchvision's detectors."""
-    image = jax.ShapeDtypeStruct(rpn.SMALLEST, np.float32)
-    shapes = jax.eval_shape(model_of(**changes).init, jax.random.key(0), image)
+    shapes = pretrained.variable_shapes(model_of(**changes))
     rng = np.random.default_rng(0)
     return weights.from_variables(
         jax.tree.map(lambda s: np.abs(rng.standard_normal(s.shape)).astype(np.float32), shapes)
