@@ -170,6 +170,7 @@ def test_evaluation_needs_a_checkpoint(copied, refuse):
     assert 'no checkpoint; train first' in refuse(['evaluate', f'--workdir={copied}'])
 
 
+@pytest.mark.slow
 def test_weights_of_a_whole_network_need_no_training(tmp_path, capfd, refuse, monkeypatch):
     name, folder = 'fasterrcnn_resnet50_fpn', tmp_path / 'run'
     pyramid = dict(model__norm='frozen', model__last_stage=4, model__fpn_stages=(3, 4))

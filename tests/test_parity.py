@@ -184,6 +184,7 @@ def assert_trains_alike(config, image, boxes_of, losses, after, **more):
         assert np.abs(stored - ours).max() <= 1e-3 * np.abs(stored).max(), name
 
 
+@pytest.mark.slow
 def test_six_training_steps():
     figures = golden('training')
     config = default.get_config()
