@@ -1,5 +1,6 @@
 """No file from outside crashes a parser, hangs it, or makes it write something."""
 
+import faulthandler
 import random
 import sys
 import time
@@ -8,6 +9,15 @@ import pytest
 from fuzz import targets
 
 MUTATED = 10  # seconds of each parser
+HANGS = 90  # seconds that no test takes
+
+
+@pytest.fixture(autouse=True)
+def end():
+    """Ends the process, with a traceback, where a parser does not end."""
+    faulthandler.dump_traceback_later(HANGS, exit=True, file=sys.__stderr__)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 def known(name):
@@ -31,7 +41,7 @@ def test_the_first_file_of_each_parser_is_one_that_it_reads(name, tmp_path):
     target.read(path)
 
 
-def test_what_is_wrong_is_seen(tmp_path):
+def test_what_is_wrong_is_seen(monkeypatch):
     def crash(path):
         raise KeyError('x')
 
@@ -44,6 +54,13 @@ def test_what_is_wrong_is_seen(tmp_path):
     def take_memory(path):
         bytearray(9 * targets.MEMORY // 8)
 
+    def be_slow(path):
+        time.sleep(0.2)
+
+    monkeypatch.setattr(targets, 'SECONDS', 0.1)
+    with pytest.raises(AssertionError):
+        targets.check(targets.Target(be_slow, 'x', None), b'')
+    monkeypatch.undo()
     wrong = {crash: KeyError, leave: AssertionError, say_nothing: AssertionError}
     if sys.platform == 'linux':
         wrong[take_memory] = AssertionError

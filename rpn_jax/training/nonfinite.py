@@ -17,7 +17,7 @@ from rpn_jax.models.fpn import Affine
 from rpn_jax.models.resnet import FrozenBatchNorm, stage_of
 
 FOLDER = 'nonfinite'  # in a workdir
-MOST = 10  # files in it
+MOST = 10  # files in it: of the first such steps, and of the newest
 MEMBERS = {  # of a file: dtype, of which files need only the kind, and shape, -1 any length
     'step': ('int64', ()),
     'image_ids': ('U', (-1,)),
@@ -100,11 +100,12 @@ def number(value):
 
 
 def keep(workdir, kept):
-    """Writes what is kept of a step into the workdir; returns a text that says where it is."""
+    """Writes what is kept of a step into the workdir; returns a text that says where it is.
+
+    Of more than MOST steps the first ones and this one stay.
+    """
     folder = Path(workdir) / FOLDER
     path = folder / f'step_{kept.step}.npz'
-    if len(list(folder.glob('*.npz'))) >= MOST:
-        return f'its batch is not kept, {folder} holds {MOST} already'
     values = [np.float32(x) for x in kept.largest.values()]
     arrays = {'step': np.int64(kept.step), 'image_ids': np.array(kept.image_ids, 'U')}
     arrays |= {'image_loss': np.float32(kept.image_loss), 'parts': np.array(list(kept.largest))}
@@ -114,6 +115,11 @@ def keep(workdir, kept):
     try:
         make_folder(folder)
         write_atomically(path, file.getbuffer())
+        others = sorted(
+            {*folder.glob('step_*.npz')} - {path}, key=lambda each: (len(each.name), each)
+        )
+        for other in others[MOST - 1 :]:
+            other.unlink()
     except OSError as error:
         return f'its batch is not kept ({disk_line(error)})'
     folder, path = shlex.quote(str(workdir)), shlex.quote(str(path))

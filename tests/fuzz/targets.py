@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import struct
 import tempfile
 import time
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from data_files import coco_content, voc_annotation
+from data_files import coco_content, voc_annotation, write_weights
 from safetensors.numpy import save
 
 from rpn_jax import files
@@ -23,7 +24,7 @@ from rpn_jax.data.sources import coco, voc
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation import results
 from rpn_jax.training import nonfinite, workdir
-from rpn_jax.weights import loading
+from rpn_jax.weights import formats, loading
 
 SECONDS = 5  # that a file may take
 MEMORY = 2**30  # bytes that it may take beyond its own
@@ -159,9 +160,11 @@ def _npz(**arrays):
 
 
 def _pickled():
-    import pickle
-
-    return [pickle.dumps({'model': _tensors()}, protocol) for protocol in (2, 4)]
+    torch_before_zip = formats.TORCH_MAGIC, 1001, {'little_endian': True}, {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        torch = write_weights(Path(folder) / 'x.pth', 'pth', _tensors()).read_bytes()
+    plain = (pickle.dumps({'model': _tensors()}, protocol) for protocol in (2, 4))
+    return [*plain, torch, b''.join(map(pickle.dumps, torch_before_zip))]
 
 
 def _proposals():

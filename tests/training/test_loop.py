@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from helpers import assert_same, finished_run, last_state, messages, tiny_config
+from helpers import assert_same, compilations, finished_run, last_state, messages, tiny_config
 
 from rpn_jax import data
 from rpn_jax.commands import evaluator
@@ -167,8 +167,10 @@ def test_a_run_that_died_ends_bit_for_bit_like_one_that_did_not(tmp_path, caplog
     with (tmp_path / 'metrics.jsonl').open('a') as file:
         file.write('{"step": 7, "lo')
     caplog.clear()
-    state, evaluation = loop.train(config, tmp_path, evaluator(config, tmp_path))
+    with compilations() as compiled:
+        state, evaluation = loop.train(config, tmp_path, evaluator(config, tmp_path))
 
+    assert compiled.count('jit(_fun)') == 2  # as in a run that begins: one update, one prediction
     assert caplog.messages[0].endswith('steps 4 to 8')
     assert next(x for x in caplog.messages if x.startswith('step ')).startswith('step 5/8')
     assert_same(jax.device_get(state), last_state(config, other))

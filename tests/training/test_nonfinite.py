@@ -75,7 +75,9 @@ def test_what_is_kept_comes_back_and_not_without_end(tmp_path):
         np.testing.assert_array_equal(value, own.batch[key])
     for step in range(1, 20):
         text = nonfinite.keep(tmp_path, own._replace(step=step))
-    assert 'holds 10 already' in text and len(list(path.parent.iterdir())) == nonfinite.MOST
+        assert nonfinite.read(path.with_name(f'step_{step}.npz')).step == step
+    names = {f'step_{step}.npz' for step in (*range(1, nonfinite.MOST), 19)}
+    assert {each.name for each in path.parent.iterdir()} == names and 'step_19.npz' in text
 
 
 def test_a_disk_that_is_full_is_part_of_the_text(tmp_path, monkeypatch):
