@@ -43,7 +43,7 @@ from rpn_jax.training import loop, pretrained  # noqa: E402
 
 
 def pytest_configure(config):
-    """Spares the quick tests a half of XLA's work on a small program: its emitters of fusions."""
+    """Spares the quick tests half of XLA's work on a small program, its emitters of fusions."""
     if 'not xla' in config.option.markexpr and jax.__version_info__ < (0, 11):
         os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'  # unknown to later ones
 

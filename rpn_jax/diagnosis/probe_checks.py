@@ -8,6 +8,8 @@ import numpy as np
 from rpn_jax.diagnosis import probe as probing
 from rpn_jax.diagnosis.finding import LOSS, PROBE, RATE, Finding
 
+ALIKE = 1.3  # times the score of the background: few steps on many anchors leave both low
+
 
 def findings(probe, config):
     """Returns the Findings on a probe.Probe of a config."""
@@ -177,7 +179,7 @@ def collapse(probe):
     """Checks that proposals differ, once a batch is learnt: in their scores, and in their sizes."""
     look, found = probe.after, []
     foreground, background = map(float, look['scores'])
-    if not foreground - background > 0.05:
+    if not (foreground - background > 0.05 or foreground > ALIKE * background):
         found.append(
             Finding(
                 'error',

@@ -6,42 +6,17 @@ import time
 import numpy as np
 import pytest
 from data_files import encoded, voc_annotation
-from diagnosis.test_config_checks import CONFIGS as CONFIGS_OF_THE_PROJECT
 from diagnosis.test_config_checks import FAULTS, HEALTHY, config_of
 from helpers import tiny_flags
 from safetensors.numpy import save_file
 
 import main
-from rpn_jax import config as configs
 from rpn_jax import data
 from rpn_jax.data.records import Kind
 from rpn_jax.diagnosis import doctor
 from rpn_jax.training import loop
 from rpn_jax.training.step import init_state
 from rpn_jax.weights import from_variables
-
-
-def small(name):
-    """Returns a config of the project for a small network on drawn scenes, from nothing."""
-    config = configs.read(name)
-    config.model.update(depth=26, width=8, fpn_channels=32, pretrained='')
-    if config.model.norm == 'frozen':
-        config.model.update(norm='group', frozen_stages=0)
-    stages = config.model.fpn_stages
-    levels = len(stages) + config.model.fpn_extra if stages else 0
-    smallest = 8 if levels > 2 else 16  # pixels; objects have 13 to 42
-    sizes = tuple((smallest * 2**level,) for level in range(levels))
-    config.anchors.sizes = sizes or (12, 24, 48)
-    config.data.update(source='shapes', train_split='train', eval_split='val', scenes=(40, 8))
-    config.data.update(image_size=96, max_size=128, max_boxes=16)
-    return configs.resolve(config)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', CONFIGS_OF_THE_PROJECT)
-def test_the_configs_of_the_project_have_no_error_at_small_size(name):
-    study = doctor.diagnose(small(name), seconds=10)
-    assert [each for each in study.findings if each.level == 'error'] == []
 
 
 def changed(monkeypatch, change):
