@@ -70,13 +70,20 @@ def optimizations(request):
     jax.config.update('jax_disable_most_optimizations', careless)
 
 
-@pytest.fixture(autouse=True, scope='session')
-def shared_programs():
-    """Lets runs of equal configs share what JAX traced of them, which takes a second of each."""
+SHARED = {  # functions whose results runs of equal configs share: to trace a step takes a second
+    (loop, 'update_of'): made_once(loop.update_of, update_key),
+    (evaluate, 'make_predict'): made_once(evaluate.make_predict, predict_key),
+    (pretrained, 'variable_shapes'): functools.cache(pretrained.variable_shapes),
+}
+
+
+@pytest.fixture(autouse=True)
+def shared_programs(request):
+    """Lets the quick tests share what JAX traced."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, 'update_of', made_once(loop.update_of, update_key))
-        patch.setattr(evaluate, 'make_predict', made_once(evaluate.make_predict, predict_key))
-        patch.setattr(pretrained, 'variable_shapes', functools.cache(pretrained.variable_shapes))
+        if not {'slow', 'xla'} & {marker.name for marker in request.node.iter_markers()}:
+            for (module, name), shared in SHARED.items():
+                patch.setattr(module, name, shared)
         yield
 
 
