@@ -134,9 +134,9 @@ def assert_states_near(saved, state):
 
 
 def assert_equal_but_for_rounding(ours, theirs):
-    """Allows 1e-5 of the largest; 1e-8 for the rounding of biases that began at 0."""
+    """Allows 1e-5 of the largest; 1e-6 for the rounding of biases that a norm makes useless."""
     largest = np.abs(theirs).max()
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * largest + 1e-8)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * largest + 1e-6)
 
 
 @pytest.mark.slow
