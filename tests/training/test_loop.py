@@ -171,8 +171,9 @@ def test_a_run_that_died_ends_bit_for_bit_like_one_that_did_not(tmp_path, caplog
         state, evaluation = loop.train(config, tmp_path, evaluator(config, tmp_path))
 
     assert compiled.count('jit(_fun)') == 2  # as in a run that begins: one update, one prediction
-    assert caplog.messages[0].endswith('steps 4 to 8')
-    assert next(x for x in caplog.messages if x.startswith('step ')).startswith('step 5/8')
+    told = [each.message for each in caplog.records if each.name.startswith('rpn_jax')]
+    assert told[0].endswith('steps 4 to 8')
+    assert next(x for x in told if x.startswith('step ')).startswith('step 5/8')
     assert_same(jax.device_get(state), last_state(config, other))
     middle, _ = checkpoint.restore(tmp_path, 4)
     moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), middle['params'], state.params)
