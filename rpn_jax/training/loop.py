@@ -72,7 +72,9 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
     update = update_of(config, model, optimizer, devices)
     with Signals() as signals:
         with _checkpoints(folder, config) as checkpoints:
-            state = place(hosts.broadcast(checkpoints.load(state)), devices)
+            state = checkpoints.load(state)
+            if hosts.several():
+                state = place(hosts.broadcast(state), devices)
             start = int(state.step)
             signals.check(start)
             _describe(config, model, state, source, evaluate and evaluate.source, options)
