@@ -43,13 +43,13 @@ from rpn_jax.training import loop, pretrained  # noqa: E402
 
 
 def pytest_configure(config):
-    """Spares the quick tests half of XLA's work on a small program, its emitters of fusions."""
+    """Turns off XLA's fusion emitters in quick tests: half the compilation of a small program."""
     if 'not xla' in config.option.markexpr and jax.__version_info__ < (0, 11):
         os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'  # unknown to later ones
 
 
 def pytest_collection_finish():
-    """Leaves what is imported by now out of every later collection of garbage."""
+    """Keeps what is imported by now out of later garbage collections."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000)
@@ -65,12 +65,12 @@ def programs_of_slow_tests_are_dropped(request):
 
 @pytest.fixture(autouse=True)
 def optimizations(request):
-    """Lets XLA do its best where a test is about what it makes of a program."""
+    """Turns XLA's optimizations on where a test is about what they do."""
     careless = not request.node.get_closest_marker('xla')
     jax.config.update('jax_disable_most_optimizations', careless)
 
 
-SHARED = {  # functions whose results runs of equal configs share: to trace a step takes a second
+SHARED = {  # functions with a cache: to trace a training step takes a second
     (loop, 'update_of'): made_once(loop.update_of, update_key),
     (evaluate, 'make_predict'): made_once(evaluate.make_predict, predict_key),
     (pretrained, 'variable_shapes'): functools.cache(pretrained.variable_shapes),

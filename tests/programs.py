@@ -1,4 +1,4 @@
-"""Programs that tests share, as JAX takes a second to trace a training step."""
+"""A cache of traced programs: JAX takes a second to trace a training step."""
 
 import json
 
@@ -6,20 +6,21 @@ import jax
 
 
 def update_key(config, model, optimizer, devices):
-    """Returns what a training step's program follows from, for made_once."""
+    """Returns the cache key of a training step's program."""
     parts = 'seed', 'steps', 'model', 'anchors', 'targets', 'loss', 'optim', 'data'
     return json.dumps({name: config[name] for name in parts}, default=dict), tuple(devices)
 
 
 def predict_key(model, *, proposals, pixels, devices):
-    """Returns what the program of a prediction follows from, for made_once."""
+    """Returns the cache key of a prediction's program."""
     return model, json.dumps(dict(proposals)), str(pixels), tuple(devices)
 
 
 def made_once(make, key_of):
-    """Returns make, which gives arguments of an equal key what it made first.
+    """Returns make with a cache by key_of its arguments.
 
-    Where compilations are counted, everything is made anew.
+    While compilations are counted the cache is not used. It does not know of functions that a test
+    patches under a program.
     """
     made = {}
 

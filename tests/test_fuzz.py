@@ -9,13 +9,13 @@ import pytest
 from fuzz import targets
 
 MUTATED = 10  # seconds of each parser
-HANGS = 90  # seconds that no test takes
+LONGEST = 90  # seconds that no test takes
 
 
 @pytest.fixture(autouse=True)
-def end():
+def watchdog():
     """Ends the process, with a traceback, where a parser does not end."""
-    faulthandler.dump_traceback_later(HANGS, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(LONGEST, exit=True, file=sys.__stderr__)
     yield
     faulthandler.cancel_dump_traceback_later()
 

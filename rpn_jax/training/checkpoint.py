@@ -103,7 +103,7 @@ class Checkpoints:
         self.finish()
         if self.latest != step:
             kept = {self.best: figures[self.best]} if figures and self.best in figures else None
-            state = _as_numpy(state)
+            state = jax.device_get(state)  # Orbax would cut it into a slice for each device
             text = json.dumps(self._config)
             about = {'sha256': _hashes(state), 'config': text, 'config_sha256': _sha256(text)}
             try:
@@ -143,15 +143,15 @@ class Checkpoints:
         return InputError(f'{disk_line(failed)}; {newest(self._workdir)}')
 
     def load(self, state):
-        """Returns the newest good checkpoint, placed like `state`; without checkpoints, state.
+        """Returns the newest good checkpoint in NumPy arrays; without checkpoints, state.
 
         Damaged newer ones are renamed to STEP.damaged, a warning each. Raises InputError where all
         are damaged.
         """
         if not steps(self._workdir):
             return state
-        state = _as_numpy(state)
-        state, good, damaged = _newest_good(self._workdir, lambda path, _: _load(path, state))
+        like = jax.device_get(state)
+        state, good, damaged = _newest_good(self._workdir, lambda path, _: _load(path, like))
         for step, message in damaged.items():  # out of the way of later saves
             path = folder(self._workdir) / str(step)
             aside = path.with_name(f'{step}.damaged')
@@ -400,11 +400,6 @@ def _in_first_process():
         return contextlib.nullcontext()
     only = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix='0')
     return ocp.Context(multiprocessing_options=only)
-
-
-def _as_numpy(state):
-    """Returns the state as Orbax takes it: where there are several processes, as NumPy arrays."""
-    return jax.device_get(state) if hosts.several() else state
 
 
 def _make_folder(directory, *_):

@@ -72,9 +72,7 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
     update = update_of(config, model, optimizer, devices)
     with Signals() as signals:
         with _checkpoints(folder, config) as checkpoints:
-            state = checkpoints.load(state)
-            if hosts.several():
-                state = place(hosts.broadcast(state), devices)
+            state = place(hosts.broadcast(checkpoints.load(state)), devices)
             start = int(state.step)
             signals.check(start)
             _describe(config, model, state, source, evaluate and evaluate.source, options)

@@ -55,8 +55,7 @@ def test_a_state_comes_back_bit_for_bit_on_other_devices(tmp_path, saved_on, loa
         assert checkpoints.latest == 7
         state = checkpoints.load(template)
     assert_same(state, state_of(7))
-    for leaf, like in zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True):
-        assert leaf.sharding == like.sharding and len(leaf.devices()) == loaded_on
+    assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(state))
 
 
 def test_the_newest_are_kept_and_restored_as_numpy_arrays(tmp_path):
