@@ -363,6 +363,45 @@ def test_what_does_not_fit_is_a_line_of_every_process(tmp_path, of, message):
     assert checkpoint.steps(tmp_path / 'run') == []
 
 
+OLDER = """
+import sys
+from importlib import metadata
+version = metadata.version
+metadata.version = lambda name: '0.1' if name == 'jax' else version(name)
+from rpn_jax import cli
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.slow
+def test_another_version_is_a_line_of_every_process(tmp_path):
+    lines = errors(end(start_run(tmp_path, programs=(['main.py'], ['-c', OLDER]))))
+    assert all(re.search(r'process 1 \(.*\) has jax \'0\.1\', process 0', each) for each in lines)
+
+
+@pytest.mark.slow
+def test_other_data_are_a_line_of_every_process(tmp_path):
+    copies = [write_voc(tmp_path / name) for name in 'ab']
+    annotation = copies[1] / 'Annotations/000002.xml'
+    annotation.write_text(re.sub('<xmin>20', '<xmin>22', annotation.read_text()))
+    own = [(f'--config.data.path={copy}',) for copy in copies]
+    changes = {'source': 'voc', 'train_split': 'train', 'eval_split': 'val'}
+    changes = {f'data__{key}': value for key, value in changes.items()}
+    lines = errors(end(start_run(tmp_path / 'run', of=own, **changes)))
+    assert all(re.search(r'process 1 \(.*\) has training data ', each) for each in lines), lines
+
+
+@pytest.mark.slow
+def test_twins_of_a_run_that_has_begun_end_with_a_line_and_it_goes_on(tmp_path):
+    processes = start_run(tmp_path, **LONG)
+    wait_for(processes[0], 10)
+    first, second = errors(end([start(*process.args[1:]) for process in processes]))
+    assert 'process 0 cannot listen there' in first and 'its run has begun' in second
+    wait_for(processes[0], 100)
+    processes[0].send_signal(signal.SIGTERM)
+    assert [code for code, *_ in end(processes)] == [143, 143]
+
+
 @pytest.fixture
 def three(monkeypatch):
     """Stands for process 0 of three; returns what the others' values are made by."""
