@@ -91,7 +91,7 @@ def save(path, results):
         arrays['coco_ids'] = np.array(list(map(json.dumps, results.coco_ids)), 'U')
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
-    write_atomically(path, file.getbuffer())
+    write_atomically(path, file.getvalue())
 
 
 def load(path):

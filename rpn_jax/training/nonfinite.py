@@ -114,7 +114,7 @@ def keep(workdir, kept):
     np.savez(file, allow_pickle=False, **arrays)
     try:
         make_folder(folder)
-        write_atomically(path, file.getbuffer())
+        write_atomically(path, file.getvalue())
         others = sorted(
             {*folder.glob('step_*.npz')} - {path}, key=lambda each: (len(each.name), each)
         )
