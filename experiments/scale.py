@@ -5,6 +5,8 @@ The step is compiled for fake devices and not run; a device always gets as many 
     python -m experiments.scale --config=coco_fpn --canvas=832x1344 --images=2
 """
 
+import argparse
+import math
 import re
 import sys
 
@@ -13,8 +15,8 @@ import numpy as np
 
 from experiments.bench.costs import costs_of
 from experiments.program import Parser, at_least, run
+from rpn_jax import cli
 from rpn_jax import config as configs
-from rpn_jax.errors import InputError
 from rpn_jax.training import loop
 
 FAKE = (1, 2, 4, 8)  # devices that the step is compiled for
@@ -30,13 +32,21 @@ def main(argv):
     parser.add_argument('--canvas', type=_canvas, default=(832, 1344), help='HEIGHTxWIDTH, pixels')
     parser.add_argument('--images', type=at_least(1), default=2, help='of a step, on each device')
     parser.add_argument('--devices', type=_numbers, default=(1, 8, 64, 512), help='to predict for')
-    parser.add_argument('--rate', type=float, default=742 / 2.6, help='TFLOP/s of a device')
+    parser.add_argument('--rate', type=_above_0, default=742 / 2.6, help='TFLOP/s of a device')
     parser.add_argument('--host', type=at_least(1), default=8, help='devices of a host')
-    parser.add_argument('--inside', type=float, default=300, help='GB/s of a device inside a host')
-    parser.add_argument('--link', type=float, default=25, help='.. between hosts')
-    parser.add_argument('--image-bytes', type=int, default=165_000, help='of a file, on average')
+    parser.add_argument(
+        '--inside', type=_above_0, default=300, help='GB/s of a device inside a host'
+    )
+    parser.add_argument('--link', type=_above_0, default=25, help='.. between hosts')
+    parser.add_argument(
+        '--image-bytes', type=at_least(1), default=165_000, help='of a file, on average'
+    )
     arguments, words = parser.parse_known_args(argv)
-    config = configs.override(configs.read(arguments.config), _changes(words))
+    rest, changes = cli.key_values(words)
+    if rest:
+        parser.error(f'unknown argument {rest[0]!r}')
+    config = configs.override(configs.read(arguments.config), changes)
+    configs.check(config)
     jax.config.update('jax_num_cpu_devices', max(FAKE))
     jax.config.update('jax_platforms', 'cpu')
     counted = {n: count(config, n, arguments.images, arguments.canvas) for n in FAKE}
@@ -93,15 +103,10 @@ def predicted(flops, summed, about):
         )
 
 
-def _changes(words):
-    """Returns {key: text} of words --config.section.key=value."""
-    changes = {}
-    for word in words:
-        key, equal, value = word.removeprefix(configs.PREFIX).partition('=')
-        if not (word.startswith(configs.PREFIX) and equal):
-            raise InputError(f'unknown argument {word!r}; see python -m experiments.scale --help')
-        changes[key] = value
-    return changes
+def _above_0(text):
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f'{text} is not above 0')
+    return float(text)
 
 
 def _canvas(text):

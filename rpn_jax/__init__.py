@@ -31,6 +31,7 @@ _PUBLIC = {  # module: the names that rpn_jax offers of it
     'ops.matching': ('assign', 'match', 'sample'),
     'ops.nms': ('nms', 'ranked_nms'),
     'ops.proposals': ('Proposals', 'propose'),
+    'models.fpn': ('FPN',),
     'models.resnet': ('ResNet',),
     'models.rpn': ('RPN', 'RPNHead'),
     'weights': ('from_variables', 'to_variables'),

@@ -20,9 +20,8 @@ from rpn_jax.weights import published
 
 logger = logging.getLogger(__name__)
 # Keys of data that may differ among the processes of a run: each host may have a copy of its own.
-OWN = {
-    f'data.{prefix}{key}' for prefix in ('', 'eval_') for key in ('path', 'images', 'annotations')
-}
+PATHS = [f'{prefix}{key}' for prefix in ('', 'eval_') for key in ('path', 'images', 'annotations')]
+OWN = {f'data.{key}' for key in PATHS}
 SETTLED = 'pixels', 'mean', 'std'  # keys of data that resolving may change
 
 

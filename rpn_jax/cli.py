@@ -224,7 +224,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(words):
     """Returns the arguments, and the values of keys as {'section.key': text}."""
-    rest, changes = _changes(words)
+    rest, changes = key_values(words)
     parser = _Parser(usage=USAGE, allow_abbrev=False, add_help=False)
     for option in ('--config', '--workdir', '--mode', '--output', '--runs', '--batch'):
         parser.add_argument(option, default='')
@@ -254,8 +254,11 @@ def _parse(words):
     return arguments, changes
 
 
-def _changes(words):
-    """Returns the words without --config.section.key=value, and these; `=` may be a space."""
+def key_values(words):
+    """Returns the words that are no --config.section.key=value, and these as {key: text}.
+
+    The `=` may be a space.
+    """
     rest, changes, words = [], {}, list(words)
     while words:
         word = words.pop(0)

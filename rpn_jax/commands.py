@@ -162,7 +162,7 @@ def evaluator(config, folder):
     def make(model, source, devices):
         options = data.check(data.Options(**config.data))
         known = source is None and (folder / 'config.json').exists()
-        before = workdir.read_config(folder)['data'] if known else config.data
+        before = workdir.read_config(folder).get('data', {}) if known else config.data
         # Without the paths: data may have been moved.
         own = all(before.get(k) == config.data[k] for k in ('source', 'name', 'train_split'))
         if known and own and path.exists():
@@ -416,7 +416,7 @@ def _weights(config, variables, step):
         'step': step,
         'model': {k: v for k, v in config.model.items() if k != 'pretrained'},
         'anchors': config.anchors.to_dict(),
-        'data': config.data.to_dict() | dict.fromkeys(('path', 'images', 'annotations'), ''),
+        'data': config.data.to_dict() | dict.fromkeys(agreed.PATHS, ''),
         'proposals': config.proposals.to_dict(),
     }
     content = safetensors.numpy.save(tensors, {'format': 'pt', 'rpn_jax': json.dumps(made_with)})

@@ -200,7 +200,10 @@ def override(config, changes):
             if inside := [key for key in KEYS if key.startswith(f'{name}.')]:
                 raise InputError(f'config key {name} is a section; it has {", ".join(inside)}')
             raise InputError(f'no config key {name!r}{_hint(name, KEYS)}')
-        config.update_from_flattened_dict({name: _parse(name, text)})
+        try:
+            config.update_from_flattened_dict({name: _parse(name, text)})
+        except OverflowError as error:
+            raise InputError(f'config key {name}: the number is too large') from error
     return config
 
 
@@ -375,7 +378,7 @@ def _problem(key, value):
         return f'{value!r} has no number'
     bounds = f'{key.least} to {key.most:.10g}' if key.most < math.inf else f'at least {key.least}'
     for number in _flat(value) if key.type in (int, float, tuple) else ():
-        if not (math.isfinite(number) and key.least <= number <= key.most):
+        if not (abs(number) <= sys.float_info.max and key.least <= number <= key.most):
             allowed = 'a finite number' if math.isinf(key.least) else bounds
             return f'{value} is out of bounds; it must be {allowed}'
     return ''

@@ -52,7 +52,7 @@ def _lines(total, what, unit):
         if (now := time.monotonic()) - shown > SECONDS and (done < total or not total):
             rate, shown = done / (now - began), now
             of = f'/{total:.0f}' if total else ''
-            left = f'  {(total - done) / rate:.0f} s left' if total else ''
+            left = f'  {(total - done) / rate:.0f} s left' if total and rate else ''
             logger.info(f'{what} {done:.0f}{of} {unit}  {rate:.1f} {unit}/s{left}')
 
     yield advance

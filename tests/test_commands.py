@@ -262,6 +262,7 @@ def test_export_writes_the_weights_by_torchvisions_names(copied, tmp_path, capsy
     made_with = json.loads(metadata['rpn_jax'])
     assert (made_with['step'], made_with['model']['width']) == (8, 8)
     assert made_with['data']['pixels'] == 'torchvision' and made_with['data']['path'] == ''
+    assert made_with['data']['eval_path'] == ''
     assert list(output.parent.iterdir()) == [output]
 
 

@@ -68,9 +68,12 @@ def test_a_value_that_is_no_choice_is_refused_with_the_choices(key):
         ('anchors.aspect_ratios', (0.0,)),
         ('data.scenes', (0, 5)),
         ('targets.negative_iou', 0.8),
+        ('targets.border', 10**400),
+        ('data.max_boxes', 10**400),
+        ('optim.decay_at', (10**400,)),
     ],
 )
-def test_tuples_have_lengths_and_bounds(key, value):
+def test_tuples_have_lengths_and_numbers_have_bounds(key, value):
     with pytest.raises(InputError, match=f'config key {key}: '):
         configs.check(changed(key, value))
 
@@ -134,6 +137,7 @@ def test_an_override_is_read_as_the_type_of_its_key(key, text, expected):
         *(('steps', text, 'is not an integer') for text in ('abc', '1.5', 'True', '', 'open("x")')),
         ('steps', '(' * 500, 'is not an integer'),
         ('optim.momentum', 'high', 'is not a number'),
+        ('optim.momentum', '1' + '0' * 400, 'the number is too large'),
         ('data.flip', '1', 'is not True or False'),
         ('anchors.sizes', '(16,"a")', 'is not a tuple of numbers'),
         ('data.mean', '(1,2,True)', 'is not a tuple of 0 or 3 numbers'),

@@ -33,6 +33,14 @@ def test_bytes_of_an_unknown_length_are_counted(clock, caplog):
     assert caplog.messages == ['fetched 3 MiB  0.2 MiB/s']
 
 
+def test_what_took_long_and_counts_nothing_has_no_rate_to_go_by(clock, caplog):
+    caplog.set_level(logging.INFO)
+    with console.counter(5, 'unpacked', 'MiB') as advance:
+        for _ in range(4):
+            advance(0)
+    assert caplog.messages == ['unpacked 0/5 MiB  0.0 MiB/s']
+
+
 class Terminal(io.StringIO):
     encoding = 'utf-8'
 

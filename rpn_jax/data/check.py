@@ -75,10 +75,10 @@ def examined(source):
     names, cache = _names(source), _cache_file(source)
     stamps = list(map(source.files.stamp, range(len(names))))
     known = {}  # name: [stamp, *Facts]
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none that can be read
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # none that can be read
         content = read_json(cache)
-        known = content['files'] if content['version'] == VERSION else {}
-    kept = [known.get(name, [''])[0] for name in names]
+        known = dict(content['files']) if content['version'] == VERSION else {}
+    kept = [(known.get(name) or [''])[0] for name in names]
     stale = {names[i]: i for i, stamp in enumerate(stamps) if not stamp or stamp != kept[i]}
     stale = list(stale.values())  # each file once, however often it is listed
 

@@ -367,7 +367,8 @@ def frozen(config):
 def norms(config):
     """Checks the norms against the pretrained weights and the batch size."""
     model, batch = config.model, config.data.batch_size
-    key = next((key for key in ('norm', 'fpn_norm') if model[key] == 'frozen'), '')
+    used = ('norm', 'fpn_norm') if model.fpn_stages else ('norm',)
+    key = next((key for key in used if model[key] == 'frozen'), '')
     if key and not model.pretrained:
         return [
             Finding(

@@ -14,13 +14,15 @@ from rpn_jax.diagnosis.finding import TIME, Finding
 CANVASES = 8  # static shapes, each of which is compiled
 
 
-def findings(config, seconds, memory, plan, options):
+def findings(config, seconds, memory, plan, options, evaluated):
     """Returns the Findings on seconds {'input', 'step', 'compile', 'image evaluated'} and memory.
 
-    memory is a forecast's, plan the data.Canvases of the training split, options data.Options.
+    memory is a forecast's, plan the data.Canvases of the training split, options data.Options,
+    evaluated the number of images in the split that is evaluated.
     """
     found = waiting(seconds) + compiling(config, seconds, plan)
-    return found + evaluating(config, seconds) + cached(config, options) + too_large(memory, config)
+    found += evaluating(config, seconds, evaluated) + cached(config, options)
+    return found + too_large(memory, config)
 
 
 def advice(seconds, plan, options, frozen):
@@ -98,10 +100,10 @@ def compiling(config, seconds, plan):
     ]
 
 
-def evaluating(config, seconds):
+def evaluating(config, seconds, evaluated):
     """Checks that evaluations during training do not take most of its time."""
-    every, images = config.evaluation.every, config.evaluation.images
-    if not every or not images:
+    every, images = config.evaluation.every, config.evaluation.images or evaluated
+    if not every:
         return []
     once, between = images * seconds['image evaluated'], every * seconds['step']
     if once < between:
@@ -141,7 +143,8 @@ def forecast(state_bytes, step_bytes, image_bytes, features):
     All are those of one device: of the state, of what XLA plans for a step beside it, and of the
     images of a batch, of which three wait. `device` is what there is.
     """
-    kept = features.gigabytes * 2**30 if features.keep in ('device', 'host') else 0
+    there = ('device', 'host') if jax.default_backend() == 'cpu' else ('device',)
+    kept = features.gigabytes * 1e9 if features.keep in there else 0
     return {
         'state': state_bytes,
         'step memory': step_bytes,

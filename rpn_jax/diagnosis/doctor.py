@@ -88,13 +88,14 @@ def diagnose(config, *, seconds=SECONDS):
         plan = data.train_plan(source, options)
         found += ground_truth(config, model, source, plan.sizes)
         found += cost_checks.canvases(plan, options)
-        found += split_checks.amount(source, config) + _evaluated(config, source, options)
+        evaluated, findings = _evaluated(config, source, options)
+        found += split_checks.amount(source, config) + findings
         try:
             _examine(config, source, options, plan, model, found, study)
             if seconds and model is not None and any(len(b) for _, b in study['batches']):
                 study['probe'] = _probe(config, source, options, tensors, seconds)
                 found += probe_checks.findings(study['probe'], config)
-                found += _cost(config, study, plan, options)
+                found += _cost(config, study, plan, options, evaluated)
         except InputError as error:
             what = 'An image cannot be read.'
             found.append(Finding('error', what, str(error), 'no error', 'see the evidence', BUILD))
@@ -160,12 +161,13 @@ def _weights(config, model, found):
 
 
 def _evaluated(config, source, options):
-    """Returns the Findings on the split that is evaluated, of which no image is checked."""
+    """Returns the number of images that are evaluated, none of which is read, and the Findings."""
     split, rules = options.eval_split, dict(seed=config.seed, training=False, files=False)
     try:
-        return split_checks.evaluated(source, data.open_split(options, split, **rules))
+        other = data.open_split(options, split, **rules)
     except InputError as error:
-        return [split_checks.unreadable(error)]
+        return 0, [split_checks.unreadable(error)]
+    return len(other.records), split_checks.evaluated(source, other)
 
 
 def _examine(config, source, options, plan, model, found, study):
@@ -251,7 +253,7 @@ def _probe(config, source, options, tensors, seconds):
     )
 
 
-def _cost(config, study, plan, options):
+def _cost(config, study, plan, options, evaluated):
     """Returns the Findings on time and memory at the config's own size, which the Study gets."""
     factor, small = _small(options)
     seconds, probe = study['seconds'], study['probe']
@@ -273,7 +275,7 @@ def _cost(config, study, plan, options):
     )
     is_frozen = config.model.frozen_stages >= config.model.last_stage
     study['advice'] = cost_checks.advice(seconds, plan, options, is_frozen)
-    return cost_checks.findings(config, seconds, study['memory'], plan, options)
+    return cost_checks.findings(config, seconds, study['memory'], plan, options, evaluated)
 
 
 def _small(options):

@@ -179,7 +179,8 @@ def collapse(probe):
     """Checks that proposals differ, once a batch is learnt: in their scores, and in their sizes."""
     look, found = probe.after, []
     foreground, background = map(float, look['scores'])
-    if not (foreground - background > 0.05 or foreground > ALIKE * background):
+    sampled = np.isfinite([foreground, background]).all()  # some anchors of either
+    if sampled and not (foreground - background > 0.05 or foreground > ALIKE * background):
         found.append(
             Finding(
                 'error',

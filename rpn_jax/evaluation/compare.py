@@ -72,13 +72,18 @@ def signed(value):
 def lines(compared):
     """Returns a table of text: a figure per line, a run per column, * beyond noise."""
     runs = list(compared)
-    width = max(24, *(len(Path(run).name) + 2 for run in runs))
-    table = [f'{"":16}' + ''.join(f'{Path(run).name:>{width}}' for run in runs)]
+    width = max(24, *(len(name_of(run)) + 2 for run in runs))
+    table = [f'{"":16}' + ''.join(f'{name_of(run):>{width}}' for run in runs)]
     for figure in shown(compared):
         cells = [_cell(compared[run][figure], run == runs[0]) for run in runs]
         table.append(f'{figure:16}' + ''.join(f'{cell:>{width}}' for cell in cells))
-    first = Path(runs[0]).name
+    first = name_of(runs[0])
     return [*table, f'differences from {first}; * where the 95 % interval over images excludes 0']
+
+
+def name_of(run):
+    """Returns how a run is called: by the name of its folder, where that has one."""
+    return Path(run).name or str(run)
 
 
 def _cell(figure, is_first):

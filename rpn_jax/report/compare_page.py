@@ -1,7 +1,6 @@
 """The comparison of runs: one HTML page on which run is ahead, and in what they differ."""
 
 import functools
-from pathlib import Path
 
 import numpy as np
 
@@ -59,7 +58,7 @@ def labels(runs):
     """Returns {run: name for plots}: a letter and its folder's name, shortened in the middle."""
     names = {}
     for i, run in enumerate(runs):
-        name = Path(run).name or str(run)
+        name = compare.name_of(run)
         if len(name) > LONGEST:
             name = f'{name[: LONGEST // 2]}…{name[-(LONGEST // 2 - 1) :]}'
         names[run] = f'{chr(65 + i) if i < 26 else i + 1} · {name}'

@@ -57,13 +57,16 @@ def parts(probed):
 def pulls(probed):
     """Returns a sentence on the gradients of the two losses and on what one batch taught."""
     pull = {name: float(value) for name, value in probed.before['gradients'].items()}
-    foreground, background = map(float, probed.after['scores'])
+    foreground, background = (
+        f'{score:.2f}' if np.isfinite(score) else 'nothing, as none was sampled'
+        for score in probed.after['scores']
+    )
     own, objects = probed.spreads
     return (
         f'At the maps under the head the gradient of the objectness loss is '
         f'{pull["objectness"]:.2g} long before the first step, that of the box loss '
         f'{pull["box"]:.2g}. Once a batch is learnt, its foreground anchors score '
-        f'{foreground:.2f}, its background {background:.2f}; the log sizes of the best '
+        f'{foreground}, its background {background}; the log sizes of the best '
         f'proposals deviate by {own:.2f}, those of its objects by {objects:.2f}.'
     )
 

@@ -239,7 +239,9 @@ def test_a_file_is_examined_again_only_when_it_changed(folder, cache, monkeypatc
         assert len(seen) == 7
     (path,) = (cache / 'lint').iterdir()
     older = path.read_text().replace(f'"version": {lint_module.VERSION}', '"version": 1')
-    for content in ('', '{', '[]', older, '{"version": 2}'):
+    own = f'{{"version": {lint_module.VERSION}, "files": '
+    empty = [f'{own}{files}}}' for files in ('[]', json.dumps({str(folder / JPG): []}))]
+    for content in ('', '{', '[]', older, '{"version": 2}', *empty):
         path.write_text(content)
         before = len(seen)
         lint(voc('val', path=folder))

@@ -32,7 +32,13 @@ FAULTS = {  # changes of the config, and how the first finding begins
     'rate 0': ({'optim__learning_rate': 0.0}, 'The learning rate is 0'),
     'rate 30 times': ({'optim__learning_rate': 0.9}, 'The learning rate is too high'),
     'random and frozen': ({'model__frozen_stages': 3}, 'Stages are frozen that nothing was'),
-    'frozen norm of a pyramid': ({'model__fpn_norm': 'frozen'}, 'Frozen norms normalise nothing'),
+    'frozen norm of a pyramid': (
+        {
+            'anchors__sizes': ((16,), (24,), (40,)),
+            **dict(model__fpn_norm='frozen', model__fpn_stages=(3, 4), model__fpn_channels=16),
+        },
+        'Frozen norms normalise nothing',
+    ),
     'frozen norm': ({'model__norm': 'frozen'}, 'Frozen norms normalise nothing'),
     'positive_iou .9': ({'targets__positive_iou': 0.9}, 'Hardly any anchor is foreground'),
     'positive_iou .97': ({'targets__positive_iou': 0.97}, 'Hardly any anchor is foreground'),
@@ -97,6 +103,10 @@ def test_a_fault_is_the_first_finding(name):
     found = ranked(config_checks.findings(config_of(**changes)))
     assert found[0].finding.startswith(begins) and found[0].level in ('error', 'warning')
     assert all(found[0])  # nothing of it is empty
+
+
+def test_the_norm_of_a_pyramid_does_not_matter_where_there_is_none():
+    assert config_checks.norms(config_of(model__fpn_norm='frozen')) == []
 
 
 @pytest.mark.parametrize('name', CONFIGS)

@@ -38,13 +38,14 @@ def test_many_canvases_are_named_with_the_rarest(count, levels):
         ({}, {'input': 9.0}, 1, ['Training waits']),
         ({}, {'compile': 60.0}, 4, ['Compiling takes']),
         ({'evaluation__every': 10, 'evaluation__images': 200}, {}, 1, ['Evaluations take more']),
+        ({'evaluation__every': 10}, {}, 1, ['Evaluations take more']),  # all 200 images
         ({'model__frozen_stages': 3}, {}, 1, ['The frozen backbone makes the same maps']),
     ],
 )
 def test_what_takes_the_time_is_found(changes, seconds, canvases, begins):
-    config = config_of(**changes)
+    config = config_of(**{'evaluation__every': 0} | changes)
     options = data.check(data.Options(**config.data))
-    found = cost_checks.findings(config, SECONDS | seconds, MEMORY, plan(canvases), options)
+    found = cost_checks.findings(config, SECONDS | seconds, MEMORY, plan(canvases), options, 200)
     assert [each.finding[: len(b)] for each, b in zip(found, begins, strict=True)] == begins
     assert all((each.level == 'error') == (seconds.get('input') == 9.0) for each in found)
 
@@ -69,7 +70,16 @@ def test_the_forecast_adds_the_batches_that_wait_and_the_kept_maps():
     features = config_of(features__keep='device', features__gigabytes=2.0).features
     memory = cost_checks.forecast(5, 7, 10, features)
     device = cost_checks.capacity()
-    assert memory == dict(zip(MEMORY, (5, 7, 30, 2 * GIB, device), strict=True)) and device > GIB
+    assert memory == dict(zip(MEMORY, (5, 7, 30, 2e9, device), strict=True)) and device > GIB
+
+
+@pytest.mark.parametrize(('keep', 'backends'), [('device', 'cpu gpu'), ('host', 'cpu'), ('', '')])
+def test_maps_that_are_kept_count_where_they_are(monkeypatch, keep, backends):
+    features = config_of(features__keep=keep).features
+    for backend in ('cpu', 'gpu'):
+        monkeypatch.setattr(cost_checks.jax, 'default_backend', lambda backend=backend: backend)
+        kept = cost_checks.forecast(5, 7, 10, features)['kept maps']
+        assert kept == (8e9 if backend in backends.split() else 0)
 
 
 @pytest.mark.parametrize(

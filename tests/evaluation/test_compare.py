@@ -32,6 +32,12 @@ def test_a_better_run_is_beyond_noise_and_the_same_one_is_not(runs, tmp_path, ca
     assert json.loads((tmp_path / 'compared.json').read_text()).keys() == set(map(str, runs))
 
 
+def test_the_folder_where_one_stands_has_a_name_too(runs, monkeypatch):
+    monkeypatch.chdir(runs[0])
+    lines = compare.lines(compare.compare(compare.tally(compare.load(['.', '../b']))))
+    assert lines[0].split() == ['.', 'b'] and 'differences from .;' in lines[-1]
+
+
 def renamed(folder):
     """Returns the folder of a run whose images now have other names."""
     run = results.load(folder / 'proposals.npz')

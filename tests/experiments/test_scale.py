@@ -47,6 +47,15 @@ def test_a_prediction_is_the_arithmetic_of_a_ring():
     assert [row[5] for row in rows] == ['100%', '80%', '40%']
 
 
-def test_a_key_that_is_none_is_one_line(capsys):
-    assert program.run(scale.main, ['--nonsense']) == 1
-    assert capsys.readouterr().err.startswith("error: unknown argument '--nonsense'; see python -m")
+@pytest.mark.parametrize(
+    ('word', 'complaint'),
+    [
+        ('--nonsense', "unknown argument '--nonsense'; see python -m"),
+        ('--rate=0', 'argument --rate: 0 is not above 0'),
+        ('--inside=nan', 'argument --inside: nan is not above 0'),
+        ('--config.model.depth=0', 'config key model.depth: 0 is not one of'),
+    ],
+)
+def test_a_wrong_word_is_one_line(capsys, word, complaint):
+    assert program.run(scale.main, [word]) == 1
+    assert capsys.readouterr().err.startswith(f'error: {complaint}')
