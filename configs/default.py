@@ -86,6 +86,7 @@ def model():
             pretrained='',  # 'imagenet', 'fasterrcnn_resnet50_fpn', a file, a workdir; '' none
             pretrained_key='',  # in a weights file with several: 'ema', 'encoder_q'; '' the usual
             dtype='float32',  # of the computation: 'float32', 'bfloat16'
+            conv='auto',  # of CPUs and GPUs: 'auto' the fastest way known, 'xla' XLA's own
             remat=(),  # stages whose maps are computed twice to save memory on GPUs, as (4,)
         )
     )

@@ -67,6 +67,7 @@ KEYS = {
     'model.pretrained': Key(str),
     'model.pretrained_key': Key(str),
     'model.dtype': Key(str, choices=('float32', 'bfloat16')),
+    'model.conv': Key(str, choices=('auto', 'xla')),
     'model.remat': Key(tuple, 2, 5, items=int),
     'anchors.sizes': Key(tuple, 1, nested=True, filled=True),
     'anchors.aspect_ratios': Key(tuple, 1e-3, filled=True),

@@ -90,7 +90,8 @@ def _maps(model, variables, inputs):
     maps = apply(lambda module, x: module.fpn(x, True), maps) if model.fpn else maps
     first = variables['params']['head']['conv']
     kernel, bias = (first[name].astype(maps[0].dtype) for name in ('kernel', 'bias'))
-    hidden = [jax.nn.relu(convolve(x, kernel) + bias[None, None, None]) for x in maps]
+    hidden = [convolve(x, kernel, way=model.head.convolution) for x in maps]
+    hidden = [jax.nn.relu(x + bias[None, None, None]) for x in hidden]
     return {**stages, 'head': hidden}, maps
 
 

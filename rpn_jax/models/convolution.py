@@ -11,15 +11,19 @@ from rpn_jax.models import winograd
 
 EVEN = 64  # on GPUs a 1x1 kernel's gradient is a product if the rows are a multiple of this
 FEW = 8  # channels below which a GPU's matrix units have little to do
+WAYS = 'auto', 'xla'
 
 
-def convolve(x, kernel, stride=1, dilation=1):
+def convolve(x, kernel, stride=1, dilation=1, way='auto'):
     """Convolves [B, h, w, C] with [k, k, C, F], padded by dilation * (k // 2) on each side.
 
     That is torch's padding; Flax's 'SAME' pads stride-2 convolutions unevenly and shifts their
-    features by a pixel.
+    features by a pixel. The way is one of WAYS: 'auto' the fastest that is known on a platform,
+    'xla' XLA's own convolution.
     """
     size = len(kernel)
+    if way == 'xla':
+        return direct(x, kernel, stride, dilation)
     if size == 1:
         return convolve_1x1(x, kernel, stride)
     if stride == 2 and dilation == 1 and x.shape[-1] < FEW:

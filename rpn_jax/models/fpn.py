@@ -27,6 +27,7 @@ class FPN(nn.Module):
     extra: int = 1
     norm: str = ''
     dtype: Any = 'float32'
+    convolution: str = 'auto'  # one of convolution.WAYS
     axis_name: str | None = None
 
     @nn.compact
@@ -70,7 +71,7 @@ class FPN(nn.Module):
     def _layer(self, train, x, name, size):
         """Convolves and normalises."""
         kernel, bias = self._affine(x.shape[-1], name, size, self._is_affine(train))
-        x = convolve(x, kernel)
+        x = convolve(x, kernel, way=self.convolution)
         if bias is not None:
             return x + bias[None, None, None]
         named = dict(epsilon=EPSILON, dtype=jnp.dtype(self.dtype), name=f'{name}_norm')

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rpn_jax.errors import InputError
-from rpn_jax.models.convolution import convolve, unfused
+from rpn_jax.models.convolution import WAYS, convolve, unfused
 
 BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 STEM_STRIDE = 4
@@ -31,7 +31,7 @@ class ResNet(nn.Module):
     'group'. frozen_stages (1 the stem, 2 up to conv2, .. 5 all) keep their statistics whatever the
     norm.
     Stages in remat (4 is conv4) are rematerialised: maps are computed again for the gradients, in
-    less memory on GPUs; on CPUs XLA undoes it.
+    less memory on GPUs; on CPUs XLA undoes it. convolution is one of convolution.WAYS.
     """
 
     depth: int = 101
@@ -45,6 +45,7 @@ class ResNet(nn.Module):
     dilate_first_block: bool = False
     distribution: str = 'normal'  # 'normal' or 'uniform', as initializer takes it
     remat: tuple[int, ...] = ()
+    convolution: str = 'auto'
     axis_name: str | None = None  # the mapped axis of devices, for batch norm
 
     @nn.compact
@@ -82,7 +83,8 @@ class ResNet(nn.Module):
     def _layer(self, stage, train, x, name, features, size, **steps):
         """Convolves and normalises; frozen statistics are a factor of the kernel and a shift."""
         dtype, norm_name = jnp.dtype(self.dtype), name.replace('conv', 'norm')
-        conv = Conv(features, size, **steps, dtype=dtype, distribution=self.distribution, name=name)
+        how = dict(dtype=dtype, distribution=self.distribution, convolution=self.convolution)
+        conv = Conv(features, size, **steps, **how, name=name)
         named = dict(epsilon=EPSILON, dtype=dtype, name=norm_name)
         if self.norm == 'group':  # 32 groups as in Wu and He 2018, where the width allows
             return nn.GroupNorm(num_groups=math.gcd(32, self.width), **named)(conv(x))
@@ -179,6 +181,7 @@ class Conv(nn.Module):
     dilation: int = 1
     dtype: Any = jnp.float32
     distribution: str = 'normal'
+    convolution: str = 'auto'
 
     @nn.compact
     def __call__(self, x, factor=None):
@@ -186,7 +189,7 @@ class Conv(nn.Module):
         kernel = self.param('kernel', initializer(self.distribution), shape, jnp.float32)
         kernel = kernel if factor is None else kernel * factor[None, None, None]
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return convolve(x, kernel, self.stride, self.dilation)
+        return convolve(x, kernel, self.stride, self.dilation, self.convolution)
 
 
 class FrozenBatchNorm(nn.Module):
@@ -254,6 +257,8 @@ def check(model):
     for key, choices in choices_of.items():
         if (value := getattr(model, key)) not in choices:
             raise InputError(f'{key}: {value!r} is not one of {choices}')
+    if model.convolution not in WAYS:
+        raise InputError(f'conv: {model.convolution!r} is not one of {WAYS}')
     width, dilations, remat = model.width, model.dilations, model.remat
     if len(dilations) != 4 or not all(isinstance(d, int) and d >= 1 for d in dilations):
         raise InputError(f'dilations: {dilations!r} is not four integers >= 1')

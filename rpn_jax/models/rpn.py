@@ -18,7 +18,7 @@ from rpn_jax.ops.anchors import Anchors, per_level
 SMALLEST = (1, 64, 64, 3)  # images of any size give the same parameters
 TUPLES = 'dilations', 'remat'  # fields of ResNet that a config may give as lists
 OTHERS = {  # keys of the section `model` that are no fields of ResNet
-    *('init', 'pretrained', 'pretrained_key', 'head_convs'),
+    *('conv', 'init', 'pretrained', 'pretrained_key', 'head_convs'),
     *('fpn_stages', 'fpn_channels', 'fpn_extra', 'fpn_norm'),
 }
 
@@ -96,6 +96,7 @@ class RPNHead(nn.Module):
     convs: int = 1
     dtype: Any = 'float32'
     distribution: str = 'normal'
+    convolution: str = 'auto'  # one of convolution.WAYS
 
     @nn.compact
     def __call__(self, maps, index=None):
@@ -117,7 +118,8 @@ class RPNHead(nn.Module):
             if is_sampled:
                 maps = patches.convolve(maps, kernel, bias, nn.relu)
             else:
-                maps = [nn.relu(convolve(x, kernel) + bias[None, None, None]) for x in maps]
+                maps = [convolve(x, kernel, way=self.convolution) for x in maps]
+                maps = [nn.relu(x + bias[None, None, None]) for x in maps]
         maps = maps[:1] if is_sampled else maps
         hidden = jnp.concatenate([x.reshape(len(x), -1, channels) for x in maps], axis=1)
         logits, deltas = (
@@ -149,6 +151,7 @@ def build(model, anchors):
     own = {field.name for field in dataclasses.fields(resnet.ResNet)} - {'parent', 'name'}
     keywords = {k: tuple(v) if k in TUPLES else v for k, v in model.items() if k in own}
     keywords['distribution'] = model.get('init', 'normal')
+    keywords['convolution'] = model.get('conv', 'auto')
     if unknown := set(model) - own - OTHERS:
         raise TypeError(f'unknown keys of a model: {sorted(unknown)}')
     backbone = resnet.ResNet(**keywords, axis_name=resnet.AXIS)
@@ -156,7 +159,8 @@ def build(model, anchors):
     stages, fpn = tuple(model.get('fpn_stages', ())), None
     if stages:
         keywords = {k: model[f'fpn_{k}'] for k in ('channels', 'extra', 'norm')}
-        fpn = FPN(**keywords, dtype=backbone.dtype, axis_name=resnet.AXIS)
+        keywords |= dict(dtype=backbone.dtype, convolution=backbone.convolution)
+        fpn = FPN(**keywords, axis_name=resnet.AXIS)
         check_pyramid(backbone, fpn, stages)
     reads = stages or (backbone.last_stage,)
     strides = [resnet.total_stride(stage, backbone.dilations) for stage in reads]
@@ -176,6 +180,7 @@ def build(model, anchors):
         model.get('head_convs', 1),
         dtype=backbone.dtype,
         distribution=backbone.distribution,
+        convolution=backbone.convolution,
     )
     reads = tuple(f'conv{stage}' for stage in reads)
     return RPN(backbone, head, tuple(strides), sizes, ratios, fpn, reads)

@@ -190,7 +190,7 @@ def identity(source, model, data, seed):
 
     model and data are the config's sections.
     """
-    other = 'pretrained', 'pretrained_key', 'init', 'frozen_stages', 'remat', 'head_convs'
+    other = 'pretrained', 'pretrained_key', 'init', 'frozen_stages', 'remat', 'conv', 'head_convs'
     other += 'fpn_channels', 'fpn_extra', 'fpn_norm'
     return {
         'version': VERSION,

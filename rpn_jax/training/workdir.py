@@ -34,7 +34,7 @@ IDENTITY = (
     *('seed', 'model', 'anchors', 'targets', 'loss', 'optim'),
     *(f'data.{key}' for key in DATA),
 )
-FREE = 'optim.schedule_steps', 'optim.skip_nonfinite', 'model.remat'
+FREE = 'optim.schedule_steps', 'optim.skip_nonfinite', 'model.remat', 'model.conv'
 # What the network is and how its input is made: no mode may read its weights otherwise.
 NETWORK = ('model', 'anchors', 'data.pixels', 'data.mean', 'data.std')
 

@@ -230,6 +230,35 @@ def test_frozen_are_the_stages_of_a_resnet_inside_another_module():
     assert {names[1] for names in frozen} >= {'inner', 'Conv_0', 'Conv_1'}
 
 
+# The way of its convolutions
+
+
+def operations(model, variables, images):
+    """Returns how many (convolutions, products, choices by platform) a network is traced to."""
+    jaxpr = str(jax.make_jaxpr(model.apply)(variables, images))
+    words = 'conv_general_dilated[', 'dot_general[', 'platform_index['
+    return tuple(map(jaxpr.count, words))
+
+
+@pytest.mark.parametrize('fpn_stages', [(), (3, 4)])
+def test_all_convolutions_are_those_of_xla_where_that_is_asked_for(fpn_stages):
+    images = normal(1, 64, 64, 3)
+    config = config_of(depth=26, width=8, fpn_channels=16, fpn_stages=fpn_stages, norm='frozen')
+    sizes = ((32,), (64,), (128,)) if fpn_stages else (32,)
+    auto, plain = (
+        rpn.build(dict(config.model) | {'conv': conv}, dict(config.anchors) | {'sizes': sizes})
+        for conv in ('auto', 'xla')
+    )
+    variables = auto.init(KEY, images)
+    layers = 22 + (4 + 3 if fpn_stages else 1)  # of the backbone, of the pyramid, of the head
+    blocks = 6  # whose sums with the shortcut are not fused on CPUs
+    counted = operations(plain, variables, images)
+    assert counted == (layers, 2, blocks) != operations(auto, variables, images)
+    results = [jax.jit(model.apply)(variables, images) for model in (auto, plain)]
+    for own, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-5)
+
+
 # Initial weights, errors
 
 
@@ -256,6 +285,7 @@ def test_the_head_begins_as_in_the_paper_or_as_torch_and_the_backbone_with_it(in
     [
         *(('depth', 34), ('last_stage', 2), ('norm', 'layer'), ('width', 0)),
         *(('frozen_stages', 6), ('frozen_stages', -1), ('init', 'zeros'), ('dtype', 'float99')),
+        ('conv', 'cudnn'),
         *(('dilations', value) for value in [(1, 1, 1), (1, 1, 1, 0), (1, 1, 1, 1.5)]),
         *(('remat', value) for value in [(1,), (4, 5), ('conv4',)]),
         *(('sizes', value) for value in [(), (0,), ((32,), (64,))]),

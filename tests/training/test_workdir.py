@@ -19,7 +19,7 @@ from rpn_jax.errors import InputError
 from rpn_jax.training import workdir
 
 FREE = (  # keys that may change when a run goes on; every other one makes it another run
-    *'steps log_every model.remat optim.schedule_steps optim.skip_nonfinite'.split(),
+    *'steps log_every model.remat model.conv optim.schedule_steps optim.skip_nonfinite'.split(),
     *'features.keep features.gigabytes'.split(),
     *'data.path data.images data.annotations data.eval_split data.scenes data.on_bad'.split(),
     *'data.eval_path data.eval_images data.eval_annotations'.split(),
