@@ -93,10 +93,8 @@ def _read(config, folder, step):
     where = config.model.pretrained
     if not step and not checkpoint.steps(folder) and where and where not in published.BACKBONES:
         config = resolve(config, folder)
-        given = config.model.depth, config.anchors.aspect_ratios, config.model.pretrained_key
-        tensors = pretrained.load(where, *given)
         model = rpn.build(config.model, config.anchors)
-        pretrained.check(where, tensors, model)
+        tensors = pretrained.load_for(model, config.model)
         if variables := pretrained.complete(tensors, model):
             show(f'{folder}: no checkpoint; the weights {where} are used as step 0')
             return config, variables, 0

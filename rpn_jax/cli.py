@@ -41,6 +41,8 @@ MODES = {
         'checks and draws the first training batches as the network gets them', ('batch',)
     ),
     'doctor': Mode('finds why a config and its data learn slowly or not at all', ('strict',)),
+    'lr_range': Mode('trains while the learning rate grows, to find those that learn'),
+    'schedule': Mode('shows the learning rate over the run; trains nothing'),
     'anchors': Mode('measures how the anchors fit the training objects, suggests better ones'),
     'statistics': Mode('counts the pixels and boxes of the training data'),
     'predict': Mode('writes proposals of PATH .. (images, folders)', ('step', 'output', 'paths')),

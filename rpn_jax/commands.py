@@ -12,7 +12,6 @@ import re
 from pathlib import Path
 
 import jax
-import numpy as np
 import safetensors.numpy
 
 from rpn_jax import agreed, data, files, weights
@@ -27,6 +26,8 @@ from rpn_jax.diagnosis import (
     config_checks,
     doctor,
     inspect,
+    lr_range,
+    schedule,
     second_reading,
     statistics,
 )
@@ -43,6 +44,7 @@ from rpn_jax.report import (
     drawings,
     inputs_page,
     predictions,
+    rate_plots,
     report,
     run_files,
     statistics_plot,
@@ -56,7 +58,7 @@ from rpn_jax.training import (
     pretrained,
     workdir,
 )
-from rpn_jax.training.parallel import everywhere
+from rpn_jax.training.parallel import check_divides, everywhere
 
 logger = logging.getLogger(__name__)
 INSPECTED = 4  # batches drawn by --mode=inspect
@@ -233,12 +235,10 @@ def inspect_mode(config, folder, *, batch=''):
     source = data.open_split(options, options.train_split, seed=config.seed)
     if kept:
         today = data.train_batch(source, options, seed=config.seed)(kept.step - 1)
-        _show_kept(batch, kept, source, today)
-    where, depth = config.model.pretrained, config.model.depth
-    key = config.model.pretrained_key
-    tensors = pretrained.load(where, depth, config.anchors.aspect_ratios, key)
+        ids = [source.records[i].image_id for i in today['index']]
+        show(*nonfinite.compared(batch, kept, ids, today))
     model = rpn.build(config.model, config.anchors)
-    pretrained.check(where, tensors, model)
+    pretrained.load_for(model, config.model)  # which may not fit
     pictures, evidence, shown = folder / 'inspect', [], []
     pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
     examples = inspect.examples(
@@ -276,28 +276,6 @@ def inspect_mode(config, folder, *, batch=''):
         raise InputError(f'the training input is wrong ({", ".join(failed)}); see {page}')
 
 
-def _show_kept(path, kept, source, batch):
-    """Prints what a file keeps of a step beside the batch that the data give today.
-
-    Raises InputError where the file is of other images than the step of this config.
-    """
-    ids = [source.records[i].image_id for i in batch['index']]
-    if ids != kept.image_ids:
-        raise InputError(
-            f'--batch={path}: step {kept.step} had the images {", ".join(kept.image_ids)}, with '
-            f'this config it has {", ".join(ids)}; give the --workdir of its run'
-        )
-    width = max(map(len, ['image', *ids]))
-    head = '  '.join(f'{name:>10}' for name in ('loss', *kept.largest))
-    show(f'step {kept.step}: the loss, and the largest activation of each part of the network')
-    show(f'{"image":<{width}}  {head}  as the data are today')
-    for row, image_id in enumerate(ids):
-        values = [kept.image_loss[row], *(each[row] for each in kept.largest.values())]
-        cells = '  '.join(f'{nonfinite.number(value):>10}' for value in values)
-        same = all(np.array_equal(own[row], batch[key][row]) for key, own in kept.batch.items())
-        show(f'{image_id:<{width}}  {cells}  {"yes" if same else "no"}')
-
-
 def doctor_mode(config, folder, *, strict=False):
     """Examines a config and its data, in minutes; writes doctor.json and doctor.html.
 
@@ -321,17 +299,60 @@ def doctor_mode(config, folder, *, strict=False):
         raise InputError(f'{errors} findings of level error; see {page}')
 
 
+def lr_range_mode(config, folder):
+    """Trains while the learning rate grows, to see at which it learns; writes json and a picture.
+
+    The workdir's checkpoints play no part: it begins as a run does.
+    """
+    config = resolve(config, folder)
+    options, devices = data.check(data.Options(**config.data)), jax.local_devices()
+    check_divides(options.batch_size, len(devices))
+    source = data.open_split(options, options.train_split, seed=config.seed)
+    model = rpn.build(config.model, config.anchors)
+    rpn.check_canvases(model, data.train_plan(source, options).shapes)
+    tensors = pretrained.load_for(model, config.model)
+    measured = lr_range.measure(
+        model,
+        config.optim,
+        tensors,
+        data.train_batches(source, options, seed=config.seed, steps=range(lr_range.STEPS)),
+        seed=config.seed,
+        devices=devices,
+        targets=config.targets,
+        loss=config.loss,
+        pixels=pixel_family(config.data.pixels, config.data.mean, config.data.std),
+    )
+    found = lr_range.summary(measured)
+    _write_figures(folder, 'lr_range', found, rate_plots.range_test(measured, found))
+    show(*lr_range.lines(found))
+    show(f'{folder / "lr_range.svg"} shows the losses, lr_range.json has the numbers')
+
+
+def schedule_mode(config, folder):
+    """Shows the learning rate over the run, as the config has it; writes json and a picture."""
+    steps, rates = schedule.rates(config.optim, config.steps)
+    picture = rate_plots.over_steps(steps, rates)
+    _write_figures(folder, 'schedule', schedule.summary(steps, rates), picture)
+    show(*schedule.lines(steps, rates), *doctor.lines(config_checks.schedule(config), none=[]))
+    show(f'{folder / "schedule.svg"} shows it, schedule.json has the numbers')
+
+
+def _write_figures(folder, stem, content, picture):
+    """Writes STEM.json and STEM.svg."""
+    files.make_folder(folder)
+    text = json.dumps(content, allow_nan=False) + '\n'
+    files.write_atomically(folder / f'{stem}.json', text)
+    files.write_atomically(folder / f'{stem}.svg', picture)
+
+
 def statistics_mode(config, folder):
     """Counts the pixels and the boxes of data.train_split; writes json and a picture."""
     options = data.check(data.Options(**config.data))
     source = data.open_split(options, options.train_split, seed=config.seed, boxes=False)
     counted = statistics.statistics(source)
     written = folder / 'statistics'
-    files.make_folder(written)
     stem = re.sub(r'\W+', '_', source.name)[-50:]  # of 200 bytes at most
-    files.write_atomically(written / f'{stem}.json', json.dumps(counted, allow_nan=False) + '\n')
-    picture = statistics_plot.picture(counted, source.records)
-    files.write_atomically(written / f'{stem}.svg', picture)
+    _write_figures(written, stem, counted, statistics_plot.picture(counted, source.records))
     show(*statistics.lines(counted), *(f'note: {note}' for note in source.notes))
     show(f'{written / stem}.json has the numbers, {stem}.svg shows them')
 

@@ -16,7 +16,7 @@ from rpn_jax.diagnosis.finding import (
     WEIGHTS,
     Finding,
 )
-from rpn_jax.training.schedules import make_schedule
+from rpn_jax.diagnosis.schedule import rates as rates_of
 
 # Learning rates that recipes have: for SGD per image of a batch, at a momentum of .9 (torchvision
 # and Detectron .00125, here up to .0075, and .015 of a pyramid), for Adam of the whole batch.
@@ -24,8 +24,6 @@ USUAL_RATES = {'sgd': (2e-5, 1e-2), 'adam': (3e-6, 1e-3)}
 OF_PYRAMIDS = 2  # times the highest, for a pyramid
 
 COSINES = 'cosine', 'one_cycle'
-# Keys of optim that are not the schedule's.
-OPTIMIZER = 'optimizer', 'momentum', 'weight_decay', 'skip_nonfinite'
 HIGHEST_MOMENTUM = 0.98
 FAR = 3  # times beyond a bound from which a warning becomes an error
 
@@ -242,9 +240,7 @@ def decay(config):
 
 def schedule(config):
     """Checks that the learning rate reaches its height within the run, and falls."""
-    keys = {k: v for k, v in config.optim.items() if k not in OPTIMIZER}
-    at = np.unique(np.linspace(0, config.steps - 1, min(config.steps, 400)).astype(int))
-    rates = np.array([float(make_schedule(**keys, steps=config.steps)(int(s))) for s in at])
+    _, rates = rates_of(config.optim, config.steps, points=400)
     highest, given, found = rates.max(), config.optim.learning_rate, []
     if given == 0:
         return []

@@ -155,9 +155,7 @@ def _weights(config, model, found):
                         WEIGHTS + 5,
                     )
                 )
-    tensors = pretrained.load(where, config.model.depth, ratios, key)
-    pretrained.check(where, tensors, model)
-    return tensors
+    return pretrained.load_for(model, config.model)
 
 
 def _evaluated(config, source, options):
@@ -293,10 +291,13 @@ def _scaled(sizes, factor):
     )
 
 
-def lines(findings, count=8):
-    """Returns the lines that are printed: at most `count` findings."""
+HEALTHY = ['nothing found: the data, the config and the first steps look as they should']
+
+
+def lines(findings, count=8, none=HEALTHY):
+    """Returns the lines that are printed: at most `count` findings, or those for none."""
     if not findings:
-        return ['nothing found: the data, the config and the first steps look as they should']
+        return none
     shown = []
     for number, each in enumerate(findings[:count], start=1):
         shown += [

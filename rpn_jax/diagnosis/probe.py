@@ -67,13 +67,13 @@ def run(model, optim, tensors, batches, *, seed, budget, share=1.0, **rules):
     placed = jax.block_until_ready([place_batch(batch, devices) for batch in batches])
     transfer = (time.monotonic() - began) / len(batches)
     mapped = make_update(model, optimizer, seed=seed, devices=devices, **rules).mapped
-    update = mapped.lower(place(_at(state, np.float32(0)), devices), placed[0]).compile()
+    update = mapped.lower(place(at_rate(state, np.float32(0)), devices), placed[0]).compile()
 
     def train(rate, steps, batches=placed[:1], warmup=0):
-        now, rows = place(_at(state, np.float32(rate)), devices), []
+        now, rows = place(at_rate(state, np.float32(rate)), devices), []
         for i in range(steps + 1):
             if i < warmup:
-                now = _at(now, place(np.float32(rate * (i + 1) / warmup), devices))
+                now = at_rate(now, place(np.float32(rate * (i + 1) / warmup), devices))
             if len(batches) == 1:
                 now = now.replace(step=jnp.zeros_like(now.step))  # the same anchors are sampled
             now, metrics = update(now, batches[i % len(batches)])
@@ -150,7 +150,8 @@ def with_rate(model, optim):
     return optax.GradientTransformation(lambda p: (inner.init(p), jnp.float32(0)), update)
 
 
-def _at(state, rate):
+def at_rate(state, rate):
+    """Returns a state of with_rate's optimizer with another learning rate."""
     own, _ = state.opt_state
     return state.replace(opt_state=(own, rate))
 

@@ -50,16 +50,14 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
     options = data.check(data.Options(**config.data))
     check_divides(options.batch_size, len(devices))
     feature_cache.check(config.features.keep, config.model, options.resize)
-    tensors, where, before = None, config.model.pretrained, {}
+    tensors, before = None, {}
     if resuming := first and checkpoint.steps(folder):
         before = _check_resumed(config, folder, resuming[-1])
     source = data.open_split(options, options.train_split, seed=config.seed)
     model, optimizer, schedule = build(config)
     rpn.check_canvases(model, data.train_plan(source, options).shapes)
     if first and not resuming:
-        given = config.model.depth, config.anchors.aspect_ratios, config.model.pretrained_key
-        tensors = pretrained.load(where, *given)
-        pretrained.check(where, tensors, model)
+        tensors = pretrained.load_for(model, config.model)
     evaluate = make_evaluate and make_evaluate(model, source, devices)
     sources = {'train': source} | ({'eval': evaluate.source} if evaluate else {})
     hosts.agree(data_identity.summary(sources))

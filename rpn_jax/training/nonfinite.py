@@ -146,3 +146,27 @@ def read(path):
         largest=dict(zip(parts, arrays['largest'].T, strict=True)),
         batch={key: arrays[key] for key in OF_BATCH},
     )
+
+
+def compared(path, kept, image_ids, batch):
+    """Returns lines on a Kept of a file, beside the batch of these images as the data give it now.
+
+    Raises InputError where the file is of other images.
+    """
+    if image_ids != kept.image_ids:
+        raise InputError(
+            f'--batch={path}: step {kept.step} had the images {", ".join(kept.image_ids)}, with '
+            f'this config it has {", ".join(image_ids)}; give the --workdir of its run'
+        )
+    width = max(map(len, ['image', *image_ids]))
+    head = '  '.join(f'{name:>10}' for name in ('loss', *kept.largest))
+    lines = [
+        f'step {kept.step}: the loss, and the largest activation of each part of the network',
+        f'{"image":<{width}}  {head}  as the data are today',
+    ]
+    for row, image_id in enumerate(image_ids):
+        values = [kept.image_loss[row], *(each[row] for each in kept.largest.values())]
+        cells = '  '.join(f'{number(value):>10}' for value in values)
+        same = all(np.array_equal(own[row], batch[key][row]) for key, own in kept.batch.items())
+        lines.append(f'{image_id:<{width}}  {cells}  {"yes" if same else "no"}')
+    return lines

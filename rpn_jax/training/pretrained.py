@@ -93,6 +93,17 @@ def check(where, tensors, model):
         logger.warning(f'the weights {where} are nothing but zeros in {", ".join(zero[:SHOWN])}')
 
 
+def load_for(model, section):
+    """Returns the tensors that a network starts from, checked; None without any.
+
+    section is the config's `model`; its keys are those of `load`.
+    """
+    where = section.pretrained
+    tensors = load(where, section.depth, model.aspect_ratios, section.pretrained_key)
+    check(where, tensors, model)
+    return tensors
+
+
 def complete(tensors, model):
     """Returns the variables of a model, if tensors that were checked hold all of them, or None."""
     wanted = variable_shapes(model)

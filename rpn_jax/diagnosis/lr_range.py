@@ -1,0 +1,107 @@
+"""The learning-rate range test: trains while the rate grows, and sees where the loss falls.
+
+Smith 2017, Cyclical Learning Rates for Training Neural Networks, section 3.3. Here the rate grows
+exponentially, from far too low until the loss grows, so that nothing has to be known beforehand.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from rpn_jax.console import counter
+from rpn_jax.diagnosis.probe import at_rate, with_rate
+from rpn_jax.training.parallel import place
+from rpn_jax.training.step import init_state, make_update
+
+LOWEST, HIGHEST = 1e-6, 10.0  # learning rates that are tried
+STEPS = 140  # from one to the other; a factor of 1.12 each
+MEMORY = 0.9  # of the moving average of the losses
+ENOUGH = 4.0  # times the lowest loss, at which the test ends
+BEGUN = 0.1  # of the way from the first loss to the lowest: it has begun to fall
+SAFE = 10.0  # by which the rate of the lowest loss is divided: by then it has nearly diverged
+
+
+class Range(NamedTuple):
+    """The losses of a training whose learning rate grows, one of a step."""
+
+    rates: np.ndarray  # [n]
+    losses: np.ndarray  # [n] as they are, NaN where not finite
+    smooth: np.ndarray  # [n] their moving average
+
+
+def measure(model, optim, tensors, batches, *, seed, devices, **rules):
+    """Returns the Range of a network; it ends where the loss grows to ENOUGH times the lowest.
+
+    optim are keywords of make_optimizer, of which the rate and the schedule play no part; batches
+    are STEPS of those that make_update takes, rules its other keywords.
+    """
+    optimizer = with_rate(model, optim)
+    state = place(init_state(model, optimizer, seed, tensors), devices)
+    update = make_update(model, optimizer, seed=seed, devices=devices, **rules)
+    rates, losses = np.geomspace(LOWEST, HIGHEST, STEPS), []
+    with counter(STEPS, 'tried', 'learning rates') as advance:
+        for rate, batch in zip(rates, batches, strict=True):
+            state, metrics = update(at_rate(state, place(np.float32(rate), devices)), batch)
+            losses.append(float(jax.device_get(metrics['loss'])))
+            smooth = moving_average(losses)
+            if not smooth[-1] <= ENOUGH * np.min(smooth):  # nor is NaN
+                break
+            advance()
+    losses = np.where(np.isfinite(losses), losses, np.nan)
+    return Range(rates[: len(losses)], losses, smooth)
+
+
+def moving_average(losses):
+    """Returns [n] losses averaged over those before, the later ones with more weight."""
+    total, weight, found = 0.0, 0.0, []
+    for loss in losses:
+        total, weight = MEMORY * total + loss, MEMORY * weight + 1
+        found.append(total / weight)
+    return np.array(found)
+
+
+def summary(measured):
+    """Returns what lr_range.json holds: the Range, where its loss falls, and rates to train with.
+
+    'falls_from' is the rate at which the loss has begun to fall, 'lowest_at' that of the lowest
+    loss, 'diverges_at' that where the test ended, if it did; 'suggested' has `learning_rate`, and
+    for a cyclical schedule `low_factor` of it. It is None where no loss fell.
+    """
+    rates, smooth = measured.rates, measured.smooth
+    lowest = int(np.nanargmin(smooth))
+    fallen = smooth <= smooth[0] - BEGUN * (smooth[0] - smooth[lowest])
+    begun, ended = int(np.argmax(fallen)), len(rates) < STEPS
+    falls = smooth[lowest] < 0.9 * smooth[0]
+    highest = rounded(rates[lowest] / SAFE)
+    low = float(np.clip(rounded(rates[begun] / highest), 0.01, 0.5))
+    return {
+        'rates': [float(f'{rate:.4g}') for rate in rates],
+        'losses': [float(f'{loss:.6g}') if np.isfinite(loss) else None for loss in measured.losses],
+        'falls_from': rounded(rates[begun]) if falls else None,
+        'lowest_at': rounded(rates[lowest]) if falls else None,
+        'lowest_loss': float(f'{smooth[lowest]:.4g}'),
+        'diverges_at': rounded(rates[-1]) if ended else None,
+        'suggested': {'learning_rate': highest, 'low_factor': low} if falls else None,
+    }
+
+
+def rounded(number):
+    """Returns a number with two digits."""
+    return float(f'{number:.1e}')
+
+
+def lines(found):
+    """Returns lines of text on a summary: where the loss falls, and what to set."""
+    if not found['suggested']:
+        return ['the loss falls at no learning rate; the doctor looks for what else is wrong']
+    ended = found['diverges_at']
+    after = f'grows {ENOUGH:g}-fold by {ended:g}' if ended else f'does not diverge by {HIGHEST:g}'
+    rate, low = found['suggested'].values()
+    return [
+        f'the loss falls from a learning rate of {found["falls_from"]:g} on, is lowest at '
+        f'{found["lowest_at"]:g}, and {after}',
+        f'to train with: --config.optim.learning_rate={rate:g}',
+        f'or in cycles:  --config.optim.schedule=cyclical --config.optim.learning_rate={rate:g} '
+        f'--config.optim.low_factor={low:g}',
+    ]
