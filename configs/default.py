@@ -101,6 +101,7 @@ def data():
             name='',  # tfds: 'voc/2007', 'voc/2012', 'voc/2007+2012', 'coco/2014', 'coco/2017', ..
             train_split='trainval',  # voc: a list in ImageSets/Main, '' every annotation
             eval_split='test',  # the split that is evaluated
+            categories=(),  # names, or COCO's ids, of the objects to learn from; () all
             images='',  # another folder of pictures; for 'images' a pattern: '*/rgb/*.png'
             annotations='',  # another folder of XML files, or another json file
             scenes=(2000, 200),  # shapes: of training and of evaluation (the same for every seed)

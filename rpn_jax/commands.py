@@ -468,7 +468,7 @@ def _written():
 
 def _write_coco(output, proposals, source):
     """Writes COCO's two files; what came from a json file of COCO keeps its own entries and ids."""
-    own = proposals.coco_ids and coco.read(source.annotations[0])
+    own = proposals.coco_ids and coco.entries(source)
     instances, detections = results.to_coco(proposals, own)
     other = output.with_suffix('.instances.json')
     with _written():

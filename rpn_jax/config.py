@@ -28,6 +28,9 @@ FOLDER = FOLDER if FOLDER.is_dir() else Path(__file__).parent.parent / 'configs'
 PREFIX = '--config.'  # of the command line, before a key
 
 
+NAME = str | int  # of a category, or its id
+
+
 class Key(NamedTuple):
     """What the value of a key may be; bounds are inclusive and hold for every item of a tuple."""
 
@@ -35,7 +38,7 @@ class Key(NamedTuple):
     least: float = -math.inf
     most: float = math.inf
     choices: tuple = ()
-    items: type = float  # of a tuple
+    items: type = float  # of a tuple: float, int or NAME
     lengths: tuple = ()  # of a tuple; () any
     nested: bool = False  # whether a tuple may hold tuples of its items
     filled: bool = False  # whether a tuple, and each in it, has an item at least
@@ -89,6 +92,7 @@ KEYS = {
     'data.source': Key(str, choices=('tfds', 'voc', 'coco', 'shapes', 'images')),
     'data.path': Key(str),
     'data.name': Key(str),
+    'data.categories': Key(tuple, items=NAME),
     'data.train_split': Key(str),
     'data.eval_split': Key(str),
     'data.images': Key(str),
@@ -132,6 +136,7 @@ KEYS = {
 }
 FOLDERS, COSINES = ('tfds', 'voc', 'coco'), ('cosine', 'one_cycle')
 ONLY_WITH = {  # keys that have an effect only where another has one of these values
+    'data.categories': ('data.source', FOLDERS),
     **dict.fromkeys(('data.path', 'data.images'), ('data.source', (*FOLDERS, 'images'))),
     'data.name': ('data.source', ('tfds',)),
     'data.scenes': ('data.source', ('shapes',)),
@@ -348,7 +353,8 @@ def _parse(name, text):
     try:
         value = ast.literal_eval(text.capitalize() if key.type is bool else text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        value = None
+        words = tuple(word.strip() for word in text.split(',') if word.strip())
+        value = words if key.items is NAME else None
     if key.type is tuple and value is not None:
         value = _tuples(value) if isinstance(value, tuple | list) else (value,)
     if not _fits(key, value):
@@ -378,7 +384,8 @@ def _problem(key, value):
     if key.filled and any(each == () for each in (value, *value)):
         return f'{value!r} has no number'
     bounds = f'{key.least} to {key.most:.10g}' if key.most < math.inf else f'at least {key.least}'
-    for number in _flat(value) if key.type in (int, float, tuple) else ():
+    numbers = key.type in (int, float) or (key.type is tuple and key.items is not NAME)
+    for number in _flat(value) if numbers else ():
         if not (abs(number) <= sys.float_info.max and key.least <= number <= key.most):
             allowed = 'a finite number' if math.isinf(key.least) else bounds
             return f'{value} is out of bounds; it must be {allowed}'
@@ -390,7 +397,7 @@ def _named(key):
     if key.type is not tuple:
         names = {int: 'an integer', float: 'a number', bool: 'True or False', str: 'a string'}
         return names[key.type]
-    kind = 'integers' if key.items is int else 'numbers'
+    kind = {int: 'integers', float: 'numbers', NAME: 'names or ids'}[key.items]
     count = ' or '.join(map(str, key.lengths))
     return f'a tuple of {count} {kind}' if count else f'a tuple of {kind}'
 

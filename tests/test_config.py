@@ -116,6 +116,11 @@ def test_a_wrong_value_of_a_file_names_the_file_unless_it_was_overridden():
         ('anchors.sizes', '((8, 22.6), [32])', ((8, 22.6), (32,))),
         ('anchors.sizes', '8', (8,)),
         ('data.mean', '()', ()),
+        ('data.categories', '', ()),
+        ('data.categories', 'cat', ('cat',)),
+        ('data.categories', 'traffic light, dog,', ('traffic light', 'dog')),
+        ('data.categories', '17', (17,)),
+        ('data.categories', '(1, "a,b")', (1, 'a,b')),
     ],
 )
 def test_an_override_is_read_as_the_type_of_its_key(key, text, expected):
@@ -142,6 +147,8 @@ def test_an_override_is_read_as_the_type_of_its_key(key, text, expected):
         ('anchors.sizes', '(16,"a")', 'is not a tuple of numbers'),
         ('data.mean', '(1,2,True)', 'is not a tuple of 0 or 3 numbers'),
         ('data.scenes', '(1.5,2)', 'is not a tuple of 2 integers'),
+        ('data.categories', '(1.5,2)', 'is not a tuple of names or ids'),
+        ('data.categories', 'True', 'is not a tuple of names or ids'),
         ('model.dilations', '((1,1),1,1)', 'is not a tuple of 4 integers'),
     ],
 )

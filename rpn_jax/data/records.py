@@ -35,6 +35,7 @@ class Record(NamedTuple):
     remarks: tuple[str, ...] = ()  # what is odd and harmless, once per occurrence
     coco_id: int | str | None = None  # the image's id in its json file of COCO
     areas: np.ndarray | None = None  # [n] float64 as annotated; None: those of the boxes
+    classes: tuple[str, ...] | None = None  # of each box, '' where unknown; None: there are none
 
 
 class Problem(NamedTuple):
@@ -64,6 +65,9 @@ class Source(NamedTuple):
     problems: tuple[Problem, ...] = ()  # of the annotations
     notes: tuple[str, ...] = ()  # what was left out, and what is odd and harmless
     annotations: Sequence[Path] = ()  # COCO's json file, or one XML file of VOC for each record
+    categories: Mapping[int | str, str] = MappingProxyType({})  # COCO's: a name for each id
+    chosen: tuple[str, ...] = ()  # the categories of its objects where others were left out
+    whole: Sequence[Record] | None = None  # the records with those, too
 
 
 def from_paths(name, records, paths, problems=()):
@@ -105,6 +109,7 @@ def select(source, positions):
         annotations = [annotations[i] for i in positions]
     return source._replace(
         records=[source.records[i] for i in positions],
+        whole=source.whole and [source.whole[i] for i in positions],
         read=lambda i: source.read(positions[i]),
         files=files,
         problems=(),

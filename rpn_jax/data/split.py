@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rpn_jax.data import batches as batching
+from rpn_jax.data import categories
 from rpn_jax.data.canvases import short_side, square
 from rpn_jax.data.check import ON_BAD, ORIENTATIONS, lint
 from rpn_jax.data.normalization import pixel_family
@@ -58,6 +59,7 @@ class Options(NamedTuple):
     eval_path: str = ''
     eval_images: str = ''
     eval_annotations: str = ''
+    categories: tuple[str | int, ...] = ()
 
 
 def check(options):
@@ -100,6 +102,8 @@ def open_split(options, split, *, seed=0, training=True, boxes=True, files=True)
     }
     source = function(split, **{key: values[key] for key in keywords})
     source = lint(source, options.on_bad, options.orientation, files)
+    if options.categories and boxes:
+        source = categories.only(source, options.categories, complete=training)
     for record in source.records if boxes else ():
         if len(record.boxes) > options.max_boxes:
             what = f'{len(record.boxes)} boxes, but max_boxes is {options.max_boxes}; raise it'

@@ -11,6 +11,7 @@ import numpy as np
 
 from rpn_jax.console import counter
 from rpn_jax.diagnosis.probe import at_rate, with_rate
+from rpn_jax.errors import InputError
 from rpn_jax.training.parallel import place
 from rpn_jax.training.step import init_state, make_update
 
@@ -34,7 +35,8 @@ def measure(model, optim, tensors, batches, *, seed, devices, **rules):
     """Returns the Range of a network; it ends where the loss grows to ENOUGH times the lowest.
 
     optim are keywords of make_optimizer, of which the rate and the schedule play no part; batches
-    are STEPS of those that make_update takes, rules its other keywords.
+    are STEPS of those that make_update takes, rules its other keywords. Raises InputError where the
+    first loss is not finite.
     """
     optimizer = with_rate(model, optim)
     state = place(init_state(model, optimizer, seed, tensors), devices)
@@ -48,6 +50,10 @@ def measure(model, optim, tensors, batches, *, seed, devices, **rules):
             if not smooth[-1] <= ENOUGH * np.min(smooth):  # nor is NaN
                 break
             advance()
+    if not np.isfinite(losses[0]):
+        raise InputError(
+            'the loss is not finite before anything is learnt; the doctor looks for the reason'
+        )
     losses = np.where(np.isfinite(losses), losses, np.nan)
     return Range(rates[: len(losses)], losses, smooth)
 

@@ -27,7 +27,7 @@ UNLOGGED = 'unlogged.json'  # metrics that are in no line of metrics.jsonl yet, 
 # paths of the same data, how much memory is used, and how often something is written or evaluated
 # may change.
 DATA = (
-    *'source name train_split orientation resize image_size max_size canvases'.split(),
+    *'source name train_split categories orientation resize image_size max_size canvases'.split(),
     *'canvas_multiple batch_size flip pixels mean std'.split(),
 )
 IDENTITY = (

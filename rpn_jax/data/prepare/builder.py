@@ -110,11 +110,11 @@ def _prepare(dataset, splits, path, work, on_bad):
             folder = official.unpacked(release, path)
             keywords = folder or official.unpack(release, archives, work / 'raw')
             _check_trainval(release, keywords)
-            source, classes = official.open_release(release, keywords)
+            source = official.open_release(release, keywords)
             checked = lint(source, on_bad)
             if not folder:
                 forget(source)
-            content[split].append((release, checked, classes))
+            content[split].append((release, checked))
             if count := len(source.records) - len(checked.records):
                 note = f'{release.folder}: {count} of {len(source.records)} images left out'
                 left_out[split].append(f'{note} when it was prepared')
@@ -140,7 +140,7 @@ def _check_trainval(release, keywords):
 def _write(config, content, left_out, work):
     """Writes splits with TFDS into the folder work."""
     tfds = library()
-    total = sum(len(source.records) for parts in content.values() for _, source, _ in parts)
+    total = sum(len(source.records) for parts in content.values() for _, source in parts)
     with console.counter(total, 'prepared') as advance:
         shards = {
             split: [
@@ -159,7 +159,7 @@ def _write(config, content, left_out, work):
         )
 
 
-def _examples(release, source, classes, start, advance):
+def _examples(release, source, start, advance):
     """Yields (key, example) of a shard's images."""
     bbox = library().features.BBox
     for position in range(len(source.records))[start : start + SHARD]:
@@ -174,7 +174,7 @@ def _examples(release, source, classes, start, advance):
                 'label': label,
             }
             for (x0, y0, x1, y1), kind, label in zip(
-                record.boxes.astype(float), record.kind, classes(record), strict=True
+                record.boxes.astype(float), record.kind, record.classes, strict=True
             )
         ]
         yield (

@@ -178,21 +178,8 @@ def unpack(release, archives, work):
 
 
 def open_release(release, keywords):
-    """Returns the Source of a release split, and the function record -> classes of its boxes."""
-
-    def voc_classes(record):
-        file = keywords['path'] / f'Annotations/{record.image_id}.xml'
-        return voc.parse(file, on_bad='clip')[1]
-
-    def coco_classes(record):
-        own = by_image[record.image_id]  # two images of one file have mixed theirs
-        return own if len(own) == len(record.boxes) else [''] * len(record.boxes)
-
-    if release.is_voc:
-        return voc.voc(release.split, **keywords), voc_classes
-    folder = keywords.get('annotations', keywords['path'] / 'annotations')
-    by_image = coco.parse(folder / f'instances_{release.split}.json')[2]
-    return coco.coco(release.split, **keywords), coco_classes
+    """Returns the Source of a release split."""
+    return (voc.voc if release.is_voc else coco.coco)(release.split, **keywords)
 
 
 def _is_needed(name):

@@ -57,14 +57,14 @@ def coco(split, *, path, images='', annotations='', on_bad='error'):
         )
     if not pictures.is_dir():
         raise InputError(f'{pictures}: no such folder; images is the folder of the pictures')
-    records, problems, _ = parse(labels, pictures, on_bad)
+    records, problems, categories = parse(labels, pictures, on_bad)
     paths = [pictures / record.image_id for record in records]
     source = from_paths(f'coco {folder.name} {split}', records, paths, problems)
-    return source._replace(annotations=(labels,))
+    return source._replace(annotations=(labels,), categories=categories)
 
 
 def parse(path, pictures='', on_bad='error'):
-    """Reads an instances json into (records, problems, {image_id: the classes of its boxes}).
+    """Reads an instances json into (records, problems, {category id: its name}).
 
     A record's image_id is the name of its file below the folder `pictures`, its coco_id the id in
     the json. Sizes that are missing or 0 are those of the files. Raises InputError where the json
@@ -73,7 +73,6 @@ def parse(path, pictures='', on_bad='error'):
     """
     content = read(path)
     rows, class_of, problems = {}, _classes(content), []
-    classes = collections.defaultdict(list)
     for position, entry in enumerate(content['images']):
         with _entry(path, 'image', position, entry):
             if (coco_id := _id(entry, 'id')) in rows:
@@ -93,15 +92,26 @@ def parse(path, pictures='', on_bad='error'):
                 if row is None:
                     what = f'is of image {coco_id!r:.40}, which the file does not list'
                     raise BadRecord(UNLISTED, what)
-                if row.size is None or not row.add(annotation, on_bad):
-                    continue
+                if row.size is not None:
+                    row.add(annotation, class_of, on_bad)
         except BadRecord as error:
             problems.append(Problem(error.kind, str(error), row.position if row else -1))
-            continue
-        category = annotation.get('category_id')
-        is_known = isinstance(category, Hashable) and category in class_of
-        classes[row.name].append(class_of[category] if is_known else '')
-    return [row.record(coco_id) for coco_id, row in rows.items()], problems, classes
+    return [row.record(coco_id) for coco_id, row in rows.items()], problems, class_of
+
+
+def class_name(annotation, class_of):
+    """Returns the name of an annotation's category, of {category id: name}; '' where unknown."""
+    category = annotation.get('category_id')
+    return class_of.get(category, '') if isinstance(category, Hashable) else ''
+
+
+def entries(source):
+    """Returns the content of a Source's json, of its annotations those of chosen categories."""
+    content, names = read(source.annotations[0]), source.categories
+    if source.chosen:
+        own = [e for e in content['annotations'] if class_name(e, names) in source.chosen]
+        content['annotations'] = own
+    return content
 
 
 def read(path):
@@ -158,14 +168,14 @@ class _Row:
 
     def __init__(self, position, name):
         self.position, self.name, self.size = position, name, None
-        self.boxes, self.kinds, self.areas, self.remarks = [], [], [], []
+        self.boxes, self.kinds, self.areas, self.classes, self.remarks = [], [], [], [], []
 
-    def add(self, annotation, on_bad):
-        """Adds the box of an annotation; returns whether it has one."""
+    def add(self, annotation, class_of, on_bad):
+        """Adds the box of an annotation, if it has one; class_of is {category id: name}."""
         box, given, kind = _object(annotation, self.size, on_bad)
         if box is None:
             self.remarks.append(EMPTY)
-            return False
+            return
         area = annotation.get('area')
         has_area = type(area) in (int, float) and 0 <= area <= MOST_AREA
         self.remarks += [] if has_area else [AREALESS]
@@ -175,11 +185,12 @@ class _Row:
         self.boxes.append(box)
         self.kinds.append(kind)
         self.areas.append(area if has_area else (given[2] - given[0]) * (given[3] - given[1]))
-        return True
+        self.classes.append(class_name(annotation, class_of))
 
     def record(self, coco_id):
         own = self.name, self.size or (0, 0), self.boxes, self.kinds, self.remarks
-        return record_of(*own)._replace(coco_id=coco_id, areas=np.array(self.areas, np.float64))
+        areas, classes = np.array(self.areas, np.float64), tuple(self.classes)
+        return record_of(*own)._replace(coco_id=coco_id, areas=areas, classes=classes)
 
 
 def _file_name(entry, pictures):

@@ -37,7 +37,7 @@ from rpn_jax.files import cache_folder, parse_json, read_json, write_atomically
 FILES = 'dataset_info.json', 'features.json'  # what makes a folder a prepared directory
 CLASSES = 'tensorflow_datasets.core.features.'  # where the classes of features come from
 ROUNDING = 1e-2  # pixels that float32 may move a corner of a box outside
-CACHE_VERSION = 1  # a new one where the entries are others
+CACHE_VERSION = 2  # a new one where the entries are others
 IDS = 'image/id', 'image/filename', 'image_id', 'filename', 'id'
 FLAGS = {'is_crowd': Kind.CROWD, 'iscrowd': Kind.CROWD, 'is_difficult': Kind.DIFFICULT}
 
@@ -49,6 +49,8 @@ class Layout(NamedTuple):
     objects: str
     bbox: str
     flags: tuple[str, ...]  # of FLAGS; the first that is set counts
+    label: str  # the category of an object; '' where there is none
+    names: tuple[str, ...]  # of the categories where a label is their number
     image_id: str  # '' where there is none
     is_voc: bool  # boxes are 1-based inclusive pixels over size
 
@@ -212,11 +214,16 @@ def _layout(directory, info):
         what = f'{objects}/{bbox} are {box_format}, not (ymin, xmin, ymax, xmax)'
         raise InputError(f'{directory}: {what}')
     ids = [key for key in IDS if key in top]
+    inner = dict(top[objects].feature.items())
+    labels = [k for k, each in inner.items() if isinstance(each, kinds.ClassLabel | kinds.Text)]
+    label = 'label' if 'label' in labels else next(iter(labels), '')
     return Layout(
         images=tuple(sorted(images, key=lambda key: key != 'image')),
         objects=objects,
         bbox=bbox,
         flags=tuple(key for key in FLAGS if key in top[objects].feature),
+        label=label,
+        names=tuple(getattr(inner.get(label), 'names', ())),
         image_id=min(ids, key=lambda key: not isinstance(top[key], kinds.Text), default=''),
         is_voc=info.name == 'voc',
     )
@@ -259,7 +266,7 @@ def _scanned(directory, split, stamp, data, layout, on_bad):
 def _entry(data, layout, position, on_bad):
     """Returns what a Record and its Problem are made of, in types of json."""
     entry = dict(id=str(position), folder='', size=[0, 0], boxes=[], kind=[], remarks=[])
-    entry['problem'] = []
+    entry |= dict(classes=[] if layout.label else None, problem=[])
     try:
         example = data[position]
         if layout.image_id:
@@ -300,9 +307,20 @@ def _add_objects(entry, objects, layout, on_bad):
         entry['boxes'].append(box)
         kind = (FLAGS[key] for key in layout.flags if objects[key][number])
         entry['kind'].append(next(kind, Kind.OBJECT))
+        if layout.label:
+            entry['classes'].append(_name(objects[layout.label][number], layout.names))
+
+
+def _name(label, names):
+    """Returns the name of a category, of which the label is the number or the name; '' unknown."""
+    if isinstance(label, bytes | str):
+        return label.decode() if isinstance(label, bytes) else label
+    return names[label] if 0 <= label < len(names) else ''
 
 
 def _record(entry):
     if entry['problem']:
         return without_boxes(entry['id'], entry['size'])
-    return record_of(*(entry[key] for key in ('id', 'size', 'boxes', 'kind', 'remarks')))
+    record = record_of(*(entry[key] for key in ('id', 'size', 'boxes', 'kind', 'remarks')))
+    classes = entry['classes']
+    return record._replace(classes=None if classes is None else tuple(classes))

@@ -59,7 +59,7 @@ def voc(split, *, path, images='', annotations='', on_bad='error'):
     records, problems = [], []
     for position, (file, image_id) in enumerate(zip(files, ids, strict=True)):
         try:
-            records.append(parse(file, paths[position], on_bad)[0])
+            records.append(parse(file, paths[position], on_bad))
         except BadRecord as error:
             records.append(without_boxes(image_id))
             problems.append(Problem(error.kind, str(error), position))
@@ -68,7 +68,7 @@ def voc(split, *, path, images='', annotations='', on_bad='error'):
 
 
 def parse(path, picture='', on_bad='error'):
-    """Reads one annotation into (Record, classes); raises BadRecord naming file and object.
+    """Reads one annotation into a Record; raises BadRecord naming file and object.
 
     A size that is missing or 0 is that of the picture, the image's file.
     """
@@ -92,7 +92,8 @@ def parse(path, picture='', on_bad='error'):
             remarks += clipped_remark(box, given)
             remarks += [] if difficult else [UNSAID]
             kind.append(Kind.DIFFICULT if DIFFICULT.get(difficult.lower()) else Kind.OBJECT)
-    return record_of(path.stem, map(int, size), boxes, kind, remarks), classes
+    record = record_of(path.stem, map(int, size), boxes, kind, remarks)
+    return record._replace(classes=tuple(classes))
 
 
 def listed(path, exists=None):

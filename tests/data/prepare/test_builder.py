@@ -85,7 +85,7 @@ def test_a_folder_is_prepared_once_with_all_its_splits_as_others_read_it(root, c
     [
         ([{'id': 5, 'name': 'owl'}], (), b'owl'),
         ([{'name': 'owl'}, 5], (), b''),  # damaged
-        ([{'id': 5, 'name': 'owl'}], [coco_image(7, id=99)], b''),  # two images of one file
+        ([{'id': 5, 'name': 'owl'}], [coco_image(7, id=99)], b'owl'),  # two images of one file
     ],
 )
 def test_the_classes_of_coco_are_kept(tmp_path, run, categories, twin, label):

@@ -40,9 +40,9 @@ def test_an_archive_is_found_and_unpacked(tmp_path, monkeypatch, caplog, folder)
     assert paths == {TRAINVAL: path} and caplog.messages[0] == f'checking {path}'
     (release,) = DATASETS['voc/2007'].prepared['train']
     keywords = official.unpack(release, paths, tmp_path / 'work')
-    source, classes = official.open_release(release, keywords)
+    source = official.open_release(release, keywords)
     assert [record.image_id for record in source.records] == [f'{i:06}' for i in range(4)]
-    assert source.read(3).shape == (70, 90, 3) and classes(source.records[2]) == ['cat'] * 2
+    assert source.read(3).shape == (70, 90, 3) and source.records[2].classes == ('cat', 'cat')
     names = {path.name for path in keywords['path'].iterdir()}
     assert names == {'JPEGImages', 'Annotations', 'ImageSets'}
     known = len(caplog.messages)

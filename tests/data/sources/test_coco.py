@@ -60,10 +60,10 @@ def test_boxes_a_little_outside_are_clipped_and_classes_go_with_their_boxes(file
     ]
     classes = [{'id': 5, 'name': 'owl'}]
     file.write_text(json.dumps(WHOLE | {'annotations': boxes, 'categories': classes}))
-    (record, *_), problems, classes = parse(file)
+    (record, *_), problems, categories = parse(file)
     np.testing.assert_array_equal(record.boxes, [[0, 59, 80, 60], [1, 2, 4, 6]])
     assert problems == [] and record.remarks == (CLIPPED, EMPTY)
-    assert classes == {'000000000007.jpg': ['owl', '']}
+    assert categories == {5: 'owl'} and record.classes == ('owl', '')
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from rpn_jax.data.prepare import builder
 from rpn_jax.data.prepare.official import ReleaseSplit
 from rpn_jax.data.records import CLIPPED, FAR, from_paths, record_of
 from rpn_jax.data.sources.coco import EMPTY, coco
-from rpn_jax.data.sources.tfds import _find, tfds
+from rpn_jax.data.sources.tfds import _find, _name, tfds
 from rpn_jax.data.sources.voc import voc
 from rpn_jax.errors import InputError
 
@@ -138,8 +138,8 @@ def elsewhere(folder, name, boxes, kinds, inner=(), top=()):
     folder.mkdir(exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     (folder / '000012.jpg').write_bytes(encoded(noise))
-    source = from_paths('', [record_of('', (60, 80), boxes, kinds)], [folder / '000012.jpg'])
-    part = ReleaseSplit('VOC', 'train', ()), source, lambda record: ['cat'] * len(boxes)
+    record = record_of('', (60, 80), boxes, kinds)._replace(classes=('cat',) * len(boxes))
+    part = ReleaseSplit('VOC', 'train', ()), from_paths('', [record], [folder / '000012.jpg'])
     builder._write('voc_2007', {'train': [part], 'validation': [part]}, {}, folder)
     directory = folder / name / '2007/4.0.0'
     directory.parent.mkdir(parents=True)
@@ -171,6 +171,17 @@ def test_stock_voc_stores_corners_from_one(tmp_path):
     assert source.files.names[0] != source.files.names[1]
 
 
+def test_a_category_is_named_by_its_number_or_by_itself():
+    named = [_name(label, ('a', 'b')) for label in (1, 2, -1, np.int64(0), b'\xc3\xa4')]
+    assert named == ['b', '', '', 'a', 'ä'] and _name('', ()) == ''
+
+
+def test_a_directory_without_categories_has_none(tmp_path):
+    directory = elsewhere(tmp_path, 'coco', [[0, 0, 80, 60]], [1], inner=['label'])
+    (record,) = opened('train', directory, '').records
+    assert record.classes is None and len(record.boxes) == 1
+
+
 def test_other_directories_store_half_open_boxes(tmp_path):
     boxes = [[0, 0, 80, 60], [5.25, 6.5, 40.75, 50], [5, 6, 5, 50]]
     directory = elsewhere(tmp_path, 'coco', boxes, [3, 1, 1], inner=['is_difficult'])
@@ -180,7 +191,7 @@ def test_other_directories_store_half_open_boxes(tmp_path):
         (record,) = opened('train', directory, '').records
         assert record.image_id == '000012.jpg' and record.remarks == (EMPTY,)
         np.testing.assert_array_equal(record.boxes, boxes[:2])
-        assert record.kind.tolist() == [3, 1]
+        assert record.kind.tolist() == [3, 1] and record.classes == ('cat', 'cat')
 
 
 @pytest.mark.parametrize(

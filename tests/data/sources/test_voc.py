@@ -36,14 +36,14 @@ def test_corners_from_one_become_half_open_and_up_to_a_pixel_outside_is_clipped(
         ((5, 6, 81, 60.75), 0): ((4, 5, 80, 60), 1),
     }
     text = voc_annotation((60, 80), *objects).replace('<difficult>9</difficult>', '')
-    record, classes = parsed(tmp_path, text)
+    record = parsed(tmp_path, text)
     boxes, kind = zip(*objects.values(), strict=True)
     np.testing.assert_array_equal(record.boxes, boxes)
     np.testing.assert_array_equal(record.kind, kind)
     assert (record.boxes.dtype, record.kind.dtype) == (np.float32, np.int32)
-    assert (record.image_id, record.size, classes) == ('x', (60, 80), ['cat'] * 6)
+    assert (record.image_id, record.size, record.classes) == ('x', (60, 80), ('cat',) * 6)
     assert record.remarks == (UNSAID, CLIPPED, UNSAID, CLIPPED)
-    empty, _ = parsed(tmp_path, voc_annotation((60, 80)))  # an image without objects is legal
+    empty = parsed(tmp_path, voc_annotation((60, 80)))  # an image without objects is legal
     assert empty.boxes.shape == (0, 4) and empty.kind.shape == (0,)
 
 
@@ -113,7 +113,7 @@ def test_boxes_of_parts_are_no_objects_and_others_are_never_lost(tmp_path):
     text = voc_annotation((60, 80), (VOC_BOX, 0))
     box = text[text.index('<bndbox>') : text.index('</object>')]
     part = f'<part><name>head</name>{box}</part>'
-    record, _ = parsed(tmp_path, text.replace('</object>', f'{part}</object>'))
+    record = parsed(tmp_path, text.replace('</object>', f'{part}</object>'))
     assert len(record.boxes) == 1
     for lost in (f'<item>{box}</item>', f'<n:bndbox xmlns:n="x">{box[8:-9]}</n:bndbox>'):
         with pytest.raises(BadRecord, match='is elsewhere'):

@@ -1,0 +1,54 @@
+"""Leave out the objects of other categories than those to learn from."""
+
+import difflib
+
+import numpy as np
+
+from rpn_jax.errors import InputError
+
+SHOWN = 20  # categories that an error lists
+
+
+def only(source, categories, *, complete=False):
+    """Returns a Source with the objects of these categories alone, each a name or an id of COCO.
+
+    Objects of others are left out as if they were not annotated, difficult ones and crowds too.
+    Raises InputError where no image has an object of any of them, with `complete` of each.
+    """
+    if all(record.classes is None for record in source.records):
+        raise InputError(f'categories: {source.name} has none; leave categories empty')
+    classes = [record.classes or () for record in source.records]
+    by_id = {str(number): name for number, name in source.categories.items()}
+    seen = set().union(*classes) - {''}
+    known = seen.union(by_id.values())
+    wanted = {name if name in known else by_id.get(name, name) for name in map(str, categories)}
+    missing = sorted(wanted - seen)
+    if missing and (complete or not wanted & seen):
+        near = difflib.get_close_matches(missing[0], seen, n=3) or sorted(seen)[:SHOWN]
+        raise InputError(
+            f'categories: no object of {source.name} is a {missing[0]!r}; there are '
+            f'{", ".join(near) or "none"}'
+        )
+    records = [
+        _selected(record, np.array([name in wanted for name in names], bool))
+        for record, names in zip(source.records, classes, strict=True)
+    ]
+    kept, every = (sum(len(each.boxes) for each in rows) for rows in (records, source.records))
+    names = ', '.join(sorted(wanted & seen))
+    note = f'{source.name}: {kept} objects are {names}; {every - kept} others are left out'
+    return source._replace(
+        records=records,
+        whole=source.records,
+        chosen=tuple(sorted(wanted)),
+        notes=(*source.notes, note),
+    )
+
+
+def _selected(record, keep):
+    """Returns a Record with the boxes for which keep [n] says so."""
+    return record._replace(
+        boxes=record.boxes[keep],
+        kind=record.kind[keep],
+        areas=None if record.areas is None else record.areas[keep],
+        classes=tuple(np.array(record.classes or (), object)[keep]),
+    )
