@@ -81,6 +81,6 @@ def test_the_command_trains_with_rates_that_grow_and_stops_where_the_loss_does(
 
 def test_a_loss_that_is_never_finite_is_a_line(monkeypatch, refuse, tmp_path):
     monkeypatch.setattr(lr_range, 'STEPS', 3)
-    flags = tiny_flags(tmp_path, data__mean=(0.0,) * 3, data__std=(1e-37,) * 3)
+    flags = tiny_flags(tmp_path, data__mean=(3e38,) * 3, data__std=(255.0,) * 3)
     assert refuse(['lr_range', *flags]).startswith('the loss is not finite before anything')
     assert list(tmp_path.iterdir()) == []
