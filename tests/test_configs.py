@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from config_cases import differing
 from helpers import compilations
 
 from configs import default
@@ -62,9 +63,8 @@ def test_a_config_resolves_and_builds_its_network_and_optimizer(name):
     assert logits.shape == (1, count) and deltas.shape == (1, count, 4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ['default', *VARIANTS])
-def test_a_config_trains_two_steps_on_drawn_scenes(name):
+def small(name):
+    """Returns a config for two steps of a small network on drawn scenes."""
     config = config_of(name)
     config.steps = 2
     config.model.update(depth=26, width=8, pretrained='')
@@ -73,7 +73,17 @@ def test_a_config_trains_two_steps_on_drawn_scenes(name):
     config.anchors.sizes = tuple((8 * 2**level,) for level in range(levels)) or (16, 32)
     config.data.update(source='shapes', scenes=(8, 4), image_size=64, max_size=96, batch_size=4)
     config.data.max_boxes = 16
-    config = configs.resolve(config)
+    return configs.resolve(config)
+
+
+UNSEEN = 'log_every', 'data.name', 'data.path', 'data.train_split', 'data.eval_split'
+UNSEEN += 'checkpoint.every', 'evaluation.every'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', differing(['default', *VARIANTS], small, UNSEEN))
+def test_a_config_trains_two_steps_on_drawn_scenes(name):
+    config = small(name)
     options = data.check(data.Options(**config.data))
     source = data.open_split(options, options.train_split, seed=config.seed)
     devices = jax.local_devices()[:4]

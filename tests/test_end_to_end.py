@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -113,30 +112,6 @@ def test_a_run_that_keeps_shapes_compiles_once_for_each_canvas(tmp_path, caplog)
     image = source.read(0)
     proposals = rpn_jax.restore(run).propose(image)
     assert proposals.valid.any() and np.all(proposals.boxes <= [*image.shape[1::-1]] * 2)
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_bit_for_bit_like_one_that_was_left_alone(tmp_path):
-    changes = {'steps': 300, 'checkpoint.every': 20, 'evaluation.every': 0}
-    for name in ('alone', 'killed'):
-        process = run_python('main.py', *tiny_flags(tmp_path / name, **changes))
-        if name == 'alone':
-            finish(process)
-            continue
-        while not any(step >= 60 for step in checkpoint.steps(tmp_path / name)):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    left = checkpoint.steps(tmp_path / 'killed')
-    assert left and left[-1] < 300
-    out = finish(run_python('main.py', *tiny_flags(tmp_path / 'killed', **changes)))
-    assert f'steps {left[-1]} to 300' in out
-    config = tiny_config(**changes)
-    assert_same(*(last_state(config, tmp_path / name) for name in ('alone', 'killed')))
-    assert lines_of(tmp_path / 'killed') == lines_of(tmp_path / 'alone')
-    assert [line['step'] for line in lines_of(tmp_path / 'killed')] == list(range(1, 301))
 
 
 @pytest.mark.slow

@@ -20,8 +20,9 @@ from rpn_jax.diagnosis import anchor_fit, anchor_grid
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation import evaluate, metrics
 from rpn_jax.models import rpn
-from rpn_jax.ops.matching import match
+from rpn_jax.ops import matching
 
+match = jax.jit(matching.match)
 TARGETS = dict(positive_iou=0.6, negative_iou=0.3, border=-1, samples=256)
 
 
@@ -59,7 +60,7 @@ def test_figures_are_those_of_matching_and_evaluation(changes):
     rules = {key: TARGETS[key] for key in ('positive_iou', 'negative_iou', 'border')}
     for anchors, record, size in zip(split.anchors, source.records, split.sizes, strict=True):
         boxes, kind = padded(record, size, 12)
-        labels, matched = jax.device_get(match(anchors, boxes, kind, size=size, **rules))
+        labels, matched = jax.device_get(match(anchors.boxes, boxes, kind, size=size, **rules))
         counts += np.bincount(anchors.type[labels == 1], minlength=len(counts))
         unmatched += np.sum(kind == 1) - len(np.unique(matched[labels == 1]))
         best += metrics.iou(boxes[kind == 1], anchors.boxes).max(axis=1).tolist()

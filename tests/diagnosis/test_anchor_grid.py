@@ -9,9 +9,10 @@ from rpn_jax.data.records import Source, record_of
 from rpn_jax.diagnosis import anchor_grid
 from rpn_jax.diagnosis.anchor_grid import Layout, Objects, types_of
 from rpn_jax.evaluation import baselines, metrics
+from rpn_jax.ops import matching
 from rpn_jax.ops.anchors import Anchors
-from rpn_jax.ops.matching import match
 
+match = jax.jit(matching.match)
 CANVAS = (96, 128)
 LAYOUTS = {
     'one level': Layout((16,), ((3, 20, 64, 200),), (0.5, 1, 2.3)),
@@ -67,7 +68,7 @@ def test_positives_and_their_objects_are_those_of_matching(name, seed, positive_
     types, size = types_of(layout), np.float32(objects.sizes[0])
     rules = dict(positive_iou=positive_iou, negative_iou=0, border=border)
     own = np.float32(objects.boxes), np.ones(6, np.int32)
-    labels, rows = jax.device_get(match(anchors, *own, size=size, **rules))
+    labels, rows = jax.device_get(match(anchors.boxes, *own, size=size, **rules))
     position, matched = anchor_grid.positives(
         objects, types, positive_iou=positive_iou, border=border
     )

@@ -5,8 +5,8 @@ import time
 
 import numpy as np
 import pytest
+from config_cases import FAULTS, HEALTHY, config_of
 from data_files import encoded, voc_annotation
-from diagnosis.test_config_checks import FAULTS, HEALTHY, config_of
 from helpers import tiny_flags
 from safetensors.numpy import save_file
 
@@ -74,14 +74,15 @@ CONFIGS = {  # changes of the config, and how the first finding begins
         'Pixels do not reach the network',
     ),
 }
-# Keys of faults that the short trainings do not see: to them the config is the healthy one.
-LATER = {
-    f'optim__{key}'
-    for key in (
-        *('schedule', 'schedule_steps', 'decay_at', 'decay_factor'),
-        *('cycles', 'final_factor', 'warmup_factor'),
-    )
+# Keys of faults that the short trainings do not see, or not their size: to them the config is the
+# healthy one. Nor do they see more in the milder one of two faults.
+UNSEEN = {
+    *('optim__schedule', 'optim__schedule_steps', 'optim__decay_at', 'optim__decay_factor'),
+    *('optim__cycles', 'optim__final_factor', 'optim__warmup_factor', 'optim__warmup_steps'),
+    'targets__crowd_overlap',
 }
+MILDER = 'rate 1e-6', 'positive_iou .9', 'negative_iou .05'
+TRAINED = [name for name in FAULTS if FAULTS[name][0].keys() - UNSEEN and name not in MILDER]
 
 
 def first(study):
@@ -103,15 +104,7 @@ def test_what_does_not_fit_the_data_is_found_first(name):
 
 
 @pytest.mark.slow
-def test_nothing_is_wrong_with_a_healthy_config():
-    study = doctor.diagnose(config_of(), seconds=6)
-    assert [each for each in study.findings if each.level != 'info'] == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    'name', [name for name, (keys, _) in FAULTS.items() if keys.keys() - LATER]
-)
+@pytest.mark.parametrize('name', TRAINED)
 def test_what_is_wrong_in_the_config_is_found_first_among_all(name):
     changes, begins = FAULTS[name]
     assert first(doctor.diagnose(config_of(**changes), seconds=6)).startswith(begins)

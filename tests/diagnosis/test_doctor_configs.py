@@ -1,13 +1,13 @@
 """The doctor finds no error in the configs of the project."""
 
-import json
-
 import pytest
-from diagnosis.test_config_checks import CONFIGS
+from config_cases import CONFIGS, differing
 
 from rpn_jax import config as configs
-from rpn_jax.config import items
 from rpn_jax.diagnosis import doctor
+
+# Keys that a short training on drawn scenes does not see.
+OF_LONG_RUNS = 'steps', 'log_every', 'data.name', 'data.path', 'checkpoint.every'
 
 
 def small(name):
@@ -26,15 +26,8 @@ def small(name):
     return configs.resolve(config)
 
 
-def trained_alike():
-    """Returns {what the short trainings of a config depend on: its name}."""
-    longer = 'steps', 'log_every', 'data.name', 'data.path', 'checkpoint.every'
-    keys = [{k: v for k, v in items(small(name)).items() if k not in longer} for name in CONFIGS]
-    return dict(zip(map(json.dumps, keys), CONFIGS, strict=True))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize('name', trained_alike().values())
+@pytest.mark.parametrize('name', differing(CONFIGS, small, OF_LONG_RUNS))
 def test_the_configs_of_the_project_have_no_error_at_small_size(name):
     study = doctor.diagnose(small(name), seconds=10)
     assert [each for each in study.findings if each.level == 'error'] == []

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from diagnosis.test_config_checks import config_of
+from config_cases import config_of
 
 from rpn_jax.diagnosis import input_checks
 

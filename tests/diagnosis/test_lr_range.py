@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from diagnosis.test_config_checks import HEALTHY
+from config_cases import HEALTHY
 from helpers import tiny_flags
 
 import main

@@ -1,7 +1,7 @@
 """Keys that only an evaluation reads: ill values are found, those of the configs are not."""
 
 import pytest
-from diagnosis.test_config_checks import config_of
+from config_cases import config_of
 
 from rpn_jax.diagnosis import measuring_checks
 

@@ -3,8 +3,8 @@
 import shutil
 
 import pytest
+from config_cases import config_of
 from data_files import write_voc
-from diagnosis.test_config_checks import config_of
 
 from rpn_jax import data
 from rpn_jax.data.records import Kind

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -38,6 +39,8 @@ def test_runs_with_accidents_end_like_one_without(tmp_path, capsys, monkeypatch)
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == 'every run ended bit for bit like the one without accidents'
     assert not any(line.endswith(' 0 accidents') for line in printed)
+    kills = [int(n) for n in re.findall(r'killed.*: (\d+) times', '\n'.join(printed))]
+    assert sum(kills) > 0
     expected = soak.ending(tmp_path / 'soak/reference') | {'metrics': 'others'}
     name, counts = 'given slow reads, then killed', Counter()
     monkeypatch.setattr(soak, 'ACCIDENTS', {name: soak.ACCIDENTS[name]})
