@@ -104,7 +104,7 @@ def _with_findings(config, folder):
         tell(doctor.ground_truth(config, model, source, sizes, most=EXAMINED))
         return evaluator(config, folder)(model, source, devices)
 
-    tell(config_checks.findings(config))
+    tell([*config_checks.findings(config)])
     return make, found
 
 
@@ -333,7 +333,7 @@ def schedule_mode(config, folder):
     steps, rates = schedule.rates(config.optim, config.steps)
     picture = rate_plots.over_steps(steps, rates)
     _write_figures(folder, 'schedule', schedule.summary(steps, rates), picture)
-    show(*schedule.lines(steps, rates), *doctor.lines(config_checks.schedule(config), none=[]))
+    show(*schedule.lines(steps, rates), *doctor.lines([*config_checks.schedule(config)], none=[]))
     show(f'{folder / "schedule.svg"} shows it, schedule.json has the numbers')
 
 

@@ -1,6 +1,6 @@
 """Checks what a training costs at its own size: time, compilations and memory.
 
-Each function returns a list of Findings; what to change first is in them.
+Each function yields Findings; what to change first is in them.
 """
 
 import os
@@ -15,14 +15,16 @@ CANVASES = 8  # static shapes, each of which is compiled
 
 
 def findings(config, seconds, memory, plan, options, evaluated):
-    """Returns the Findings on seconds {'input', 'step', 'compile', 'image evaluated'} and memory.
+    """Yields the Findings on seconds {'input', 'step', 'compile', 'image evaluated'} and memory.
 
     memory is a forecast's, plan the data.Canvases of the training split, options data.Options,
     evaluated the number of images in the split that is evaluated.
     """
-    found = waiting(seconds) + compiling(config, seconds, plan)
-    found += evaluating(config, seconds, evaluated) + cached(config, options)
-    return found + too_large(memory, config)
+    yield from waiting(seconds)
+    yield from compiling(config, seconds, plan)
+    yield from evaluating(config, seconds, evaluated)
+    yield from cached(config, options)
+    yield from too_large(memory, config)
 
 
 def advice(seconds, plan, options, frozen):
@@ -45,12 +47,10 @@ def advice(seconds, plan, options, frozen):
 def canvases(plan, options):
     """Checks the number of static shapes, for each of which the update is compiled."""
     count = len(plan.shapes)
-    if count <= CANVASES:
-        return []
-    images = np.bincount(plan.of, minlength=count)
-    rare = ', '.join(f'{plan.shapes[i]}: {images[i]}' for i in np.argsort(images)[:3])
-    return [
-        Finding(
+    if count > CANVASES:
+        images = np.bincount(plan.of, minlength=count)
+        rare = ', '.join(f'{plan.shapes[i]}: {images[i]}' for i in np.argsort(images)[:3])
+        yield Finding(
             'error' if count > 2 * CANVASES else 'warning',
             'Nearly every step has a new shape, for which the update is compiled again.',
             f'{count} canvases for {len(plan.of)} images; those with the fewest images, (height, '
@@ -59,16 +59,13 @@ def canvases(plan, options):
             'config.data.canvases = 4, or config.data.resize = "square"',
             TIME + 5,
         )
-    ]
 
 
 def waiting(seconds):
     """Checks that a step does not wait for its images."""
     wait, step = seconds['input'], seconds['step']
-    if wait < step:
-        return []
-    return [
-        Finding(
+    if wait >= step:
+        yield Finding(
             'error' if wait > 3 * step and wait > 1 else 'warning',
             'Training waits for its images.',
             f'a batch takes {wait:.2g} s to read and resize with {THREADS} threads, a step some '
@@ -78,17 +75,14 @@ def waiting(seconds):
             'or more cores (threads follow them)',
             TIME + 4,
         )
-    ]
 
 
 def compiling(config, seconds, plan):
     """Checks that the time to compile the update for each canvas is small beside the run's."""
     total, run = seconds['compile'] * len(plan.shapes), seconds['step'] * config.steps
-    if len(plan.shapes) == 1 or total < 0.3 * run or total < 60:
-        return []
-    shapes = ', '.join(f'{height} x {width}' for height, width in plan.shapes[:6])
-    return [
-        Finding(
+    if len(plan.shapes) > 1 and total >= max(0.3 * run, 60):
+        shapes = ', '.join(f'{height} x {width}' for height, width in plan.shapes[:6])
+        yield Finding(
             'warning',
             'Compiling takes a good part of the run.',
             f'{seconds["compile"]:.2g} s for each of {len(plan.shapes)} canvases ({shapes}), '
@@ -97,19 +91,14 @@ def compiling(config, seconds, plan):
             'config.data.canvases: fewer, or config.data.resize = "square"',
             TIME + 3,
         )
-    ]
 
 
 def evaluating(config, seconds, evaluated):
     """Checks that evaluations during training do not take most of its time."""
     every, images = config.evaluation.every, config.evaluation.images or evaluated
-    if not every:
-        return []
     once, between = images * seconds['image evaluated'], every * seconds['step']
-    if once < between:
-        return []
-    return [
-        Finding(
+    if every and once >= between:
+        yield Finding(
             'warning',
             'Evaluations take more time than training.',
             f'{images} images are some {once:.2g} s, {every} steps between them {between:.2g} s',
@@ -117,16 +106,13 @@ def evaluating(config, seconds, evaluated):
             'config.evaluation.every: higher, or config.evaluation.images: lower',
             TIME + 2,
         )
-    ]
 
 
 def cached(config, options):
     """Says that the maps of a wholly frozen backbone need to be computed only once."""
-    model = config.model
-    if config.features.keep or model.frozen_stages < model.last_stage or options.resize != 'square':
-        return []
-    return [
-        Finding(
+    is_frozen = config.model.frozen_stages >= config.model.last_stage
+    if is_frozen and options.resize == 'square' and not config.features.keep:
+        yield Finding(
             'info',
             'The frozen backbone makes the same maps of an image in every epoch.',
             "features.keep is ''",
@@ -134,7 +120,6 @@ def cached(config, options):
             'config.features.keep = "disk"',
             TIME,
         )
-    ]
 
 
 def forecast(state_bytes, step_bytes, image_bytes, features):
@@ -169,7 +154,7 @@ def too_large(memory, config):
     """Checks that a step fits the memory of the device."""
     needed, there = sum(memory.values()) - memory['device'], memory['device']
     if not there or needed < 0.8 * there:
-        return []
+        return
     remedies = {
         'kept maps': 'config.features.keep = "disk"',
         'state': 'config.optim.optimizer = "sgd", or a smaller config.model.depth',
@@ -179,15 +164,11 @@ def too_large(memory, config):
     }
     parts = {name: memory[name] for name in remedies}
     shown = ', '.join(f'{name} {size / 2**30:.2g}' for name, size in parts.items() if size)
-    return [
-        Finding(
-            'error' if needed > there else 'warning',
-            'Training will not fit the memory.'
-            if needed > there
-            else 'Training just fits the memory.',
-            f'some {needed / 2**30:.2g} GiB ({shown}); the device has {there / 2**30:.2g}',
-            'less than 80 %',
-            remedies[max(parts, key=parts.get)],
-            TIME + 6,
-        )
-    ]
+    yield Finding(
+        'error' if needed > there else 'warning',
+        'Training will not fit the memory.' if needed > there else 'Training just fits the memory.',
+        f'some {needed / 2**30:.2g} GiB ({shown}); the device has {there / 2**30:.2g}',
+        'less than 80 %',
+        remedies[max(parts, key=parts.get)],
+        TIME + 6,
+    )

@@ -54,7 +54,7 @@ def diagnose(config, *, seconds=SECONDS):
     What cannot be built or read is the first finding, and the rest is examined as far as it can be.
     seconds is about how long the steps of the short trainings take; 0 does without.
     """
-    found = config_checks.findings(config)
+    found = [*config_checks.findings(config)]
     study = {
         'batches': [],
         'alignment': None,
@@ -89,7 +89,7 @@ def diagnose(config, *, seconds=SECONDS):
         found += ground_truth(config, model, source, plan.sizes)
         found += cost_checks.canvases(plan, options)
         evaluated, findings = _evaluated(config, source, options)
-        found += split_checks.amount(source, config) + findings
+        found += [*split_checks.amount(source, config), *findings]
         try:
             _examine(config, source, options, plan, model, found, study)
             if seconds and model is not None and any(len(b) for _, b in study['batches']):
@@ -115,9 +115,7 @@ def ground_truth(config, model, source, sizes, most=None):
     every = max(1, -(-len(source.records) // most)) if most else 1
     source, sizes = source._replace(records=source.records[::every]), sizes[::every]
     options = data.check(data.Options(**config.data))
-    found = truth_checks.findings(
-        source.records, sizes, options.max_boxes, config.proposals.min_size
-    )
+    found = [*truth_checks.findings(source.records, sizes, config.proposals.min_size)]
     objects = anchor_grid.objects_of(source, options)
     if model is None or not len(objects.boxes):
         return found
@@ -126,7 +124,7 @@ def ground_truth(config, model, source, sizes, most=None):
         for record, size in zip(source.records, sizes, strict=True)
     ]
     found += truth_checks.resized(objects, min(model.strides), np.median(factors))
-    return found + truth_checks.anchors(objects, model, config.targets)
+    return [*found, *truth_checks.anchors(objects, model, config.targets)]
 
 
 def unbuildable(message):
@@ -163,9 +161,10 @@ def _evaluated(config, source, options):
     split, rules = options.eval_split, dict(seed=config.seed, training=False, files=False)
     try:
         other = data.open_split(options, split, **rules)
+        return len(other.records), [*split_checks.evaluated(source, other)]
     except InputError as error:
-        return 0, [split_checks.unreadable(error)]
-    return len(other.records), split_checks.evaluated(source, other)
+        what, remedy = 'The data of the evaluation cannot be read.', 'config.data.eval_split'
+        return 0, [Finding('warning', what, str(error), 'no error', remedy, BUILD)]
 
 
 def _examine(config, source, options, plan, model, found, study):

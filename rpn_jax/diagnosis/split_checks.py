@@ -1,6 +1,6 @@
 """Checks the splits as wholes: how much there is to learn from, and what else is measured on.
 
-Each function returns a list of Findings.
+Each function yields Findings.
 """
 
 import re
@@ -11,85 +11,66 @@ from rpn_jax.data import images
 from rpn_jax.data.check import examined
 from rpn_jax.data.images import BadRecord
 from rpn_jax.data.records import Kind
-from rpn_jax.diagnosis.finding import BUILD, MEASURE, SCHEDULE, TRUTH, Finding
+from rpn_jax.diagnosis.finding import MEASURE, SCHEDULE, TRUTH, Finding
 
 EXAMINED = 200  # images of the evaluation whose files are compared with those of training
 
 
 def amount(source, config):
     """Checks the number of images, how many were left out, and how many a run sees."""
-    count, seen, found = len(source.records), config.steps * config.data.batch_size, []
+    count, seen = len(source.records), config.steps * config.data.batch_size
     if count < 20:
-        found.append(
-            Finding(
-                'warning',
-                'There are so few images that they will be learnt by heart.',
-                f'{count} images in {source.name}',
-                'a few hundred',
-                'config.data.train_split: a larger one',
-                TRUTH,
-            )
+        yield Finding(
+            'warning',
+            'There are so few images that they will be learnt by heart.',
+            f'{count} images in {source.name}',
+            'a few hundred',
+            'config.data.train_split: a larger one',
+            TRUTH,
         )
     if seen < 300:
-        found.append(
-            Finding(
-                'warning',
-                'The run ends before much can be learnt.',
-                f'{config.steps} steps of {config.data.batch_size} images',
-                '1000 images from pretrained weights, many more from nothing',
-                f'config.steps = {max(1000, 4 * count) // config.data.batch_size}',
-                SCHEDULE - 1,
-            )
+        yield Finding(
+            'warning',
+            'The run ends before much can be learnt.',
+            f'{config.steps} steps of {config.data.batch_size} images',
+            '1000 images from pretrained weights, many more from nothing',
+            f'config.steps = {max(1000, 4 * count) // config.data.batch_size}',
+            SCHEDULE - 1,
         )
     for note in source.notes:
         left = re.search(r'(\d+) of (\d+) images.* left out', note)
         if left and int(left[1]) > 0.1 * int(left[2]):
-            found.append(
-                Finding(
-                    'error' if int(left[1]) > 0.5 * int(left[2]) else 'warning',
-                    'Many images are left out, as something is wrong with them.',
-                    note,
-                    'a few',
-                    'config.data.on_bad = "error" names them; mend the annotations',
-                    TRUTH + 3,
-                )
+            yield Finding(
+                'error' if int(left[1]) > 0.5 * int(left[2]) else 'warning',
+                'Many images are left out, as something is wrong with them.',
+                note,
+                'a few',
+                'config.data.on_bad = "error" names them; mend the annotations',
+                TRUTH + 3,
             )
-    return found
-
-
-def unreadable(error):
-    """Returns the Finding of an evaluation split that cannot be opened."""
-    what = 'The data of the evaluation cannot be read.'
-    return Finding('warning', what, str(error), 'no error', 'config.data.eval_split', BUILD)
 
 
 def evaluated(source, other):
     """Checks the evaluated Source `other`: objects, enough images, none that is trained on."""
-    count, found = len(other.records), []
     if not any(np.any(record.kind == Kind.OBJECT) for record in other.records):
-        found.append(
-            Finding(
-                'error',
-                'The split that is evaluated has no object: nothing can be measured.',
-                f'{count} images in {other.name}',
-                'objects',
-                'config.data.eval_split, eval_annotations: other annotations',
-                MEASURE + 3,
-            )
+        yield Finding(
+            'error',
+            'The split that is evaluated has no object: nothing can be measured.',
+            f'{len(other.records)} images in {other.name}',
+            'objects',
+            'config.data.eval_split, eval_annotations: other annotations',
+            MEASURE + 3,
         )
     both, compared = shared(source, other)
     if both > 0.01 * compared:
-        found.append(
-            Finding(
-                'error' if both > 0.1 * compared else 'warning',
-                'Images of the evaluation are trained on: it measures what was learnt by heart.',
-                f'{both} of {compared} images of {other.name} that were compared',
-                'none',
-                'config.data.eval_split: images that training never sees; remove the copies',
-                TRUTH - 5,
-            )
+        yield Finding(
+            'error' if both > 0.1 * compared else 'warning',
+            'Images of the evaluation are trained on: it measures what was learnt by heart.',
+            f'{both} of {compared} images of {other.name} that were compared',
+            'none',
+            'config.data.eval_split: images that training never sees; remove the copies',
+            TRUTH - 5,
         )
-    return found
 
 
 def shared(source, other):

@@ -1,6 +1,6 @@
 """Checks the ground truth, and the anchors against it, without reading an image.
 
-Each function returns a list of Findings. Boxes are those after the resize, in pixels of the canvas.
+Each function yields Findings. Boxes are those after the resize, in pixels of the canvas.
 """
 
 import numpy as np
@@ -15,28 +15,26 @@ EXAMINED = 1000  # objects that are compared with anchors
 TINY = 4  # pixels of a side after the resize
 
 
-def findings(records, sizes, max_boxes, min_size=0.0):
-    """Returns the Findings on the records of a split; sizes [n, 2] are theirs after the resize.
+def findings(records, sizes, min_size=0.0):
+    """Yields the Findings on the records of a split; sizes [n, 2] are theirs after the resize.
 
-    max_boxes are the rows of a batch, min_size is the pixels below which proposals are dropped.
+    min_size is the pixels below which proposals are dropped.
     """
     kinds = np.concatenate([np.zeros(0, int), *(record.kind for record in records)])
     count = {name: int(np.sum(kinds == code)) for name, code in CODES.items()}
-    total, found = len(kinds), []
+    total = len(kinds)
     shown = ', '.join(f'{number} {name}' for name, number in count.items())
     if not count['objects']:
         what = 'No image has an object' if not total else 'No box counts as an object'
-        found.append(
-            Finding(
-                'error',
-                f'{what}: there is nothing to learn.',
-                f'{len(records)} images, {shown}',
-                'a few objects in most images',
-                'config.data.path, data.annotations or data.train_split: other annotations',
-                TRUTH + 5,
-            )
+        yield Finding(
+            'error',
+            f'{what}: there is nothing to learn.',
+            f'{len(records)} images, {shown}',
+            'a few objects in most images',
+            'config.data.path, data.annotations or data.train_split: other annotations',
+            TRUTH + 5,
         )
-        return found
+        return
     empty = sum(not np.any(record.kind == Kind.OBJECT) for record in records)
     for share, what, usual in (
         (empty / len(records), 'images have no object', 'less than half'),
@@ -44,32 +42,28 @@ def findings(records, sizes, max_boxes, min_size=0.0):
         (count['crowd'] / total, 'boxes are crowds, and so no objects', 'a hundredth'),
     ):
         if share > 0.5:
-            found.append(
-                Finding(
-                    'error' if share > 0.95 else 'warning',
-                    f'Most {what}.',
-                    f'{share:.0%}; {len(records)} images, {shown}',
-                    usual,
-                    'config.data.train_split or data.annotations: look at what was annotated',
-                    TRUTH + 4,
-                )
+            yield Finding(
+                'error' if share > 0.95 else 'warning',
+                f'Most {what}.',
+                f'{share:.0%}; {len(records)} images, {shown}',
+                usual,
+                'config.data.train_split or data.annotations: look at what was annotated',
+                TRUTH + 4,
             )
     pairs = zip(records, sizes, strict=True)
     boxes = [(r.boxes * scale(r, size))[r.kind == Kind.OBJECT] for r, size in pairs]
-    found += _dropped(np.concatenate([np.zeros((0, 4)), *boxes]), min_size)
-    return found + _boxes(records, boxes, sizes, max_boxes)
+    yield from _dropped(np.concatenate([np.zeros((0, 4)), *boxes]), min_size)
+    yield from _boxes(boxes, sizes)
 
 
 CODES = {'objects': Kind.OBJECT, 'difficult': Kind.DIFFICULT, 'crowd': Kind.CROWD}
 
 
 def _dropped(boxes, min_size):
-    """Returns a Finding where proposals of the size of objects [n, 4] are dropped."""
+    """Yields a Finding where proposals of the size of objects [n, 4] are dropped."""
     share = np.mean(np.min(boxes[:, 2:] - boxes[:, :2], axis=1) < min_size)
-    if share < 0.02:
-        return []
-    return [
-        Finding(
+    if share >= 0.02:
+        yield Finding(
             'error' if share > 0.3 else 'warning',
             'Proposals of the size of objects are dropped.',
             f'{share:.0%} of the objects have a side below proposals.min_size, {min_size:g} pixels',
@@ -77,56 +71,48 @@ def _dropped(boxes, min_size):
             'config.proposals.min_size = 0.001',
             MEASURE + 2,
         )
-    ]
 
 
 def sampled(counts, targets):
-    """Returns the Findings on the sampled anchors [n, 2] (foreground, background) of n images.
+    """Yields the Findings on the sampled anchors [n, 2] (foreground, background) of n images.
 
     targets are keywords of matching.assign.
     """
-    samples, found = targets['samples'], []
+    samples = targets['samples']
     share = np.mean(counts[:, 1] < min(8, samples / 8))
     if share > 0.02:
-        found.append(
-            Finding(
-                'error' if share > 0.3 else 'warning',
-                'Images teach hardly any background: anchors that could are ignored.',
-                f'{share:.0%} of {len(counts)} images have fewer than {min(8, samples / 8):g} '
-                f'background anchors among {samples} samples; a mean of {counts[:, 1].mean():.0f}',
-                'half of the samples and more',
-                'config.targets.crowd_overlap = 0.5, border = -1, negative_iou = 0.3, '
-                'positive_fraction = 0.5',
-                TARGETS,
-            )
+        yield Finding(
+            'error' if share > 0.3 else 'warning',
+            'Images teach hardly any background: anchors that could are ignored.',
+            f'{share:.0%} of {len(counts)} images have fewer than {min(8, samples / 8):g} '
+            f'background anchors among {samples} samples; a mean of {counts[:, 1].mean():.0f}',
+            'half of the samples and more',
+            'config.targets.crowd_overlap = 0.5, border = -1, negative_iou = 0.3, '
+            'positive_fraction = 0.5',
+            TARGETS,
         )
     positive = counts[:, 0].mean()
     if 0 < positive < 0.01 * samples:
-        found.append(
-            Finding(
-                'info',
-                'Few of the anchors that a step learns from are foreground.',
-                f'{positive:.1f} of {samples} samples of an image',
-                '5 to 50 %',
-                f'config.targets.samples = {2 ** int(np.log2(max(32, 20 * positive)))}; or anchors '
-                'that fit better',
-                TARGETS - 1,
-            )
+        yield Finding(
+            'info',
+            'Few of the anchors that a step learns from are foreground.',
+            f'{positive:.1f} of {samples} samples of an image',
+            '5 to 50 %',
+            f'config.targets.samples = {2 ** int(np.log2(max(32, 20 * positive)))}; or anchors '
+            'that fit better',
+            TARGETS - 1,
         )
-    return found
 
 
 def resized(objects, stride, shrunk):
-    """Returns a Finding where objects become too small for the finest map, of this stride.
+    """Yields a Finding where objects become too small for the finest map, of this stride.
 
     shrunk is the factor by which the images were resized.
     """
     sides = np.sqrt(area(objects.boxes))
     share, pyramid = np.mean(sides < 1.5 * stride), 'config.model.fpn_stages = (2, 3, 4)'
-    if share < 0.4:
-        return []
-    return [
-        Finding(
+    if share >= 0.4:
+        yield Finding(
             'error' if share > 0.5 and shrunk < 0.3 else 'warning',
             'The images are made so small that objects hardly have a cell of their own.'
             if shrunk < 0.5
@@ -139,77 +125,56 @@ def resized(objects, stride, shrunk):
             else f'{pyramid}, or a larger image_size',
             ANCHORS + 1,
         )
-    ]
 
 
-def _boxes(records, boxes, sizes, max_boxes):
-    """Returns the Findings on the objects' boxes of each image."""
+def _boxes(boxes, sizes):
+    """Yields the Findings on the objects' boxes of each image."""
     every = np.concatenate([np.zeros((0, 4)), *boxes])
-    sides, found = every[:, 2:] - every[:, :2], []
+    sides = every[:, 2:] - every[:, :2]
     twice = sum(len(own) - len(np.unique(own, axis=0)) for own in boxes)
     logs = np.log(np.maximum(area(every), 1e-6)) / 2
     pairs = zip(boxes, sizes, strict=True)
     shares = np.concatenate([np.zeros(0), *(area(own) / np.prod(size) for own, size in pairs)])
     if (share := np.mean(np.min(sides, axis=1) < TINY)) > 0.2:
-        found.append(
-            Finding(
-                'error' if share > 0.6 else 'warning',
-                'Many objects are tiny after the resize.',
-                f'{share:.0%} have a side below {TINY} pixels',
-                'a few of a hundred',
-                'config.data.image_size: larger; or check whether boxes are scaled to 0..1',
-                TRUTH + 3,
-            )
+        yield Finding(
+            'error' if share > 0.6 else 'warning',
+            'Many objects are tiny after the resize.',
+            f'{share:.0%} have a side below {TINY} pixels',
+            'a few of a hundred',
+            'config.data.image_size: larger; or check whether boxes are scaled to 0..1',
+            TRUTH + 3,
         )
     if len(every) >= 20 and np.std(logs) < 0.02:
-        found.append(
-            Finding(
-                'warning',
-                'All objects are of one size.',
-                f'the deviation of log sqrt(area) is {np.std(logs):.3f} over {len(every)} objects',
-                '0.5 and more',
-                'config.data.annotations: check that the boxes are real ones',
-                TRUTH + 2,
-            )
+        yield Finding(
+            'warning',
+            'All objects are of one size.',
+            f'the deviation of log sqrt(area) is {np.std(logs):.3f} over {len(every)} objects',
+            '0.5 and more',
+            'config.data.annotations: check that the boxes are real ones',
+            TRUTH + 2,
         )
     if len(every) >= 20 and np.mean(shares > 0.98) > 0.6:
-        found.append(
-            Finding(
-                'warning',
-                'Most boxes cover their whole image.',
-                f'{np.mean(shares > 0.98):.0%} of {len(every)} objects',
-                'a few of a hundred',
-                'config.data.annotations: labels of images are no boxes of objects',
-                TRUTH + 2,
-            )
+        yield Finding(
+            'warning',
+            'Most boxes cover their whole image.',
+            f'{np.mean(shares > 0.98):.0%} of {len(every)} objects',
+            'a few of a hundred',
+            'config.data.annotations: labels of images are no boxes of objects',
+            TRUTH + 2,
         )
     if twice > 0.2 * len(every):
-        found.append(
-            Finding(
-                'warning',
-                'Many boxes are there twice.',
-                f'{twice} of {len(every)}',
-                'none',
-                'config.data.annotations: remove the copies',
-                TRUTH + 1,
-            )
+        yield Finding(
+            'warning',
+            'Many boxes are there twice.',
+            f'{twice} of {len(every)}',
+            'none',
+            'config.data.annotations: remove the copies',
+            TRUTH + 1,
         )
-    if (most := max(len(record.boxes) for record in records)) > max_boxes:
-        found.append(
-            Finding(
-                'error',
-                'An image has more boxes than a batch has rows for.',
-                f'{most} boxes, data.max_boxes is {max_boxes}',
-                f'{most} or more rows',
-                f'config.data.max_boxes = {most}',
-                TRUTH + 1,
-            )
-        )
-    return found
 
 
 def anchors(objects, model, targets):
-    """Returns the Findings on a model's anchors against anchor_fit's Objects, one or more.
+    """Yields the Findings on a model's anchors against anchor_fit's Objects, one or more.
 
     targets are keywords of matching.assign.
     """
@@ -220,7 +185,8 @@ def anchors(objects, model, targets):
     if targets.get('border', -1) >= 0:
         free = anchor_fit.measure(drawn, fit.layout, **dict(targets) | {'border': -1}).best
         if np.mean(free) - mean > 0.05:
-            return [_bordered(fit, free, targets)]
+            yield _bordered(fit, free, targets)
+            return
     shown = (
         f'the best anchor of an object has an IoU of {mean:.2f} on average; {none:.0%} of '
         f'{len(drawn.boxes)} objects have none of {targets["negative_iou"]:g}; '
@@ -231,41 +197,34 @@ def anchors(objects, model, targets):
         remedy = (
             ' '.join(anchor_fit.flags(better.layout)) if better else 'python main.py anchors ..'
         )
-        return [
-            Finding(
-                'error' if mean < 0.5 or none > 0.25 else 'warning',
-                f'The anchors do not fit the objects: {_how(fit.layout, drawn)}.',
-                shown,
-                'an IoU of 0.65 and more, and none below the background threshold',
-                remedy,
-                ANCHORS,
-            )
-        ]
-    found = []
+        yield Finding(
+            'error' if mean < 0.5 or none > 0.25 else 'warning',
+            f'The anchors do not fit the objects: {_how(fit.layout, drawn)}.',
+            shown,
+            'an IoU of 0.65 and more, and none below the background threshold',
+            remedy,
+            ANCHORS,
+        )
+        return
     if unused := [each for each in figures['types'] if not each['positives']]:
         names = ', '.join(f'{each["size"]:g} at {each["aspect_ratio"]:g}' for each in unused[:6])
-        found.append(
-            Finding(
-                'info',
-                'Some anchor types are never foreground.',
-                f'{len(unused)} of {len(figures["types"])} ({names})',
-                'all are, now and then',
-                'python main.py anchors .. suggests others',
-                ANCHORS,
-            )
+        yield Finding(
+            'info',
+            'Some anchor types are never foreground.',
+            f'{len(unused)} of {len(figures["types"])} ({names})',
+            'all are, now and then',
+            'python main.py anchors .. suggests others',
+            ANCHORS,
         )
     if figures['low_quality'] > 0.7:
-        found.append(
-            Finding(
-                'info',
-                'Most objects have no anchor above the foreground threshold, but for their best.',
-                f'{figures["low_quality"]:.0%} of the objects; {shown}',
-                'less than two thirds',
-                'python main.py anchors .. suggests others; or a lower config.targets.positive_iou',
-                ANCHORS,
-            )
+        yield Finding(
+            'info',
+            'Most objects have no anchor above the foreground threshold, but for their best.',
+            f'{figures["low_quality"]:.0%} of the objects; {shown}',
+            'less than two thirds',
+            'python main.py anchors .. suggests others; or a lower config.targets.positive_iou',
+            ANCHORS,
         )
-    return found
 
 
 def _bordered(fit, free, targets):

@@ -81,41 +81,26 @@ def costs(seconds, memory):
 def figures(probed):
     """Returns the plots of a probe.Probe, as pages.figure does."""
     first = probed.overfit
-    lasting = {
-        f'{trace.rate:.2g}': (np.arange(len(trace.loss)), np.minimum(trace.loss, 2 * first.loss[0]))
-        for trace in probed.lasting
+    steps, most = np.arange(len(first.loss)), 2 * first.loss[0]
+    rates, lasting = (_losses(traces, most) for traces in (probed.rates, probed.lasting))
+    shown = {
+        'Loss on one batch by learning rate, up to twice the first (the config’s: middle)': rates,
+        f'One batch, {len(steps) - 1} steps at {first.rate:.2g}: is it learnt?': {
+            'total': (steps, first.loss),
+            'objectness': (steps, first.objectness),
+            'box': (steps, first.box),
+        },
+        'Several batches at three times the learning rate: does it diverge?': lasting,
     }
-    most = 2 * first.loss[0]  # what is drawn of a loss that grows
-    rates = {
+    return [plot for title in shown for plot in pages.figure(title, _drawn, 'step', shown[title])]
+
+
+def _losses(traces, most):
+    """Returns the series of Traces' losses by learning rate; `most` is drawn of one that grows."""
+    return {
         f'{trace.rate:.2g}': (np.arange(len(trace.loss)), np.minimum(trace.loss, most))
-        for trace in probed.rates
+        for trace in traces
     }
-    steps = np.arange(len(first.loss))
-    learnt = {
-        'total': (steps, first.loss),
-        'objectness': (steps, first.objectness),
-        'box': (steps, first.box),
-    }
-    return [
-        *pages.figure(
-            'Loss on one batch by learning rate, up to twice the first (the config’s: middle)',
-            _drawn,
-            'step',
-            rates,
-        ),
-        *pages.figure(
-            f'One batch, {len(steps) - 1} steps at {first.rate:.2g}: is it learnt?',
-            _drawn,
-            'step',
-            learnt,
-        ),
-        *pages.figure(
-            'Several batches at three times the learning rate: does it diverge?',
-            _drawn,
-            'step',
-            lasting,
-        ),
-    ]
 
 
 def _drawn(series):

@@ -40,7 +40,7 @@ def write_page(
         [G], `proposals` [P, 4] and `scores` [P], best first, `top_iou` (float or None), the number
         of `objects`, and how many of these the proposals `recalled` at IoU 0.5.
       misses: list of dicts, one for each missed object, as in rpn_jax.report.missed.
-      doctor: Findings on the config, as diagnosis.config_checks returns them.
+      doctor: Findings on the config, as diagnosis.config_checks yields them.
     """
     sizes = {name: _above_zero(sizes.get(name, ())) for name in ('objects', 'proposals')}
     anchors = evaluation.get('anchors')

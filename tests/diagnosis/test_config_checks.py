@@ -17,7 +17,7 @@ def test_a_fault_is_the_first_finding(name):
 
 
 def test_the_norm_of_a_pyramid_does_not_matter_where_there_is_none():
-    assert config_checks.norms(config_of(model__fpn_norm='frozen')) == []
+    assert [*config_checks.norms(config_of(model__fpn_norm='frozen'))] == []
 
 
 @pytest.mark.parametrize('name', CONFIGS)

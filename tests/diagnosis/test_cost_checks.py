@@ -23,7 +23,7 @@ def plan(count, images=60):
     ('count', 'levels'), [(1, []), (8, []), (12, ['warning']), (30, ['error'])]
 )
 def test_many_canvases_are_named_with_the_rarest(count, levels):
-    found = cost_checks.canvases(plan(count), None)
+    found = [*cost_checks.canvases(plan(count), None)]
     assert [each.level for each in found] == levels
     assert all(f'{count} canvases for 60 images' in each.evidence for each in found)
     assert all('(32, 32): ' in each.evidence for each in found if count == 30)
@@ -45,7 +45,8 @@ def test_many_canvases_are_named_with_the_rarest(count, levels):
 def test_what_takes_the_time_is_found(changes, seconds, canvases, begins):
     config = config_of(**{'evaluation__every': 0} | changes)
     options = data.check(data.Options(**config.data))
-    found = cost_checks.findings(config, SECONDS | seconds, MEMORY, plan(canvases), options, 200)
+    times = SECONDS | seconds
+    found = [*cost_checks.findings(config, times, MEMORY, plan(canvases), options, 200)]
     assert [each.finding[: len(b)] for each, b in zip(found, begins, strict=True)] == begins
     assert all((each.level == 'error') == (seconds.get('input') == 9.0) for each in found)
 
@@ -61,7 +62,7 @@ def test_what_takes_the_time_is_found(changes, seconds, canvases, begins):
     ],
 )
 def test_a_step_that_does_not_fit_the_memory_is_found(size, levels, remedy):
-    found = cost_checks.too_large(MEMORY | size, config_of())
+    found = [*cost_checks.too_large(MEMORY | size, config_of())]
     assert [each.level for each in found] == levels
     assert all(remedy in each.remedy for each in found)
 

@@ -22,7 +22,7 @@ from rpn_jax.diagnosis import input_checks
 )
 def test_pixels_are_on_the_scale_of_their_family(family, mean, deviation, levels, words):
     values = np.random.default_rng(0).normal(mean, deviation, (4000, 3))
-    found = input_checks.pixels(values, config_of(data__pixels=family))
+    found = [*input_checks.pixels(values, config_of(data__pixels=family))]
     assert [each.level for each in found] == levels
     assert all(words in each.finding for each in found)
 
@@ -42,10 +42,10 @@ def test_images_that_are_bluer_than_red_look_swapped(tint, pretrained, is_found)
 def test_boxes_are_judged_by_what_alignment_measured():
     ways = dict.fromkeys(input_checks.UNDONE, (0.0, 0.05, 90))
     ways |= {'as they are': (0.3, 0.03, 90), 'of other images': (0.0, 0.01, 900)}
-    assert input_checks.boxes(ways) == []
+    assert [*input_checks.boxes(ways)] == []
     (found,) = input_checks.boxes(ways | {'as they are': (0.02, 0.03, 90)})
     assert found.level == 'error' and 'do not lie on objects' in found.finding
     swapped = {'as they are': (0.0, 0.03, 90), 'x and y swapped': (0.3, 0.04, 90)}
     (found,) = input_checks.boxes(ways | swapped)
     assert 'x and y are swapped' in found.finding and '0.30' in found.evidence
-    assert input_checks.boxes(ways | {'as they are': (0.0, 0.03, 9)}) == []  # too few to tell
+    assert [*input_checks.boxes(ways | {'as they are': (0.0, 0.03, 9)})] == []  # too few to tell

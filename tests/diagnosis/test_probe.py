@@ -27,5 +27,5 @@ def test_the_short_trainings_show_a_rate_that_is_too_high_and_a_network_that_can
 def test_a_rate_that_diverges_is_tried_itself():
     high = doctor.diagnose(config_of(optim__learning_rate=300.0), seconds=5).probe
     assert [trace.rate for trace in high.lasting] == pytest.approx([300 * 10**0.5, 300])
-    found = probe_checks.lasting(high)
+    found = [*probe_checks.lasting(high)]
     assert [each.level for each in found] == ['error'] and 'diverges.' in found[0].finding

@@ -74,13 +74,13 @@ def test_what_a_probe_shows_is_found(name):
 
 
 def test_a_healthy_probe_has_no_findings():
-    assert probe_checks.findings(HEALTHY, config_of()) == []
+    assert [*probe_checks.findings(HEALTHY, config_of())] == []
     few = HEALTHY._replace(spreads=(0.0, 0.1))  # the objects are alike, too
-    assert probe_checks.findings(few, config_of()) == []
+    assert [*probe_checks.findings(few, config_of())] == []
     none = HEALTHY._replace(after=LOOK | {'scores': (np.nan, 0.02)})  # no foreground is sampled
-    assert probe_checks.findings(none, config_of()) == []
+    assert [*probe_checks.findings(none, config_of())] == []
     low = HEALTHY._replace(after=LOOK | {'scores': (0.03, 0.02)})  # after few steps
-    assert probe_checks.findings(low, config_of()) == []
+    assert [*probe_checks.findings(low, config_of())] == []
 
 
 def test_a_trace_diverges_where_its_loss_grows_or_ends():
