@@ -100,7 +100,7 @@ def _with_findings(config, folder):
         found.extend(findings)
 
     def make(model, source, devices):
-        sizes = data.train_plan(source, data.check(data.Options(**config.data))).sizes
+        sizes = data.canvases_of(source, data.check(data.Options(**config.data))).sizes
         tell(doctor.ground_truth(config, model, source, sizes, most=EXAMINED))
         return evaluator(config, folder)(model, source, devices)
 
@@ -309,7 +309,7 @@ def lr_range_mode(config, folder):
     check_divides(options.batch_size, len(devices))
     source = data.open_split(options, options.train_split, seed=config.seed)
     model = rpn.build(config.model, config.anchors)
-    rpn.check_canvases(model, data.train_plan(source, options).shapes)
+    rpn.check_canvases(model, data.canvases_of(source, options).shapes)
     tensors = pretrained.load_for(model, config.model)
     measured = lr_range.measure(
         model,

@@ -99,7 +99,7 @@ def test_a_run_that_keeps_shapes_compiles_once_for_each_canvas(tmp_path, caplog)
     )
     options = data.check(data.Options(**config.data))
     source = data.open_split(options, '')
-    canvases = data.train_plan(source, options)
+    canvases = data.canvases_of(source, options)
     with compilations() as compiled:
         make_evaluate = commands.evaluator(config, run)
         _, evaluation = loop.train(config, run, make_evaluate, devices=jax.devices()[:1])

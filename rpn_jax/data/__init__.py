@@ -2,12 +2,11 @@
 
 from rpn_jax.data.split import (  # noqa: F401
     Options,
+    canvases_of,
     check,
     evaluation_batches,
-    evaluation_plan,
     open_split,
     plan,
     train_batch,
     train_batches,
-    train_plan,
 )

@@ -156,13 +156,8 @@ def plan(sizes, options, *, least=1):
     return short_side(sizes, **sides, least=least)
 
 
-def train_plan(source, options):
-    """Returns the Canvases of a training split: each has images for a batch."""
-    return evaluation_plan(source, options)
-
-
-def evaluation_plan(source, options, images=0):
-    """Returns the Canvases of the first `images` of a split; 0 means all of them."""
+def canvases_of(source, options, images=0):
+    """Returns the Canvases of the first `images` of a split, each with a batch or more; 0: all."""
     sizes = [record.size for record in source.records[: images or None]]
     return plan(sizes, options, least=options.batch_size)
 
@@ -178,7 +173,7 @@ def train_batch(source, options, *, seed, **share):
     Its keywords host and hosts choose a host's share, `known` gives what need not be read.
     """
     share |= dict(batch_size=options.batch_size, max_boxes=options.max_boxes, flip=options.flip)
-    return batching.TrainBatches(source, train_plan(source, options), seed=seed, **share)
+    return batching.TrainBatches(source, canvases_of(source, options), seed=seed, **share)
 
 
 def evaluation_batches(source, options, *, batch_size, images=0, host=0, hosts=1):
@@ -187,7 +182,7 @@ def evaluation_batches(source, options, *, batch_size, images=0, host=0, hosts=1
     Rows that only fill a batch have index -1. Of several hosts each gets its share of the rows, but
     the `index` [batch_size] of all.
     """
-    canvases = evaluation_plan(source, options, images)
+    canvases = canvases_of(source, options, images)
     members = [np.flatnonzero(canvases.of == c).tolist() for c in range(len(canvases.shapes))]
     groups = [
         positions[start : start + batch_size]

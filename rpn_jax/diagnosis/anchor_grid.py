@@ -65,7 +65,7 @@ class Types(NamedTuple):
 
 def objects_of(source, options):
     """Returns the Objects of a training split, resized as data.Options say, without flips."""
-    canvases = data.train_plan(source, options)
+    canvases = data.canvases_of(source, options)
     columns = [
         (
             record.boxes[own] * scale(record, canvases.sizes[i]),

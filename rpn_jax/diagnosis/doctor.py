@@ -85,7 +85,7 @@ def diagnose(config, *, seconds=SECONDS):
                 )
             )
     if source is not None:
-        plan = data.train_plan(source, options)
+        plan = data.canvases_of(source, options)
         found += ground_truth(config, model, source, plan.sizes)
         found += cost_checks.canvases(plan, options)
         evaluated, findings = _evaluated(config, source, options)

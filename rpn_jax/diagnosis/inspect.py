@@ -43,7 +43,7 @@ def examples(model, source, options, *, targets, seed, steps, pixels):
     what is seen is what the network learns from. options are the data.Options, targets the keywords
     of matching.assign, pixels the Pixels.
     """
-    canvases = data.train_plan(source, options)
+    canvases = data.canvases_of(source, options)
     rpn.check_canvases(model, canvases.shapes)
 
     @jax.jit

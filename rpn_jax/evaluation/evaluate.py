@@ -131,7 +131,7 @@ def make_evaluate(
 def open_split(model, source, options, images=0):
     """Returns the Split of the first `images` of a source, of all where that is 0."""
     records = source.records[: images or None]
-    canvases = data.evaluation_plan(source, options, len(records))
+    canvases = data.canvases_of(source, options, len(records))
     anchors = [jax.device_get(rpn.anchors_of(model, shape)) for shape in canvases.shapes]
     sizes = [tuple(size.tolist()) for size in canvases.sizes]
     truth = [padded(r, size, options.max_boxes) for r, size in zip(records, sizes, strict=True)]

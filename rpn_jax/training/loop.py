@@ -55,7 +55,7 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
         before = _check_resumed(config, folder, resuming[-1])
     source = data.open_split(options, options.train_split, seed=config.seed)
     model, optimizer, schedule = build(config)
-    rpn.check_canvases(model, data.train_plan(source, options).shapes)
+    rpn.check_canvases(model, data.canvases_of(source, options).shapes)
     if first and not resuming:
         tensors = pretrained.load_for(model, config.model)
     evaluate = make_evaluate and make_evaluate(model, source, devices)
@@ -290,7 +290,7 @@ def _describe(config, model, state, source, other, options):
     for note in filter(None, (*source.notes, other and shared_images(source, other))):
         logger.info(f'note: {note}')
     if state.step < config.steps:
-        logger.info(canvases_line(data.train_plan(source, options)))
+        logger.info(canvases_line(data.canvases_of(source, options)))
 
 
 def _describe_rate(config, before, schedule, step):

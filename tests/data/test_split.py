@@ -140,7 +140,7 @@ def test_a_split_whose_boxes_do_not_fit_is_refused(folder):
 def test_training_batches_come_in_order_from_any_step(folder):
     settings = data_options(path=str(folder), image_size=64, batch_size=3, max_boxes=4, flip=False)
     source = data.open_split(settings, 'train')
-    make, plan = data.train_batch(source, settings, seed=1), data.train_plan(source, settings)
+    make, plan = data.train_batch(source, settings, seed=1), data.canvases_of(source, settings)
     stream = data.train_batches(source, settings, seed=1, steps=range(2, 22))
     for step, batch in zip(range(2, 22), stream, strict=True):
         expected = batches.collate(source, plan, make.positions(step)[1], max_boxes=4)
@@ -157,7 +157,7 @@ def test_evaluation_covers_the_first_images_once_and_marks_padding(
 ):
     settings = data_options(path=str(folder), image_size=64, resize=resize, batch_size=1)
     source, rows = data.open_split(settings, ''), []
-    plan = data.evaluation_plan(source, settings, images)
+    plan = data.canvases_of(source, settings, images)
     for batch in data.evaluation_batches(source, settings, batch_size=4, images=images):
         real = batch['index'] >= 0
         (canvas,) = set(plan.of[batch['index'][real]])
