@@ -9,7 +9,10 @@ if __name__ == '__main__':
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
 
-from rpn_jax.cli import main  # noqa: E402
+try:
+    from rpn_jax.cli import main
+except ModuleNotFoundError as error:
+    sys.exit(f'error: {error}; run `make demo` once, then: source .venv/bin/activate')
 
 if __name__ == '__main__':
     sys.exit(main())

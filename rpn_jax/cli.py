@@ -23,6 +23,10 @@ TIMEOUTS = {'meet': 300, 'heartbeat': 45}  # seconds
 LONGEST_TIMEOUT = 1_000_000
 AGAIN = 1  # seconds after which a signal is sent again
 USAGE = 'python main.py [MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value]'
+FULL = (
+    'the memory of a device is full (--debug shows where); config keys data.batch_size and '
+    'data.image_size: lower, or model.remat'
+)
 logger = logging.getLogger(__name__)
 
 
@@ -137,6 +141,8 @@ def _run(words, process):
             os._exit(code)
         return code
     except Exception as error:
+        if 'RESOURCE_EXHAUSTED' in str(error) and '--debug' not in words:  # as JAX and XLA say it
+            return _end(1, f'error: {_prefix()}{FULL}', FULL)
         if not _prefix():
             raise
         sys.modules[HOSTS].await_end(error)  # where another is lost, the line of that ends this one

@@ -165,8 +165,8 @@ def evaluator(config, folder):
         options = data.check(data.Options(**config.data))
         known = source is None and (folder / 'config.json').exists()
         before = workdir.read_config(folder).get('data', {}) if known else config.data
-        # Without the paths: data may have been moved.
-        own = all(before.get(k) == config.data[k] for k in ('source', 'name', 'train_split'))
+        keys = 'source', 'name', 'train_split', 'categories'  # no paths: data may have been moved
+        own = all(before.get(k, ()) == config.data[k] for k in keys)
         if known and own and path.exists():
             try:
                 gaussian = baselines.gaussian_from_json(files.read_json(path))
@@ -281,13 +281,13 @@ def doctor_mode(config, folder, *, strict=False):
 
     With `strict` a finding of level error is one at the end.
     """
+    files.make_folder(folder)
     try:
         check(config)
         config = resolve(config, folder)
         study = doctor.diagnose(config)
     except InputError as error:
         study = doctor.unbuildable(with_keys(str(error)))
-    files.make_folder(folder)
     entries = [finding.entry() for finding in study.findings]
     files.write_atomically(folder / 'doctor.json', json.dumps(entries, indent=2) + '\n')
     page = folder / 'doctor.html'
@@ -304,6 +304,7 @@ def lr_range_mode(config, folder):
 
     The workdir's checkpoints play no part: it begins as a run does.
     """
+    files.make_folder(folder)
     config = resolve(config, folder)
     options, devices = data.check(data.Options(**config.data)), jax.local_devices()
     check_divides(options.batch_size, len(devices))
@@ -324,7 +325,7 @@ def lr_range_mode(config, folder):
     )
     found = lr_range.summary(measured)
     _write_figures(folder, 'lr_range', found, rate_plots.range_test(measured, found))
-    show(*lr_range.lines(found))
+    show(*lr_range.lines(found, config.optim.learning_rate))
     show(f'{folder / "lr_range.svg"} shows the losses, lr_range.json has the numbers')
 
 
@@ -333,7 +334,8 @@ def schedule_mode(config, folder):
     steps, rates = schedule.rates(config.optim, config.steps)
     picture = rate_plots.over_steps(steps, rates)
     _write_figures(folder, 'schedule', schedule.summary(steps, rates), picture)
-    show(*schedule.lines(steps, rates), *doctor.lines([*config_checks.schedule(config)], none=[]))
+    found = [*config_checks.rate(config), *config_checks.schedule(config)]
+    show(*schedule.lines(steps, rates), *doctor.lines(found, none=[]))
     show(f'{folder / "schedule.svg"} shows it, schedule.json has the numbers')
 
 
@@ -374,7 +376,7 @@ def anchors_mode(config, folder):
     files.write_atomically(folder / 'anchors.json', text)
     page = folder / 'anchors.html'
     anchor_page.write_page(page, folder.name, content, objects, present, suggested)
-    show(*anchor_fit.lines(content))
+    show(*(f'note: {note}' for note in source.notes), *anchor_fit.lines(content))
     show(f'{page} shows them, anchors.json has the numbers')
 
 
@@ -482,7 +484,7 @@ def _publish(config, folder, evaluation, found=None):
     text = json.dumps(evaluation.summary, indent=2, allow_nan=False) + '\n'
     files.write_atomically(folder / 'evaluation.json', text)
     results.save(folder / 'proposals.npz', evaluation.results)
-    report.write_page(
+    sentences = report.write_page(
         folder / 'report.html',
         title=folder.name,
         config=config.to_dict(),
@@ -494,5 +496,5 @@ def _publish(config, folder, evaluation, found=None):
         misses=evaluation.misses,
         doctor=config_checks.findings(config) if found is None else found,
     )
-    show(*table(evaluation.summary))
+    show(*table(evaluation.summary), sentences[0])
     show(f'{folder / "report.html"} shows the curves and the best and worst images')

@@ -29,6 +29,7 @@ PREFIX = '--config.'  # of the command line, before a key
 
 
 NAME = str | int  # of a category, or its id
+MOST = 2**31 - 1  # of an int32, as JAX counts
 
 
 class Key(NamedTuple):
@@ -51,7 +52,7 @@ FIGURES = (  # of an evaluation during training; the number is one of proposals
 )
 KEYS = {
     'seed': Key(int, 0, 2**32 - 1),
-    'steps': Key(int, 1, 2**31 - 1),
+    'steps': Key(int, 1, MOST),
     'log_every': Key(int, 1),
     'model.depth': Key(int, choices=(26, 50, 101, 152)),
     'model.width': Key(int, 1),
@@ -78,13 +79,13 @@ KEYS = {
     'targets.negative_iou': Key(float, 0, 1),
     'targets.crowd_overlap': Key(float),
     'targets.border': Key(int),
-    'targets.samples': Key(int, 1),
+    'targets.samples': Key(int, 1, MOST),
     'targets.positive_fraction': Key(float, 0, 1),
-    'loss.objectness_weight': Key(float, 0),
-    'loss.box_weight': Key(float, 0),
-    'loss.beta': Key(float, 0),
-    'proposals.pre_nms': Key(int, 1),
-    'proposals.post_nms': Key(int, 1),
+    'loss.objectness_weight': Key(float, 0, 1e6),
+    'loss.box_weight': Key(float, 0, 1e6),
+    'loss.beta': Key(float, 0, 1e6),
+    'proposals.pre_nms': Key(int, 1, MOST),
+    'proposals.post_nms': Key(int, 1, 10**6),
     'proposals.nms_iou': Key(float, 0, 1),
     'proposals.min_size': Key(float),
     'features.keep': Key(str, choices=('', 'device', 'host', 'disk')),
@@ -117,17 +118,17 @@ KEYS = {
     'optim.optimizer': Key(str, choices=('sgd', 'adam')),
     'optim.learning_rate': Key(float, 0, 1e6),
     'optim.momentum': Key(float, 0, 1),
-    'optim.weight_decay': Key(float, 0),
+    'optim.weight_decay': Key(float, 0, 1e6),
     'optim.skip_nonfinite': Key(int, 0),
     'optim.schedule': Key(str, choices=('constant', 'step', 'cosine', 'cyclical', 'one_cycle')),
-    'optim.schedule_steps': Key(int, 0),
-    'optim.warmup_steps': Key(int, 0),
-    'optim.warmup_factor': Key(float, 0),
+    'optim.schedule_steps': Key(int, 0, MOST),
+    'optim.warmup_steps': Key(int, 0, MOST),
+    'optim.warmup_factor': Key(float, 0, 1e6),
     'optim.decay_at': Key(tuple),
-    'optim.decay_factor': Key(float, 0),
-    'optim.final_factor': Key(float, 0),
-    'optim.cycles': Key(float, 0),
-    'optim.low_factor': Key(float, 0),
+    'optim.decay_factor': Key(float, 0, 1e6),
+    'optim.final_factor': Key(float, 0, 1e6),
+    'optim.cycles': Key(float, 0, 1e6),
+    'optim.low_factor': Key(float, 0, 1e6),
     'checkpoint.every': Key(int, 1),
     'checkpoint.keep': Key(int, 1),
     'checkpoint.best': Key(str, choices=('', *FIGURES)),
@@ -136,7 +137,6 @@ KEYS = {
 }
 FOLDERS, COSINES = ('tfds', 'voc', 'coco'), ('cosine', 'one_cycle')
 ONLY_WITH = {  # keys that have an effect only where another has one of these values
-    'data.categories': ('data.source', FOLDERS),
     **dict.fromkeys(('data.path', 'data.images'), ('data.source', (*FOLDERS, 'images'))),
     'data.name': ('data.source', ('tfds',)),
     'data.scenes': ('data.source', ('shapes',)),

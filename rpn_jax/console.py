@@ -41,19 +41,27 @@ def counter(total, what, unit='images'):
         yield advance
 
 
+def duration(seconds):
+    """Writes a duration as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
+
+
 @contextlib.contextmanager
 def _lines(total, what, unit):
-    began = shown = time.monotonic()
-    done = 0
+    shown, done, first = time.monotonic(), 0, None
 
     def advance(amount=1):
-        nonlocal done, shown
-        done += amount
-        if (now := time.monotonic()) - shown > SECONDS and (done < total or not total):
-            rate, shown = done / (now - began), now
+        nonlocal done, shown, first
+        done, now = done + amount, time.monotonic()
+        first = first or (done, now)  # it may have compiled: speed is measured from its end
+        if now - shown > SECONDS and (done < total or not total):
+            rate, shown = (done - first[0]) / max(now - first[1], 1e-9), now
             of = f'/{total:.0f}' if total else ''
-            left = f'  {(total - done) / rate:.0f} s left' if total and rate else ''
-            logger.info(f'{what} {done:.0f}{of} {unit}  {rate:.1f} {unit}/s{left}')
+            speed = f'  {rate:.1f} {unit}/s' if rate else ''
+            left = f'  {duration((total - done) / rate)} left' if total and rate else ''
+            logger.info(f'{what} {done:.0f}{of} {unit}{speed}{left}')
 
     yield advance
 

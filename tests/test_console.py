@@ -20,8 +20,8 @@ def test_a_line_is_logged_every_ten_seconds(clock, caplog):
     caplog.set_level(logging.INFO)
     assert list(console.progress(range(12), 12, 'voc: checked')) == list(range(12))
     assert caplog.messages == [
-        'voc: checked 4/12 images  0.3 images/s  24 s left',
-        'voc: checked 8/12 images  0.3 images/s  12 s left',
+        'voc: checked 4/12 images  0.3 images/s  0:24 left',
+        'voc: checked 8/12 images  0.3 images/s  0:12 left',
     ]
 
 
@@ -33,12 +33,25 @@ def test_bytes_of_an_unknown_length_are_counted(clock, caplog):
     assert caplog.messages == ['fetched 3 MiB  0.2 MiB/s']
 
 
+def test_the_speed_is_that_after_the_first(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    times = iter([0, 100, 101, 112])  # the first took long, as it was compiled
+    monkeypatch.setattr(console.time, 'monotonic', lambda: next(times))
+    with console.counter(41, 'evaluated') as advance:
+        for amount in (1, 2, 10):
+            advance(amount)
+    assert caplog.messages == [
+        'evaluated 1/41 images',
+        'evaluated 13/41 images  1.0 images/s  0:28 left',
+    ]
+
+
 def test_what_took_long_and_counts_nothing_has_no_rate_to_go_by(clock, caplog):
     caplog.set_level(logging.INFO)
     with console.counter(5, 'unpacked', 'MiB') as advance:
         for _ in range(4):
             advance(0)
-    assert caplog.messages == ['unpacked 0/5 MiB  0.0 MiB/s']
+    assert caplog.messages == ['unpacked 0/5 MiB']
 
 
 class Terminal(io.StringIO):

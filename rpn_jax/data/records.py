@@ -95,6 +95,11 @@ def reader(records, files):
     return read
 
 
+def as_in_files(source):
+    """Returns the records of a Source with the objects of all categories, chosen or not."""
+    return source.records if source.whole is None else source.whole
+
+
 def select(source, positions):
     """Returns the source with only the records at these positions."""
     turned = source.files.turned if source.files else {}

@@ -102,7 +102,7 @@ def open_split(options, split, *, seed=0, training=True, boxes=True, files=True)
     }
     source = function(split, **{key: values[key] for key in keywords})
     source = lint(source, options.on_bad, options.orientation, files)
-    if options.categories and boxes:
+    if options.categories:
         source = categories.only(source, options.categories, complete=training)
     for record in source.records if boxes else ():
         if len(record.boxes) > options.max_boxes:

@@ -1,6 +1,7 @@
 """Diagnoses why a config and its data learn slowly or not at all, the worst cause first."""
 
 import itertools
+import logging
 import time
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from rpn_jax.errors import InputError
 from rpn_jax.models import rpn
 from rpn_jax.training import loop, pretrained
 
+logger = logging.getLogger(__name__)
 IMAGES = 48  # whose pixels are examined
 COMPARED = 12  # that are compared with their files, and their anchors
 SIDE = 320  # pixels of the canvas of the short trainings, at most
@@ -91,10 +93,13 @@ def diagnose(config, *, seconds=SECONDS):
         evaluated, findings = _evaluated(config, source, options)
         found += [*split_checks.amount(source, config), *findings]
         try:
+            logger.info('reading images')
             _examine(config, source, options, plan, model, found, study)
             if seconds and model is not None and any(len(b) for _, b in study['batches']):
+                logger.info('training shortly at several learning rates; this takes minutes')
                 study['probe'] = _probe(config, source, options, tensors, seconds)
                 found += probe_checks.findings(study['probe'], config)
+                logger.info('compiling the update at its own size')
                 found += _cost(config, study, plan, options, evaluated)
         except InputError as error:
             what = 'An image cannot be read.'

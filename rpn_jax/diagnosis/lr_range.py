@@ -19,7 +19,9 @@ LOWEST, HIGHEST = 1e-6, 10.0  # learning rates that are tried
 STEPS = 140  # from one to the other; a factor of 1.12 each
 MEMORY = 0.9  # of the moving average of the losses
 ENOUGH = 4.0  # times the lowest loss, at which the test ends
-BEGUN = 0.1  # of the way from the first loss to the lowest: it has begun to fall
+QUIET = 20  # first steps, at whose rates nothing is learnt: their losses show the noise
+BEGUN = 0.1  # of the way from their mean to the lowest loss: it has begun to fall
+NOISE = 2.0  # deviations of these by which a loss must fall at least
 SAFE = 10.0  # by which the rate of the lowest loss is divided: by then it has nearly diverged
 
 
@@ -75,10 +77,13 @@ def summary(measured):
     for a cyclical schedule `low_factor` of it. It is None where no loss fell.
     """
     rates, smooth = measured.rates, measured.smooth
-    lowest = int(np.nanargmin(smooth))
-    fallen = smooth <= smooth[0] - BEGUN * (smooth[0] - smooth[lowest])
-    begun, ended = int(np.argmax(fallen)), len(rates) < STEPS
-    falls = smooth[lowest] < 0.9 * smooth[0]
+    lowest, ended = int(np.nanargmin(smooth)), len(rates) < STEPS
+    quiet = measured.losses[:QUIET]
+    first, noise = np.nanmean(quiet), np.nanstd(quiet)
+    fall = first - smooth[lowest]
+    falls = fall > max(0.1 * first, NOISE * noise)
+    above = np.flatnonzero(smooth[: lowest + 1] > first - BEGUN * fall)
+    begun = min(int(above[-1]) + 1, lowest) if len(above) else 0
     highest = rounded(rates[lowest] / SAFE)
     low = float(np.clip(rounded(rates[begun] / highest), 0.01, 0.5))
     return {
@@ -97,17 +102,25 @@ def rounded(number):
     return float(f'{number:.1e}')
 
 
-def lines(found):
-    """Returns lines of text on a summary: where the loss falls, and what to set."""
+def lines(found, given):
+    """Returns lines of text on a summary: where the loss falls, and what to set.
+
+    given is the learning rate that a config has.
+    """
     if not found['suggested']:
         return ['the loss falls at no learning rate; the doctor looks for what else is wrong']
     ended = found['diverges_at']
     after = f'grows {ENOUGH:g}-fold by {ended:g}' if ended else f'does not diverge by {HIGHEST:g}'
     rate, low = found['suggested'].values()
+    where = 'lies where the loss falls: it may stay'
+    if not found['falls_from'] <= given <= found['lowest_at']:
+        side = 'below' if given < found['falls_from'] else 'above'
+        where = f'lies {side} the rates at which the loss falls'
     return [
         f'the loss falls from a learning rate of {found["falls_from"]:g} on, is lowest at '
         f'{found["lowest_at"]:g}, and {after}',
         f'to train with: --config.optim.learning_rate={rate:g}',
         f'or in cycles:  --config.optim.schedule=cyclical --config.optim.learning_rate={rate:g} '
         f'--config.optim.low_factor={low:g}',
+        f'the config has {given:g}, which {where}; such a test tells the order of magnitude',
     ]

@@ -6,28 +6,29 @@ import numpy as np
 
 from rpn_jax.training.optim import make_optimizer
 
-POINTS = 2000  # steps at most whose learning rate is kept
+MOST = 2_000_000  # steps at most whose learning rate is computed
+POINTS = 2000  # that are kept
 ROWS = 21  # that are printed
 BAR = 40  # characters of the highest rate
 
 
-def rates(optim, steps, points=POINTS):
+def rates(optim, steps, points=MOST):
     """Returns steps [n] int, counted from 1, and their learning rates [n] float64.
 
     optim are keywords of make_optimizer; the steps are evenly spaced, at most `points` of them.
     """
     _, rate = make_optimizer(**optim, steps=steps)
-    at = np.unique(np.linspace(0, steps - 1, min(steps, points)).astype(np.int64))
+    at = _evenly(steps, points)
     found = jax.jit(jax.vmap(lambda step: jnp.float32(rate(step))))(jnp.asarray(at, jnp.int32))
     return at + 1, np.asarray(found, np.float64)
 
 
 def summary(steps, rates):
     """Returns what schedule.json holds: the rates, the highest and its step, the last, the mean."""
-    highest = int(np.argmax(rates))
+    highest, kept = int(np.argmax(rates)), _evenly(len(steps), POINTS)
     return {
-        'steps': steps.tolist(),
-        'learning_rates': [float(f'{rate:.6g}') for rate in rates],
+        'steps': steps[kept].tolist(),
+        'learning_rates': [float(f'{rate:.6g}') for rate in rates[kept]],
         'highest': float(f'{rates[highest]:.6g}'),
         'highest_at': int(steps[highest]),
         'last': float(f'{rates[-1]:.6g}'),
@@ -39,7 +40,7 @@ def lines(steps, rates):
     """Returns lines of text: the learning rate along the run, with bars, and what is notable."""
     width, top = max(len(f'{steps[-1]:,}'), len('step')), max(rates.max(), 1e-30)
     shown = [f'{"step":>{width}}  learning rate']
-    for i in np.unique(np.linspace(0, len(steps) - 1, min(len(steps), ROWS)).astype(int)):
+    for i in _evenly(len(steps), ROWS):
         bar = '#' * round(BAR * rates[i] / top)
         shown.append(f'{steps[i]:>{width},}  {rates[i]:<13.3g}  {bar}'.rstrip())
     found = summary(steps, rates)
@@ -48,3 +49,8 @@ def lines(steps, rates):
         f'highest {found["highest"]:.3g} at step {found["highest_at"]:,}, mean {found["mean"]:.3g},'
         f' last {found["last"]:.3g}',
     ]
+
+
+def _evenly(count, most):
+    """Returns at most so many evenly spaced indices of `count` items, the first and last too."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))

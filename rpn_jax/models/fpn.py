@@ -37,6 +37,7 @@ class FPN(nn.Module):
         The last convolution then reads the neighbourhoods of the cells only, in the levels that
         have more cells than these.
         """
+        maps = maps if isinstance(maps, tuple | list) else (maps,)
         maps = [x.astype(self.dtype) for x in maps]
         sums = [self._layer(train, x, f'lateral{i}', 1) for i, x in enumerate(maps)]
         for i in reversed(range(len(sums) - 1)):

@@ -74,7 +74,7 @@ def _deceived(history, evaluation):
         return None
     text = f'The training loss fell from {first:.3f} to {last:.3f}, yet the proposals recall no '
     text += f'more than boxes that never see the image ({figure} {value:.3f}, {name} {blind:.3f}). '
-    return f'{text}`python main.py doctor` looks for the cause.', False
+    return f'{text}The mode doctor looks for the cause.', False
 
 
 def _skipped(history):

@@ -15,7 +15,7 @@ def over_steps(steps, rates):
     """Draws learning rates over steps, both [n]; returns SVG bytes."""
     figure, axes = _axes()
     plots.draw_line(axes, steps, rates, {'color': BLUE, 'linewidth': 2.2})
-    axes.set(xlabel='step', ylabel='learning rate', ylim=(0, 1.05 * max(rates.max(), 1e-30)))
+    axes.set(xlabel='step', ylabel='learning rate', ylim=(0, 1.05 * rates.max() or 1))
     plots.whole_ticks(axes.xaxis)
     axes.yaxis.set_major_formatter(lambda value, _: f'{value:.6g}')
     return plots.svg(figure)
@@ -31,7 +31,7 @@ def range_test(measured, found):
     plots.draw_line(axes, measured.rates, measured.losses, {'color': GREY, 'linewidth': 0.9})
     plots.draw_line(axes, measured.rates, measured.smooth, {'color': BLUE, 'linewidth': 2.4})
     top = ROOM * np.nanmax(measured.smooth[: max(1, np.nanargmin(measured.smooth))])
-    axes.set(xscale='log', ylim=(0, top), xlabel='learning rate')
+    axes.set(xscale='log', ylim=(0, top or 1), xlabel='learning rate')
     axes.set_ylabel('loss: of a step (thin), averaged (thick)')
     axes.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
     if found['suggested']:

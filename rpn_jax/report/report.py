@@ -24,6 +24,8 @@ def write_page(
 ):
     """Writes one self-contained HTML file, complete or not at all.
 
+    Returns the sentences at its top, as a list.
+
     Args:
       path: where to; the folder exists.
       title: str.
@@ -48,13 +50,13 @@ def write_page(
         {key: value for key, value in history[i].items() if key != 'anchors'}
         for i in plots.evenly(len(history), _HISTORY)
     ]
+    found = findings.findings(history, evaluation, sizes)
     pages.write(
         path,
         'report.html.j2',
         title=title,
         evaluation=evaluation,
-        findings=findings.findings(history, evaluation, sizes)
-        + [(each.line(), False) for each in doctor],
+        findings=found + [(each.line(), False) for each in doctor],
         count=findings.headline_count(evaluation),
         best_blind=findings.best_blind,
         times=findings.times,
@@ -78,6 +80,7 @@ def write_page(
         config=config,
         data=pages.plain({'evaluation': evaluation, 'history': some, 'curves': curves}),
     )
+    return [sentence for sentence, _ in found]
 
 
 def rows(evaluation):

@@ -84,7 +84,7 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
                 progress = Progress(log, source.records, schedule, **lengths, examine=examine)
                 progress.window += workdir.read_unlogged(folder, start) if first else []
                 every = config.evaluation.every if evaluate else 0
-                between = functools.partial(_evaluate_between, evaluate, signals)
+                between = functools.partial(_evaluate_between, evaluate, signals, progress)
                 if every and 0 < start < config.steps and start % every == 0:
                     if not hosts.from_first(lambda: workdir.is_evaluated(folder, start)):
                         log(start, between(state, start))
@@ -230,9 +230,10 @@ def _evaluate(evaluate, signals, state, step, brief=False):
     return evaluation
 
 
-def _evaluate_between(evaluate, signals, state, step):
+def _evaluate_between(evaluate, signals, progress, state, step):
     """Returns the figures of a brief evaluation during training, and logs them; {} on others."""
     evaluation = _evaluate(evaluate, signals, state, step, brief=True)
+    progress.restart()
     figures = evaluation.summary['proposals'] if evaluation else {}
     figures = {name: value for name, value in figures.items() if '/' not in name}
     known = (f'{name} {value:.3f}' for name, value in figures.items() if value is not None)

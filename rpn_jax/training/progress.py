@@ -8,6 +8,7 @@ import time
 import jax
 import numpy as np
 
+from rpn_jax.console import duration
 from rpn_jax.errors import InputError, Interrupted
 from rpn_jax.ops.anchor_statistics import IOUS
 from rpn_jax.training import hosts
@@ -29,7 +30,8 @@ class Progress:
         self._log, self._records, self._schedule = log, records, schedule
         self._steps, self._log_every = steps, log_every
         self._most, self._in_a_row, self._examine = skip_nonfinite, 0, examine
-        self._pending, self.window, self._began, self.signal = None, [], None, 0
+        self._pending, self.window, self.signal = None, [], 0
+        self._began = self._last = None  # (step, time) of the first step, and of the last line
 
     def read(self, step, metrics, index, checkpoint):
         """Takes a dispatched step's metrics, and handles those of the step before.
@@ -54,15 +56,22 @@ class Progress:
             metrics = {'skipped': np.float32(1)}
         self.window.append(metrics)
         # The first step is mostly compilation: speed is measured from its end.
-        self._began = self._began or (step, time.monotonic())
+        now = step, time.monotonic()
+        self._began, self._last = self._began or now, self._last or now
         if step % self._log_every == 0 or step == self._steps:
-            self._write(step, len(index))
+            self._write(step, len(index), now[1])
 
-    def _write(self, step, batch_size):
+    def restart(self):
+        """Measures the speed from the end of the next step: what came before was no training."""
+        self._last = None
+
+    def _write(self, step, batch_size, now):
         window = [metrics for metrics in self.window if 'skipped' not in metrics]
         skipped, self.window = len(self.window) - len(window), []
-        first, began = self._began
-        rate = (step - first) / max(time.monotonic() - began, 1e-9)
+        since_first, rate = (
+            (step - first) / max(now - began, 1e-9) for first, began in (self._began, self._last)
+        )
+        self._last = step, now
         line = {}
         if window:
             types = anchors_line([metrics.pop('anchors') for metrics in window])
@@ -74,7 +83,7 @@ class Progress:
             'images_per_second': rate * batch_size,
         }
         self._log(step, line)
-        left = duration((self._steps - step) / rate) if rate else '?'
+        left = duration((self._steps - step) / since_first) if since_first else '?'
         means = 'all steps since the last line were skipped  '
         if window:
             means = (
@@ -155,13 +164,6 @@ class Signals:
     def _remember(self, number, _):
         self.received = number
         self.__exit__()
-
-
-def duration(seconds):
-    """Writes a duration as 1:02:03 or 2:03."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
 def canvases_line(canvases):

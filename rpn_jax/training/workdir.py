@@ -35,6 +35,18 @@ IDENTITY = (
     *(f'data.{key}' for key in DATA),
 )
 FREE = 'optim.schedule_steps', 'optim.skip_nonfinite', 'model.remat', 'model.conv'
+# Keys that workdirs of earlier versions lack, and the values that these stood for.
+YOUNGER = {
+    'model.fpn_channels': 256,
+    'model.fpn_extra': 1,
+    'model.fpn_norm': '',
+    'model.fpn_stages': (),
+    'model.head_convs': 1,
+    'model.pretrained_key': '',
+    'data.categories': (),
+    'data.orientation': 'annotation',
+    'data.canvas_multiple': 32,
+}
 # What the network is and how its input is made: no mode may read its weights otherwise.
 NETWORK = ('model', 'anchors', 'data.pixels', 'data.mean', 'data.std')
 
@@ -62,10 +74,11 @@ def check(workdir, config, names=IDENTITY):
     config is a resolved config, or nested dicts; names are the sections and keys to compare.
     """
     old, new = identity(read_config(workdir), names), identity(config, names)
+    old = {key: YOUNGER[key] for key in new if key in YOUNGER} | old
     differences = [
-        f'{key} was {old[key]!r}, is {new.get(key)!r}'
-        for key in old  # what is new alone is younger than the workdir
-        if old[key] != new.get(key)
+        f'{key} was {value!r}, is {new.get(key)!r}'
+        for key, value in old.items()
+        if value != new.get(key)
     ]
     if differences:
         folder = Path(workdir)

@@ -13,6 +13,7 @@ from rpn_jax.data.records import Kind, Source, record_of, select
 from rpn_jax.data.sources import coco
 from rpn_jax.diagnosis import second_reading
 from rpn_jax.errors import InputError
+from rpn_jax.training import data_identity
 
 NAMES = {1: 'cat', 3: 'traffic light', 'x': '7', 7: 'owl'}
 
@@ -65,9 +66,11 @@ def test_objects_of_other_categories_are_left_out(chosen, boxes):
 @pytest.mark.parametrize(
     ('classes', 'chosen', 'complete', 'complaint'),
     [
-        ([('cat',)], ('cot',), False, "no object of drawn is a 'cot'; there are cat$"),
+        ([('cat',)], ('cot',), False, r"no object of drawn is a 'cot'; did you mean cat\?$"),
         ([('cat',)], ('cat', 'owl'), True, "no object of drawn is a 'owl'; there are cat$"),
-        ([('',), ()], ('',), False, "is a ''; there are none$"),
+        ([('cat',)], ('cat', ''), False, "'' is the name of none$"),
+        ([('',), ()], ('cat',), False, "is a 'cat'; there are none$"),
+        ([tuple('abcdefghijklmnopqrstuvwxyz')[:2]] * 13, ('cat',), False, 'there are a, b$'),
         ([None, None], ('cat',), False, 'drawn has none; leave categories empty$'),
     ],
 )
@@ -76,8 +79,10 @@ def test_a_category_that_no_object_has_is_refused(classes, chosen, complete, com
         categories.only(source_of(*classes), chosen, complete=complete)
 
 
-def test_a_category_may_be_missing_where_there_are_others_of_the_chosen():
+def test_a_category_may_be_missing_where_there_are_others_of_the_chosen(caplog):
     found = categories.only(source_of(('cat', 'owl')), ('cat', 'dog'))
+    assert caplog.messages == ['no object of drawn is of the categories dog']
+    assert found.name == 'drawn, cat alone'
     assert found.notes[1] == 'drawn: 1 objects are cat; 1 others are left out'
 
 
@@ -104,7 +109,14 @@ def test_coco_has_names_and_ids_and_its_file_says_the_same(folder):
     assert by_name.notes == by_id.notes
     assert [record.kind.tolist() for record in by_name.records] == [[Kind.CROWD, 1], [], []]
     assert second_reading.differences(by_name) == (3, [])
+    assert by_name.name == 'coco coco train2017, cat alone'
+    every = opened(folder, 'coco', 'train2017', ())
+    assert (
+        data_identity.summary({'eval': every})['evaluation data'].split('hash')[1]
+        == (data_identity.summary({'eval': by_name})['evaluation data'].split('hash')[1])
+    )
     entries = coco.entries(by_name)
+    assert [entry['id'] for entry in entries['categories']] == [9, 5]  # results have the first
     assert [entry['category_id'] for entry in entries['annotations']] == [9, 9]
     every = coco.entries(opened(folder, 'coco', 'train2017', ()))
     assert len(every['annotations']) == 5 and every['images'] == entries['images']
@@ -117,8 +129,23 @@ def test_voc_has_names(tmp_path):
     source = opened(folder, 'voc', 'train', ('traffic light',))
     assert [len(record.boxes) for record in source.records] == [0, 0, 1, 0]
     assert second_reading.differences(source) == (4, [])
-    with pytest.raises(InputError, match='there are cat'):
+    with pytest.raises(InputError, match=r'did you mean cat\?'):
         opened(folder, 'voc', 'train', ('cats',))
+
+
+def test_a_category_without_a_name_is_called_by_its_id(folder):
+    file = folder / 'annotations/instances_train2017.json'
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {'categories': [{'id': 5}, {'id': 9, 'name': 'cat'}, 7]}))
+    source = opened(folder, 'coco', 'train2017', (5,))
+    assert source.chosen == ('5',) and [len(r.boxes) for r in source.records] == [1, 0, 0]
+
+
+def test_statistics_count_the_chosen_alone(folder):
+    changes = {'source': 'coco', 'path': str(folder), 'categories': ('owl',)}
+    options = tiny_config(**{f'data__{key}': value for key, value in changes.items()}).data
+    source = data.open_split(data.check(data.Options(**options)), 'train2017', boxes=False)
+    assert sum(len(record.boxes) for record in source.records) == 1
 
 
 def test_drawn_scenes_have_none():

@@ -227,7 +227,7 @@ def test_the_command_writes_a_list_and_a_page_and_is_strict_where_asked(
     flags = tiny_flags(tmp_path / 'a', **HEALTHY | {'loss__box_weight': 0.0})
     assert main.main(['doctor', *flags]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith('1. error: Boxes never learn') and 'remedy' in printed
+    assert '\n1. error: Boxes never learn' in printed and 'remedy' in printed
     entries = json.loads((tmp_path / 'a' / 'doctor.json').read_text())
     assert [*entries[0]] == ['level', 'finding', 'evidence', 'expected', 'remedy']
     page = (tmp_path / 'a' / 'doctor.html').read_text()

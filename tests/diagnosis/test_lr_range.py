@@ -41,7 +41,7 @@ def test_rates_are_suggested_between_where_the_loss_falls_and_where_it_grows():
     rate, low = found['suggested'].values()
     assert rate == pytest.approx(found['lowest_at'] / lr_range.SAFE, rel=0.05)
     assert low * rate == pytest.approx(found['falls_from'], rel=0.1)
-    first, *flags = lr_range.lines(found)
+    first, *flags = lr_range.lines(found, 0.01)
     assert (
         f'from a learning rate of {found["falls_from"]:g} on' in first and 'grows 4-fold' in first
     )
@@ -51,10 +51,26 @@ def test_rates_are_suggested_between_where_the_loss_falls_and_where_it_grows():
 
 def test_a_loss_that_does_not_diverge_or_never_falls_is_told():
     found = lr_range.summary(measured(falling(diverges=np.inf)))
-    assert found['diverges_at'] is None and 'does not diverge by 10' in lr_range.lines(found)[0]
+    assert found['diverges_at'] is None
+    assert 'does not diverge by 10' in lr_range.lines(found, 0.01)[0]
     flat = lr_range.summary(measured(np.ones(len(RATES))))
     assert flat['suggested'] is None and flat['falls_from'] is None
-    assert lr_range.lines(flat)[0].startswith('the loss falls at no learning rate')
+    assert lr_range.lines(flat, 0.01)[0].startswith('the loss falls at no learning rate')
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_noise_is_no_fall_and_the_fall_begins_after_it(seed):
+    noise = np.random.default_rng(seed).normal(0, 0.15, len(RATES))
+    assert lr_range.summary(measured(0.7 + noise))['suggested'] is None
+    losses = falling(diverges=np.inf) + noise
+    assert 5e-4 < lr_range.summary(measured(losses))['falls_from'] < 2e-2
+
+
+def test_the_rate_of_the_config_is_put_beside_them():
+    found = lr_range.summary(measured(falling()))
+    for given, words in ((1e-5, 'lies below'), (0.02, 'may stay'), (3.0, 'lies above')):
+        assert f'the config has {given:g}, which' in (line := lr_range.lines(found, given)[-1])
+        assert words in line
 
 
 def test_a_loss_that_is_not_finite_ends_it_and_json_holds_it():

@@ -24,7 +24,14 @@ def test_the_rates_are_those_that_each_step_learns_with(kind, points):
 
 def test_runs_of_any_length_have_a_few_points():
     steps, rates = schedule.rates(tiny_config().optim, 2**31 - 1)
-    assert len(steps) == len(rates) == schedule.POINTS and steps[-1] == 2**31 - 1
+    assert len(steps) == len(rates) == schedule.MOST and steps[-1] == 2**31 - 1
+    content = schedule.summary(steps, rates)
+    assert len(content['steps']) == len(content['learning_rates']) == schedule.POINTS
+
+
+def test_the_highest_rate_is_that_of_all_steps():
+    optim = tiny_config(optim__schedule='cosine', optim__warmup_steps=2).optim
+    assert schedule.summary(*schedule.rates(optim, 20_000))['highest_at'] == 3
 
 
 def test_lines_have_bars_and_what_is_notable():

@@ -1,6 +1,5 @@
 """What a run says while it goes, when it stops, and how it listens to signals."""
 
-import itertools
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from rpn_jax.console import duration
 from rpn_jax.data.canvases import Canvases
 from rpn_jax.data.records import Files, Record, Source
 from rpn_jax.errors import InputError
@@ -19,7 +19,6 @@ from rpn_jax.training.progress import (
     Signals,
     anchors_line,
     canvases_line,
-    duration,
     shared_images,
 )
 
@@ -51,9 +50,9 @@ def make(log_every=1, steps=5, schedule=lambda step: step / 4, **others):
 
 
 def test_a_line_is_the_mean_of_its_steps_and_the_last_step_has_one(caplog, monkeypatch):
-    """The learning rate is the one that the step was taken with, the speed that after the first."""
+    """The learning rate is the one that the step was taken with, the speed that since a line."""
     caplog.set_level(logging.INFO)
-    clock = itertools.count(10.0, 0.5)  # as the first step ends, and as each line is written
+    clock = iter([10, 10.5, 11, 12, 14])  # as each step ends; the first is compilation
     monkeypatch.setattr('time.monotonic', lambda: next(clock))
     progress, log = make(log_every=2)
     for step in range(1, 6):
@@ -65,13 +64,26 @@ def test_a_line_is_the_mean_of_its_steps_and_the_last_step_has_one(caplog, monke
         'loss_box': [1.125, 2.625, 3.75],
         'positives': [2, 2, 2],
         'learning_rate': [0.25, 0.75, 1],
-        'images_per_second': [8, 12, 4 * 4 / 1.5],
+        'images_per_second': [8, 2 * 4 / 1.5, 2],
     }
     for name, values in expected.items():
         assert [scalars[name] for _, scalars in log] == values, name
-    first, _, last = caplog.messages
+    first, middle, last = caplog.messages
+    assert middle.endswith(' 0:00 left')  # as 3 steps took 2 s
     assert first.startswith('step 2/5  loss 1.5000  objectness 0.3750  box 1.1250 ')
     assert last.endswith(' 0:00 left')
+
+
+def test_the_speed_is_that_of_training_alone(monkeypatch):
+    clock = iter([10, 11, 100, 101, 102])  # an evaluation after the second step
+    monkeypatch.setattr('time.monotonic', lambda: next(clock))
+    progress, log = make(log_every=2, steps=9)
+    for step in range(1, 6):
+        progress.read(step, metrics(float(step)), np.arange(4), None)
+        if step == 3:
+            progress.restart()
+    progress.flush()
+    assert [scalars['images_per_second'] for _, scalars in log] == [4, 4]
 
 
 def test_anchor_types_have_means_over_their_positives_in_the_window():

@@ -75,6 +75,18 @@ def test_the_same_config_and_what_may_change_are_accepted(folder):
     assert type(workdir.read_config(folder)['anchors']['sizes']) is tuple
 
 
+@pytest.mark.parametrize('key', workdir.YOUNGER)
+def test_a_key_that_an_older_workdir_lacks_has_the_value_that_it_stood_for(folder, key):
+    assert key in IDENTITY and workdir.YOUNGER[key] == items(default.get_config())[key]
+    config = workdir.read_config(folder)
+    section, name = key.split('.')
+    del config[section][name]
+    (folder / 'config.json').write_text(json.dumps(config))
+    workdir.check(folder, changed())
+    with pytest.raises(InputError, match=f'{key} was '):
+        workdir.check(folder, changed(**{key: OTHER[key]}))
+
+
 def test_only_what_is_asked_for_is_compared(folder):
     config = changed(**{'seed': 5, 'optim.learning_rate': 1.0, 'data.flip': False})
     workdir.check(folder, config, workdir.NETWORK)

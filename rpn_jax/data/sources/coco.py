@@ -111,6 +111,8 @@ def entries(source):
     if source.chosen:
         own = [e for e in content['annotations'] if class_name(e, names) in source.chosen]
         content['annotations'] = own
+        # The first category is that of results, whatever it is.
+        content['categories'].sort(key=lambda e: names.get(e.get('id')) not in source.chosen)
     return content
 
 
@@ -232,10 +234,12 @@ def _size_of(file, row):
 
 
 def _classes(content):
-    """Returns {category id: name}, none where they are damaged: nothing is trained on them."""
-    with contextlib.suppress(KeyError, TypeError):
-        return {entry['id']: str(entry['name']) for entry in content['categories']}
-    return {}
+    """Returns {category id: name}, the id for a name that is missing; damaged ones are left out."""
+    classes, entries = {}, content.get('categories')
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and isinstance(number := entry.get('id'), int | str):
+            classes[number] = str(entry.get('name') or number).strip()
+    return classes
 
 
 def _object(annotation, size, on_bad):
