@@ -10,6 +10,7 @@ import subprocess
 import sys
 from unittest import mock
 
+import jax
 import pytest
 from helpers import ROOT
 
@@ -51,6 +52,24 @@ def ran(monkeypatch):
 def fails(monkeypatch):
     """Returns the function that makes training raise an error."""
     return lambda error: monkeypatch.setattr(commands, 'train_mode', mock.Mock(side_effect=error))
+
+
+def test_a_device_that_is_full_is_one_line(fails, capsys):
+    error = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying ..')
+    fails(error)
+    assert main([CONFIG]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith('error: the memory of a device is full') and line.count('\n') == 1
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        main([CONFIG, '--debug'])
+
+
+def test_where_nothing_is_installed_a_line_says_what_to_run():
+    start = 'import runpy, sys; sys.modules["ml_collections"] = None; runpy.run_path("main.py", '
+    words = [sys.executable, '-c', f'{start}run_name="__main__")']
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr.count('\n') == 1
+    assert ended.stderr.startswith('error: ') and 'make demo' in ended.stderr
 
 
 def test_a_config_alone_trains_it_in_its_own_folder(ran, capsys):
