@@ -172,7 +172,7 @@ def gallery_picture(image_id, group):
         'kind': np.array([1, 2, 0]),
         'proposals': np.array(box * 10) + np.arange(10)[:, None],
         'scores': np.linspace(0.975, 0.5, 10),
-        'top_iou': 0.75,
+        'covered': 0.75,
         'recalled': 1,
         'objects': 1,
     }

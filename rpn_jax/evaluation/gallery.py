@@ -69,7 +69,7 @@ def _proposals(split, position, group, proposals, best):
         'kind': record.kind,
         'proposals': proposals.boxes[:valid] / scale(record, split.sizes[position]),
         'scores': proposals.scores[:valid],
-        'top_iou': metrics.top_iou(proposals.boxes[:valid], split.gt_boxes[position]),
+        'covered': float(best.mean()),
         'recalled': int((best >= 0.5).sum()),
         'objects': len(best),
     }

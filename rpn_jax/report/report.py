@@ -39,8 +39,8 @@ def write_page(
       sizes: {'objects': [n, 2], 'proposals': [m, 2]} float widths and heights in pixels.
       gallery: list of dicts with `image` [H, W, 3] uint8 RGB, which may be shrunk, the original's
         `size` (height, width), `image_id`, `group` ('best' or 'worst'), `boxes` [G, 4] and `kind`
-        [G], `proposals` [P, 4] and `scores` [P], best first, `top_iou` (float or None), the number
-        of `objects`, and how many of these the proposals `recalled` at IoU 0.5.
+        [G], `proposals` [P, 4] and `scores` [P], best first, the number of `objects`, `covered`,
+        the mean of their best IoUs, and how many the proposals `recalled` at IoU 0.5.
       misses: list of dicts, one for each missed object, as in rpn_jax.report.missed.
       doctor: Findings on the config, as diagnosis.config_checks yields them.
     """

@@ -77,7 +77,9 @@ def test_the_best_and_the_worst_images_come_with_their_proposals(split):
         moved = BOXES[: i + 1] - i * np.float32([4, 0, 4, 0])
         np.testing.assert_allclose(picture['proposals'], moved, atol=1e-4)
         assert picture['objects'] == len(picture['scores']) == i + 1
-    assert found[0]['recalled'] == 1 and found[0]['top_iou'] == pytest.approx(1)
+    assert found[0]['recalled'] == 1 and found[0]['covered'] == pytest.approx(1)
+    covered = [picture['covered'] for picture in found]
+    assert covered[0] > covered[1] > covered[3] > covered[2]  # as they are ranked
 
 
 class First(FakePredict):

@@ -30,7 +30,7 @@ def test_numbers_facts_and_anchors_appear(page):
     for text in (
         *('A <small> run & more', 'drawn shapes', '1,234 images', '5,678 objects', 'step 500'),
         *('0.432', '0.123', '0.200', '0.810', '0.987', 'AR@1000', 'top10_max_iou'),
-        *('best-0', 'worst-1', '1 of 1 recalled', 'top-10 IoU 0.75', 'proposal 1, score 0.975'),
+        *('best-0', 'worst-1', '1 of 1 recalled', 'covered at IoU 0.75', 'proposal 1, score 0.975'),
         *('model.dilations(1, 1, 2)', 'Over blind baselines2.2×', '95 % intervals'),
         *('16 px, 0.5 22 × 12', '47.6%', 'oracle_scores'),
     ):
@@ -149,7 +149,7 @@ def test_missing_keys_are_dashes_and_figures_are_of_the_proposals_there_can_be(t
     curves = metrics.curves(overlaps, [1, 10], 50)
     values['curves'] = {'proposals': curves | {'recall@0.5/count': [None, 0.1]}}
     values['sizes'] = {'objects': [[0, 4], [3, 5]], 'proposals': [[2, 2], [np.nan, 2]]}
-    values['gallery'][0] |= {'top_iou': None, 'proposals': np.zeros((0, 4)), 'scores': []}
+    values['gallery'][0] |= {'covered': 0.0, 'proposals': np.zeros((0, 4)), 'scores': []}
     page = write_page(tmp_path, **values)
     assert 'NaN' not in page.inside['script'] and '–' in page.text
     assert 'BoxesAR@10top10_max_iou' in page.text and 'first 50 proposals' in page.text
