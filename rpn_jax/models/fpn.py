@@ -6,10 +6,12 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from rpn_jax.errors import InputError
 from rpn_jax.models import patches
-from rpn_jax.models.convolution import convolve
+from rpn_jax.models.convolution import WAYS, convolve
 from rpn_jax.models.resnet import EPSILON, FrozenBatchNorm
 
+NORMS = '', 'frozen', 'batch', 'group'
 # As torchvision's kaiming_uniform_(a=1) and detectron2's c2_xavier_fill.
 XAVIER = nn.initializers.variance_scaling(1, 'fan_in', 'uniform')
 
@@ -37,6 +39,7 @@ class FPN(nn.Module):
         The last convolution then reads the neighbourhoods of the cells only, in the levels that
         have more cells than these.
         """
+        check(self)
         maps = maps if isinstance(maps, tuple | list) else (maps,)
         maps = [x.astype(self.dtype) for x in maps]
         sums = [self._layer(train, x, f'lateral{i}', 1) for i, x in enumerate(maps)]
@@ -105,6 +108,15 @@ class Affine(nn.Module):
         return kernel, self.param(
             'bias', zeros, self.shape[-1:], jnp.float32
         ) if self.bias else None
+
+
+def check(fpn):
+    """Raises InputError where the fields of an FPN make no pyramid."""
+    if fpn.channels < 1 or fpn.extra < 0 or fpn.norm not in NORMS or fpn.convolution not in WAYS:
+        raise InputError(
+            f'fpn_channels: {fpn.channels}, fpn_extra {fpn.extra}, fpn_norm {fpn.norm!r} and conv '
+            f'{fpn.convolution!r} need at least 1, at least 0, one of {NORMS} and one of {WAYS}'
+        )
 
 
 def enlarged(x, shape):

@@ -50,6 +50,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
+        check(self)
         x = images.astype(self.dtype)
         x = max_pool(relu(self._layer(1, train, x, 'stem_conv', self.width, 7, stride=2)))
         outputs = {}
@@ -253,12 +254,14 @@ def check(model):
         'norm': ('frozen', 'batch', 'group'),
         'frozen_stages': (0, 1, 2, 3, 4, 5),
         'dtype': ('float32', 'bfloat16'),
+        'convolution': WAYS,
     }
-    for key, choices in choices_of.items():
-        if (value := getattr(model, key)) not in choices:
-            raise InputError(f'{key}: {value!r} is not one of {choices}')
-    if model.convolution not in WAYS:
-        raise InputError(f'conv: {model.convolution!r} is not one of {WAYS}')
+    keys = {'convolution': 'conv'}  # fields whose key in a config has another name
+    for name, choices in choices_of.items():
+        value = getattr(model, name)
+        shown = value if name != 'dtype' or isinstance(value, str) else jnp.dtype(value).name
+        if shown not in choices:
+            raise InputError(f'{keys.get(name, name)}: {value!r} is not one of {choices}')
     width, dilations, remat = model.width, model.dilations, model.remat
     if len(dilations) != 4 or not all(isinstance(d, int) and d >= 1 for d in dilations):
         raise InputError(f'dilations: {dilations!r} is not four integers >= 1')

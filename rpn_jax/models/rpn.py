@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rpn_jax.errors import InputError
+from rpn_jax.models import fpn as pyramid
 from rpn_jax.models import patches, resnet
 from rpn_jax.models.convolution import convolve
 from rpn_jax.models.fpn import FPN, Affine
@@ -198,11 +199,7 @@ def check_pyramid(backbone, fpn, stages):
         )
     if any(b - a > 1 for a, b in zip(stages, stages[1:], strict=False)):
         raise InputError(f'fpn_stages: {stages} leave out a stage')
-    if fpn.channels < 1 or fpn.extra < 0 or fpn.norm not in ('', 'frozen', 'batch', 'group'):
-        raise InputError(
-            f'fpn_channels: {fpn.channels}, fpn_extra {fpn.extra} and fpn_norm {fpn.norm!r} need '
-            "at least 1, at least 0, and one of '', 'frozen', 'batch', 'group'"
-        )
+    pyramid.check(fpn)
 
 
 def check_canvases(model, canvases):

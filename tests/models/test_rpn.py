@@ -6,12 +6,13 @@ import re
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import KEY, PYRAMIDS, RATIOS, Strided, config_of, normal, shape_of
 
 from rpn_jax.errors import InputError
-from rpn_jax.models import resnet, rpn
+from rpn_jax.models import fpn, resnet, rpn
 
 K, C = 3, 16
 
@@ -299,3 +300,30 @@ def test_what_makes_no_network_is_named(key, value):
     named = 'anchors: sizes' if key in anchors else f'{key}: {value!r}'
     with pytest.raises(InputError, match=re.escape(named)):
         rpn.build(model, anchors)
+
+
+@pytest.mark.parametrize(
+    ('module', 'shape', 'complaint'),
+    [
+        (resnet.ResNet(34), (1, 32, 32, 3), 'depth: 34 is not one of'),
+        (resnet.ResNet(26, 6, norm='group'), (1, 32, 32, 3), 'last_stage: 6 is not one of'),
+        (resnet.ResNet(26, norm='layer'), (1, 32, 32, 3), "norm: 'layer' is not one of"),
+        (resnet.ResNet(26, convolution='x'), (1, 32, 32, 3), "conv: 'x' is not one of"),
+        (fpn.FPN(8, norm='layer'), (1, 8, 8, 4), "fpn_norm 'layer'"),
+        (fpn.FPN(8, extra=-1), (1, 8, 8, 4), 'fpn_extra -1'),
+    ],
+)
+def test_a_module_by_itself_names_what_is_wrong_with_it(module, shape, complaint):
+    with pytest.raises(InputError, match=complaint):
+        jax.eval_shape(module.init, KEY, shape_of(*shape))
+
+
+def test_modules_by_themselves_take_types_for_their_names_and_one_map():
+    images, maps = shape_of(1, 32, 32, 3), shape_of(2, 8, 8, 4)
+    made = jax.eval_shape(
+        lambda x: resnet.ResNet(26, 3, width=8, dtype=jnp.bfloat16).init_with_output(KEY, x)[0],
+        images,
+    )
+    assert made['conv3'].dtype == jnp.bfloat16
+    levels = jax.eval_shape(lambda x: fpn.FPN(8).init_with_output(KEY, x)[0], maps)
+    assert [level.shape for level in levels] == [(2, 8, 8, 8), (2, 4, 4, 8)]
