@@ -74,6 +74,7 @@ class Detector:
         """
         if isinstance(image, list | tuple):
             return [self.propose(each) for each in image]
+        image = np.asarray(image)  # Pillow's, say
         batch = self._batch(image)
         proposals = jax.tree.map(lambda x: x[0], self._predict(self.variables, batch))
         (height, width), size = image.shape[:2], batch['size'][0]
@@ -106,7 +107,7 @@ class Detector:
 
     def _batch(self, image):
         image = np.asarray(image)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(
                 f'an image of {image.dtype} {image.shape}; it must be uint8 [height, width, 3] RGB'
             )

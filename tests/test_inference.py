@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import finished_run, tiny_config
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import rpn_jax
@@ -143,8 +144,19 @@ def test_other_variables_are_used_at_once(trained, scene, monkeypatch):
     assert not np.array_equal(before[1], trained.propose(scene).scores)
 
 
+def test_an_image_of_pillow_is_as_good_as_its_array(trained, scene):
+    for own, expected in zip(
+        trained.propose(Image.fromarray(scene)), trained.propose(scene), strict=True
+    ):
+        np.testing.assert_array_equal(own, expected)
+
+
 @pytest.mark.parametrize(
-    'image', [np.zeros((9, 9, 3)), np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8)]
+    'image',
+    [
+        np.zeros((9, 9, 3)),
+        *(np.zeros(shape, np.uint8) for shape in ((9, 9), (9, 9, 4), (0, 4, 3), (4, 0, 3))),
+    ],
 )
 def test_what_is_no_rgb_image_is_refused(trained, image):
     """A float image between 0 and 1 would become black without a word."""
