@@ -95,16 +95,16 @@ def _with_findings(config, folder):
 
     def tell(findings):
         for finding in findings:
+            found.append(finding)
             if finding.level != 'info':
                 logger.warning(finding.line())
-        found.extend(findings)
 
     def make(model, source, devices):
         sizes = data.canvases_of(source, data.check(data.Options(**config.data))).sizes
         tell(doctor.ground_truth(config, model, source, sizes, most=EXAMINED))
         return evaluator(config, folder)(model, source, devices)
 
-    tell([*config_checks.findings(config)])
+    tell(config_checks.findings(config))
     return make, found
 
 
@@ -236,7 +236,7 @@ def inspect_mode(config, folder, *, batch=''):
     if kept:
         today = data.train_batch(source, options, seed=config.seed)(kept.step - 1)
         ids = [source.records[i].image_id for i in today['index']]
-        show(*nonfinite.compared(batch, kept, ids, today))
+        show(*nonfinite.compare_lines(batch, kept, ids, today))
     model = rpn.build(config.model, config.anchors)
     pretrained.load_for(model, config.model)  # which may not fit
     pictures, evidence, shown = folder / 'inspect', [], []
@@ -323,9 +323,9 @@ def lr_range_mode(config, folder):
         loss=config.loss,
         pixels=pixel_family(config.data.pixels, config.data.mean, config.data.std),
     )
-    found = lr_range.summary(measured)
-    _write_figures(folder, 'lr_range', found, rate_plots.range_test(measured, found))
-    show(*lr_range.lines(found, config.optim.learning_rate))
+    summary = lr_range.summary(measured)
+    _write_figures(folder, 'lr_range', summary, rate_plots.range_test(measured, summary))
+    show(*lr_range.lines(summary, config.optim.learning_rate))
     show(f'{folder / "lr_range.svg"} shows the losses, lr_range.json has the numbers')
 
 
@@ -334,8 +334,8 @@ def schedule_mode(config, folder):
     steps, rates = schedule.rates(config.optim, config.steps)
     picture = rate_plots.over_steps(steps, rates)
     _write_figures(folder, 'schedule', schedule.summary(steps, rates), picture)
-    found = [*config_checks.rate(config), *config_checks.schedule(config)]
-    show(*schedule.lines(steps, rates), *doctor.lines(found, none=[]))
+    findings = [*config_checks.rate(config), *config_checks.schedule(config)]
+    show(*schedule.lines(steps, rates), *(doctor.lines(findings) if findings else ()))
     show(f'{folder / "schedule.svg"} shows it, schedule.json has the numbers')
 
 

@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent / 'configs'
 FOLDER = FOLDER if FOLDER.is_dir() else Path(__file__).parent.parent / 'configs'
 PREFIX = '--config.'  # of the command line, before a key
-
-
 NAME = str | int  # of a category, or its id
 MOST = 2**31 - 1  # of an int32, as JAX counts
 

@@ -13,7 +13,7 @@ LONGEST = 60  # characters of their names in the name of a source
 
 
 def only(source, categories, *, complete=False):
-    """Returns a Source with the objects of these categories alone, each a name or an id of COCO.
+    """Returns a Source with only the objects of these categories, each a name or an id of COCO.
 
     Objects of others are left out as if they were not annotated, difficult ones and crowds too.
     Raises InputError where no image has an object of any of them, with `complete` of each.
@@ -25,7 +25,7 @@ def only(source, categories, *, complete=False):
     seen = set().union(*classes) - {''}
     known = seen.union(by_id.values())
     if '' in categories:
-        raise InputError("categories: '' is the name of none")
+        raise InputError("categories: '' names no category; () takes all")
     wanted = {name if name in known else by_id.get(name, name) for name in map(str, categories)}
     missing = sorted(wanted - seen)
     if missing and (complete or not wanted & seen):
@@ -33,7 +33,7 @@ def only(source, categories, *, complete=False):
         hint = f'did you mean {" or ".join(near)}?' if near else f'there are {_listed(seen)}'
         raise InputError(f'categories: no object of {source.name} is a {missing[0]!r}; {hint}')
     if missing:
-        logger.warning(f'no object of {source.name} is of the categories {", ".join(missing)}')
+        logger.warning(f'categories: {source.name} has no object of {", ".join(missing)}')
     records = [
         _selected(record, np.array([name in wanted for name in names], bool))
         for record, names in zip(source.records, classes, strict=True)
@@ -43,9 +43,9 @@ def only(source, categories, *, complete=False):
     few = names if len(names) <= LONGEST else f'{len(wanted & seen)} categories'
     note = f'{source.name}: {kept} objects are {names}; {every - kept} others are left out'
     return source._replace(
-        name=f'{source.name}, {few} alone',
+        name=f'{source.name} ({few} only)',
         records=records,
-        whole=source.records,
+        unfiltered=source.records,
         chosen=tuple(sorted(wanted)),
         notes=(*source.notes, note),
     )

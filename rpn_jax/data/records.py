@@ -67,7 +67,7 @@ class Source(NamedTuple):
     annotations: Sequence[Path] = ()  # COCO's json file, or one XML file of VOC for each record
     categories: Mapping[int | str, str] = MappingProxyType({})  # COCO's: a name for each id
     chosen: tuple[str, ...] = ()  # the categories of its objects where others were left out
-    whole: Sequence[Record] | None = None  # the records with those, too
+    unfiltered: Sequence[Record] | None = None  # the records with the objects of all categories
 
 
 def from_paths(name, records, paths, problems=()):
@@ -95,9 +95,9 @@ def reader(records, files):
     return read
 
 
-def as_in_files(source):
+def with_all_categories(source):
     """Returns the records of a Source with the objects of all categories, chosen or not."""
-    return source.records if source.whole is None else source.whole
+    return source.records if source.unfiltered is None else source.unfiltered
 
 
 def select(source, positions):
@@ -114,7 +114,7 @@ def select(source, positions):
         annotations = [annotations[i] for i in positions]
     return source._replace(
         records=[source.records[i] for i in positions],
-        whole=source.whole and [source.whole[i] for i in positions],
+        unfiltered=source.unfiltered and [source.unfiltered[i] for i in positions],
         read=lambda i: source.read(positions[i]),
         files=files,
         problems=(),

@@ -99,7 +99,7 @@ def diagnose(config, *, seconds=SECONDS):
                 logger.info('training shortly at several learning rates; this takes minutes')
                 study['probe'] = _probe(config, source, options, tensors, seconds)
                 found += probe_checks.findings(study['probe'], config)
-                logger.info('compiling the update at its own size')
+                logger.info("compiling the update for the config's own canvas")
                 found += _cost(config, study, plan, options, evaluated)
         except InputError as error:
             what = 'An image cannot be read.'
@@ -295,13 +295,10 @@ def _scaled(sizes, factor):
     )
 
 
-HEALTHY = ['nothing found: the data, the config and the first steps look as they should']
-
-
-def lines(findings, count=8, none=HEALTHY):
-    """Returns the lines that are printed: at most `count` findings, or those for none."""
+def lines(findings, count=8):
+    """Returns the lines that are printed: at most `count` findings."""
     if not findings:
-        return none
+        return ['nothing found: the data, the config and the first steps look as they should']
     shown = []
     for number, each in enumerate(findings[:count], start=1):
         shown += [

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rpn_jax.diagnosis.statistics import evenly
 from rpn_jax.training.optim import make_optimizer
 
 MOST = 2_000_000  # steps at most whose learning rate is computed
@@ -18,14 +19,14 @@ def rates(optim, steps, points=MOST):
     optim are keywords of make_optimizer; the steps are evenly spaced, at most `points` of them.
     """
     _, rate = make_optimizer(**optim, steps=steps)
-    at = _evenly(steps, points)
-    found = jax.jit(jax.vmap(lambda step: jnp.float32(rate(step))))(jnp.asarray(at, jnp.int32))
-    return at + 1, np.asarray(found, np.float64)
+    at = evenly(steps, points)
+    computed = jax.jit(jax.vmap(lambda step: jnp.float32(rate(step))))(jnp.asarray(at, jnp.int32))
+    return at + 1, np.asarray(computed, np.float64)
 
 
 def summary(steps, rates):
     """Returns what schedule.json holds: the rates, the highest and its step, the last, the mean."""
-    highest, kept = int(np.argmax(rates)), _evenly(len(steps), POINTS)
+    highest, kept = int(np.argmax(rates)), evenly(len(steps), POINTS)
     return {
         'steps': steps[kept].tolist(),
         'learning_rates': [float(f'{rate:.6g}') for rate in rates[kept]],
@@ -40,17 +41,12 @@ def lines(steps, rates):
     """Returns lines of text: the learning rate along the run, with bars, and what is notable."""
     width, top = max(len(f'{steps[-1]:,}'), len('step')), max(rates.max(), 1e-30)
     shown = [f'{"step":>{width}}  learning rate']
-    for i in _evenly(len(steps), ROWS):
+    for i in evenly(len(steps), ROWS):
         bar = '#' * round(BAR * rates[i] / top)
         shown.append(f'{steps[i]:>{width},}  {rates[i]:<13.3g}  {bar}'.rstrip())
-    found = summary(steps, rates)
+    whole = summary(steps, rates)
     return [
         *shown,
-        f'highest {found["highest"]:.3g} at step {found["highest_at"]:,}, mean {found["mean"]:.3g},'
-        f' last {found["last"]:.3g}',
+        f'highest {whole["highest"]:.3g} at step {whole["highest_at"]:,}, mean {whole["mean"]:.3g},'
+        f' last {whole["last"]:.3g}',
     ]
-
-
-def _evenly(count, most):
-    """Returns at most so many evenly spaced indices of `count` items, the first and last too."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from rpn_jax.data.records import OBJECT, as_in_files
+from rpn_jax.data.records import OBJECT, with_all_categories
 from rpn_jax.errors import InputError
 
 NEAR = {'xmin': 1, 'ymin': 1, 'xmax': 0, 'ymax': 0}  # VOC counts near corners from 1
@@ -29,7 +29,7 @@ def differences(source):
     is_coco = source.records[0].coco_id is not None
     read_again = _of_coco(source) if is_coco else map(_of_voc, source.annotations)
     sentences = []
-    for record, (boxes, are_objects) in zip(as_in_files(source), read_again, strict=True):
+    for record, (boxes, are_objects) in zip(with_all_categories(source), read_again, strict=True):
         boxes = np.clip(np.reshape(boxes, (-1, 4)), 0, [*record.size[::-1]] * 2)
         here = len(record.boxes), int(np.sum(record.kind == OBJECT)), _extent(record.boxes)
         there = len(boxes), sum(are_objects), _extent(boxes)
@@ -62,7 +62,7 @@ def _of_coco(source):
     coco.dataset = {'images': content['images'], 'annotations': annotations}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
         coco.createIndex()
-    for record in as_in_files(source):
+    for record in with_all_categories(source):
         name = coco.loadImgs([record.coco_id])[0]['file_name'].replace('\\', '/')
         own = PurePath(name).name == PurePath(record.image_id).name
         entries = coco.imgToAnns.get(record.coco_id, ()) if own else ()

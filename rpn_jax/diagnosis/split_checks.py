@@ -12,6 +12,7 @@ from rpn_jax.data.check import examined
 from rpn_jax.data.images import BadRecord
 from rpn_jax.data.records import Kind
 from rpn_jax.diagnosis.finding import MEASURE, SCHEDULE, TRUTH, Finding
+from rpn_jax.diagnosis.statistics import evenly
 
 EXAMINED = 200  # images of the evaluation whose files are compared with those of training
 
@@ -79,7 +80,7 @@ def shared(source, other):
         return 0, 0
     digests = {facts.digest for facts in examined(source)}
     names, every = {*source.files.names}, len(other.records)
-    rows = np.unique(np.linspace(0, every - 1, min(every, EXAMINED)).astype(int)).tolist()
+    rows = evenly(every, EXAMINED).tolist()
     return sum(
         other.files.names[i] in names or _digest(other.files, i) in digests for i in rows
     ), len(rows)

@@ -116,3 +116,8 @@ def _percentiles(values):
     if not len(values):
         return {f'{p}': None for p in PERCENTILES}
     return {f'{p}': float(np.percentile(values, p)) for p in PERCENTILES}
+
+
+def evenly(count, limit):
+    """Returns at most `limit` evenly spaced indices of `count` items, with the first and last."""
+    return np.unique(np.linspace(0, count - 1, min(count, limit)).astype(int))

@@ -9,6 +9,7 @@ import re
 import jinja2
 import numpy as np
 
+from rpn_jax.diagnosis.statistics import evenly
 from rpn_jax.files import write_atomically
 from rpn_jax.report import drawings, plots
 
@@ -128,4 +129,4 @@ def plain(value):
 
 def _thin(values, limit):
     """Returns at most `limit` of a list of values, evenly spaced, as JSON can hold them."""
-    return plain([values[i] for i in plots.evenly(len(values), limit)])
+    return plain([values[i] for i in evenly(len(values), limit)])

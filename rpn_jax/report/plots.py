@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from rpn_jax.diagnosis.statistics import evenly
+
 LOSSES = {'loss': 'total', 'loss_objectness': 'objectness', 'loss_box': 'box'}
 BOUNDS = ('anchors', 'oracle')  # baselines that no proposals can exceed; all others are blind
 
@@ -58,11 +60,6 @@ def smooth(values):
     window = np.ones(2 * (len(values) // 50) + 1)
     total, count = (np.convolve(v, window, 'same') for v in (np.where(known, values, 0), known))
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def evenly(count, limit):
-    """Returns at most `limit` evenly spaced indices of `count` items, with the first and last."""
-    return np.unique(np.linspace(0, count - 1, min(count, limit)).astype(int))
 
 
 def finite(x, y):

@@ -22,10 +22,10 @@ def over_steps(steps, rates):
 
 
 @matplotlib.rc_context(plots.RC)
-def range_test(measured, found):
-    """Draws the losses of a lr_range.Range over the learning rate, as they are (thin) and smooth.
+def range_test(measured, summary):
+    """Draws the losses of an lr_range.RangeTest over the learning rate, single and averaged.
 
-    found is its lr_range.summary; what it suggests is marked. Returns SVG bytes.
+    summary is its lr_range.summary; what it suggests is marked. Returns SVG bytes.
     """
     figure, axes = _axes()
     plots.draw_line(axes, measured.rates, measured.losses, {'color': GREY, 'linewidth': 0.9})
@@ -34,8 +34,8 @@ def range_test(measured, found):
     axes.set(xscale='log', ylim=(0, top or 1), xlabel='learning rate')
     axes.set_ylabel('loss: of a step (thin), averaged (thick)')
     axes.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
-    if found['suggested']:
-        rate, low = found['suggested'].values()
+    if summary['suggested']:
+        rate, low = summary['suggested'].values()
         axes.axvspan(low * rate, rate, color=ORANGE, alpha=0.12, linewidth=0)
         axes.axvline(rate, color=ORANGE, linewidth=1.6)
         text = f'{rate:g}; in cycles from {low * rate:.2g}'

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rpn_jax.diagnosis.statistics import evenly
 from rpn_jax.evaluation import metrics
 from rpn_jax.report import anchor_tables, drawings, findings, missed, pages, plots
 from rpn_jax.report.pages import figure, recall_figure
@@ -48,7 +49,7 @@ def write_page(
     anchors = evaluation.get('anchors')
     some = [  # without the lists by anchor type, which their plot has
         {key: value for key, value in history[i].items() if key != 'anchors'}
-        for i in plots.evenly(len(history), _HISTORY)
+        for i in evenly(len(history), _HISTORY)
     ]
     found = findings.findings(history, evaluation, sizes)
     pages.write(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rpn_jax.data.records import as_in_files
+from rpn_jax.data.records import with_all_categories
 from rpn_jax.errors import InputError
 from rpn_jax.files import read_json, write_atomically
 
@@ -29,7 +29,7 @@ def summary(sources):
     """
     return {
         f'{SPLITS[split]} data': f'{source.name}, {len(source.records)} images, hash '
-        + _hash(''.join(digests(as_in_files(source))))
+        + _hash(''.join(digests(with_all_categories(source))))
         for split, source in sources.items()
     }
 
@@ -37,7 +37,7 @@ def summary(sources):
 def write(folder, sources):
     """Keeps the digests of sources {'train' or 'eval': Source} in a workdir, beside others."""
     own = {
-        split: {'name': source.name, 'records': digests(as_in_files(source))}
+        split: {'name': source.name, 'records': digests(with_all_categories(source))}
         for split, source in sources.items()
     }
     try:
@@ -62,7 +62,7 @@ def check(folder, sources, strict=False):
             f'{len(source.records)}: {found}; put them back, or name another --workdir'
             for split, source in sources.items()
             if split in known
-            if (found := difference(known[split]['records'], as_in_files(source)))
+            if (found := difference(known[split]['records'], with_all_categories(source)))
         ]
     except ValueError:
         messages = [f'{path}: is damaged, so that the data cannot be compared; delete it']

@@ -102,7 +102,6 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
                     try:
                         signals.check(step, progress.signal)
                         if due and checkpoints.best:  # the figure is saved with the checkpoint
-                            progress.flush()
                             figures = between(state, step)
                         if last or step % checkpoints.every == 0 or checkpoints.is_best(figures):
                             save(figures, needed=last)
@@ -232,6 +231,7 @@ def _evaluate(evaluate, signals, state, step, brief=False):
 
 def _evaluate_between(evaluate, signals, progress, state, step):
     """Returns the figures of a brief evaluation during training, and logs them; {} on others."""
+    progress.flush()
     evaluation = _evaluate(evaluate, signals, state, step, brief=True)
     progress.restart()
     figures = evaluation.summary['proposals'] if evaluation else {}

@@ -148,10 +148,11 @@ def read(path):
     )
 
 
-def compared(path, kept, image_ids, batch):
-    """Returns lines on a Kept of a file, beside the batch of these images as the data give it now.
+def compare_lines(path, kept, image_ids, batch):
+    """Returns lines of text that compare a file's step with the batch that the data give today.
 
-    Raises InputError where the file is of other images.
+    kept is the Kept of the file at path, image_ids are those of the batch. Raises
+    InputError where the file is of other images.
     """
     if image_ids != kept.image_ids:
         raise InputError(

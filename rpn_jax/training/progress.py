@@ -68,10 +68,10 @@ class Progress:
     def _write(self, step, batch_size, now):
         window = [metrics for metrics in self.window if 'skipped' not in metrics]
         skipped, self.window = len(self.window) - len(window), []
-        since_first, rate = (
+        overall, recent = (
             (step - first) / max(now - began, 1e-9) for first, began in (self._began, self._last)
         )
-        self._last = step, now
+        rate, self._last = recent or overall, (step, now)
         line = {}
         if window:
             types = anchors_line([metrics.pop('anchors') for metrics in window])
@@ -83,7 +83,7 @@ class Progress:
             'images_per_second': rate * batch_size,
         }
         self._log(step, line)
-        left = duration((self._steps - step) / since_first) if since_first else '?'
+        left = duration((self._steps - step) / overall) if overall else '?'
         means = 'all steps since the last line were skipped  '
         if window:
             means = (

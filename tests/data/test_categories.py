@@ -55,12 +55,12 @@ def test_objects_of_other_categories_are_left_out(chosen, boxes):
         keep = [whole.classes.index(name) for name in own.classes]
         for key in ('boxes', 'kind', 'areas'):
             np.testing.assert_array_equal(getattr(own, key), getattr(whole, key)[keep])
-    assert found.whole == source.records and found.chosen[0] == 'cat'
+    assert found.unfiltered == source.records and found.chosen[0] == 'cat'
     assert found.notes[0] == 'a note' and f': {sum(boxes)} objects are cat' in found.notes[1]
     assert found.notes[1].endswith(f'; {4 - sum(boxes)} others are left out')
     two = select(found, [2, 0])
     assert [len(record.boxes) for record in two.records] == [boxes[2], boxes[0]]
-    assert [len(record.boxes) for record in two.whole] == [2, 2]
+    assert [len(record.boxes) for record in two.unfiltered] == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_objects_of_other_categories_are_left_out(chosen, boxes):
     [
         ([('cat',)], ('cot',), False, r"no object of drawn is a 'cot'; did you mean cat\?$"),
         ([('cat',)], ('cat', 'owl'), True, "no object of drawn is a 'owl'; there are cat$"),
-        ([('cat',)], ('cat', ''), False, "'' is the name of none$"),
+        ([('cat',)], ('cat', ''), False, "'' names no category"),
         ([('',), ()], ('cat',), False, "is a 'cat'; there are none$"),
         ([tuple('abcdefghijklmnopqrstuvwxyz')[:2]] * 13, ('cat',), False, 'there are a, b$'),
         ([None, None], ('cat',), False, 'drawn has none; leave categories empty$'),
@@ -81,8 +81,8 @@ def test_a_category_that_no_object_has_is_refused(classes, chosen, complete, com
 
 def test_a_category_may_be_missing_where_there_are_others_of_the_chosen(caplog):
     found = categories.only(source_of(('cat', 'owl')), ('cat', 'dog'))
-    assert caplog.messages == ['no object of drawn is of the categories dog']
-    assert found.name == 'drawn, cat alone'
+    assert caplog.messages == ['categories: drawn has no object of dog']
+    assert found.name == 'drawn (cat only)'
     assert found.notes[1] == 'drawn: 1 objects are cat; 1 others are left out'
 
 
@@ -109,7 +109,7 @@ def test_coco_has_names_and_ids_and_its_file_says_the_same(folder):
     assert by_name.notes == by_id.notes
     assert [record.kind.tolist() for record in by_name.records] == [[Kind.CROWD, 1], [], []]
     assert second_reading.differences(by_name) == (3, [])
-    assert by_name.name == 'coco coco train2017, cat alone'
+    assert by_name.name == 'coco coco train2017 (cat only)'
     every = opened(folder, 'coco', 'train2017', ())
     assert (
         data_identity.summary({'eval': every})['evaluation data'].split('hash')[1]
@@ -136,8 +136,13 @@ def test_voc_has_names(tmp_path):
 def test_a_category_without_a_name_is_called_by_its_id(folder):
     file = folder / 'annotations/instances_train2017.json'
     content = json.loads(file.read_text())
-    file.write_text(json.dumps(content | {'categories': [{'id': 5}, {'id': 9, 'name': 'cat'}, 7]}))
+    file.write_text(
+        json.dumps(
+            content | {'categories': [7, {'id': 5.0}, {'id': [5]}, {'id': 9, 'name': 'cat'}]}
+        )
+    )
     source = opened(folder, 'coco', 'train2017', (5,))
+    assert coco.entries(source)['categories'][0] == {'id': 5.0}
     assert source.chosen == ('5',) and [len(r.boxes) for r in source.records] == [1, 0, 0]
 
 

@@ -14,9 +14,9 @@ RATES = np.geomspace(lr_range.LOWEST, lr_range.HIGHEST, lr_range.STEPS)
 
 
 def measured(losses):
-    """Returns the Range of losses, one for each of the first rates."""
+    """Returns the RangeTest of losses, one for each of the first rates."""
     losses = np.asarray(losses, float)
-    return lr_range.Range(RATES[: len(losses)], losses, lr_range.moving_average(losses))
+    return lr_range.RangeTest(RATES[: len(losses)], losses, lr_range.moving_average(losses))
 
 
 def falling(lowest=0.05, diverges=0.5):
@@ -30,7 +30,7 @@ def falling(lowest=0.05, diverges=0.5):
 def test_the_moving_average_is_a_weighted_mean_of_what_came_before():
     losses = np.random.default_rng(0).uniform(0, 1, 9)
     for n, value in enumerate(lr_range.moving_average(losses), start=1):
-        weights = lr_range.MEMORY ** np.arange(n)[::-1]
+        weights = lr_range.DECAY ** np.arange(n)[::-1]
         assert value == pytest.approx(np.average(losses[:n], weights=weights))
 
 
@@ -39,7 +39,7 @@ def test_rates_are_suggested_between_where_the_loss_falls_and_where_it_grows():
     assert 1e-3 < found['falls_from'] < 5e-3
     assert 0.05 < found['lowest_at'] <= 0.5 < found['diverges_at'] < 1
     rate, low = found['suggested'].values()
-    assert rate == pytest.approx(found['lowest_at'] / lr_range.SAFE, rel=0.05)
+    assert rate == pytest.approx(found['lowest_at'] / lr_range.MARGIN, rel=0.05)
     assert low * rate == pytest.approx(found['falls_from'], rel=0.1)
     first, *flags = lr_range.lines(found, 0.01)
     assert (
@@ -68,7 +68,7 @@ def test_noise_is_no_fall_and_the_fall_begins_after_it(seed):
 
 def test_the_rate_of_the_config_is_put_beside_them():
     found = lr_range.summary(measured(falling()))
-    for given, words in ((1e-5, 'lies below'), (0.02, 'may stay'), (3.0, 'lies above')):
+    for given, words in ((1e-5, 'lies below'), (0.02, 'keep it'), (3.0, 'lies above')):
         assert f'the config has {given:g}, which' in (line := lr_range.lines(found, given)[-1])
         assert words in line
 
@@ -87,7 +87,7 @@ def test_the_command_trains_with_rates_that_grow_and_stops_where_the_loss_does(
     assert main.main(['lr_range', *flags]) == 0
     printed = capsys.readouterr().out
     content = json.loads((tmp_path / 'lr_range.json').read_text())
-    assert content['rates'][0] == lr_range.LOWEST and len(content['losses']) <= 30
+    assert content['learning_rates'][0] == lr_range.LOWEST and len(content['losses']) <= 30
     assert content['losses'][0] == pytest.approx(0.7, rel=0.2)  # of a head that knows nothing
     assert content['lowest_loss'] < 0.9 * content['losses'][0]
     assert f'--config.optim.learning_rate={content["suggested"]["learning_rate"]:g}' in printed

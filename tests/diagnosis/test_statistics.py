@@ -78,3 +78,8 @@ def test_a_plain_folder_of_images_has_statistics_and_no_training(tmp_path, capsy
     flags += ['--config.data.source=images', f'--config.data.path={folder}']
     assert main.main(flags) == 1
     assert "'images' has no boxes to learn from" in capsys.readouterr().err
+
+
+def test_indices_are_spaced_evenly_from_the_first_to_the_last():
+    for count, most, expected in ((5, 10, [0, 1, 2, 3, 4]), (101, 3, [0, 50, 100]), (0, 3, [])):
+        assert statistics.evenly(count, most).tolist() == expected

@@ -63,5 +63,3 @@ def test_columns_mark_what_is_missing_and_means_skip_it():
     expected = [np.nanmean(values[max(0, i - 2) : i + 3]) for i in range(110)]
     np.testing.assert_allclose(plots.smooth(values), expected)
     np.testing.assert_array_equal(plots.smooth(np.array([np.nan, 5.0])), [np.nan, 5])
-    for count, most, expected in ((5, 10, [0, 1, 2, 3, 4]), (101, 3, [0, 50, 100]), (0, 3, [])):
-        assert plots.evenly(count, most).tolist() == expected

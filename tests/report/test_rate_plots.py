@@ -10,7 +10,7 @@ from rpn_jax.report import rate_plots
 @pytest.mark.parametrize('losses', [np.linspace(1, 0.2, 140), np.ones(140), [1.0, np.nan]])
 def test_a_range_test_is_drawn_with_what_it_suggests(losses):
     rates = np.geomspace(lr_range.LOWEST, lr_range.HIGHEST, lr_range.STEPS)[: len(losses)]
-    found = lr_range.Range(rates, np.array(losses), lr_range.moving_average(losses))
+    found = lr_range.RangeTest(rates, np.array(losses), lr_range.moving_average(losses))
     summary = lr_range.summary(found)
     text = rate_plots.range_test(found, summary).decode()
     assert text.startswith('<svg') and 'averaged (thick)' in text

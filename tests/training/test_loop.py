@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import time
 from typing import NamedTuple
 
 import jax
@@ -95,6 +96,16 @@ def test_a_step_that_is_not_finite_is_skipped_and_a_resumed_run_counts_it(spoile
     assert_same(jax.device_get(state), jax.device_get(whole))
     (again,) = read_history(tmp_path)
     assert again | {'images_per_second': line['images_per_second']} == line
+
+
+def test_the_speed_of_a_line_is_without_the_evaluation_at_its_step(tmp_path):
+    config = tiny_config(log_every=2, evaluation__every=4, checkpoint__every=100)
+    slow = evaluate_as(lambda step: time.sleep(2 if step == 4 else 0) or 0.5, [])
+    loop.train(config, tmp_path, slow)
+    lines = [line for line in read_history(tmp_path) if 'loss' in line]
+    speeds = {line['step']: line['images_per_second'] for line in lines}
+    assert speeds.keys() == {2, 4, 6, 8}
+    assert min(speeds[4], speeds[6]) > 3 * 4 / 2  # as would be, of 3 steps of 4 images, with it
 
 
 @pytest.mark.parametrize('failing', [{4}, {2, 4, 6}, {4, 8}])

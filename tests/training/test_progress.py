@@ -86,6 +86,18 @@ def test_the_speed_is_that_of_training_alone(monkeypatch):
     assert [scalars['images_per_second'] for _, scalars in log] == [4, 4]
 
 
+def test_a_line_whose_step_is_the_first_after_an_evaluation_has_the_mean_speed(monkeypatch):
+    clock = iter([10, 11, 13])
+    monkeypatch.setattr('time.monotonic', lambda: next(clock))
+    progress, log = make(log_every=1, steps=9)
+    for step in range(1, 4):
+        progress.read(step, metrics(float(step)), np.arange(4), None)
+        if step == 3:
+            progress.restart()
+    progress.flush()
+    assert [scalars['images_per_second'] for _, scalars in log] == [0, 4, 4 * 2 / 3]
+
+
 def test_anchor_types_have_means_over_their_positives_in_the_window():
     steps = [
         {'positives': np.float32([2, 0, 0]), 'loss_box': np.float32([1, 0, 0.5])}

@@ -99,20 +99,24 @@ def parse(path, pictures='', on_bad='error'):
     return [row.record(coco_id) for coco_id, row in rows.items()], problems, class_of
 
 
-def class_name(annotation, class_of):
-    """Returns the name of an annotation's category, of {category id: name}; '' where unknown."""
-    category = annotation.get('category_id')
+def class_name(category, class_of):
+    """Returns the name of a category's id, of {category id: name}; '' where that is unknown."""
     return class_of.get(category, '') if isinstance(category, Hashable) else ''
 
 
 def entries(source):
-    """Returns the content of a Source's json, of its annotations those of chosen categories."""
+    """Returns the content of a Source's json, with only the annotations of its chosen categories."""
     content, names = read(source.annotations[0]), source.categories
     if source.chosen:
-        own = [e for e in content['annotations'] if class_name(e, names) in source.chosen]
-        content['annotations'] = own
-        # The first category is that of results, whatever it is.
-        content['categories'].sort(key=lambda e: names.get(e.get('id')) not in source.chosen)
+        content['annotations'] = [
+            each
+            for each in content['annotations']
+            if class_name(each.get('category_id'), names) in source.chosen
+        ]
+        # Results have the first category: it is one of the chosen.
+        known = [e for e in content['categories'] if isinstance(e, dict)]
+        known.sort(key=lambda e: class_name(e.get('id'), names) not in source.chosen)
+        content['categories'] = known
     return content
 
 
@@ -187,7 +191,7 @@ class _Row:
         self.boxes.append(box)
         self.kinds.append(kind)
         self.areas.append(area if has_area else (given[2] - given[0]) * (given[3] - given[1]))
-        self.classes.append(class_name(annotation, class_of))
+        self.classes.append(class_name(annotation.get('category_id'), class_of))
 
     def record(self, coco_id):
         own = self.name, self.size or (0, 0), self.boxes, self.kinds, self.remarks
@@ -235,9 +239,10 @@ def _size_of(file, row):
 
 def _classes(content):
     """Returns {category id: name}, the id for a name that is missing; damaged ones are left out."""
-    classes, entries = {}, content.get('categories')
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, dict) and isinstance(number := entry.get('id'), int | str):
+    classes, listed = {}, content.get('categories')
+    for entry in listed if isinstance(listed, list) else ():
+        with contextlib.suppress(InputError, AttributeError):  # it has no id, or is no json object
+            number = _id(entry, 'id')
             classes[number] = str(entry.get('name') or number).strip()
     return classes
 
