@@ -18,6 +18,7 @@ def over_steps(steps, rates):
     axes.set(xlabel='step', ylabel='learning rate', ylim=(0, 1.05 * rates.max() or 1))
     plots.whole_ticks(axes.xaxis)
     axes.yaxis.set_major_formatter(lambda value, _: f'{value:.6g}')
+    figure.tight_layout()
     return plots.svg(figure)
 
 
@@ -40,11 +41,11 @@ def range_test(measured, summary):
         axes.axvline(rate, color=ORANGE, linewidth=1.6)
         text = f'{rate:g}; in cycles from {low * rate:.2g}'
         axes.text(rate, 0.97 * top, f' {text}', color=ORANGE, va='top', ha='left', fontsize=11.5)
+    figure.tight_layout()
     return plots.svg(figure)
 
 
 def _axes():
     figure = Figure(figsize=(10, 4.6))
     axes = figure.subplots()
-    figure.subplots_adjust(left=0.09, right=0.97, top=0.95, bottom=0.14)
     return figure, axes

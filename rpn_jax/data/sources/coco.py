@@ -105,7 +105,7 @@ def class_name(category, class_of):
 
 
 def entries(source):
-    """Returns the content of a Source's json, with only the annotations of its chosen categories."""
+    """Returns the content of a Source's json, with the annotations of chosen categories only."""
     content, names = read(source.annotations[0]), source.categories
     if source.chosen:
         content['annotations'] = [
