@@ -128,6 +128,10 @@ def evaluate_mode(config, folder, *, step=None, output='', strict=False):
     evaluation = evaluate(variables, step)
 
     def publish():
+        if (folder / 'config.json').exists() and (
+            changes := workdir.changed(folder, config, workdir.MEASURED)
+        ):
+            evaluation.summary['other_keys'] = changes
         _publish(config, folder, evaluation)
         show('as other evaluators count, with 95 % intervals over images:')
         show(*protocols.lines(evaluation.results))

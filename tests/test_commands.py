@@ -23,6 +23,7 @@ from rpn_jax.diagnosis import checks
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation import protocols, results
 from rpn_jax.inference import restore
+from rpn_jax.report import run_files
 from rpn_jax.report.drawings import COLOURS
 from rpn_jax.training import loop
 from rpn_jax.training.step import init_state
@@ -136,6 +137,20 @@ def test_evaluation_of_other_data_and_of_another_step(copied):
     assert (copied / 'gaussian.json').read_bytes() == before  # that of the data of the training
     summary = json.loads((copied / 'evaluation.json').read_text())
     assert (summary['dataset'], summary['images'], summary['step']) == ('shapes/other', 4, 6)
+
+
+def test_an_evaluation_by_other_keys_than_the_runs_says_so(copied, capsys):
+    flags = ['--config.proposals.nms_iou=0.5', '--config.targets.positive_iou=0.6']
+    assert main.main(['evaluate', f'--workdir={copied}', *flags]) == 0
+    summary = json.loads((copied / 'evaluation.json').read_text())
+    changes = {'proposals.nms_iou': [0.7, 0.5], 'targets.positive_iou': [0.7, 0.6]}
+    assert summary['other_keys'] == changes
+    sentence = 'proposals.nms_iou is 0.5, in the run 0.7'
+    assert sentence in capsys.readouterr().out and sentence in (copied / 'report.html').read_text()
+    known = run_files.read(copied, results.load(copied / 'proposals.npz'))
+    assert known.config.items() >= {'proposals.nms_iou': 0.5, 'targets.positive_iou': 0.6}.items()
+    assert main.main(['evaluate', f'--workdir={copied}']) == 0
+    assert 'other_keys' not in json.loads((copied / 'evaluation.json').read_text())
 
 
 @pytest.mark.parametrize(('key', 'value'), [('data.pixels', 'caffe'), ('anchors.sizes', '(16,64)')])

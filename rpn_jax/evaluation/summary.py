@@ -52,7 +52,7 @@ def table(summary):
     """Returns the lines of a table: the proposals, ablations, each blind baseline, the bounds."""
     columns = metrics.columns(summary['proposals'], sizes=False)
     head = '{dataset}, step {step}: {images} images, {objects} objects'.format(**summary)
-    lines = [head, ' ' * 16 + ''.join(f'{c:>16}' for c in columns)]
+    lines = [head, *other_keys(summary), ' ' * 16 + ''.join(f'{c:>16}' for c in columns)]
     sets = {'proposals': summary['proposals'], **summary.get('parts', {}), **summary['baselines']}
     rows = {n: ['-' if f[c] is None else f'{f[c]:.3f}' for c in columns] for n, f in sets.items()}
     if 'intervals' in summary:
@@ -70,6 +70,15 @@ def table(summary):
         sizes = '; '.join(f'{name}: {share:.0%}' for name, share in shares.items())
         lines.append(f'found by anchors of {sizes}')
     return lines
+
+
+def other_keys(summary):
+    """Returns a sentence, in a list, on the keys in which an evaluation differs from its run."""
+    changes = [
+        f'{key} is {here!r}, in the run {run!r}'
+        for key, (run, here) in summary.get('other_keys', {}).items()
+    ]
+    return [f'Evaluated by other keys than the run: {"; ".join(changes)}.'] if changes else []
 
 
 def _intervals(measured):

@@ -4,6 +4,7 @@ import numpy as np
 
 from rpn_jax.diagnosis.statistics import evenly
 from rpn_jax.evaluation import metrics
+from rpn_jax.evaluation.summary import other_keys
 from rpn_jax.report import anchor_tables, drawings, findings, missed, pages, plots
 from rpn_jax.report.pages import figure, recall_figure
 
@@ -34,7 +35,8 @@ def write_page(
       history: list of dicts, the lines of metrics.jsonl; may be empty or lack keys.
       evaluation: dict with `step`, `dataset`, `images`, `objects`, `proposals` {figure: float or
         None} and `baselines` {name: {figure: float or None}}, as in evaluation.json; perhaps
-        `parts`, `intervals`, `missed` and, as anchor_coverage.summarise makes them, `anchors`.
+        `parts`, `intervals`, `missed`, `other_keys` and, as anchor_coverage.summarise makes
+        them, `anchors`.
       curves: {name: {key: [n] floats or None}} for `proposals`, ablations and baselines; the key is
         `iou`, `recall@N/iou` for some N, `count`, or one of _CURVES.
       sizes: {'objects': [n, 2], 'proposals': [m, 2]} float widths and heights in pixels.
@@ -57,7 +59,11 @@ def write_page(
         'report.html.j2',
         title=title,
         evaluation=evaluation,
-        findings=found + [(each.line(), False) for each in doctor],
+        findings=[
+            *((sentence, False) for sentence in other_keys(evaluation)),
+            *found,
+            *((each.line(), False) for each in doctor),
+        ],
         count=findings.headline_count(evaluation),
         best_blind=findings.best_blind,
         times=findings.times,

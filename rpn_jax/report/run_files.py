@@ -15,7 +15,7 @@ _UNREADABLE = OSError, ValueError
 class RunFiles(NamedTuple):
     """What is known of a run beside its proposals; empty or None where no file has it."""
 
-    config: dict  # {'section.key': value}
+    config: dict  # {'section.key': value}, of its evaluation where that had others
     history: list  # lines of metrics.jsonl: {'step' or the name of a scalar: number}
     missed: dict | None  # {reason: count}
     stale: str  # '', or of which other proposals the misses are: missed is then None
@@ -27,6 +27,8 @@ def read(run, results):
     with contextlib.suppress(RecursionError):
         config = flatten_dict(_json(run, 'config.json'), sep='.')
     evaluation = _json(run, 'evaluation.json')
+    with contextlib.suppress(AttributeError, TypeError, ValueError):  # it is not what was written
+        config |= {key: here for key, (_, here) in evaluation.get('other_keys', {}).items()}
     missed = evaluation.get('missed')
     if not isinstance(missed, dict) or not all(map(_is_number, missed.values())):
         missed = None

@@ -49,6 +49,13 @@ YOUNGER = {
 }
 # What the network is and how its input is made: no mode may read its weights otherwise.
 NETWORK = ('model', 'anchors', 'data.pixels', 'data.mean', 'data.std')
+# What the figures of an evaluation depend on beside the network.
+MEASURED = (
+    *('seed', 'targets', 'loss.beta', 'proposals', 'evaluation.images'),
+    *'data.source data.name data.train_split data.eval_split data.categories data.scenes'.split(),
+    *'data.resize data.image_size data.max_size data.canvases data.canvas_multiple'.split(),
+    *'data.max_boxes data.on_bad data.orientation'.split(),
+)
 
 
 def read_config(workdir):
@@ -73,14 +80,8 @@ def check(workdir, config, names=IDENTITY):
 
     config is a resolved config, or nested dicts; names are the sections and keys to compare.
     """
-    old, new = identity(read_config(workdir), names), identity(config, names)
-    old = {key: YOUNGER[key] for key in new if key in YOUNGER} | old
-    differences = [
-        f'{key} was {value!r}, is {new.get(key)!r}'
-        for key, value in old.items()
-        if value != new.get(key)
-    ]
-    if differences:
+    if changes := changed(workdir, config, names):
+        differences = [f'{key} was {old!r}, is {new!r}' for key, (old, new) in changes.items()]
         folder = Path(workdir)
         numbered = (folder.with_name(f'{folder.name}-{n}') for n in itertools.count(2))
         free = next(each for each in numbered if not each.exists())
@@ -88,6 +89,16 @@ def check(workdir, config, names=IDENTITY):
             f'workdir {workdir} belongs to another config: {"; ".join(differences)}; name another '
             f'--workdir, such as --workdir={free}, or set these keys back'
         )
+
+
+def changed(workdir, config, names):
+    """Returns {'section.key': (value in the workdir, value in a config)} where these differ.
+
+    config and names are as in check.
+    """
+    old, new = identity(read_config(workdir), names), identity(config, names)
+    old = {key: YOUNGER[key] for key in new if key in YOUNGER} | old
+    return {key: (value, new.get(key)) for key, value in old.items() if value != new.get(key)}
 
 
 def check_file(workdir, step=None):

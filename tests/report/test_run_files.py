@@ -43,6 +43,8 @@ def test_misses_of_other_proposals_are_stale_and_what_is_no_count_is_left_out(ru
     for missed in ([1, 2], *({'suppressed': each} for each in ('many', True, [3])), 'x', {}):
         found = read(run, missed=missed)
         assert found.missed is None and found.stale == ''
+    for other in ([1], 'x', {'seed': 3}, {'seed': [1, 2, 3]}):
+        assert read(run, other_keys=other).config == {}
 
 
 def test_entries_of_a_history_that_are_no_numbers_are_left_out(run):
