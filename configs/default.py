@@ -96,7 +96,7 @@ def data():
     """Returns the section `data`: where images come from and how they become batches."""
     return ConfigDict(
         dict(
-            source='voc',  # 'tfds'; 'voc', 'coco' folders; 'shapes' drawn; 'images' for statistics
+            source='voc',  # 'tfds'; folders 'voc', 'coco', 'yolo'; 'shapes' drawn; 'images' boxless
             path='data/VOCdevkit/VOC2007',  # voc: with JPEGImages, Annotations, ImageSets/Main
             name='',  # tfds: 'voc/2007', 'voc/2012', 'voc/2007+2012', 'coco/2014', 'coco/2017', ..
             train_split='trainval',  # voc: a list in ImageSets/Main, '' every annotation

@@ -128,9 +128,7 @@ def evaluate_mode(config, folder, *, step=None, output='', strict=False):
     evaluation = evaluate(variables, step)
 
     def publish():
-        if (folder / 'config.json').exists() and (
-            changes := workdir.changed(folder, config, workdir.MEASURED)
-        ):
+        if changes := workdir.measured_otherwise(folder, config):
             evaluation.summary['other_keys'] = changes
         _publish(config, folder, evaluation)
         show('as other evaluators count, with 95 % intervals over images:')
@@ -194,8 +192,7 @@ def evaluator(config, folder):
         )
         if own and hosts.is_first():
             files.make_folder(folder)
-            text = json.dumps(baselines.gaussian_to_json(gaussian))
-            files.write_atomically(path, f'{text}\n')
+            files.write_json(path, baselines.gaussian_to_json(gaussian))
         return evaluate
 
     return make
@@ -219,7 +216,7 @@ def compare_mode(runs, output=''):
         show(f'note: {run_files.note(run, known[run], proposals[run])}')
     if kind == '.json':
         with _written():
-            files.write_atomically(output, json.dumps(figures, indent=2, allow_nan=False) + '\n')
+            files.write_json(output, figures, indent=2, allow_nan=False)
         show(f'{output} has the numbers')
     page = Path(output) if kind == '.html' else Path(runs[0]).parent / 'compare.html'
     with _written():
@@ -293,7 +290,7 @@ def doctor_mode(config, folder, *, strict=False):
     except InputError as error:
         study = doctor.unbuildable(with_keys(str(error)))
     entries = [finding.entry() for finding in study.findings]
-    files.write_atomically(folder / 'doctor.json', json.dumps(entries, indent=2) + '\n')
+    files.write_json(folder / 'doctor.json', entries, indent=2)
     page = folder / 'doctor.html'
     doctor_page.write_page(page, title=folder.name, study=study)
     show(*doctor.lines(study.findings))
@@ -346,8 +343,7 @@ def schedule_mode(config, folder):
 def _write_figures(folder, stem, content, picture):
     """Writes STEM.json and STEM.svg."""
     files.make_folder(folder)
-    text = json.dumps(content, allow_nan=False) + '\n'
-    files.write_atomically(folder / f'{stem}.json', text)
+    files.write_json(folder / f'{stem}.json', content, allow_nan=False)
     files.write_atomically(folder / f'{stem}.svg', picture)
 
 
@@ -376,8 +372,7 @@ def anchors_mode(config, folder):
     suggested = anchor_fit.suggest(objects, present, **config.targets)
     content = anchor_fit.summary(source, objects, present, suggested, **config.targets)
     files.make_folder(folder)
-    text = json.dumps(content, indent=2, allow_nan=False) + '\n'
-    files.write_atomically(folder / 'anchors.json', text)
+    files.write_json(folder / 'anchors.json', content, indent=2, allow_nan=False)
     page = folder / 'anchors.html'
     anchor_page.write_page(page, folder.name, content, objects, present, suggested)
     show(*(f'note: {note}' for note in source.notes), *anchor_fit.lines(content))
@@ -431,7 +426,7 @@ def export_mode(config, folder, *, step=None, output=''):
     with _written():
         files.make_folder(Path(output).parent, '--output')
         if about:
-            files.write_atomically(f'{output}.json', json.dumps(about, indent=2) + '\n')
+            files.write_json(f'{output}.json', about, indent=2)
         files.write_atomically(output, content)
     show(f'{output}: step {step}, {what}, {len(content) / 2**20:.1f} MiB')
 
@@ -480,13 +475,12 @@ def _write_coco(output, proposals, source):
     with _written():
         files.make_folder(output.parent, '--output')
         for path, content in ((other, instances), (output, detections)):
-            files.write_atomically(path, json.dumps(content) + '\n')
+            files.write_json(path, content)
     show(f"{output} has the proposals as COCO's results, {other} the images and objects")
 
 
 def _publish(config, folder, evaluation, found=None):
-    text = json.dumps(evaluation.summary, indent=2, allow_nan=False) + '\n'
-    files.write_atomically(folder / 'evaluation.json', text)
+    files.write_json(folder / 'evaluation.json', evaluation.summary, indent=2, allow_nan=False)
     results.save(folder / 'proposals.npz', evaluation.results)
     sentences = report.write_page(
         folder / 'report.html',

@@ -88,7 +88,7 @@ KEYS = {
     'proposals.min_size': Key(float),
     'features.keep': Key(str, choices=('', 'device', 'host', 'disk')),
     'features.gigabytes': Key(float, 0),
-    'data.source': Key(str, choices=('tfds', 'voc', 'coco', 'shapes', 'images')),
+    'data.source': Key(str, choices=('tfds', 'voc', 'coco', 'yolo', 'shapes', 'images')),
     'data.path': Key(str),
     'data.name': Key(str),
     'data.categories': Key(tuple, items=NAME),
@@ -133,7 +133,7 @@ KEYS = {
     'evaluation.every': Key(int, 0),
     'evaluation.images': Key(int, 0),
 }
-FOLDERS, COSINES = ('tfds', 'voc', 'coco'), ('cosine', 'one_cycle')
+FOLDERS, COSINES = ('tfds', 'voc', 'coco', 'yolo'), ('cosine', 'one_cycle')
 ONLY_WITH = {  # keys that have an effect only where another has one of these values
     **dict.fromkeys(('data.path', 'data.images'), ('data.source', (*FOLDERS, 'images'))),
     'data.name': ('data.source', ('tfds',)),

@@ -36,10 +36,11 @@ DAMAGED = (  # what reading a stranger's zip file, and the headers of its member
 )
 
 
-def read(path, most=MOST):
-    """Returns the bytes of a file; raises OSError where it is none, or larger than `most` bytes.
+def read(path, most=MOST, first=None):
+    """Returns the bytes of a file, or the `first` of them.
 
-    Reading a pipe would wait for ever, and a file may say that it is larger than any memory.
+    Raises OSError where it is no file, or larger than `most` bytes. Reading a
+    pipe would wait for ever, and a file may say that it is larger than any memory.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -47,7 +48,8 @@ def read(path, most=MOST):
     if status.st_size > most:
         what = f'{status.st_size} bytes; at most {most} are read'
         raise OSError(errno.EOVERFLOW, what, os.fspath(path))
-    return Path(path).read_bytes()
+    with open(path, 'rb') as file:
+        return file.read(first)
 
 
 def read_json(path, most=MOST, **hooks):
@@ -80,6 +82,11 @@ def write_atomically(path, content):
         finally:
             with contextlib.suppress(OSError):  # it was never made, or nothing can be removed
                 temporary.unlink()
+
+
+def write_json(path, content, **options):
+    """Writes a json file, complete or not at all; options are those of json.dumps."""
+    write_atomically(path, json.dumps(content, **options) + '\n')
 
 
 def append(path, content):

@@ -237,3 +237,26 @@ def coco_archives(folder):
             for file in sorted((made / part).iterdir()):
                 archive.write(file, f'{part}/{file.name}')
     return folder / 'val2017.zip', folder / 'annotations_trainval2017.zip'
+
+
+YOLO_SIZE = 60, 80  # height, width
+YOLO_LABELS = {  # of the images 0, 1, ..; None: no file
+    'train': ['0 .5 .5 .25 .5\n', '', None, '1 .1 .2 .9 .2 .5 .75\n\n0 .25 .25 .5 .5\n'],
+    'val': ['1 0.5 0.5 1 1'],
+}
+
+
+def write_yolo(folder, pictures='images/{}', labels='labels/{}'):
+    """Writes pictures of noise in two splits, and their labels; returns the folder."""
+    random = np.random.default_rng(0)
+    for split, texts in YOLO_LABELS.items():
+        places = [folder / each.format(split) for each in (pictures, labels)]
+        for place in places:
+            place.mkdir(parents=True, exist_ok=True)
+        for number, text in enumerate(texts):
+            picture = random.integers(0, 256, (*YOLO_SIZE, 3), np.uint8)
+            (places[0] / f'{number}.jpg').write_bytes(encoded(picture))
+            if text is not None:
+                (places[1] / f'{number}.txt').write_text(text)
+    (folder / 'data.yaml').write_text('train: ../train/images\nnames: [cat, no]\n')
+    return folder

@@ -162,7 +162,7 @@ def test_keys_that_are_given_and_have_no_effect_are_told():
     config, given = quickstart.get_config(), {'data.path': '/mine', 'optim.cycles': '3', 'steps': 9}
     assert list(configs.without_effect(config, given)) == [
         "data.path has no effect: data.source is 'shapes', not 'tfds' or 'voc' or 'coco' or "
-        "'images'",
+        "'yolo' or 'images'",
         "optim.cycles has no effect: optim.schedule is 'cosine', not 'cyclical'",
     ]
     config.data.source, config.optim.schedule = 'voc', 'cyclical'

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import warnings
@@ -16,7 +15,7 @@ from rpn_jax.data.batches import threaded
 from rpn_jax.data.images import BadRecord, Facts
 from rpn_jax.data.records import UNSIZED, Kind, Problem, reader, select
 from rpn_jax.errors import InputError
-from rpn_jax.files import cache_folder, read_json, write_atomically
+from rpn_jax.files import cache_folder, read_json, write_json
 
 logger = logging.getLogger(__name__)
 ON_BAD = ('error', 'skip', 'clip')
@@ -98,7 +97,7 @@ def examined(source):
     if stale:
         with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
             cache.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(cache, json.dumps({'version': VERSION, 'files': known}))
+            write_json(cache, {'version': VERSION, 'files': known})
     return [Facts(tuple(size), *rest) for _, size, *rest in (known[name] for name in names)]
 
 

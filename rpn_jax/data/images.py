@@ -17,6 +17,7 @@ from rpn_jax import files
 from rpn_jax.errors import InputError
 
 LARGEST = 2**27  # pixels of an image, and of all that threads hold at once
+HEAD = 2**17  # bytes of a JPEG, in which its EXIF tags and its size stand
 LONGEST = 2**16  # pixels of a side: no format of a camera has more
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 JPEG, PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
@@ -79,10 +80,10 @@ class Facts(NamedTuple):
     orientation: int = 1  # of its EXIF tag: 1 upright, 2 to 8 as ORIENTATIONS
 
 
-def load(path):
-    """Returns the bytes of a file; raises BadRecord where it cannot be read."""
+def load(path, first=None):
+    """Returns the bytes of a file, or the `first` of them; raises BadRecord if it is unreadable."""
     try:
-        return files.read(path)
+        return files.read(path, first=first)
     except OSError as error:
         is_gone = isinstance(error, FileNotFoundError)
         reason = 'no such image' if is_gone else f'cannot be read ({error.strerror})'
@@ -97,6 +98,20 @@ def declared_size(path):
         what = f'{path}: says nothing of its size, and its annotation gives none'
         raise BadRecord('annotation without a size', what)
     return size
+
+
+def shown_size(path, *, upright=True):
+    """Returns the (height, width) of an image file, upright as its EXIF tag turns it, or as stored.
+
+    Of a JPEG only the head is read, where it has the size. Raises BadRecord as declared_size does.
+    """
+    data = load(path, HEAD)
+    if not data.startswith(JPEG) or not all(_declared(data)[0]):
+        data = load(path)
+    size = _declared(data)[0]
+    if not all(size):
+        raise BadRecord('image unreadable', f'{path}: says nothing of its size; leave it out')
+    return size[::-1] if upright and orientation_of(data) > 4 else size
 
 
 def decode(data, where, size=(0, 0), orientation=1):

@@ -17,6 +17,7 @@ from rpn_jax.data.sources.folder import pictures
 from rpn_jax.data.sources.shapes import shapes
 from rpn_jax.data.sources.tfds import tfds
 from rpn_jax.data.sources.voc import voc
+from rpn_jax.data.sources.yolo import yolo
 from rpn_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ SOURCES = {  # name: the function (split, **keywords) -> Source, and its keyword
     'tfds': (tfds, ('path', 'name', 'on_bad')),
     'voc': (voc, ('path', 'images', 'annotations', 'on_bad')),
     'coco': (coco, ('path', 'images', 'annotations', 'on_bad')),
+    'yolo': (yolo, ('path', 'images', 'annotations', 'on_bad', 'orientation')),
     'shapes': (shapes, ('count', 'size', 'seed')),
     'images': (pictures, ('path', 'images')),
 }

@@ -1,6 +1,7 @@
 """Read annotation files a second time, by other code, and compare them with the records.
 
-COCO's json is read by pycocotools, VOC's XML by a walk over every element named bndbox.
+COCO's json is read by pycocotools, VOC's XML by a walk over every element named bndbox, YOLO's text
+by NumPy.
 """
 
 import contextlib
@@ -27,7 +28,13 @@ def differences(source):
     if not source.annotations:
         return 0, []
     is_coco = source.records[0].coco_id is not None
-    read_again = _of_coco(source) if is_coco else map(_of_voc, source.annotations)
+    if is_coco:
+        read_again = _of_coco(source)
+    elif source.annotations[0].suffix == '.txt':
+        sizes = (record.size for record in source.records)
+        read_again = map(_of_yolo, source.annotations, sizes)
+    else:
+        read_again = map(_of_voc, source.annotations)
     sentences = []
     for record, (boxes, are_objects) in zip(with_all_categories(source), read_again, strict=True):
         boxes = np.clip(np.reshape(boxes, (-1, 4)), 0, [*record.size[::-1]] * 2)
@@ -83,3 +90,20 @@ def _of_voc(path):
                 difficult = (parent.findtext('difficult') or '').strip().lower()
                 are_objects.append(difficult in ('', '0', 'false'))
     return boxes, are_objects
+
+
+def _of_yolo(path, size):
+    """Returns the boxes of a label file in an image of (height, width), and that all are objects.
+
+    Those without width or height are left out.
+    """
+    text = path.read_text('utf-8-sig') if path.exists() else ''
+    rows = [np.float64(line.split()[1:]) for line in text.splitlines() if line.strip()]
+    # A box is the polygon of two opposite corners.
+    points = [
+        row.reshape(-1, 2) if len(row) > 4 else row[:2] + np.outer((-0.5, 0.5), row[2:])
+        for row in rows
+    ]
+    boxes = [[*each.min(axis=0), *each.max(axis=0)] * np.tile(size[::-1], 2) for each in points]
+    boxes = [box for box in boxes if box[0] < box[2] and box[1] < box[3]]
+    return boxes, [True] * len(boxes)

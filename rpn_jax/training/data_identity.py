@@ -1,7 +1,6 @@
 """Which data a run has seen: a short hash of every record, to name what has changed since."""
 
 import hashlib
-import json
 import logging
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from rpn_jax.data.records import with_all_categories
 from rpn_jax.errors import InputError
-from rpn_jax.files import read_json, write_atomically
+from rpn_jax.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 NAME = 'data.json'  # in a workdir: {'train' or 'eval': {'name': .., 'records': [digest, ..]}}
@@ -44,7 +43,7 @@ def write(folder, sources):
         own = _read(folder) | own
     except ValueError:
         pass  # it is damaged, and written anew
-    write_atomically(Path(folder) / NAME, json.dumps(own) + '\n')
+    write_json(Path(folder) / NAME, own)
 
 
 def check(folder, sources, strict=False):

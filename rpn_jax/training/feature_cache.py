@@ -13,7 +13,7 @@ import numpy as np
 
 from rpn_jax.data.normalization import normalise
 from rpn_jax.errors import InputError
-from rpn_jax.files import cache_folder, write_atomically
+from rpn_jax.files import cache_folder, write_json
 from rpn_jax.models.resnet import AXIS
 from rpn_jax.training.parallel import here, sharding
 
@@ -145,7 +145,7 @@ class DiskMaps:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / 'about.json', json.dumps(about, indent=2) + '\n')
+            write_json(folder / 'about.json', about, indent=2)
             self._maps = self._mapped('maps', (count, *like.shape), like.dtype)
             self._sums = self._mapped('checksums', (count,), np.dtype(np.uint32))
         except OSError as error:

@@ -101,6 +101,11 @@ def changed(workdir, config, names):
     return {key: (value, new.get(key)) for key, value in old.items() if value != new.get(key)}
 
 
+def measured_otherwise(workdir, config):
+    """Returns `changed` of what an evaluation depends on; {} where there is no config.json."""
+    return changed(workdir, config, MEASURED) if (Path(workdir) / 'config.json').exists() else {}
+
+
 def check_file(workdir, step=None):
     """Raises InputError where a workdir's config.json is not that of its checkpoint.
 
@@ -133,8 +138,7 @@ def identity(config, names=IDENTITY):
 def begin(workdir, config):
     """Makes the folder and writes its config.json."""
     make_folder(workdir)
-    text = json.dumps(_plain(config), indent=2)
-    write_atomically(Path(workdir) / 'config.json', f'{text}\n')
+    files.write_json(Path(workdir) / 'config.json', _plain(config), indent=2)
 
 
 @contextlib.contextmanager
@@ -297,7 +301,7 @@ def write_unlogged(workdir, step, window):
         content = jax.tree.map(lambda x: np.asarray(x, np.float32).tolist(), window)
         kept[str(step)] = {'window': content, 'sha256': _sha256(content)}
     if kept or path.exists():
-        write_atomically(path, json.dumps(kept))
+        files.write_json(path, kept)
 
 
 def read_unlogged(workdir, step):

@@ -36,7 +36,7 @@ def test_the_canvas_is_a_square_of_the_image_size_or_keeps_the_shape():
 @pytest.mark.parametrize(
     ('key', 'value', 'complaint'),
     [
-        ('source', 'zip', "'zip' is not one of 'tfds', 'voc', 'coco', 'shapes', 'images'"),
+        ('source', 'zip', "'zip' is not one of 'tfds', 'voc', 'coco', 'yolo', 'shapes', 'images'"),
         ('resize', 'long_side', "'long_side' is not one of 'square', 'short_side'"),
         ('on_bad', 'ignore', "'ignore' is not one of 'error', 'skip', 'clip'"),
         ('orientation', 'exif', "'exif' is not one of 'annotation', 'apply', 'ignore'"),

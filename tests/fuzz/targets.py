@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from rpn_jax import files
 from rpn_jax.data import images
 from rpn_jax.data.records import BadRecord
-from rpn_jax.data.sources import coco, voc
+from rpn_jax.data.sources import coco, voc, yolo
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation import results
 from rpn_jax.training import nonfinite, workdir
@@ -104,6 +104,14 @@ def _image(path):
     data = files.read(path)
     images.examine(data, 'x')
     images.decode(data, 'x', orientation=images.orientation_of(data))
+
+
+def _labels(path):
+    yolo.parse(path, (60, 80), {0: 'cat', 1: 'dog'})
+
+
+def _names(path):
+    yolo.names_of(path.parent)
 
 
 def _metrics(path):
@@ -190,6 +198,8 @@ TARGETS = {
     'annotation': Target(voc.parse, 'x.xml', _annotations),
     'instances': Target(coco.parse, 'x.json', lambda: [json.dumps(coco_content()).encode()]),
     'list': Target(voc.listed, 'x.txt', lambda: [b'000001\n000002 -1\n', 'ä\n'.encode('utf-16')]),
+    'labels': Target(_labels, 'x.txt', lambda: [b'0 .5 .5 .25 .5\n1 .1 .2 .9 .2 .5 .75\n']),
+    'names': Target(_names, 'data.yaml', lambda: [b'names: [cat]\n', b'names:\n  0: &a cat\n']),
     'image': Target(_image, 'x.jpg', _pictures),
     'safetensors': Target(loading.load, 'x.safetensors', lambda: [save(_tensors())]),
     'npz weights': Target(loading.load, 'x.npz', lambda: [_npz(**_tensors())]),

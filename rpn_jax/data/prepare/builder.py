@@ -6,7 +6,6 @@ It is made without TensorFlow: with a ShardBasedBuilder, in a folder beside it t
 import collections
 import contextlib
 import functools
-import json
 import logging
 import os
 import shutil
@@ -22,7 +21,7 @@ from rpn_jax.data.prepare import official
 from rpn_jax.data.records import Kind
 from rpn_jax.data.sources.voc import listed
 from rpn_jax.errors import InputError
-from rpn_jax.files import locked, read_json, write_atomically
+from rpn_jax.files import locked, read_json, write_json
 
 logger = logging.getLogger(__name__)
 NAME, VERSION = 'detection', '1.0.0'
@@ -261,4 +260,4 @@ def _publish(made, final):
     for file in made.iterdir():
         if file.name != INFO:
             os.replace(file, final / file.name)
-    write_atomically(final / INFO, json.dumps(info | {'splits': list(splits.values())}, indent=2))
+    write_json(final / INFO, info | {'splits': list(splits.values())}, indent=2)

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import json
 import os
 import re
 import warnings
@@ -32,7 +31,7 @@ from rpn_jax.data.records import (
 from rpn_jax.data.sources import naming
 from rpn_jax.data.sources.coco import EMPTY
 from rpn_jax.errors import InputError
-from rpn_jax.files import cache_folder, parse_json, read_json, write_atomically
+from rpn_jax.files import cache_folder, parse_json, read_json, write_json
 
 FILES = 'dataset_info.json', 'features.json'  # what makes a folder a prepared directory
 CLASSES = 'tensorflow_datasets.core.features.'  # where the classes of features come from
@@ -259,7 +258,7 @@ def _scanned(directory, split, stamp, data, layout, on_bad):
         entries = [_entry(data, layout, position, on_bad) for position in positions]
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cache, json.dumps({'mark': mark, 'entries': entries}))
+        write_json(cache, {'mark': mark, 'entries': entries})
     return entries
 
 

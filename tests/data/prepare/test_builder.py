@@ -111,11 +111,11 @@ def test_a_split_that_comes_later_is_added_once_the_list_says_so(root, monkeypat
     before = {file.name: file.stat().st_mtime_ns for file in directory.glob('*train*')}
     shutil.copy(lists / 'val.txt', lists / 'test.txt')
 
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(builder, 'write_atomically', stop)
+        patch.setattr(builder, 'write_json', stop)
         run(root, ('test',))
     assert list(directory.glob('*test*'))
     assert list(builder.prepared_splits(directory)) == ['train', 'val']
