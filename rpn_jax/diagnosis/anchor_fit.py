@@ -21,6 +21,7 @@ from rpn_jax.evaluation import metrics
 
 WORST = 20  # objects that are listed
 WORTH = 0.01  # gain of the mean best IoU and of the covered share together: less is no gain
+WORSE = 0.01  # loss of the mean best IoU of a group of objects, that is told
 BINS = np.linspace(0, 1, 41)  # of best IoUs
 GROUPS = {  # what objects are grouped by: the edges of the groups, and a name for each
     'size': (
@@ -247,10 +248,17 @@ def advice(content):
         text = ['keep these: other sizes and ratios, as many in a cell, would hardly gain anything']
         return text + [f'the best found: {" ".join(content["flags"])}'] * bool(content['flags'])
     now, then = (content[name] for name in ('present', 'suggested'))
+    losers = [
+        old['name']
+        for old, new in zip(now['groups']['size'], then['groups']['size'], strict=True)
+        if old['objects'] and old['mean_best_iou'] - new['mean_best_iou'] >= WORSE
+    ]
+    worse = [f'objects of {", ".join(losers)} pixels fit worse than now;'] if losers else []
     return [
         f'others, as many in a cell, cover {then["covered"]:.0%} of the objects instead of '
         f'{now["covered"]:.0%}, at a mean best IoU of {then["mean_best_iou"]:.3f} instead of '
         f'{now["mean_best_iou"]:.3f};',
+        *worse,
         f'train in a new --workdir with {" ".join(content["flags"])}',
     ]
 

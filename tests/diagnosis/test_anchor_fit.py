@@ -110,6 +110,25 @@ def test_flags_are_read_as_the_suggested_anchors(flat):
     assert config.anchors.aspect_ratios == (0.5, 1.25)
 
 
+WORSE = 'objects of 32 to 64 pixels fit worse'
+
+
+@pytest.mark.parametrize(('lost', 'line'), [(0.02, WORSE), (0, '')])
+def test_sizes_that_fit_worse_are_named(lost, line):
+    def fit(mean, *groups):
+        names = 'below 16', '32 to 64', '64 to 128'
+        rows = [
+            {'name': name, 'objects': int(best is not None), 'mean_best_iou': best}
+            for name, best in zip(names, groups, strict=True)
+        ]
+        return {'mean_best_iou': mean, 'covered': mean, 'groups': {'size': rows}}
+
+    now, then = fit(0.5, None, 0.6, 0.4), fit(0.6, None, 0.6 - lost, 0.7)
+    first, *middle, last = anchor_fit.advice({'present': now, 'suggested': then, 'flags': ['--x']})
+    assert [each.startswith(line) for each in middle] == [True] * bool(line)
+    assert '60%' in first and last.endswith('--x')
+
+
 def test_without_objects_one_line_says_so():
     records = [record_of('a', (50, 50), [[0, 0, 9, 9]], [2])]
     model, options = opened()
