@@ -1,6 +1,6 @@
-"""What all processes of a run have alike: their config, resolved, and a trained network.
+"""Give every process the resolved config and the trained network that process 0 has read.
 
-Process 0 alone reads the workdir, and the others get what it has read.
+Process 0 alone reads the workdir.
 """
 
 import hashlib

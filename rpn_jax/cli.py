@@ -22,7 +22,7 @@ SHARED_MODES = 'train', 'evaluate', 'predict'  # modes that several processes ca
 TIMEOUTS = {'meet': 300, 'heartbeat': 45}  # seconds
 LONGEST_TIMEOUT = 1_000_000
 AGAIN = 1  # seconds after which a signal is sent again
-USAGE = 'python main.py [MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value]'
+USAGE = '[MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value]'
 FULL = (
     'the memory of a device is full (--debug shows where); config keys data.batch_size and '
     'data.image_size: lower, or model.remat'
@@ -233,7 +233,7 @@ class _Parser(argparse.ArgumentParser):
 def _parse(words):
     """Returns the arguments, and the values of keys as {'section.key': text}."""
     rest, changes = key_values(words)
-    parser = _Parser(usage=USAGE, allow_abbrev=False, add_help=False)
+    parser = _Parser(allow_abbrev=False, add_help=False)
     for option in ('--config', '--workdir', '--mode', '--output', '--runs', '--batch'):
         parser.add_argument(option, default='')
     for option in ('--step', '--processes', '--process'):
@@ -254,6 +254,8 @@ def _parse(words):
         near = difflib.get_close_matches(arguments.mode, MODES, n=1)
         near = f'; did you mean {near[0]}?' if near else f'; there are {", ".join(MODES)}'
         raise InputError(f'no mode {arguments.mode!r}{near}')
+    if rest and rest[0] in MODES and arguments.mode != 'predict':
+        raise InputError(f'the mode comes first, or as --mode={rest[0]}')
     paths = [word for word in rest if not word.startswith('--')]
     arguments.paths = paths if arguments.mode == 'predict' else []
     if unknown := [word for word in rest if word not in arguments.paths]:
@@ -332,7 +334,8 @@ def _check_hosts(arguments):
 def _print_help():
     """Prints the modes, the options, and every key of the config with its default."""
     defaults, comments = configs.items(configs.default()), configs.comments()
-    print(f'usage: {USAGE}\n\nTrains, evaluates and shows region proposal networks.\n')
+    program = 'rpn-jax' if Path(sys.argv[0]).stem == 'rpn-jax' else 'python main.py'
+    print(f'usage: {program} {USAGE}\n\nTrains, evaluates and shows region proposal networks.\n')
     print('MODE, the first word or --mode=MODE:')
     print(*(f'  {name:<12}{mode.help}' for name, mode in MODES.items()), sep='\n')
     print(OPTIONS)

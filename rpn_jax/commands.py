@@ -17,7 +17,6 @@ import safetensors.numpy
 from rpn_jax import agreed, data, files, weights
 from rpn_jax.config import check, resolve, with_keys
 from rpn_jax.console import progress, show
-from rpn_jax.data.normalization import pixel_family
 from rpn_jax.data.sources import coco
 from rpn_jax.diagnosis import (
     anchor_fit,
@@ -100,7 +99,7 @@ def _with_findings(config, folder):
                 logger.warning(finding.line())
 
     def make(model, source, devices):
-        sizes = data.canvases_of(source, data.check(data.Options(**config.data))).sizes
+        sizes = data.canvases_of(source, data.options(**config.data)).sizes
         tell(doctor.ground_truth(config, model, source, sizes, most=EXAMINED))
         return evaluator(config, folder)(model, source, devices)
 
@@ -164,7 +163,7 @@ def evaluator(config, folder):
     path = folder / 'gaussian.json'
 
     def make(model, source, devices):
-        options = data.check(data.Options(**config.data))
+        options = data.options(**config.data)
         known = source is None and (folder / 'config.json').exists()
         before = workdir.read_config(folder).get('data', {}) if known else config.data
         keys = 'source', 'name', 'train_split', 'categories'  # no paths: data may have been moved
@@ -185,7 +184,7 @@ def evaluator(config, folder):
             gaussian=gaussian,
             targets=config.targets,
             loss_beta=config.loss.beta,
-            pixels=pixel_family(config.data.pixels, config.data.mean, config.data.std),
+            pixels=options.family,
             seed=config.seed,
             images=config.evaluation.images,
             devices=devices,
@@ -232,7 +231,7 @@ def inspect_mode(config, folder, *, batch=''):
     kept = nonfinite.read(batch) if batch else None
     steps = range(kept.step - 1, kept.step) if kept else range(INSPECTED)
     config = resolve(config, folder)
-    options = data.check(data.Options(**config.data))
+    options = data.options(**config.data)
     source = data.open_split(options, options.train_split, seed=config.seed)
     if kept:
         today = data.train_batch(source, options, seed=config.seed)(kept.step - 1)
@@ -241,7 +240,6 @@ def inspect_mode(config, folder, *, batch=''):
     model = rpn.build(config.model, config.anchors)
     pretrained.load_for(model, config.model)  # which may not fit
     pictures, evidence, shown = folder / 'inspect', [], []
-    pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
     examples = inspect.examples(
         model,
         source,
@@ -249,7 +247,7 @@ def inspect_mode(config, folder, *, batch=''):
         targets=config.targets,
         seed=config.seed,
         steps=steps,
-        pixels=pixels,
+        pixels=options.family,
     )
     for each in examples:
         files.make_folder(pictures)
@@ -265,7 +263,7 @@ def inspect_mode(config, folder, *, batch=''):
         page,
         title=folder.name,
         dataset=source.name,
-        pixels=pixels,
+        pixels=options.family,
         checked=len(evidence),
         verdicts=verdicts,
         shown=shown,
@@ -307,7 +305,7 @@ def lr_range_mode(config, folder):
     """
     files.make_folder(folder)
     config = resolve(config, folder)
-    options, devices = data.check(data.Options(**config.data)), jax.local_devices()
+    options, devices = data.options(**config.data), jax.local_devices()
     check_divides(options.batch_size, len(devices))
     source = data.open_split(options, options.train_split, seed=config.seed)
     model = rpn.build(config.model, config.anchors)
@@ -322,7 +320,7 @@ def lr_range_mode(config, folder):
         devices=devices,
         targets=config.targets,
         loss=config.loss,
-        pixels=pixel_family(config.data.pixels, config.data.mean, config.data.std),
+        pixels=options.family,
     )
     summary = lr_range.summary(measured)
     _write_figures(folder, 'lr_range', summary, rate_plots.range_test(measured, summary))
@@ -349,7 +347,7 @@ def _write_figures(folder, stem, content, picture):
 
 def statistics_mode(config, folder):
     """Counts the pixels and the boxes of data.train_split; writes json and a picture."""
-    options = data.check(data.Options(**config.data))
+    options = data.options(**config.data)
     source = data.open_split(options, options.train_split, seed=config.seed, boxes=False)
     counted = statistics.statistics(source)
     written = folder / 'statistics'
@@ -365,7 +363,7 @@ def anchors_mode(config, folder):
     Of the data only the annotations are read.
     """
     model = rpn.build(config.model, config.anchors)
-    options = data.check(data.Options(**config.data))
+    options = data.options(**config.data)
     source = data.open_split(options, options.train_split, seed=config.seed, files=False)
     objects = anchor_grid.objects_of(source, options)
     present = anchor_fit.measure(objects, anchor_grid.Layout.of(model), **config.targets)
@@ -447,12 +445,12 @@ def _weights(config, variables, step):
 
 def _function(config, variables, step):
     """Returns the bytes of a .stablehlo file, a text on it, and its description for a JSON file."""
-    pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
     model, proposals = rpn.build(config.model, config.anchors), config.proposals
-    options = data.check(data.Options(**config.data))
+    options = data.options(**config.data)
     most = options.image_size if options.resize == 'square' else options.max_size
     (canvas,) = data.plan([(most, most)], options._replace(image_size=most)).shapes
-    content = exported.serialised(model, variables, canvas, proposals=proposals, pixels=pixels)
+    kinds = dict(proposals=proposals, pixels=options.family)
+    content = exported.serialised(model, variables, canvas, **kinds)
     about = {'step': step} | exported.description(canvas, proposals=proposals, data=config.data)
     what = f'images of {canvas[0]} x {canvas[1]} pixels to proposals'
     return content, what, about

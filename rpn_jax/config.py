@@ -236,7 +236,7 @@ def check(config, where='', changed=()):
 
 
 def without_effect(config, changes):
-    """Yields a line on each of these keys that has no effect beside what the others are."""
+    """Yields a warning for each changed key that the values of other keys make ineffective."""
     values = items(config)
     for key in changes:
         other, choices = ONLY_WITH.get(key, ('', ()))
@@ -302,16 +302,18 @@ def comments():
 def with_keys(message):
     """Returns a message of a library function with the keys of the keywords that it names.
 
-    Found are a keyword that it begins with, as `path: ..`, those with an underscore, and `depth=`.
+    Found are a keyword that it begins with, as `path: ..`, those with an underscore, and `depth=`;
+    not what stands in the name of a file or folder.
     """
+    text = re.sub(r'^[^:]*/[^:]*: |\S*/\S*', '', message)
     keys = {key.rpartition('.')[2]: key for key in reversed(KEYS)}
-    first = re.match(r"(\w+)(?=: | ['(\d-])", message)
+    first = re.match(r"(\w+)(?=: | ['(\d-])", text)
     words = [
         *(first.groups() if first else ()),
-        *re.findall(r'(?<![\w./-])(?:\w+_\w+(?![\w/])|\w+(?==))', message),
+        *re.findall(r'(?<![\w./-])(?:\w+_\w+(?![\w/])|\w+(?==))', text),
     ]
     named = dict.fromkeys(keys[word] for word in words if word in keys)
-    if not named or any(key in message for key in KEYS if '.' in key):
+    if not named or any(key in text for key in KEYS if '.' in key):
         return message
     return f'{message} (config {"keys" if len(named) > 1 else "key"} {", ".join(named)})'
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import cv2
 import jax
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rpn_jax import data, weights
 from rpn_jax.config import read_run, resolve
-from rpn_jax.data.normalization import normalise, pixel_family
+from rpn_jax.data.normalization import normalise
 from rpn_jax.errors import InputError
 from rpn_jax.evaluation.predict import make_predict
 from rpn_jax.files import parse_json
@@ -38,7 +38,7 @@ def _from_file(path, step):
         made_with = parse_json(formats.metadata(path)['rpn_jax'])
         config = ConfigDict({name: made_with[name] for name in ('model', 'anchors', 'data')})
         config.proposals = ConfigDict(made_with['proposals'])
-        detector = Detector(config, int(made_with['step']), variables={})
+        detector = Detector(FrozenConfigDict(config), int(made_with['step']), variables={})
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f'{path}: does not say which network it holds; export it again from its workdir'
@@ -63,9 +63,10 @@ class Detector:
         self.config, self.step, self.variables = config, step, variables
         self.model = rpn.build(config.model, config.anchors)
         self._options = data.Options(**config.data)
-        self._pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
         self._apply = jax.jit(self.model.apply, static_argnames='method')
-        self._predict = make_predict(self.model, proposals=config.proposals, pixels=self._pixels)
+        self._predict = make_predict(
+            self.model, proposals=config.proposals, pixels=self._options.family
+        )
 
     def propose(self, image):
         """Returns Proposals of NumPy arrays, boxes in pixels of the image as given, best first.
@@ -119,4 +120,4 @@ class Detector:
 
     def _normalised(self, image):
         batch = self._batch(image)
-        return normalise(batch['image'], batch['size'], self._pixels)
+        return normalise(batch['image'], batch['size'], self._options.family)

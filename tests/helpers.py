@@ -28,7 +28,7 @@ from rpn_jax.models import resnet, rpn
 from rpn_jax.ops.anchors import Anchors
 from rpn_jax.ops.proposals import Proposals
 from rpn_jax.training import checkpoint, loop
-from rpn_jax.training.parallel import place
+from rpn_jax.training.parallel import replicate
 from rpn_jax.training.step import init_state
 
 ROOT = Path(__file__).parent.parent
@@ -149,7 +149,7 @@ def compilations():
 def last_state(config, folder):
     """Returns the newest checkpoint's whole state as NumPy arrays."""
     model, optimizer, _ = loop.build(config)
-    state = place(init_state(model, optimizer, 0), jax.devices())
+    state = replicate(init_state(model, optimizer, 0), jax.devices())
     with checkpoint.Checkpoints(folder, **config.checkpoint) as checkpoints:
         assert checkpoints.latest is not None
         return jax.device_get(checkpoints.load(state))
@@ -411,7 +411,7 @@ def narrow(monkeypatch):
 
 def data_options(**changes):
     """Returns the default options with changes."""
-    return data.check(data.Options(**default.get_config().data)._replace(**changes))
+    return data.options(**{**default.get_config().data, **changes})
 
 
 PICTURE_SIZE = (40, 60)  # height, width

@@ -124,6 +124,8 @@ def test_overrides_come_with_a_sign_or_a_space_and_the_last_one_counts(ran):
         ('evalute --workdir=x', "no mode 'evalute'; did you mean evaluate?"),
         ('--conf=x.py', "unknown argument '--conf=x.py'"),
         ('--workdir=x steps=3', "unknown argument 'steps=3'"),
+        ('--workdir=x evaluate', 'the mode comes first, or as --mode=evaluate'),
+        ('--workdir=x predict a.jpg', 'the mode comes first, or as --mode=predict'),
         ('--config.steps', '--config.steps needs a value'),
         ('--config.steps --debugs', '--config.steps needs a value'),
         ('evaluate --step=x', "argument --step: invalid int value: 'x'"),

@@ -293,6 +293,10 @@ def test_comments_are_those_of_the_lines_of_the_default_config():
         ('remat: (5,) needs last_stage=5', ' (config keys model.remat, model.last_stage)'),
         ('/a/max_boxes/image_size.jpg: not an image', ''),
         ('x.txt: no such list; images of it', ''),
+        ('/a/x,batch_size=8/b.json: no such file; name another', ''),
+        ('no file /a/x,batch_size=8/b.json', ''),
+        ('/a/sweep steps=9/b.json: no such file', ''),
+        ("/a/sweep steps=9: no data; set path and name=''", ' (config key data.name)'),
         ('config key data.path: is wrong for batch_size', ''),
     ],
 )

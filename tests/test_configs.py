@@ -19,7 +19,7 @@ from rpn_jax.evaluation import metrics
 from rpn_jax.models import resnet, rpn
 from rpn_jax.ops import losses, matching, proposals
 from rpn_jax.training import checkpoint, feature_cache, loop, optim, schedules
-from rpn_jax.training.parallel import place
+from rpn_jax.training.parallel import replicate
 from rpn_jax.training.step import init_state
 
 FOLDER = Path(default.__file__).parent
@@ -46,7 +46,7 @@ def test_a_config_resolves_and_builds_its_network_and_optimizer(name):
     config = configs.read(name)
     configs.check(config)
     config = configs.resolve(config)
-    options = data.check(data.Options(**config.data))
+    options = data.options(**config.data)
     model, optimizer, _ = loop.build(config)
     (shape,) = data.plan([(300, 400)], options).shapes
     if (model, shape) in BUILT:
@@ -84,11 +84,11 @@ UNSEEN += 'checkpoint.every', 'evaluation.every'
 @pytest.mark.parametrize('name', differing(['default', *VARIANTS], small, UNSEEN))
 def test_a_config_trains_two_steps_on_drawn_scenes(name):
     config = small(name)
-    options = data.check(data.Options(**config.data))
+    options = data.options(**config.data)
     source = data.open_split(options, options.train_split, seed=config.seed)
     devices = jax.local_devices()[:4]
     model, optimizer, _ = loop.build(config)
-    state = place(init_state(model, optimizer, config.seed), devices)
+    state = replicate(init_state(model, optimizer, config.seed), devices)
     before = jax.device_get(state.params)
     with compilations() as compiled:
         update = loop.update_of(config, model, optimizer, devices)

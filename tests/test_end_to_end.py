@@ -97,7 +97,7 @@ def test_a_run_that_keeps_shapes_compiles_once_for_each_canvas(tmp_path, caplog)
         data__canvases=3,
         data__batch_size=1,
     )
-    options = data.check(data.Options(**config.data))
+    options = data.options(**config.data)
     source = data.open_split(options, '')
     canvases = data.canvases_of(source, options)
     with compilations() as compiled:

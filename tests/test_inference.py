@@ -57,6 +57,9 @@ def test_an_exported_file_proposes_what_its_workdir_does(trained, scene, tmp_pat
     file = tmp_path / 'x.safetensors'
     main(['export', f'--workdir={finished_run().folder}', f'--output={file}', '--step=6'])
     exported, other = rpn_jax.restore(file), rpn_jax.restore(finished_run().folder, step=6)
+    for each in (exported, other):
+        with pytest.raises(AttributeError):
+            each.config.data.pixels = 'caffe'
     assert exported.step == other.step == 6
     for ours, theirs in zip(exported.propose(scene), other.propose(scene), strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -231,6 +231,33 @@ for name in rpn_jax.__all__:
     subprocess.run([sys.executable, '-c', program], cwd=ROOT, check=True)
 
 
+def test_imports_change_nothing_in_the_process():
+    """Whatever module is imported; what others set when they are imported is theirs."""
+    names = [f'rpn_jax.{module(file)}'.rstrip('.') for file in PACKAGE]
+    program = f"""
+import importlib, logging, os, signal, sys, threading, warnings
+import cv2, flax, grain, jax, matplotlib, optax, orbax.checkpoint, tensorboardX
+import numpy as np, tensorflow_datasets
+
+def state():
+    handled = {{number: signal.getsignal(number) for number in signal.valid_signals()}}
+    return (
+        dict(os.environ), handled, threading.active_count(), list(warnings.filters),
+        list(sys.path), os.getcwd(), np.geterr(), dict(matplotlib.rcParams), cv2.getNumThreads(),
+        dict(jax.config.values),
+        list(logging.root.handlers), logging.root.level, sys.unraisablehook,
+        logging.getLogger('rpn_jax').handlers, logging.getLogger('rpn_jax').level,
+    )
+
+before = state()
+for name in {names!r}:
+    importlib.import_module(name)
+for was, now in zip(before, state(), strict=True):
+    assert was == now, (was, now)
+"""
+    subprocess.run([sys.executable, '-c', program], cwd=ROOT, check=True)
+
+
 def test_all_that_is_printed_passes_the_function_that_escapes_names():
     prints = {
         f'{file}: {function.name}'

@@ -17,7 +17,7 @@ from rpn_jax.ops import boxes as box
 from rpn_jax.ops import losses, matching, proposals
 from rpn_jax.ops.nms import nms
 from rpn_jax.training import loop
-from rpn_jax.training.parallel import place
+from rpn_jax.training.parallel import replicate
 from rpn_jax.training.step import init_state
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -167,7 +167,7 @@ def assert_trains_alike(config, image, boxes_of, losses, after, **more):
     model, optimizer, _ = loop.build(config)
     devices = jax.local_devices()[:1]
     state = zeros(jax.eval_shape(lambda: init_state(model, optimizer, 0)))
-    state = place(state.replace(**load_formula(state.variables, **more)), devices)
+    state = replicate(state.replace(**load_formula(state.variables, **more)), devices)
     boxes, kind = np.zeros((2, 5, 4), np.float32), np.zeros((2, 5), np.int32)
     for i, objects in enumerate(boxes_of):
         boxes[i, : len(objects)], kind[i, : len(objects)] = objects, 1

@@ -20,7 +20,7 @@ class Costs(NamedTuple):
 
 
 def costs(lower):
-    """Returns the Costs of a program, which is compiled for it; a call after that is not again."""
+    """Compiles a program and returns its Costs; a later call finds it compiled."""
     began = time.perf_counter()
     lowered = lower()
     compiled = lowered.compile()

@@ -22,7 +22,7 @@ from rpn_jax.ops import boxes as box
 from rpn_jax.ops.matching import match
 from rpn_jax.ops.nms import nms
 from rpn_jax.training import loop
-from rpn_jax.training.parallel import place, place_batch
+from rpn_jax.training.parallel import replicate, shard_batch
 from rpn_jax.training.step import TrainState
 
 REST = 0.2  # seconds between two turns, in which the other side's threads fall asleep
@@ -110,7 +110,7 @@ def start(case):
     boxes = np.zeros((*kind.shape, 4), np.float32)
     boxes[kind > 0] = objects(case.batch * OBJECTS, case.size)
     batch = {'image': picture(case), 'boxes': boxes, 'kind': kind}
-    return update, place(state, devices), place_batch(batch, devices)
+    return update, replicate(state, devices), shard_batch(batch, devices)
 
 
 def train(case, path=''):
@@ -131,9 +131,9 @@ def predict(case, path=''):
     """Returns the function that evaluation runs: uint8 images to proposals."""
     config, devices = config_of(case), jax.local_devices()[:1]
     model = loop.build(config)[0]
-    batch = place_batch({'image': picture(case, path)}, devices)
+    batch = shard_batch({'image': picture(case, path)}, devices)
     del batch['index']
-    variables = place(variables_of(model), devices)
+    variables = replicate(variables_of(model), devices)
     predict = make_predict(model, proposals=config.proposals, devices=devices)
     return jitted(predict.mapped, variables, batch)
 

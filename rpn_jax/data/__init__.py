@@ -3,9 +3,9 @@
 from rpn_jax.data.split import (  # noqa: F401
     Options,
     canvases_of,
-    check,
     evaluation_batches,
     open_split,
+    options,
     plan,
     train_batch,
     train_batches,

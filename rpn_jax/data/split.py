@@ -63,9 +63,18 @@ class Options(NamedTuple):
     eval_annotations: str = ''
     categories: tuple[str | int, ...] = ()
 
+    @property
+    def family(self):
+        """The normalization.Pixels of `pixels`, `mean` and `std`."""
+        return pixel_family(self.pixels, self.mean, self.std)
 
-def check(options):
-    """Returns the options, ~ in their paths expanded; raises InputError where they are wrong."""
+
+def options(**keywords):
+    """Returns the Options of these keywords, ~ in their paths expanded.
+
+    Raises InputError where they are wrong.
+    """
+    options = Options(**keywords)
     choices_of = {'source': SOURCES, 'resize': RESIZES}
     choices_of |= {'on_bad': ON_BAD, 'orientation': ORIENTATIONS}
     for key, choices in choices_of.items():

@@ -119,7 +119,7 @@ def clipped_overlaps(objects, types):
 
 
 def positives(objects, types, *, positive_iou=0.7, border=-1):
-    """Returns which anchors of one image matching.match labels foreground, and with what.
+    """Returns the foreground anchors of one image, and the object that each is matched to.
 
     These are positions [p, 3] int (type, row and column of the cell), in no special order, and
     matched [p], the object. objects are those of the image, at least one.
@@ -239,7 +239,7 @@ def _cells_between(columns, lines):
 
 
 def _mixed(position):
-    """Returns weights [3] whose product with rows (type, row, column) is another for each."""
+    """Returns weights [3] that make a number of each (type, row, column), no two alike."""
     _, height, width = position.max(axis=0, initial=0) + 1
     return np.array([height * width, width, 1])
 

@@ -225,14 +225,14 @@ def schedule(config):
             SCHEDULE,
         )
         return
-    for is_ill, level, what, shown, usual, remedy in _shapes(config, rates):
-        if is_ill:
+    for is_wrong, level, what, shown, usual, remedy in _shapes(config, rates):
+        if is_wrong:
             yield Finding(level, what, shown, usual, remedy, SCHEDULE)
             return
 
 
 def _shapes(config, rates):
-    """Yields (whether it is ill, level, finding, evidence, usual, remedy) of rates over a run."""
+    """Yields (whether it is wrong, level, finding, evidence, usual, remedy) of rates over a run."""
     optim, given, highest = config.optim, config.optim.learning_rate, rates.max()
     length, kind = optim.schedule_steps or config.steps, optim.schedule
     keys = {'step': ('decay_at', 'decay_factor'), 'cosine': ('final_factor',)}

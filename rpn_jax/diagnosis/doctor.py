@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from rpn_jax import data
-from rpn_jax.data.normalization import normalise, pixel_family
+from rpn_jax.data.normalization import normalise
 from rpn_jax.data.records import Kind
 from rpn_jax.diagnosis import (
     alignment,
@@ -73,7 +73,7 @@ def diagnose(config, *, seconds=SECONDS):
             elif part == 'weights' and model is not None:
                 tensors = _weights(config, model, found)
             elif part == 'data':
-                options = data.check(data.Options(**config.data))
+                options = data.options(**config.data)
                 source = data.open_split(options, options.train_split, seed=config.seed)
         except InputError as error:
             found.append(
@@ -119,7 +119,7 @@ def ground_truth(config, model, source, sizes, most=None):
     """
     every = max(1, -(-len(source.records) // most)) if most else 1
     source, sizes = source._replace(records=source.records[::every]), sizes[::every]
-    options = data.check(data.Options(**config.data))
+    options = data.options(**config.data)
     found = [*truth_checks.findings(source.records, sizes, config.proposals.min_size)]
     objects = anchor_grid.objects_of(source, options)
     if model is None or not len(objects.boxes):
@@ -174,7 +174,6 @@ def _evaluated(config, source, options):
 
 def _examine(config, source, options, plan, model, found, study):
     """Adds Findings on the training input: its pixels, boxes, anchors, and the time it takes."""
-    pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
     steps = range(max(2, -(-IMAGES // options.batch_size)))
     originals, normalised, waits = [], [], []
     upright = options._replace(flip=False)  # so that what was done to boxes can be undone
@@ -183,7 +182,7 @@ def _examine(config, source, options, plan, model, found, study):
     for batch in batches:
         waits.append(time.monotonic() - began)
         if len(normalised) < 4:
-            inputs = np.asarray(normalise(batch['image'], batch['size'], pixels))
+            inputs = np.asarray(normalise(batch['image'], batch['size'], options.family))
             normalised += [
                 x[: int(h), : int(w)] for x, (h, w) in zip(inputs, batch['size'], strict=False)
             ]
@@ -211,7 +210,7 @@ def _examine(config, source, options, plan, model, found, study):
         targets=config.targets,
         seed=config.seed,
         steps=range(min(len(steps), -(-COMPARED // options.batch_size))),
-        pixels=pixels,
+        pixels=options.family,
     )
     seen = list(itertools.chain.from_iterable(examples))
     evidence = [each.evidence for each in seen]
@@ -240,7 +239,6 @@ def _probe(config, source, options, tensors, seconds):
     drawn = list(map(data.train_batch(source, small, seed=config.seed), range(DRAWN)))
     first = max(drawn, key=lambda batch: int(np.sum(batch['kind'] == Kind.OBJECT)))
     alike = [each for each in drawn if each['image'].shape == first['image'].shape]
-    pixels = pixel_family(config.data.pixels, config.data.mean, config.data.std)
     return probing.run(
         model,
         config.optim,
@@ -251,7 +249,7 @@ def _probe(config, source, options, tensors, seconds):
         share=small.batch_size / options.batch_size,
         targets=config.targets,
         loss=config.loss,
-        pixels=pixels,
+        pixels=options.family,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from rpn_jax.console import counter
 from rpn_jax.diagnosis.probe import at_rate, with_rate
 from rpn_jax.errors import InputError
-from rpn_jax.training.parallel import place
+from rpn_jax.training.parallel import replicate
 from rpn_jax.training.step import init_state, make_update
 
 LOWEST, HIGHEST = 1e-6, 10.0  # learning rates that are tried
@@ -42,12 +42,12 @@ def measure(model, optim, tensors, batches, *, seed, devices, **rules):
     first loss is not finite.
     """
     optimizer = with_rate(model, optim)
-    state = place(init_state(model, optimizer, seed, tensors), devices)
+    state = replicate(init_state(model, optimizer, seed, tensors), devices)
     update = make_update(model, optimizer, seed=seed, devices=devices, **rules)
     rates, losses = np.geomspace(LOWEST, HIGHEST, STEPS), []
     with counter(STEPS, 'tried', 'learning rates') as advance:
         for rate, batch in zip(rates, batches, strict=True):
-            state, metrics = update(at_rate(state, place(np.float32(rate), devices)), batch)
+            state, metrics = update(at_rate(state, replicate(np.float32(rate), devices)), batch)
             losses.append(float(jax.device_get(metrics['loss'])))
             smooth = moving_average(losses)
             if not smooth[-1] <= DIVERGED * np.min(smooth):  # nor is NaN

@@ -12,7 +12,7 @@ from rpn_jax.models import rpn
 from rpn_jax.models.convolution import convolve
 from rpn_jax.ops.losses import rpn_losses
 from rpn_jax.ops.proposals import propose
-from rpn_jax.training.parallel import parallel, place, place_batch
+from rpn_jax.training.parallel import parallel, replicate, shard_batch
 from rpn_jax.training.step import LOSS, assign_images, step_key
 
 BEST = 20  # proposals of an image that are compared with its objects
@@ -68,7 +68,7 @@ def make_measure(model, *, seed, devices, pixels, targets=None, loss=None):
     mapped = parallel(measure, devices, keeps_state=True)
 
     def of_host(variables, batch):
-        return jax.device_get(mapped(place(variables, devices), place_batch(batch, devices)))
+        return jax.device_get(mapped(replicate(variables, devices), shard_batch(batch, devices)))
 
     return of_host
 

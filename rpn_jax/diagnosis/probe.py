@@ -17,7 +17,7 @@ from rpn_jax.data.records import Kind
 from rpn_jax.diagnosis.network import make_measure, spread
 from rpn_jax.models import resnet, rpn
 from rpn_jax.training.optim import make_optimizer
-from rpn_jax.training.parallel import place, place_batch
+from rpn_jax.training.parallel import replicate, shard_batch
 from rpn_jax.training.step import init_state, make_update
 
 RATES = 9  # of the probe, a factor of about three apart
@@ -64,16 +64,16 @@ def run(model, optim, tensors, batches, *, seed, budget, share=1.0, **rules):
     optimizer = with_rate(model, optim)
     state = jax.device_get(init_state(model, optimizer, seed, tensors))
     began = time.monotonic()
-    placed = jax.block_until_ready([place_batch(batch, devices) for batch in batches])
+    placed = jax.block_until_ready([shard_batch(batch, devices) for batch in batches])
     transfer = (time.monotonic() - began) / len(batches)
     mapped = make_update(model, optimizer, seed=seed, devices=devices, **rules).mapped
-    update = mapped.lower(place(at_rate(state, np.float32(0)), devices), placed[0]).compile()
+    update = mapped.lower(replicate(at_rate(state, np.float32(0)), devices), placed[0]).compile()
 
     def train(rate, steps, batches=placed[:1], warmup=0):
-        now, rows = place(at_rate(state, np.float32(rate)), devices), []
+        now, rows = replicate(at_rate(state, np.float32(rate)), devices), []
         for i in range(steps + 1):
             if i < warmup:
-                now = at_rate(now, place(np.float32(rate * (i + 1) / warmup), devices))
+                now = at_rate(now, replicate(np.float32(rate * (i + 1) / warmup), devices))
             if len(batches) == 1:
                 now = now.replace(step=jnp.zeros_like(now.step))  # the same anchors are sampled
             now, metrics = update(now, batches[i % len(batches)])

@@ -71,10 +71,10 @@ def rates(probe):
 
 def lasting(probe):
     """Checks that training on several batches does not diverge, and is not near to it."""
-    ill = [trace for trace in probe.lasting if probing.diverges(trace)]
-    if not ill:
+    diverging = [trace for trace in probe.lasting if probing.diverges(trace)]
+    if not diverging:
         return
-    is_own, trace = len(ill) == 2, ill[-1]
+    is_own, trace = len(diverging) == 2, diverging[-1]
     worst = np.nanmax(trace.loss)
     what = 'The learning rate is too high: ' + (
         'training diverges.' if is_own else 'training diverges at three times of it.'
@@ -144,11 +144,11 @@ def balance(probe):
 def dead(probe):
     """Checks that the channels of the network are alive before the first step."""
     shares = {name: float(share) for name, share in probe.before['dead'].items()}
-    if ill := {name: share for name, share in shares.items() if share > 0.5}:
+    if mostly := {name: share for name, share in shares.items() if share > 0.5}:
         yield Finding(
-            'error' if max(ill.values()) > 0.9 else 'warning',
+            'error' if max(mostly.values()) > 0.9 else 'warning',
             'Much of the network is dead: its channels are 0 whatever the image.',
-            ', '.join(f'{name} {share:.0%}' for name, share in ill.items()),
+            ', '.join(f'{name} {share:.0%}' for name, share in mostly.items()),
             'a few of a hundred channels',
             'config.model.norm, pretrained and data.pixels: activations have another scale',
             PROBE + 4,

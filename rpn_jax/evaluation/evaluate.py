@@ -23,7 +23,7 @@ from rpn_jax.evaluation.summary import MISSED
 from rpn_jax.models import rpn
 from rpn_jax.ops.proposals import Proposals
 from rpn_jax.training import hosts
-from rpn_jax.training.parallel import check_divides, place
+from rpn_jax.training.parallel import check_divides, replicate
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def make_evaluate(
     examine = _make_examine(split, seed, targets, proposals, loss_beta)
 
     def evaluate(variables, step, brief=False, between=lambda: None):
-        variables = place(variables, devices)  # once, not with every batch
+        variables = replicate(variables, devices)  # once, not with every batch
         predicted = _predict_all(predict, variables, split, dense=not brief, between=between)
         if not hosts.is_first():
             for _ in predicted:

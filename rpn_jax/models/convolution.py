@@ -47,7 +47,7 @@ def direct(x, kernel, stride=1, dilation=1, padding=None):
 
 
 def space_to_depth(x, kernel):
-    """Returns what `direct` does at stride 2, at stride 1 of 2x2 pixels that became channels.
+    """Computes a convolution of stride 2 as one of stride 1 on 2x2 pixels folded into channels.
 
     A stem's three channels leave most of a matrix unit idle; twelve, and four of zeros, do not.
     """

@@ -178,7 +178,7 @@ def broadcast(tree):
 
 
 def largest(number):
-    """Returns the largest of the processes' numbers: all know of a signal that one has got."""
+    """Returns the maximum of a number over all processes, as of a signal that one of them got."""
     return int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
@@ -296,9 +296,9 @@ def _tell_pace():
 
 
 def await_end(error):
-    """Waits for the line of the thread that watches, where a collective has failed by `error`.
+    """Waits, after a collective failed by `error`, for the watching thread to tell who is lost.
 
-    Returns where nobody is found to be lost.
+    That ends the process; returns where nobody is lost.
     """
     if isinstance(error, jax.errors.JaxRuntimeError):
         time.sleep(LEAVE)

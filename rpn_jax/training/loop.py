@@ -23,7 +23,7 @@ from rpn_jax.training import (
     workdir,
 )
 from rpn_jax.training.optim import make_optimizer
-from rpn_jax.training.parallel import check_divides, everywhere, place, place_batch
+from rpn_jax.training.parallel import check_divides, everywhere, replicate, shard_batch
 from rpn_jax.training.progress import Progress, Signals, canvases_line, shared_images
 from rpn_jax.training.step import init_state, make_update
 
@@ -47,7 +47,7 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
         raise InputError('JAX has several processes: they must be started by hosts.start')
     first = hosts.is_first()
     devices = everywhere(devices or jax.local_devices())
-    options = data.check(data.Options(**config.data))
+    options = data.options(**config.data)
     check_divides(options.batch_size, len(devices))
     feature_cache.check(config.features.keep, config.model, options.resize)
     tensors, before = None, {}
@@ -63,14 +63,14 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
     hosts.agree(data_identity.summary(sources))
     if resuming:
         data_identity.check(folder, sources, strict)
-    state = place(init_state(model, optimizer, config.seed, tensors), devices)
+    state = replicate(init_state(model, optimizer, config.seed, tensors), devices)
     if first:
         workdir.begin(folder, config)
         data_identity.write(folder, sources)
     update = update_of(config, model, optimizer, devices)
     with Signals() as signals:
         with _checkpoints(folder, config) as checkpoints:
-            state = place(hosts.broadcast(checkpoints.load(state)), devices)
+            state = replicate(hosts.broadcast(checkpoints.load(state)), devices)
             start = int(state.step)
             signals.check(start)
             _describe(config, model, state, source, evaluate and evaluate.source, options)
@@ -262,19 +262,19 @@ def _batches(config, model, state, source, options, devices, signals):
     batches = data.train_batches(source, options, seed=config.seed, steps=steps, **share)
     batches = map(maps, batches) if maps else batches
     if not hosts.several():
-        return prefetch(lambda batch: (batch['index'], place_batch(batch, devices)), batches)
+        return prefetch(lambda batch: (batch['index'], shard_batch(batch, devices)), batches)
     plan = data.train_batch(source, options, seed=config.seed)
 
     def placed(numbered):
         step, batch = numbered
         signal = np.full(len(batch['index']), signals.received, np.int32)
-        return np.array(plan.positions(step)[1]), place_batch(batch | {'signal': signal}, devices)
+        return np.array(plan.positions(step)[1]), shard_batch(batch | {'signal': signal}, devices)
 
     return prefetch(placed, zip(steps, batches, strict=True))
 
 
 def _describe(config, model, state, source, other, options):
-    """Logs what learns from which images, and what to know of them; other is what is evaluated."""
+    """Logs the size of the network, which part learns, and the training and evaluation data."""
 
     def millions(tree):
         return f'{sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6:.1f} M'

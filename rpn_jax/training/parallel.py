@@ -1,6 +1,6 @@
-"""What lies on which device: the state on all of them, a batch split among them; the one pmap.
+"""Copy the training state to every device, split batches among them, and pmap the update.
 
-Of several processes each places its rows of a batch on its own devices; pmap joins them.
+Of several processes each has its rows of a batch on its own devices; pmap joins them.
 """
 
 import jax
@@ -14,7 +14,7 @@ from rpn_jax.models.resnet import AXIS
 def parallel(update, devices=None, *, keeps_state=False):
     """Returns update(state, batch) pmapped over devices, by default all those of all processes.
 
-    It takes batches [N, ..], placed or not: the rows of this process. The state has no axis of
+    It takes batches [N, ..], sharded or not: the rows of this process. The state has no axis of
     devices; it is given away, unless keeps_state.
     """
     devices = list(devices or everywhere(jax.local_devices()))
@@ -42,15 +42,15 @@ def here(devices):
     return [device for device in devices if device.process_index == jax.process_index()]
 
 
-def place(state, devices):
-    """Puts the state on all devices of this process, as pmap wants it.
+def replicate(state, devices):
+    """Copies the state to all devices of this process, as pmap wants it.
 
-    Placed elsewhere it would compile twice.
+    With another sharding it would compile twice.
     """
     return jax.device_put(state, sharding(here(devices)))
 
 
-def place_batch(batch, devices):
+def shard_batch(batch, devices):
     """Puts this process's rows of a batch, split or not, on its devices, as pmap wants them."""
     own = here(devices)
     return jax.device_put(shard(batch, len(own)), sharding(own, AXIS))

@@ -48,7 +48,7 @@ def load(where, depth, aspect_ratios, pretrained_key=''):
 
 
 def check(where, tensors, model):
-    """Takes from tensors, if any, what is no part of the network, with a note that names it.
+    """Drops the tensors that the network does not use, with a note, and checks that the rest fit.
 
     A pyramid fits only a network with one, and a head only the network whose maps it reads. A
     pyramid or a head on one that the tensors lack is noted. Raises InputError where they do not fit

@@ -132,7 +132,7 @@ class _Function(NamedTuple):
 
 def _expect(value, kind):
     if not isinstance(value, kind):
-        raise ValueError(f'a {type(value).__name__} where a {kind.__name__} has to be')
+        raise ValueError(f'{kind.__name__} expected, not {type(value).__name__}')
     return value
 
 

@@ -101,7 +101,7 @@ def folder(tmp_path):
 def opened(folder, source, split, chosen):
     changes = {'source': source, 'path': str(folder), 'categories': chosen}
     config = tiny_config(**{f'data__{key}': value for key, value in changes.items()})
-    return data.open_split(data.check(data.Options(**config.data)), split)
+    return data.open_split(data.options(**config.data), split)
 
 
 def test_coco_has_names_and_ids_and_its_file_says_the_same(folder):
@@ -149,7 +149,7 @@ def test_a_category_without_a_name_is_called_by_its_id(folder):
 def test_statistics_count_the_chosen_alone(folder):
     changes = {'source': 'coco', 'path': str(folder), 'categories': ('owl',)}
     options = tiny_config(**{f'data__{key}': value for key, value in changes.items()}).data
-    source = data.open_split(data.check(data.Options(**options)), 'train2017', boxes=False)
+    source = data.open_split(data.options(**options), 'train2017', boxes=False)
     assert sum(len(record.boxes) for record in source.records) == 1
 
 

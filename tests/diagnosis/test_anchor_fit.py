@@ -43,7 +43,7 @@ def opened(**changes):
     """Returns the model and options of the tiny config with changes."""
     config = tiny_config(**changes)
     model = rpn.build(config.model, config.anchors)
-    return model, data.check(data.Options(**config.data))
+    return model, data.options(**config.data)
 
 
 PYRAMID = dict(model__last_stage=4, model__fpn_stages=(3, 4), anchors__sizes=((16,), (32,), (64,)))

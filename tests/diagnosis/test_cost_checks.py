@@ -44,7 +44,7 @@ def test_many_canvases_are_named_with_the_rarest(count, levels):
 )
 def test_what_takes_the_time_is_found(changes, seconds, canvases, begins):
     config = config_of(**{'evaluation__every': 0} | changes)
-    options = data.check(data.Options(**config.data))
+    options = data.options(**config.data)
     times = SECONDS | seconds
     found = [*cost_checks.findings(config, times, MEMORY, plan(canvases), options, 200)]
     assert [each.finding[: len(b)] for each, b in zip(found, begins, strict=True)] == begins
@@ -94,6 +94,6 @@ def test_maps_that_are_kept_count_where_they_are(monkeypatch, keep, backends):
     ],
 )
 def test_the_advice_names_what_to_change_first(seconds, frozen, canvases, word):
-    options = data.check(data.Options(**config_of().data))
+    options = data.options(**config_of().data)
     shown = cost_checks.advice(SECONDS | seconds, plan(canvases), options, frozen)
     assert word in shown.replace(' is padding', ' padding') and 'First:' in shown

@@ -18,7 +18,7 @@ SAMPLES = 8
 
 def examples(config, steps, **changes):
     """Returns the model, with changes, the source, and (step, batch, Examples) of the steps."""
-    options = data.check(data.Options(**config.data))
+    options = data.options(**config.data)
     source = data.open_split(options, 'train', seed=config.seed)
     model = rpn.build(config.model, config.anchors).clone(**changes)
     keywords = {'targets': config.targets, 'seed': config.seed, 'pixels': pixel_family('caffe')}

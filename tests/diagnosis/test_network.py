@@ -20,7 +20,7 @@ PYRAMID = dict(
 @pytest.mark.parametrize('changes', [{}, PYRAMID])
 def test_dead_channels_pulls_and_scores_are_those_of_the_network(changes):
     config = config_of(model__norm='group', model__fpn_norm='', **changes)
-    options = data.check(data.Options(**config.data))
+    options = data.options(**config.data)
     source = data.open_split(options, 'train', seed=0)
     batch = data.train_batch(source, options, seed=0)(0)
     model = rpn.build(config.model, config.anchors)

@@ -16,7 +16,7 @@ def splits(tmp_path):
     """Returns the Sources of a folder's lists train and val."""
     folder = write_voc(tmp_path / 'voc')
     config = config_of(data__source='voc', data__path=str(folder))
-    options = data.check(data.Options(**config.data))
+    options = data.options(**config.data)
     return [data.open_split(options, split, seed=0) for split in ('train', 'val')]
 
 

@@ -10,7 +10,7 @@ from experiments import program
 from experiments.bench.ours import Case, config_of, variables_of
 from rpn_jax import weights
 from rpn_jax.training import checkpoint, loop, pretrained, workdir
-from rpn_jax.training.parallel import place
+from rpn_jax.training.parallel import replicate
 from rpn_jax.training.step import TrainState
 
 torch = pytest.importorskip('torch')
@@ -32,7 +32,7 @@ def exported(tmp_path):
     state = TrainState(np.int32(7), *variables.values(), {'none': np.zeros(1)})
     workdir.begin(tmp_path / 'run', config)
     with checkpoint.Checkpoints(tmp_path / 'run', every=1, keep=1) as checkpoints:
-        checkpoints.save(7, place(state, jax.local_devices()))
+        checkpoints.save(7, replicate(state, jax.local_devices()))
     output = tmp_path / 'rpn.safetensors'
     flags = [f'--workdir={tmp_path / "run"}', '--mode=export', f'--output={output}']
     assert main.main(flags) == 0

@@ -14,7 +14,7 @@ from helpers import assert_same
 from rpn_jax.errors import InputError, Interrupted
 from rpn_jax.training import checkpoint
 from rpn_jax.training.checkpoint import Checkpoints
-from rpn_jax.training.parallel import place
+from rpn_jax.training.parallel import replicate
 from rpn_jax.training.step import TrainState
 
 
@@ -27,7 +27,7 @@ def state_of(step, devices=4):
     }
     opt_state = ({'trace': jnp.ones(4)}, {'count': jnp.int32(1)})
     state = TrainState(jnp.int32(step), params, {'mean': jnp.arange(3.0)}, opt_state)
-    return place(state, jax.devices()[:devices])
+    return replicate(state, jax.devices()[:devices])
 
 
 def write(folder, steps, keep=3, devices=4):
@@ -109,7 +109,7 @@ def test_a_checkpoint_that_was_cut_off_does_not_count(tmp_path):
 
 def test_what_is_being_written_does_not_follow_the_state(tmp_path):
     following = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
-    state = place({'step': jnp.int32(1), 'params': jnp.ones((300, 300))}, jax.devices())
+    state = replicate({'step': jnp.int32(1), 'params': jnp.ones((300, 300))}, jax.devices())
     with Checkpoints(tmp_path, every=1, keep=3) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, state)
@@ -154,7 +154,7 @@ def test_a_save_that_the_disk_refuses_is_one_line_of_all_threads(tmp_path, caplo
     resource = pytest.importorskip('resource')
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     numbers = np.random.default_rng(0).normal(size=(5, 9999))
-    state = place(dict(enumerate(numbers.astype(np.float32))), jax.devices()[:1])
+    state = replicate(dict(enumerate(numbers.astype(np.float32))), jax.devices()[:1])
     with pytest.raises(InputError, match='.File too large.; raise the limit .*; there is no check'):
         with Checkpoints(tmp_path, every=1, keep=2) as checkpoints:
             resource.setrlimit(resource.RLIMIT_FSIZE, (9999, limits[1]))

@@ -14,7 +14,7 @@ from rpn_jax.data.normalization import normalise, pixel_family
 from rpn_jax.errors import InputError
 from rpn_jax.training import loop
 from rpn_jax.training.feature_cache import DiskMaps, Features
-from rpn_jax.training.parallel import place
+from rpn_jax.training.parallel import replicate
 from rpn_jax.training.step import init_state
 
 NUMBERS = 20  # of maps: ten scenes, each mirrored too
@@ -65,7 +65,7 @@ def follow(keep, devices=1, **changes):
         counted = source._replace(read=lambda i: read.append(i) or source.read(i))
         known = maps.known if keep else None
         batch_of = data.train_batch(counted, options, seed=config.seed, known=known)
-        state = place(first_state(), jax.devices()[:devices])
+        state = replicate(first_state(), jax.devices()[:devices])
         for step in range(12):
             batch = batch_of(step)
             state, metrics = update_of(devices)(state, maps(batch) if keep else batch)

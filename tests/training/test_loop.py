@@ -19,7 +19,7 @@ from rpn_jax import data
 from rpn_jax.commands import evaluator
 from rpn_jax.errors import InputError, Interrupted
 from rpn_jax.training import checkpoint, loop, nonfinite, workdir
-from rpn_jax.training.parallel import place, place_batch
+from rpn_jax.training.parallel import replicate, shard_batch
 from rpn_jax.training.step import init_state
 from rpn_jax.training.workdir import figures, read_history
 
@@ -141,8 +141,8 @@ def test_the_lowered_update_is_the_one_that_trains():
     model, optimizer, _ = loop.build(config)
     options = data.Options(**config.data)
     source = data.open_split(options, 'train', seed=0)
-    batch = place_batch(data.train_batch(source, options, seed=0)(0), devices)
-    state = place(init_state(model, optimizer, 0), devices)
+    batch = shard_batch(data.train_batch(source, options, seed=0)(0), devices)
+    state = replicate(init_state(model, optimizer, 0), devices)
     trains = loop.update_of(config, model, optimizer, devices).mapped.lower(state, batch).compile()
     lowered = loop.lowered(config, devices, 2, (64, 64)).compile()
     assert lowered.cost_analysis()['flops'] == pytest.approx(trains.cost_analysis()['flops'])

@@ -17,7 +17,7 @@ PIXELS = pixel_family('torchvision')
 
 def batch_of(step=6, **changes):
     """Returns the batch of a step of the tiny run, and the ids of its images."""
-    options = data.check(data.Options(**tiny_config(**changes).data))
+    options = data.options(**tiny_config(**changes).data)
     source = data.open_split(options, options.train_split, seed=0)
     batch = data.train_batch(source, options, seed=0)(step - 1)
     return batch, [source.records[i].image_id for i in batch['index']]

@@ -25,7 +25,7 @@ def test_a_batch_without_sizes_and_indices_fills_its_canvas(lead):
 
 
 def test_a_placed_batch_lies_in_order_in_parts_on_its_devices():
-    placed = parallel.place_batch(BATCH, jax.devices()[:2])
+    placed = parallel.shard_batch(BATCH, jax.devices()[:2])
     for name, value in BATCH.items():
         np.testing.assert_array_equal(placed[name].reshape(value.shape), value)
         parts = placed[name].addressable_shards
@@ -35,4 +35,4 @@ def test_a_placed_batch_lies_in_order_in_parts_on_its_devices():
 
 def test_images_that_cannot_be_divided_are_an_error():
     with pytest.raises(InputError, match='^batch_size: 4 images .* 3 devices'):
-        parallel.place_batch(BATCH, jax.devices()[:3])
+        parallel.shard_batch(BATCH, jax.devices()[:3])

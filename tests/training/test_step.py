@@ -12,7 +12,7 @@ from rpn_jax.data.normalization import normalise, pixel_family
 from rpn_jax.models import resnet, rpn
 from rpn_jax.training import loop
 from rpn_jax.training.optim import make_optimizer
-from rpn_jax.training.parallel import place, place_batch
+from rpn_jax.training.parallel import replicate, shard_batch
 from rpn_jax.training.step import assign_images, init_state, make_update, step_key
 
 STEPS, LOSSES = 6, ['loss', 'loss_objectness', 'loss_box']
@@ -84,8 +84,8 @@ def start(norm, count):
 def follow(norm, count):
     """Takes STEPS steps with the uneven batch on so many devices."""
     devices, (update, before) = jax.devices()[:count], start(norm, count)
-    state, metrics, compiled = place(before, devices), [], []
-    batch = place_batch(uneven_batch(), devices)
+    state, metrics, compiled = replicate(before, devices), [], []
+    batch = shard_batch(uneven_batch(), devices)
     for step in range(STEPS):
         with compilations() as names, jax.transfer_guard('disallow' if step else 'allow'):
             state, figures = update(state, batch)
@@ -181,8 +181,8 @@ def test_floating_point_images_pass_as_normalised():
     update, before = start('batch', 1)
     batch = uneven_batch()
     image = normalise(batch['image'], batch['size'], pixel_family('torchvision'))
-    _, metrics = update(place(before, jax.devices()[:1]), batch)
-    _, figures = update(place(before, jax.devices()[:1]), batch | {'image': np.asarray(image)})
+    _, metrics = update(replicate(before, jax.devices()[:1]), batch)
+    _, figures = update(replicate(before, jax.devices()[:1]), batch | {'image': np.asarray(image)})
     for name in LOSSES:
         np.testing.assert_allclose(figures[name], metrics[name], rtol=1e-5)
 
@@ -191,7 +191,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_step_and_the_schedule
     update, before = start('batch', 1)
     batch = uneven_batch()
     batch['image'] = batch['image'] / np.float32(255)
-    state, good = update(place(before, jax.devices()[:1]), batch)
+    state, good = update(replicate(before, jax.devices()[:1]), batch)
     untouched = jax.device_get(state)
     assert good['finite'] and untouched.step == 1
     spoiled = batch | {'image': batch['image'].copy()}

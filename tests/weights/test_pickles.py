@@ -160,16 +160,16 @@ BOMB = b'X\1\0\0\0a' + b'q\1h\1\x86' * 60  # a pair of pairs of pairs ..: 2**60 
         (b'cnumpy\ndtype\n}S"x"\nI1\nsb.', 'attribute'),  # attributes set on a function
         (b'cnumpy\ndtype\n(N}S"function"\nI1\nstb.', 'attribute'),
         (b'cnumpy\ndtype\n(S"O"\ntR.', "arrays of 'O', which are not numbers"),
-        (b'cnumpy\ndtype\n(ctorch\nSize\ntR.', 'a type where a str'),
+        (b'cnumpy\ndtype\n(ctorch\nSize\ntR.', 'str expected, not type'),
         (b'cnumpy\ndtype\n(S"f4"\ntR(I3\nS"x"\ntb.', 'byteorder not recognized'),
         (b'(S"storage"\n' + FLOATS + b'S"0"\nS"cpu"\nI-5\ntQ.', 'not known here'),
         (b'(S"storage"\nctorch\nSize\nS"0"\nS"cpu"\nI5\ntQ.', 'not known here'),
         (b'(S"storage"\n' + FLOATS + b'I0\nS"cpu"\nI5\ntQ.', 'not known here'),
         (b'NQ.', 'not known here'),
         (b'c__builtin__\nbytes\n(I1000000000000\ntR.', 'argument'),
-        (b'c_codecs\nencode\n(I5\ntR.', 'a int where a str'),
-        (b'ctorch._utils\n_rebuild_tensor_v2\n(I1\nI0\n(t(ttR.', 'a int where a Storage'),
-        (b'ctorch._utils\n_rebuild_parameter\n(I1\nI0\nNtR.', 'a int where a Tensor'),
+        (b'c_codecs\nencode\n(I5\ntR.', 'str expected, not int'),
+        (b'ctorch._utils\n_rebuild_tensor_v2\n(I1\nI0\n(t(ttR.', 'Storage expected, not int'),
+        (b'ctorch._utils\n_rebuild_parameter\n(I1\nI0\nNtR.', 'Tensor expected, not int'),
         (b'\x80\x02}N' + b'\x85' * 150_000 + b'K\1s.', 'keys that are no names'),  # deep
         (b'\x80\x02}' + BOMB + b'K\1s.', 'keys that are no names'),  # its hash takes for ever
         (b'\x80\x02}(' + BOMB + b'K\1u.', 'keys that are no names'),
@@ -178,9 +178,9 @@ BOMB = b'X\1\0\0\0a' + b'q\1h\1\x86' * 60  # a pair of pairs of pairs ..: 2**60 
         (b'\x80\x04(' + BOMB + b'\x91.', 'keys that are no names'),
         (b'\x80\x02}\x8a\x09' + bytes(8) + b'\1K\1s.', 'keys that are no names'),  # 2**64
         (b'\x80\x02}(' + b'K\1N' * 20_001 + b'u.', 'keys that are no names'),
-        (b'\x80\x02ccollections\nOrderedDict\n]' + BOMB + b'K\1\x86a\x85R.', 'a tuple where'),
+        (b'\x80\x02ccollections\nOrderedDict\n]' + BOMB + b'K\1\x86a\x85R.', 'not tuple'),
         (b'\x80\x04' + BOMB + b'X\1\0\0\0a\x93.', 'requires str'),
-        (b'\x80\x02cnumpy\ndtype\n(' + BOMB + b'tR.', 'a tuple where'),  # its repr as well
+        (b'\x80\x02cnumpy\ndtype\n(' + BOMB + b'tR.', 'not tuple'),  # its repr as well
         (b'\x80\x02cargparse\nNamespace\n(' + b'N' * 101 + b'tR.', 'more than 100 arguments'),
         (b'\x80\x04\x95\5' + bytes(7) + b'X\3\0\0\0a}s.', 'frame'),  # it ends in a text
         (b'\x80\x04\x95\x0a' + bytes(7) + b'\x95' + bytes(8) + b'N.', 'frame'),

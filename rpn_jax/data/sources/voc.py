@@ -131,7 +131,7 @@ def _root(path):
 
 
 class _Builder(ElementTree.TreeBuilder):
-    """Refuses a DOCTYPE in whatever encoding; the bytes tell it of most before they are parsed."""
+    """Refuses a DOCTYPE in any encoding; most are refused before, by their bytes."""
 
     def doctype(self, *_):
         raise ValueError(DECLARES)

@@ -267,7 +267,7 @@ def test_shares_are_of_the_upright_image_as_cv2_shows_it(folder, tag, orientatio
     (folder / 'labels/val/0.txt').write_text(f'0 {corner} .5 .5')
     changes = {'source': 'yolo', 'path': str(folder), 'orientation': orientation}
     config = tiny_config(**{f'data__{key}': value for key, value in changes.items()})
-    source = data.open_split(data.check(data.Options(**config.data)), 'val')
+    source = data.open_split(data.options(**config.data), 'val')
     assert source.records[0].size == size
     x0, y0, x1, y1 = source.records[0].boxes[0].astype(int)
     image = source.read(0)
@@ -280,7 +280,7 @@ def test_a_half_turn_that_the_size_does_not_tell_is_refused(folder):
     changes = {'source': 'yolo', 'path': str(folder)}
     config = tiny_config(**{f'data__{key}': value for key, value in changes.items()})
     with pytest.raises(InputError, match=r"set orientation='apply'"):
-        data.open_split(data.check(data.Options(**config.data)), 'val')
+        data.open_split(data.options(**config.data), 'val')
 
 
 def test_a_size_beyond_the_head_of_a_jpeg_is_found(folder):
