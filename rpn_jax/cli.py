@@ -22,7 +22,7 @@ SHARED_MODES = 'train', 'evaluate', 'predict'  # modes that several processes ca
 TIMEOUTS = {'meet': 300, 'heartbeat': 45}  # seconds
 LONGEST_TIMEOUT = 1_000_000
 AGAIN = 1  # seconds after which a signal is sent again
-USAGE = '[MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value]'
+USAGE = '[MODE] --config=FILE [--workdir=runs/NAME] [--config.section.key=value] [PATH ..]'
 FULL = (
     'the memory of a device is full (--debug shows where); config keys data.batch_size and '
     'data.image_size: lower, or model.remat'

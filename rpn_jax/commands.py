@@ -28,6 +28,7 @@ from rpn_jax.diagnosis import (
     lr_range,
     schedule,
     second_reading,
+    split_checks,
     statistics,
 )
 from rpn_jax.errors import InputError, disk_line
@@ -100,6 +101,7 @@ def _with_findings(config, folder):
 
     def make(model, source, devices):
         sizes = data.canvases_of(source, data.options(**config.data)).sizes
+        tell(split_checks.amount(source, config))
         tell(doctor.ground_truth(config, model, source, sizes, most=EXAMINED))
         return evaluator(config, folder)(model, source, devices)
 
@@ -183,7 +185,7 @@ def evaluator(config, folder):
             proposals=config.proposals,
             gaussian=gaussian,
             targets=config.targets,
-            loss_beta=config.loss.beta,
+            loss=config.loss,
             pixels=options.family,
             seed=config.seed,
             images=config.evaluation.images,

@@ -243,7 +243,7 @@ def evaluator(config, devices=4, records=TRAINED_ON, source=None):
         proposals=config.proposals,
         gaussian=baselines.fit_gaussian(records),
         targets=config.targets,
-        loss_beta=config.loss.beta,
+        loss=config.loss,
         seed=config.seed,
         images=config.evaluation.images,
         devices=jax.devices()[:devices],

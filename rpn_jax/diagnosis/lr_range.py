@@ -113,15 +113,15 @@ def lines(summary, given):
     ended = summary['diverges_at']
     after = f'grows {DIVERGED:g}-fold by {ended:g}' if ended else f'does not diverge by {HIGHEST:g}'
     rate, low = summary['suggested'].values()
-    where = 'lies where the loss falls: keep it'
+    where, word = 'lies where the loss falls and may stay', 'or'
     if not summary['falls_from'] <= given <= summary['lowest_at']:
         side = 'below' if given < summary['falls_from'] else 'above'
-        where = f'lies {side} the rates at which the loss falls'
+        where, word = f'lies {side} the rates at which the loss falls', 'to'
     return [
         f'the loss falls from a learning rate of {summary["falls_from"]:g} on, is lowest at '
         f'{summary["lowest_at"]:g}, and {after}',
-        f'to train with: --config.optim.learning_rate={rate:g}',
+        f'the config has {given:g}, which {where} (the test is right to an order of magnitude)',
+        f'{word} train with: --config.optim.learning_rate={rate:g}',
         f'or in cycles:  --config.optim.schedule=cyclical --config.optim.learning_rate={rate:g} '
         f'--config.optim.low_factor={low:g}',
-        f'the config has {given:g}, which {where} (the test is right to an order of magnitude)',
     ]

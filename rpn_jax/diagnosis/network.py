@@ -10,10 +10,10 @@ import optax
 from rpn_jax.data.normalization import normalise
 from rpn_jax.models import rpn
 from rpn_jax.models.convolution import convolve
-from rpn_jax.ops.losses import rpn_losses
+from rpn_jax.ops.losses import rpn_losses, weights_and_keywords
 from rpn_jax.ops.proposals import propose
 from rpn_jax.training.parallel import parallel, replicate, shard_batch
-from rpn_jax.training.step import LOSS, assign_images, step_key
+from rpn_jax.training.step import assign_images, step_key
 
 BEST = 20  # proposals of an image that are compared with its objects
 RANKED = dict(pre_nms=300, post_nms=BEST, nms_iou=0.7)
@@ -27,7 +27,7 @@ def make_measure(model, *, seed, devices, pixels, targets=None, loss=None):
     `box_at_zero` the box loss of a sampled anchor as it is and if no box were moved, `scores` the
     mean scores of sampled (foreground, background), `boxes` [B, BEST, 4] proposals, `valid`.
     """
-    loss = LOSS | dict(loss or {})
+    weights, keywords = weights_and_keywords(loss)
 
     def measure(variables, batch):
         inputs = normalise(batch['image'], batch['size'], pixels)
@@ -36,13 +36,13 @@ def make_measure(model, *, seed, devices, pixels, targets=None, loss=None):
         stages, maps = _maps(model, variables, inputs)
         index, labels, matched = sampled
         gt_boxes = jax.vmap(lambda boxes, row: boxes[row])(batch['boxes'], matched)
-        rules = functools.partial(rpn_losses, beta=loss['beta'])
+        rules = functools.partial(rpn_losses, **keywords)
 
         def losses(maps, moves=1.0):
             logits, deltas = _head(model, variables, maps, index)
             rows = labels, anchors.boxes[index], gt_boxes
             each = jax.vmap(rules)(logits, moves * deltas, *rows)
-            return {name: loss[f'{name}_weight'] * x.sum() for name, x in each.items()}
+            return {name: weights[name] * x.sum() for name, x in each.items()}
 
         gradients = {
             name: optax.tree.norm(jax.grad(lambda maps, name=name: losses(maps)[name])(maps))

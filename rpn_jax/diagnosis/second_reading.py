@@ -25,16 +25,16 @@ def differences(source):
     Compared are the number of an image's boxes, how many of them are neither difficult nor crowds,
     and their extent, clipped to the image. Images without annotation files are not compared.
     """
-    if not source.annotations:
+    kind = source.annotations[0].suffix.lower() if source.annotations else ''
+    if kind not in ('.json', '.xml', '.txt'):
         return 0, []
-    is_coco = source.records[0].coco_id is not None
-    if is_coco:
+    if kind == '.json':
         read_again = _of_coco(source)
-    elif source.annotations[0].suffix == '.txt':
+    elif kind == '.xml':
+        read_again = map(_of_voc, source.annotations)
+    else:
         sizes = (record.size for record in source.records)
         read_again = map(_of_yolo, source.annotations, sizes)
-    else:
-        read_again = map(_of_voc, source.annotations)
     sentences = []
     for record, (boxes, are_objects) in zip(with_all_categories(source), read_again, strict=True):
         boxes = np.clip(np.reshape(boxes, (-1, 4)), 0, [*record.size[::-1]] * 2)

@@ -33,7 +33,8 @@ def amount(source, config):
         yield Finding(
             'warning',
             'The run ends before much can be learnt.',
-            f'{config.steps} steps of {config.data.batch_size} images',
+            f'{config.steps} steps of {config.data.batch_size} images: {seen / count:.2g} times '
+            f'the {count} of {source.name}',
             '1000 images from pretrained weights, many more from nothing',
             f'config.steps = {max(1000, 4 * count) // config.data.batch_size}',
             SCHEDULE - 1,

@@ -17,7 +17,7 @@ from rpn_jax.evaluation.metrics import area
 from rpn_jax.evaluation.metrics import iou as overlaps_of
 from rpn_jax.ops import anchor_statistics
 from rpn_jax.ops import boxes as box
-from rpn_jax.ops.losses import rpn_losses
+from rpn_jax.ops.losses import rpn_losses, weights_and_keywords
 from rpn_jax.ops.matching import FOREGROUND
 
 # Where bins of stretch begin and end: octaves, log2 of sqrt(object's area / anchor's area).
@@ -25,10 +25,11 @@ EDGES = np.linspace(-5, 5, 21)
 BINS = len(EDGES) - 1
 
 
-def measure(prediction, *, iou, limit, beta=1 / 9):
+def measure(prediction, *, iou, limit, loss=None):
     """Returns an image's sums by anchor type, {name: [types]}, and `stretch` [4, sizes, BINS].
 
-    The first `limit` proposals count, and an object is recalled at this iou; beta as in box_loss.
+    The first `limit` proposals count, and an object is recalled at this iou; loss are the
+    keywords of ops.losses.LOSS.
     Beside anchor_statistics.sums over ALL anchors: `labelled`, the foreground and background;
     `shift` and `scale`, the distance of foreground anchors from their objects; `recalled`, the
     objects whose best proposal began as an anchor of the type. stretch has the number of anchors
@@ -39,7 +40,8 @@ def measure(prediction, *, iou, limit, beta=1 / 9):
     matched = prediction.gt_boxes[prediction.matched]
     sampled = labels, anchors.boxes, matched, anchors.type
     maps = prediction.logits, prediction.deltas
-    losses = jax.device_get(_sums(*maps, *sampled, beta=beta, count=len(anchors.types)))
+    keywords = tuple(weights_and_keywords(loss)[1].items())
+    losses = jax.device_get(_sums(*maps, *sampled, loss=keywords, count=len(anchors.types)))
     count = functools.partial(np.bincount, minlength=len(anchors.types))
     positive = np.flatnonzero(labels == FOREGROUND)
     types = anchors.type[positive]
@@ -111,10 +113,10 @@ def ratio(sums, counts):
     return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
-@functools.partial(jax.jit, static_argnames='count')
-def _sums(logits, deltas, labels, anchors, gt_boxes, types, *, beta, count):
+@functools.partial(jax.jit, static_argnames=('loss', 'count'))
+def _sums(logits, deltas, labels, anchors, gt_boxes, types, *, loss, count):
     sampled = labels, anchors, gt_boxes
-    losses = rpn_losses(logits, deltas, *sampled, beta=beta)
+    losses = rpn_losses(logits, deltas, *sampled, **dict(loss))
     return anchor_statistics.sums(losses, deltas, *sampled, types, count=count)
 
 

@@ -72,7 +72,7 @@ def make_evaluate(
     proposals,
     gaussian,
     targets=None,
-    loss_beta=1 / 9,
+    loss=None,
     pixels=None,
     seed=0,
     images=0,
@@ -85,10 +85,10 @@ def make_evaluate(
     `between` is called after each batch; what that raises ends the evaluation.
 
     source is the split that is evaluated, options a data.Options, proposals keywords of propose,
-    targets those of matching.assign, loss_beta that of box_loss, gaussian baselines.fit_gaussian of
-    the training records, seed that of baselines and random order; pixels and devices as in
-    make_predict. Several processes all call evaluate: each predicts its rows of every batch, and
-    process 0 gets the Evaluation, the others None.
+    targets those of matching.assign, loss those of ops.losses.LOSS, gaussian what
+    baselines.fit_gaussian makes of the training records, seed that of baselines and random order;
+    pixels and devices as in make_predict. Several processes all call evaluate: each predicts its
+    rows of every batch, and process 0 gets the Evaluation, the others None.
     """
     targets = dict(targets or {})
     devices = list(devices or jax.local_devices()[:1])
@@ -102,7 +102,7 @@ def make_evaluate(
     split = open_split(model, source, options, images)
     limit = proposals['post_nms']
     bounds = {name: summary.figures_of(o, limit) for name, o in _bounds(split, targets).items()}
-    examine = _make_examine(split, seed, targets, proposals, loss_beta)
+    examine = _make_examine(split, seed, targets, proposals, loss)
 
     def evaluate(variables, step, brief=False, between=lambda: None):
         variables = replicate(variables, devices)  # once, not with every batch
@@ -158,7 +158,7 @@ def _predict_all(predict, variables, split, dense, between):
         between()
 
 
-def _make_examine(split, seed, targets, proposals, loss_beta):
+def _make_examine(split, seed, targets, proposals, loss):
     """Returns examine(position, Proposals, (logits, deltas)) -> ImageResult, brief without maps."""
     ablated = jax.jit(functools.partial(ablate, **proposals))
     negative_iou = targets.get('negative_iou', 0.3)
@@ -174,7 +174,7 @@ def _make_examine(split, seed, targets, proposals, loss_beta):
             proposed,
             {name: own[name].boxes[own[name].valid] for name in ABLATIONS},
             misses.find(prediction, **MISSED, negative_iou=negative_iou, proposals=proposals),
-            anchor_coverage.measure(prediction, **MISSED, beta=loss_beta),
+            anchor_coverage.measure(prediction, **MISSED, loss=loss),
         )
 
     return examine

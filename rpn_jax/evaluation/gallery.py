@@ -8,9 +8,9 @@ from rpn_jax.data.batches import scale
 from rpn_jax.data.images import shrunk
 from rpn_jax.evaluation import metrics, misses
 
-EXTREMES = 8  # best and as many worst images
+EXTREMES = 9  # best and as many worst images; three stand in a row of the report
 PIXELS = 2**22  # most of a picture, which the report shows much smaller
-EXAMPLES = 4  # pictures of missed objects, for each reason
+EXAMPLES = 3  # pictures of missed objects, for each reason
 
 
 def extremes(split, kept):

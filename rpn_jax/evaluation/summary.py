@@ -8,6 +8,13 @@ from rpn_jax.evaluation.bootstrap import estimates
 MISSED = {'iou': 0.5, 'limit': 100}  # missed: the first 100 proposals do not reach this IoU
 
 
+GROUPS = {  # the first row of a group of the table: what the group is
+    'scores_alone': 'ablations: a part of the network removed or made perfect',
+    'random_boxes': 'blind baselines: boxes that never see the image',
+    'anchors': 'bounds: all anchors as they are, and moved exactly onto their objects',
+}
+
+
 class Figures(NamedTuple):
     """The figures of one set of boxes: what is kept of its Overlaps, which are large."""
 
@@ -60,6 +67,7 @@ def table(summary):
         halves = ['-' if b is None else f'±{(b[1] - b[0]) / 2:.3f}' for b in bounds]
         rows = {'proposals': rows.pop('proposals'), 'interval': halves, **rows}
     for name, cells in rows.items():
+        lines += [GROUPS[name]] if name in GROUPS else []
         lines.append(f'{name:<16}' + ''.join(f'{cell:>16}' for cell in cells))
     if missed := {reason: n for reason, n in summary.get('missed', {}).items() if n}:
         reasons = ', '.join(f'{reason} {count}' for reason, count in missed.items())

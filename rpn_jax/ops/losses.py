@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from rpn_jax.ops.boxes import encode
 
+LOSS = {'objectness_weight': 1.0, 'box_weight': 1.0, 'beta': 1 / 9}  # as in configs/default.py
+
 
 def rpn_losses(logits, deltas, labels, anchors, gt_boxes, *, beta=1 / 9):
     """Returns the losses of each sampled anchor: {'objectness': [S], 'box': [S]}, 0 where ignored.
@@ -21,6 +23,16 @@ def rpn_losses(logits, deltas, labels, anchors, gt_boxes, *, beta=1 / 9):
         'objectness': _objectness(logits, labels),
         'box': _box(deltas, encode(gt_boxes, anchors), labels, beta),
     }
+
+
+def weights_and_keywords(loss=None):
+    """Splits a config's section `loss`: {name of a loss: its weight}, and keywords of rpn_losses.
+
+    What is missing is as in LOSS.
+    """
+    keywords = LOSS | dict(loss or {})
+    weights = {name: keywords.pop(f'{name}_weight') for name in ('objectness', 'box')}
+    return weights, keywords
 
 
 def objectness_loss(logits, labels):

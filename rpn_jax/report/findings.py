@@ -5,6 +5,8 @@ import numpy as np
 from rpn_jax.evaluation.metrics import LIMITS
 from rpn_jax.report import anchor_tables, plots
 
+ENDS = '(means of the first and of the last tenth of the log)'
+SMALL = 0.05  # gain of a mean IoU
 COLLAPSED = 0.25  # spread_ratio below which proposals count as all of one size
 REMEDIES = {  # reason of a miss: what it means, what to try
     'no_anchor': 'no anchor is near them; try other anchors.sizes or anchors.aspect_ratios',
@@ -59,7 +61,9 @@ def findings(history, evaluation, sizes):
     history and evaluation are as in report.write_page, sizes as in spread_ratio.
     """
     deceived = _deceived(history, evaluation)
-    sentences = [each(evaluation) for each in (_average_recall, _recall, _misses, _anchors)]
+    sentences = [
+        each(evaluation) for each in (_average_recall, _recall, _misses, _regression, _anchors)
+    ]
     sentences += [None if deceived else _loss(history), _skipped(history)]
     sentences += [_spread(spread_ratio(sizes))]
     return [sentence for sentence in (deceived, *sentences) if sentence]
@@ -127,6 +131,22 @@ def _misses(evaluation):
     return f'{share} have the same reason: {REMEDIES[reason]}.', False
 
 
+def _regression(evaluation):
+    """Returns the sentence on how much regression moves foreground anchors onto their objects."""
+    anchors = evaluation.get('anchors') or {}
+    positives = np.array(anchors.get('positives', ()), np.float64)
+    if not positives.sum():
+        return None
+    before, after = (
+        np.nansum(np.array(anchors[name], np.float64) * positives) / positives.sum()
+        for name in ('iou_before', 'iou_after')
+    )
+    text = f'Regression takes the mean IoU of foreground anchors from {before:.2f} to {after:.2f}'
+    if after - before < SMALL:
+        return f'{text}: it is hardly learnt; look at the box loss and loss.box_weight.', False
+    return f'{text}.', True
+
+
 def _anchors(evaluation):
     anchors = evaluation.get('anchors')
     text = anchors and anchor_tables.finding(anchors)
@@ -138,8 +158,8 @@ def _loss(history):
     if first is None:
         return 'Too little training was recorded to know whether the loss fell.', False
     if last < 0.95 * first:
-        return f'The training loss fell from {first:.3f} to {last:.3f}.', True
-    return f'The training loss did not fall: {first:.3f} at first, {last:.3f} at the end.', False
+        return f'The training loss fell from {first:.3f} to {last:.3f} {ENDS}.', True
+    return f'The training loss did not fall: from {first:.3f} to {last:.3f} {ENDS}.', False
 
 
 def _ends(history):

@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from rpn_jax.diagnosis.finding import ranked
 from rpn_jax.diagnosis.statistics import evenly
 from rpn_jax.evaluation import metrics
 from rpn_jax.evaluation.summary import other_keys
 from rpn_jax.report import anchor_tables, drawings, findings, missed, pages, plots
 from rpn_jax.report.pages import figure, recall_figure
 
+LABELS = {'error': 'Error', 'warning': 'Warning', 'info': 'Note'}  # of a finding's level
 _HISTORY = 1000  # most lines of the history in the page's data
 _PANELS = {
     'learning_rate': 'learning rate',
@@ -59,11 +61,7 @@ def write_page(
         'report.html.j2',
         title=title,
         evaluation=evaluation,
-        findings=[
-            *((sentence, False) for sentence in other_keys(evaluation)),
-            *found,
-            *((each.line(), False) for each in doctor),
-        ],
+        findings=_ordered(found, doctor, other_keys(evaluation)),
         count=findings.headline_count(evaluation),
         best_blind=findings.best_blind,
         times=findings.times,
@@ -88,6 +86,15 @@ def write_page(
         data=pages.plain({'evaluation': evaluation, 'history': some, 'curves': curves}),
     )
     return [sentence for sentence, _ in found]
+
+
+def _ordered(found, doctor, notes):
+    """Returns (sentence, label) of the verdict, of what the doctor warns of, and of the rest."""
+    sentences = [(sentence, '' if good else 'Warning') for sentence, good in found]
+    labelled = [(each.line(), LABELS[each.level]) for each in ranked(doctor)]
+    grave = [each for each in labelled if each[1] != LABELS['info']]
+    mild = [*((note, LABELS['info']) for note in notes), *labelled[len(grave) :]]
+    return [*sentences[:1], *grave, *sentences[1:], *mild]
 
 
 def rows(evaluation):

@@ -3,9 +3,9 @@
 import contextlib
 import functools
 import logging
-import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rpn_jax import data
@@ -13,6 +13,7 @@ from rpn_jax.data.batches import prefetch
 from rpn_jax.data.normalization import pixel_family
 from rpn_jax.errors import InputError, Interrupted, disk_line
 from rpn_jax.models import rpn
+from rpn_jax.ops.losses import weights_and_keywords
 from rpn_jax.training import (
     checkpoint,
     data_identity,
@@ -28,6 +29,8 @@ from rpn_jax.training.progress import Progress, Signals, canvases_line, shared_i
 from rpn_jax.training.step import init_state, make_update
 
 logger = logging.getLogger(__name__)
+COMPARED = 2000  # steps whose learning rates are compared with those of the config before
+DONE = 'all steps are trained; what follows is their evaluation'
 
 
 def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
@@ -81,6 +84,7 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
                 lengths = {key: config[key] for key in ('steps', 'log_every')}
                 lengths['skip_nonfinite'] = config.optim.skip_nonfinite
                 examine = _examine(config, folder, model, source, options, lambda: state)
+                lengths['weights'] = weights_and_keywords(config.loss)[0]
                 progress = Progress(log, source.records, schedule, **lengths, examine=examine)
                 progress.window += workdir.read_unlogged(folder, start) if first else []
                 every = config.evaluation.every if evaluate else 0
@@ -286,7 +290,8 @@ def _describe(config, model, state, source, other, options):
     logger.info(
         f'ResNet-{config.model.depth} conv{(stages or (config.model.last_stage,))[0]}{pyramid}: '
         f'{millions(state.params)} parameters, {millions(learning)} learn; '
-        f'{source.name}: {len(source.records)} images; steps {int(state.step)} to {config.steps}'
+        f'{source.name}: {len(source.records)} images; '
+        + (f'steps {int(state.step)} to {config.steps}' if state.step < config.steps else DONE)
     )
     for note in filter(None, (*source.notes, other and shared_images(source, other))):
         logger.info(f'note: {note}')
@@ -295,13 +300,19 @@ def _describe(config, model, state, source, other, options):
 
 
 def _describe_rate(config, before, schedule, step):
-    """Logs how the learning rate of the next step differs from that of the config before."""
+    """Logs where the learning rate first differs from that of the config before."""
     length = before.get('optim', {}).get('schedule_steps') or before.get('steps')
     if step == config.steps or not isinstance(length, int) or length < 1:
         return
     old = make_optimizer(**{**config.optim, 'schedule_steps': length})[1]
-    was, now = float(old(step)), float(schedule(step))
-    if not math.isclose(was, now, rel_tol=1e-5):
+    steps = np.unique(np.linspace(step, config.steps - 1, COMPARED).astype(np.int32))
+    was, now = (
+        np.asarray(jax.vmap(lambda step, rate=rate: jnp.float32(rate(step)))(jnp.asarray(steps)))
+        for rate in (old, schedule)
+    )
+    others = np.flatnonzero(~np.isclose(was, now, rtol=1e-5, atol=0))
+    if len(others):
+        step, was, now = (each[others[0]] for each in (steps, was, now))
         logger.info(
             f'note: the learning rate at step {step} {"rises" if now > was else "falls"} from '
             f'{was:.3g} to {now:.3g}: the schedule {config.optim.schedule!r} had a length of '

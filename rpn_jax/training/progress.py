@@ -22,13 +22,28 @@ class Progress:
     A step's metrics are read only after the next step is dispatched, so that the host never waits
     for the device between two steps; window holds those of the steps since the last line, signal is
     the number of a signal that a process had got by then, 0 for none. schedule is the function
-    step -> learning rate. Of steps that are not finite at most skip_nonfinite in a row are skipped,
-    and counted; examine(step, image_loss, rows) returns what is found at these rows of such a step.
+    step -> learning rate, weights are those {name: number} of the losses. Of steps that are not
+    finite at most skip_nonfinite in a row are skipped, and counted; examine(step, image_loss, rows)
+    returns what is found at these rows of such a step.
     """
 
-    def __init__(self, log, records, schedule, *, steps, log_every, skip_nonfinite=0, examine=None):
+    def __init__(
+        self,
+        log,
+        records,
+        schedule,
+        *,
+        steps,
+        log_every,
+        weights=None,
+        skip_nonfinite=0,
+        examine=None,
+    ):
         self._log, self._records, self._schedule = log, records, schedule
         self._steps, self._log_every = steps, log_every
+        self._factors = {
+            name: f' x {weight:g}' for name, weight in (weights or {}).items() if weight != 1
+        }
         self._most, self._in_a_row, self._examine = skip_nonfinite, 0, examine
         self._pending, self.window, self.signal = None, [], 0
         self._began = self._last = None  # (step, time) of the first step, and of the last line
@@ -87,8 +102,9 @@ class Progress:
         means = 'all steps since the last line were skipped  '
         if window:
             means = (
-                f'loss {line["loss"]:.4f}  objectness {line["loss_objectness"]:.4f}  '
-                f'box {line["loss_box"]:.4f}  positives {line["positives"]:5.1f}  '
+                f'loss {line["loss"]:.4f}  objectness {line["loss_objectness"]:.4f}'
+                f'{self._factors.get("objectness", "")}  box {line["loss_box"]:.4f}'
+                f'{self._factors.get("box", "")}  positives {line["positives"]:5.1f}  '
             )
         logger.info(
             f'step {step:>{len(str(self._steps))}}/{self._steps}  {means}'

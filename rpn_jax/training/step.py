@@ -13,10 +13,8 @@ from rpn_jax.data.normalization import normalise, pixel_family
 from rpn_jax.models import rpn
 from rpn_jax.models.resnet import AXIS
 from rpn_jax.ops import anchor_statistics, matching
-from rpn_jax.ops.losses import rpn_losses
+from rpn_jax.ops.losses import rpn_losses, weights_and_keywords
 from rpn_jax.training.parallel import parallel
-
-LOSS = {'objectness_weight': 1.0, 'box_weight': 1.0, 'beta': 1 / 9}  # as in configs/default.py
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -49,9 +47,10 @@ def make_update(
 ):
     """Returns update(state, batch) -> (state, metrics), pmapped over the devices.
 
-    targets are keywords of matching.assign, loss those of LOSS, pixels a data.normalization.Pixels
-    (by default torchvision's), frozen a function from parameters to a tree of booleans (by default
-    models.rpn.frozen of the model), devices by default those of all processes.
+    targets are keywords of matching.assign, loss those of ops.losses.LOSS, pixels a
+    data.normalization.Pixels (by default torchvision's), frozen a function from parameters to a
+    tree of booleans (by default models.rpn.frozen of the model), devices by default all of all
+    processes.
 
     batch holds image uint8 [N, H, W, 3] (floating point passes as already normalised), or features
     as feature_cache.Features puts them in its place, boxes [N, G, 4], kind [N, G], size [N, 2] and
@@ -63,7 +62,7 @@ def make_update(
     """
     frozen = frozen or functools.partial(rpn.frozen, model)
     pixels = pixels or pixel_family('torchvision')
-    rules = dict(targets or {}), LOSS | dict(loss or {})
+    rules = dict(targets or {}), weights_and_keywords(loss)
 
     def update(state, batch):
         key = step_key(seed, state.step)
@@ -140,11 +139,12 @@ def _loss(model, variables, key, batch, pixels, targets, loss):
     )
     gt_boxes = jax.vmap(lambda boxes, row: boxes[row])(batch['boxes'], matched)
     sampled = labels, anchors.boxes[index], gt_boxes
-    losses = jax.vmap(functools.partial(rpn_losses, beta=loss['beta']))(logits, deltas, *sampled)
+    weights, keywords = loss
+    losses = jax.vmap(functools.partial(rpn_losses, **keywords))(logits, deltas, *sampled)
     by_type = functools.partial(anchor_statistics.sums, count=len(anchors.types))
     types = jax.vmap(by_type)(losses, deltas, *sampled, anchors.type[index])
     objectness, box = (losses[name].sum(axis=1) for name in ('objectness', 'box'))
-    total = loss['objectness_weight'] * objectness + loss['box_weight'] * box
+    total = weights['objectness'] * objectness + weights['box'] * box
     sums = {'loss': total.sum(), 'loss_objectness': objectness.sum(), 'loss_box': box.sum()}
     counts = jnp.sum(labels >= 0), jnp.sum(labels == 1), jnp.int32(len(labels))
     types = jax.tree.map(lambda x: x.sum(axis=0), types)

@@ -51,7 +51,7 @@ YOUNGER = {
 NETWORK = ('model', 'anchors', 'data.pixels', 'data.mean', 'data.std')
 # What the figures of an evaluation depend on beside the network.
 MEASURED = (
-    *('seed', 'targets', 'loss.beta', 'proposals', 'evaluation.images'),
+    *('seed', 'targets', 'loss', 'proposals', 'evaluation.images'),
     *'data.source data.name data.train_split data.eval_split data.categories data.scenes'.split(),
     *'data.resize data.image_size data.max_size data.canvases data.canvas_multiple'.split(),
     *'data.max_boxes data.on_bad data.orientation'.split(),

@@ -29,7 +29,7 @@ def predicted(levels, boxes=BOXES, kind=KIND):
 
 
 def measure(prediction, limit=3):
-    return anchor_coverage.measure(prediction, iou=0.5, limit=limit, beta=0.25)
+    return anchor_coverage.measure(prediction, iou=0.5, limit=limit, loss={'beta': 0.25})
 
 
 @pytest.fixture(scope='module', params=LEVELS)

@@ -93,5 +93,13 @@ def test_misses_and_idle_anchors_are_findings_with_what_to_try():
     assert not good and text.startswith('75% of the 4 objects')
     assert findings.REMEDIES['suppressed'] in text
     assert len(sentences(missed=dict.fromkeys(misses.REASONS, 0))) == 4
-    (text, good) = sentences(anchors=anchor_section())[2]
+    (text, good) = sentences(anchors=anchor_section())[3]
     assert not good and '16 px at 0.5' in text
+
+
+@pytest.mark.parametrize(('after', 'good'), [(0.8, True), (0.64, False), (0.5, False)])
+def test_what_regression_gains_is_a_finding(after, good):
+    own = {'positives': [1, 0, 3, 0, 0, 0], 'iou_before': [0.3, None, 0.7, None, None, None]}
+    anchors = anchor_section(**own, iou_after=[after, None, after, None, None, None])
+    (found,) = [each for each in sentences(anchors=anchors) if 'Regression' in each[0]]
+    assert f'from 0.60 to {after:.2f}' in found[0] and found[1] == good

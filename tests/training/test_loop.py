@@ -240,6 +240,9 @@ def test_a_signal_in_an_evaluation_ends_it_and_the_checkpoint_is_kept(tmp_path, 
     assert figures(tmp_path, 'AR@100') == {4: 0.6}
 
 
+STEPPED = {'optim__schedule': 'step', 'optim__decay_at': (0.75,)}
+
+
 @pytest.mark.parametrize(
     ('changes', 'before', 'note'),
     [
@@ -247,6 +250,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_the_checkpoint_is_kept(tmp_path, 
         ({'steps': 16}, {'steps': 32}, 'falls from 0.0171 to 0.01: '),
         ({'steps': 16, 'optim__schedule_steps': 8}, {}, ''),
         ({'steps': 16, 'optim__schedule': 'constant'}, {}, ''),
+        ({'steps': 40, **STEPPED}, {'steps': 20}, 'at step 15 rises from 0.002 to 0.02: '),
         ({'steps': 8}, {'steps': 32}, ''),
         ({'steps': 16}, {'steps': 'x'}, ''),
     ],
@@ -296,7 +300,7 @@ def test_a_run_that_is_done_only_evaluates_again(tmp_path, caplog):
     calls = []
     make = evaluate_as(lambda step: 0.5, calls)
     state, evaluation = loop.train(tiny_config(), tmp_path / 'tiny', make)
-    assert state.step == 8 and any(x.endswith('steps 8 to 8') for x in caplog.messages)
+    assert state.step == 8 and any(x.endswith(loop.DONE) for x in caplog.messages)
     assert calls == [(8, False)] and evaluation.summary['proposals']['AR@100'] == 0.5
     assert read_history(tmp_path / 'tiny') == read_history(finished_run().folder)
 
