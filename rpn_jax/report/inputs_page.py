@@ -23,12 +23,20 @@ def sheet(batch):
     legend = {name: drawings.COLOURS[name] for name in names}
     legend |= drawings.anchor_colours(batch[0].levels)
     captions = [
-        f'{e.record.image_id}: {len(e.boxes)} objects, {len(e.positive)} positive, '
+        f'{e.record.image_id}: {counted(e.kind)}, {len(e.positive)} positive, '
         f'{len(e.background)} background'
         for e in batch
     ]
     drawn = [drawings.draw_input(example) for example in batch]
     return drawings.contact_sheet(drawn, captions, legend, columns=4), captions
+
+
+def counted(kinds):
+    """Returns how many boxes there are of each kind, as '1 object, 2 difficult'; kinds is [n]."""
+    counts = {name: int((kinds == code).sum()) for code, name in drawings.KINDS.items()}
+    objects, *others = counts.items()
+    first = f'{objects[1]} {objects[0]}{"" if objects[1] == 1 else "s"}'
+    return ', '.join([first, *(f'{count} {name}' for name, count in others if count)])
 
 
 def chosen(batch, count):
@@ -58,6 +66,7 @@ def write_page(path, *, title, dataset, pixels, checked, verdicts, shown):
         shown=[(e, _encoded(e.seen), *_file(e)) for e in shown],
         failures=failures,
         flipped=checks.flipped,
+        counted=counted,
     )
 
 
