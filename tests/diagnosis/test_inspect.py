@@ -52,10 +52,14 @@ def test_examples_are_what_the_step_gets_and_samples():
             assert 0 < len(example.background) <= SAMPLES - len(example.positive)
             assert inspect.failures(example) == []
         kinds = [tuple(int(np.sum(e.kind == code)) for code in (1, 2)) for e in made]
-        kinds = [f'{one} objects' + f', {two} difficult' * (two > 0) for one, two in kinds]
+        kinds = [
+            f'{one} object{"s" * (one != 1)}' + f', {two} difficult' * (two > 0)
+            for one, two in kinds
+        ]
         sheet, captions = inputs_page.sheet(made)
         assert sheet.shape[0] > 2 * 64 and captions == [
-            f'{e.record.image_id}: {kind}, {len(e.positive)} positive, {len(e.background)} background'
+            f'{e.record.image_id}: {kind}, {len(e.positive)} positive, '
+            f'{len(e.background)} background'
             for e, kind in zip(made, kinds, strict=True)
         ]
     lost = example._replace(evidence=example.evidence._replace(same_objects=False, turns={}))
