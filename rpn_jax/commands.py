@@ -409,6 +409,8 @@ def predict_mode(config, folder, *, paths, step=None, output=''):
     done = len(images) - sum(counts)
     if hosts.is_first():
         show(f'{written}: proposals of {done} images, as json and pictures')
+        if done:
+            show(f'{predictions.write_page(written, images.values(), step)} shows them')
     if first := sum(firsts, []):
         raise InputError(f'{min(first)[1]}: skipped, as {sum(counts)} of {len(images)} images')
 

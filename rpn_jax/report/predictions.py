@@ -1,8 +1,9 @@
-"""Proposals of a user's own images: a json file and a picture of each."""
+"""Proposals of a user's own images: a json file and a picture of each, and a page of pictures."""
 
 import json
 import logging
 import os
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from rpn_jax.data import images
 from rpn_jax.data.images import BadRecord
 from rpn_jax.data.sources.folder import EXTENSIONS, listing
 from rpn_jax.errors import InputError
-from rpn_jax.report import drawings
+from rpn_jax.report import drawings, pages
 from rpn_jax.training import hosts
 
 logger = logging.getLogger(__name__)
 SHOWN = 10  # best proposals in a picture
+PICTURES = 2000  # on a page at most
 
 
 def find(paths, output):
@@ -102,3 +104,16 @@ def write(detector, path, target):
     ):
         files.write_atomically(target.with_name(f'{target.name}.{suffix}'), data)
     return True
+
+
+def write_page(folder, names, step):
+    """Writes index.html with those pictures that are in the folder, by their names; returns it.
+
+    The page refers to the pictures, and is in their folder.
+    """
+    there = [name for name in names if (folder / f'{name}.png').exists()]
+    links = [urllib.parse.quote(os.fsencode(name)) for name in there[:PICTURES]]
+    page, shown = folder / 'index.html', zip(there, links, strict=False)
+    values = dict(title=folder.name, count=len(there), best=SHOWN, step=step)
+    pages.write(page, 'predictions.html.j2', shown=list(shown), **values)
+    return page

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 import types
+import urllib.parse
 
 import cv2
 import numpy as np
@@ -120,7 +122,10 @@ def test_the_mode_writes_files_and_names_what_it_skips(folder, tmp_path, capsys,
     assert f'{folder}/a.jpg: the image is truncated' in printed
     assert '1 of 3 images' in error and error.count('error: ') == 1
     names = sorted(path.relative_to(out).as_posix() for path in out.rglob('*') if path.is_file())
-    assert names == ['b.json', 'b.png', 'deep/a.json', 'deep/a.png']
+    assert names == ['b.json', 'b.png', 'deep/a.json', 'deep/a.png', 'index.html']
+    page = (out / 'index.html').read_text()
+    assert re.findall('src="(.*?)"', page) == ['b.png', 'deep/a.png'] and '2 images' in page
+    assert f'{out}/index.html shows them' in printed
     content = json.loads((out / 'b.json').read_text())
     assert (content['width'], content['height'], content['step']) == (40, 90, 8)
     assert content['boxes'] == [[3, 4, 30, 35.13], [0, 0, 9, 9]]
@@ -131,6 +136,18 @@ def test_the_mode_writes_files_and_names_what_it_skips(folder, tmp_path, capsys,
     for words in (flags, [*flags[:-1], '--mode=evaluate', str(folder)]):
         assert main.main(words) == 1  # a prediction needs paths, other modes take none
         assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_a_page_of_pictures_escapes_their_names_and_ends_somewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(predictions, 'PICTURES', 2)
+    names = ['<b>&"?#', 'caf\udce9', 'c', 'd']
+    for name in names[:3]:
+        (tmp_path / f'{name}.png').touch()
+    page = predictions.write_page(tmp_path, names, 8).read_text()
+    links = re.findall('src="(.*?)"', page)
+    decoded = [urllib.parse.unquote(link, errors='surrogateescape') for link in links]
+    assert decoded == ['<b>&"?#.png', 'caf\udce9.png'] and links[0].isascii()
+    assert '<b>&' not in page and '3 images' in page and 'The first 2 images are shown' in page
 
 
 def test_the_mode_writes_the_proposals_of_a_notebook(folder, tmp_path):
