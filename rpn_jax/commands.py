@@ -221,7 +221,7 @@ def compare_mode(runs, output=''):
         show(f'{output} has the numbers')
     page = Path(output) if kind == '.html' else Path(runs[0]).parent / 'compare.html'
     with _written():
-        compare_page.write_page(page, proposals, known, tallies, figures)
+        show(*compare_page.write_page(page, proposals, known, tallies, figures))
     show(f'{page} shows them side by side')
 
 

@@ -8,7 +8,7 @@ from rpn_jax.data.records import Kind
 from rpn_jax.evaluation import compare, metrics
 from rpn_jax.evaluation.misses import REASONS
 from rpn_jax.report import compare_plots, pages, plots
-from rpn_jax.report.findings import REMEDIES
+from rpn_jax.report.findings import REMEDIES, best_blind, times
 
 HEADLINES = ('AR@100', 'AR@10')
 LONGEST = 16  # letters of a run's name in a plot
@@ -20,7 +20,7 @@ _LOSSES = {
 
 
 def write_page(path, runs, files, tallies, compared):
-    """Writes the page; raises OSError where it cannot be written.
+    """Writes the page and returns the sentences at its top; raises OSError if it cannot be written.
 
     runs is {run: Results}, two or more, each called by its workdir as the user wrote it; files is
     {run: RunFiles}, where what a run lacks is left out; tallies {run: {figure: Tally}} and compared
@@ -30,6 +30,8 @@ def write_page(path, runs, files, tallies, compared):
     missed = {run: each.missed for run, each in files.items()}
     changed = config_changes([each.config for each in files.values() if each.config])
     first, shown = next(iter(runs.values())), compare.shown(compared)
+    blind = next((each.baselines for each in files.values() if each.baselines), {})
+    found = findings(tallies, names, changed, missed, {r.step for r in runs.values()}, blind)
     pages.write(
         path,
         'compare.html.j2',
@@ -38,7 +40,7 @@ def write_page(path, runs, files, tallies, compared):
         dataset=first.dataset,
         images=len(first.image_ids),
         objects=sum(int(np.sum(kinds == Kind.OBJECT)) for kinds in first.gt_kinds),
-        findings=findings(tallies, names, changed, missed, {r.step for r in runs.values()}),
+        findings=found,
         compared=compared,
         shown=shown,
         tested=sum(row[f]['low'] is not None for row in [*compared.values()][1:] for f in shown),
@@ -52,6 +54,7 @@ def write_page(path, runs, files, tallies, compared):
         loss_figures=_loss_figures({run: each.history for run, each in files.items()}, names),
         miss_figures=_miss_figures(missed, names),
     )
+    return [sentence for sentence, _ in found]
 
 
 def labels(runs):
@@ -71,18 +74,20 @@ def config_changes(configs):
     return {key: own for key, own in values.items() if any(value != own[0] for value in own)}
 
 
-def findings(tallies, names, changed, missed, steps):
+def findings(tallies, names, changed, missed, steps, blind=()):
     """Returns a list of (sentence, whether it is good news, None where it is neither).
 
     They name the run ahead, what the runs differ in and what to do next. tallies is {run: {figure:
     Tally}}, names {run: label}, changed as config_changes returns it, missed {run: {reason: count}
-    or None} and steps the set of steps at which the runs were evaluated.
+    or None}, steps the set of steps at which the runs were evaluated and blind {baseline: {figure:
+    number}} of one of them.
     """
     figures = [name for name in HEADLINES if name in next(iter(tallies.values()))]
     leads = {figure: lead(tallies, figure) for figure in figures}
     sentences = [_lead_sentence(figure, *each, names) for figure, each in leads.items()]
     if not figures:
         sentences.append(('Too few proposals were kept to compare AR@10.', False))
+    sentences += _blind_sentence(figures, leads, dict(blind))
     if changed:
         sentences.append((_config_sentence(changed), None))
     if len(steps) > 1:
@@ -120,10 +125,26 @@ def _lead_sentence(figure, ahead, others, names):
     against = f'{names[rival]} has {row["value"]:.3f}, {difference} (95 % interval {low} to {high})'
     text = f'{figure}: {names[ahead]} is ahead with {value:.3f}'
     if not near:
-        return f'{text}, beyond noise; {against}.', True
+        seeds = 'another seed may differ as much'
+        return f'{text}, beyond the noise of the images ({seeds}); {against}.', True
     if len(others) == 1:
         return f'{text}, but within noise; {against}.', False
     return f'{text}, but within noise of {", ".join(near)}; next, {against}.', False
+
+
+def _blind_sentence(figures, leads, baselines):
+    """Returns the sentence on the best blind baseline, and whether it is good news, in a list.
+
+    The list is empty where it is not known.
+    """
+    figure = next((name for name in figures if leads[name][1]), None)
+    name, value = best_blind({'baselines': baselines}, figure)
+    if not value:
+        return []
+    row = next(iter(leads[figure][1].values()))
+    best = row['value'] - row['difference']
+    text = f'The best boxes that never see the image ({name}) have {figure} {value:.3f}: the run '
+    return [(f'{text}ahead has {times(best, value)} times of it.', best > 1.1 * value)]
 
 
 def _config_sentence(changed):

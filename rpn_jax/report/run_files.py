@@ -18,6 +18,7 @@ class RunFiles(NamedTuple):
     config: dict  # {'section.key': value}, of its evaluation where that had others
     history: list  # lines of metrics.jsonl: {'step' or the name of a scalar: number}
     missed: dict | None  # {reason: count}
+    baselines: dict  # {baseline: {figure: number}}, of the same evaluation
     stale: str  # '', or of which other proposals the misses are: missed is then None
 
 
@@ -33,9 +34,20 @@ def read(run, results):
     if not isinstance(missed, dict) or not all(map(_is_number, missed.values())):
         missed = None
     step, dataset, stale = evaluation.get('step'), evaluation.get('dataset'), ''
-    if missed and (step, dataset) != (results.step, results.dataset):
-        stale, missed = f'of step {step} on {dataset}', None
-    return RunFiles(config, _history(run), missed or None, stale)
+    baselines = _baselines(evaluation.get('baselines'))
+    if (missed or baselines) and (step, dataset) != (results.step, results.dataset):
+        stale, missed, baselines = f'of step {step} on {dataset}', None, {}
+    return RunFiles(config, _history(run), missed or None, baselines, stale)
+
+
+def _baselines(content):
+    """Returns {baseline: {figure: number}} of what is so in a json file."""
+    sets = content.items() if isinstance(content, dict) else ()
+    return {
+        name: {figure: value for figure, value in own.items() if _is_number(value)}
+        for name, own in sets
+        if isinstance(own, dict)
+    }
 
 
 def note(run, files, results):

@@ -47,7 +47,12 @@ def assert_line(page, title, run, expected):
 
 def test_the_page_names_the_run_ahead_what_differs_and_what_a_run_lacks(page):
     for text in (
-        *('AR@10: B · lower is ahead with 0.', 'beyond noise', '▲ +', 'Left out, because a run'),
+        *(
+            'AR@10: B · lower is ahead with 0.',
+            'beyond the noise of the images',
+            '▲ +',
+            'Left out, because a run',
+        ),
         'The configs differ in 2 keys: data.path, optim.learning_rate. The difference cannot',
         '76% of the objects that B · lower misses have the same reason: NMS suppresses',
         *('40 images', '120 objects', 'step 7', '1234', 'suppressed', 'differences: where nothing'),
@@ -188,3 +193,15 @@ def test_findings_speak_of_noise_configs_and_steps(changed, words):
     (noise, good), (config, _), (steps, _), (more, _) = found
     assert 'but within noise' in noise and not good and words in config
     assert '20 and 1,000' in steps and 'instead of 40' in more
+
+
+@pytest.mark.parametrize(('blind', 'times', 'good'), [(0.1, '3.0', True), (0.3, '0.99', False)])
+def test_the_best_run_is_put_beside_the_best_blind_boxes(blind, times, good):
+    names, own = {'a': 'A · a', 'b': 'B · b'}, {'gaussian_boxes': {'AR@100': blind}}
+    own |= {'quadrants': {'AR@100': 0.05}, 'oracle': {'AR@100': 1.0}, 'random_boxes': {}}
+    found = tallies(0.3, 0.27)
+    sentences = compare_page.findings(found, names, {}, dict.fromkeys('ab'), {8}, own)
+    ((text, is_good),) = [each for each in sentences if 'never see' in each[0]]
+    best = max(each['AR@100'].value for each in found.values())
+    assert f'(gaussian_boxes) have AR@100 {blind:.3f}' in text and is_good == good
+    assert f'{best / blind:.{len(times) - 2}f} times' in text

@@ -24,7 +24,7 @@ def read(run, **evaluation):
 
 
 def test_a_whole_run_is_read_and_proposals_alone_are_enough(run):
-    assert read(run) == ({}, [], None, '')
+    assert read(run) == ({}, [], None, {}, '')
     (run / 'config.json').write_text('{"seed": 1, "data": {"name": "x", "mean": [1, 2]}}')
     (run / 'metrics.jsonl').write_text('{"step": 20, "loss": 0.5, "anchors": {"shift": [1]}}\n')
     found = read(run, step=7)
@@ -47,6 +47,15 @@ def test_misses_of_other_proposals_are_stale_and_what_is_no_count_is_left_out(ru
         assert read(run, other_keys=other).config == {}
 
 
+def test_baselines_are_those_of_the_same_evaluation(run):
+    sets = {'quadrants': {'AR@10': 0.1, 'AR@100': None, 'x': 'y'}, 'a': [1]}
+    assert read(run, baselines=sets).baselines == {'quadrants': {'AR@10': 0.1}}
+    other = read(run, baselines=sets, missed={}, step=8)
+    assert other.baselines == {} and other.stale == 'of step 8 on drawn'
+    for content in ([1], 'x', {'a': 'b'}):
+        assert read(run, baselines=content).baselines == {}
+
+
 def test_entries_of_a_history_that_are_no_numbers_are_left_out(run):
     lines = ['{"step": [1], "loss": 3}', '{"step": 2, "loss_box": NaN}', '[]', '3']
     lines += ['{"step": 1' + '0' * 400 + ', "loss": true}', '{"step": 4, "loss": 1e-3}', '{"ste']
@@ -58,4 +67,4 @@ def test_entries_of_a_history_that_are_no_numbers_are_left_out(run):
 def test_files_that_are_no_json_objects_are_left_out(run, text):
     for name in ('config.json', 'evaluation.json', 'metrics.jsonl'):
         (run / name).write_text(text)
-    assert read(run) == ({}, [], None, '')
+    assert read(run) == ({}, [], None, {}, '')
