@@ -20,12 +20,12 @@ def show(*lines, file=None):
         print(f'{printable(line)}\n', end='', file=file)  # one write: other processes print, too
 
 
-def progress(iterable, total, what):
-    """Yields the items of an iterable and shows how many of `total` images are done.
+def progress(iterable, total, what, unit='images'):
+    """Yields the items of an iterable and shows how many of `total` are done, in the unit.
 
     `what` says what is done with them: 'evaluated'.
     """
-    with counter(total, what) as advance:
+    with counter(total, what, unit) as advance:
         for item in iterable:
             yield item
             advance()

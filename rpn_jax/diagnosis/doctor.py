@@ -25,7 +25,7 @@ from rpn_jax.diagnosis import (
     truth_checks,
 )
 from rpn_jax.diagnosis import probe as probing
-from rpn_jax.diagnosis.finding import BUILD, INPUT, PROBE, WEIGHTS, Finding, ranked
+from rpn_jax.diagnosis.finding import BUILD, INPUT, LABELS, PROBE, WEIGHTS, Finding, ranked
 from rpn_jax.errors import InputError
 from rpn_jax.models import rpn
 from rpn_jax.training import loop, pretrained
@@ -300,7 +300,7 @@ def lines(findings, count=8):
     shown = []
     for number, each in enumerate(findings[:count], start=1):
         shown += [
-            f'{number}. {each.level}: {each.finding}',
+            f'{number}. {LABELS[each.level]}: {each.finding}',
             f'   {"found":<9} {each.evidence}',
             f'   {"usual":<9} {each.expected}',
             f'   {"remedy":<9} {each.remedy}',

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-LEVELS = ('error', 'warning', 'info')
+LABELS = {'error': 'error', 'warning': 'warning', 'info': 'note'}  # of levels, for readers
+LEVELS = tuple(LABELS)
 
 
 class Finding(NamedTuple):

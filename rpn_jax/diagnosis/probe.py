@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rpn_jax import console
 from rpn_jax.data.records import Kind
 from rpn_jax.diagnosis.network import make_measure, spread
 from rpn_jax.models import resnet, rpn
@@ -91,7 +92,9 @@ def run(model, optim, tensors, batches, *, seed, budget, share=1.0, **rules):
     ratios = _ratios(state.params, jax.device_get(after.params))
     steps = int(np.clip(0.4 * budget / RATES / seconds - 1, *STEPS))
     rates = [given * FACTOR**n for n in range(-(RATES // 2), RATES - RATES // 2)]
-    traces = [train(rate, steps)[0] for rate in rates]
+    traces = [
+        train(rate, steps)[0] for rate in console.progress(rates, RATES, 'tried', 'learning rates')
+    ]
     best, steps = min(traces, key=_end).rate, int(np.clip(0.3 * budget / seconds, *OVERFIT))
     for rate in (best, best / FACTOR, best / FACTOR**2):
         overfit, learnt = train(rate, steps)

@@ -144,7 +144,7 @@ def _blind_sentence(figures, leads, baselines):
     row = next(iter(leads[figure][1].values()))
     best = row['value'] - row['difference']
     text = f'The best boxes that never see the image ({name}) have {figure} {value:.3f}: the run '
-    return [(f'{text}ahead has {times(best, value)} times of it.', best > 1.1 * value)]
+    return [(f'{text}ahead has {times(best, value)} times that.', best > 1.1 * value)]
 
 
 def _config_sentence(changed):

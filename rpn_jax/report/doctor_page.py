@@ -3,7 +3,8 @@
 import numpy as np
 
 from rpn_jax.diagnosis import alignment
-from rpn_jax.diagnosis.finding import LEVELS
+from rpn_jax.diagnosis import probe as probing
+from rpn_jax.diagnosis.finding import LABELS
 from rpn_jax.report import drawings, pages, plots
 from rpn_jax.report.compare_plots import styles
 
@@ -29,7 +30,8 @@ def write_page(path, *, title, study):
         'doctor.html.j2',
         title=title,
         findings=study.findings,
-        counts={level: sum(each.level == level for each in study.findings) for level in LEVELS},
+        labels=LABELS,
+        counts={level: sum(each.level == level for each in study.findings) for level in LABELS},
         figures=figures(study.probe) if study.probe else [],
         parts=parts(study.probe) if study.probe else [],
         pulls=pulls(study.probe) if study.probe and study.probe.before else '',
@@ -63,11 +65,11 @@ def pulls(probed):
     )
     own, objects = probed.spreads
     return (
-        f'At the maps under the head the gradient of the objectness loss is '
-        f'{pull["objectness"]:.2g} long before the first step, that of the box loss '
-        f'{pull["box"]:.2g}. Once a batch is learnt, its foreground anchors score '
-        f'{foreground}, its background {background}; the log sizes of the best '
-        f'proposals deviate by {own:.2f}, those of its objects by {objects:.2f}.'
+        f'Before the first step the gradient of the objectness loss at the maps under the head '
+        f'has a norm of {pull["objectness"]:.2g}, that of the box loss {pull["box"]:.2g}. '
+        f'Once a batch is learnt, its foreground anchors score {foreground}, its background '
+        f'{background}; the log sizes of the best proposals deviate by {own:.2f}, those of its '
+        f'objects by {objects:.2f}.'
     )
 
 
@@ -83,14 +85,16 @@ def figures(probed):
     first = probed.overfit
     steps, most = np.arange(len(first.loss)), 2 * first.loss[0]
     rates, lasting = (_losses(traces, most) for traces in (probed.rates, probed.lasting))
+    learnt = 'learnt' if probing.is_learnt(first) else 'not learnt'
+    stable = 'it diverges' if any(map(probing.diverges, probed.lasting[:1])) else 'it is stable'
     shown = {
         'Loss on one batch by learning rate, up to twice the first (the config’s: middle)': rates,
-        f'One batch, {len(steps) - 1} steps at {first.rate:.2g}: is it learnt?': {
+        f'One batch, {len(steps) - 1} steps at its best rate, {first.rate:.2g}: {learnt}': {
             'total': (steps, first.loss),
             'objectness': (steps, first.objectness),
             'box': (steps, first.box),
         },
-        'Several batches at three times the learning rate: does it diverge?': lasting,
+        f'Several batches at three times the learning rate of the config: {stable}': lasting,
     }
     return [plot for title in shown for plot in pages.figure(title, _drawn, 'step', shown[title])]
 

@@ -2,14 +2,13 @@
 
 import numpy as np
 
-from rpn_jax.diagnosis.finding import ranked
+from rpn_jax.diagnosis.finding import LABELS, ranked
 from rpn_jax.diagnosis.statistics import evenly
 from rpn_jax.evaluation import metrics
 from rpn_jax.evaluation.summary import other_keys
 from rpn_jax.report import anchor_tables, drawings, findings, missed, pages, plots
 from rpn_jax.report.pages import figure, recall_figure
 
-LABELS = {'error': 'Error', 'warning': 'Warning', 'info': 'Note'}  # of a finding's level
 _HISTORY = 1000  # most lines of the history in the page's data
 _PANELS = {
     'learning_rate': 'learning rate',
@@ -90,7 +89,7 @@ def write_page(
 
 def _ordered(found, doctor, notes):
     """Returns (sentence, label) of the verdict, of what the doctor warns of, and of the rest."""
-    sentences = [(sentence, '' if good else 'Warning') for sentence, good in found]
+    sentences = [(sentence, '' if good else LABELS['warning']) for sentence, good in found]
     labelled = [(each.line(), LABELS[each.level]) for each in ranked(doctor)]
     grave = [each for each in labelled if each[1] != LABELS['info']]
     mild = [*((note, LABELS['info']) for note in notes), *labelled[len(grave) :]]
