@@ -9,7 +9,7 @@ def get_config():
     config.steps = 800
     config.model.update(depth=26, width=16, dilations=(1, 1, 2, 1))
     config.model.update(norm='batch', frozen_stages=0)  # nothing is pretrained
-    config.anchors.sizes = (16, 32, 64, 96)
+    config.anchors.sizes = (32, 48, 64, 96)
     config.targets.samples = 128
     config.loss.box_weight = 2.0
     config.proposals.update(pre_nms=3000, post_nms=300, nms_iou=0.5)
