@@ -240,7 +240,7 @@ def inspect_mode(config, folder, *, batch=''):
         ids = [source.records[i].image_id for i in today['index']]
         show(*nonfinite.compare_lines(batch, kept, ids, today))
     model = rpn.build(config.model, config.anchors)
-    pretrained.load_for(model, config.model)  # which may not fit
+    pretrained.check_files(model, config.model)
     pictures, evidence, shown = folder / 'inspect', [], []
     examples = inspect.examples(
         model,

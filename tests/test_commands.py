@@ -287,6 +287,12 @@ def test_inspection_refuses_weights_of_another_network(tmp_path, refuse):
     assert 'missing conv1.weight' in refuse([*flags, '--mode=inspect'])
 
 
+def test_inspection_fetches_no_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(published, 'fetch', None)
+    changes = {'model__depth': 50, 'model__width': 64, 'model__pretrained': 'imagenet'}
+    assert main.main(['inspect', *tiny_flags(tmp_path / 'run', **changes)]) == 0
+
+
 @pytest.mark.parametrize(
     ('words', 'complaint'),
     [

@@ -142,6 +142,15 @@ def _run_of(path):
         return None
 
 
+def check_files(model, section):
+    """Raises InputError where the weights of a config's section `model` do not fit the network.
+
+    Published ones, which would have to be fetched, are not read.
+    """
+    if section.pretrained not in published.FILES:
+        load_for(model, section)
+
+
 def expects(where, aspect_ratios, pretrained_key=''):
     """Returns the pixels and the stride that weights want: {'data': {..}, 'model': {..}}.
 
