@@ -242,18 +242,24 @@ def lines(content):
     return text + advice(content)
 
 
+def losers(content):
+    """Returns the names of those sizes of objects that the suggested anchors fit worse."""
+    now, then = (content[name]['groups']['size'] for name in ('present', 'suggested'))
+    return [
+        old['name']
+        for old, new in zip(now, then, strict=True)
+        if old['objects'] and old['mean_best_iou'] - new['mean_best_iou'] >= WORSE
+    ]
+
+
 def advice(content):
     """Returns what to do next, as lines."""
     if not is_worth(content):
         text = ['keep these: other sizes and ratios, as many in a cell, would hardly gain anything']
         return text + [f'the best found: {" ".join(content["flags"])}'] * bool(content['flags'])
     now, then = (content[name] for name in ('present', 'suggested'))
-    losers = [
-        old['name']
-        for old, new in zip(now['groups']['size'], then['groups']['size'], strict=True)
-        if old['objects'] and old['mean_best_iou'] - new['mean_best_iou'] >= WORSE
-    ]
-    worse = [f'objects of {", ".join(losers)} pixels fit worse than now;'] if losers else []
+    names = ', '.join(losers(content))
+    worse = [f'objects of {names} pixels fit worse than now;'] if names else []
     return [
         f'others, as many in a cell, cover {then["covered"]:.0%} of the objects instead of '
         f'{now["covered"]:.0%}, at a mean best IoU of {then["mean_best_iou"]:.3f} instead of '
