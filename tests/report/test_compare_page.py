@@ -138,7 +138,7 @@ def test_runs_of_proposals_alone_and_runs_without_objects_make_a_page(tmp_path):
     (many[1] / 'evaluation.json').write_text('{')
     page = page_of(write_comparison(many))
     assert page.inside['h1'] == '9 runs' and 'Scroll the table' in page.text
-    assert len(page.all('img')) == 1 + 3 and 'Note.' in page.text
+    assert len(page.all('img')) == 1 + 3 and 'Warning.' in page.text
     run = results.load(many[0] / 'proposals.npz')  # of each image's boxes only the first counts
     recall = metrics.average_recall(run.proposals, [boxes[:1] for boxes in run.gt_boxes])
     numbers = page.data['Average recall over number of proposals']
