@@ -40,7 +40,9 @@ def range_test(measured, summary):
         axes.axvspan(low * rate, rate, color=ORANGE, alpha=0.12, linewidth=0)
         axes.axvline(rate, color=ORANGE, linewidth=1.6)
         text = f'{rate:g}; in cycles from {low * rate:.2g}'
-        axes.text(rate, 0.97 * top, f' {text}', color=ORANGE, va='top', ha='left', fontsize=11.5)
+        style = {'color': ORANGE, 'va': 'top', 'ha': 'left', 'fontsize': 11.5}
+        box = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 2}  # above the curve
+        axes.text(rate * 1.1, 0.97 * top, text, bbox=box, **style)
     figure.tight_layout()
     return plots.svg(figure)
 
