@@ -45,7 +45,8 @@ def lint(source, on_bad='error', orientation='annotation', files=True):
     if turned:
         files = source.files._replace(turned=turned)
         source = source._replace(files=files, read=reader(source.records, files))
-    problems = [*source.problems, *problems]
+    known = {problem.position for problem in source.problems}
+    problems = [*source.problems, *(each for each in problems if each.position not in known)]
     bad, total = {problem.position for problem in problems}, len(source.records)
     good = [position for position in range(total) if position not in bad]
     kinds = collections.Counter(problem.kind for problem in problems)
@@ -176,7 +177,7 @@ def _check_scale(source):
     if len(sides) and np.mean(np.all(sides <= 1, axis=1)) > 0.5:
         raise InputError(
             f'{source.name}: most of its {len(sides)} boxes are at most 1 pixel wide and high; '
-            'they must be in pixels, not in shares of the image'
+            'their numbers must be pixels, in files of YOLO shares of the image'
         )
 
 

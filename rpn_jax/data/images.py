@@ -21,6 +21,8 @@ HEAD = 2**17  # bytes of a JPEG, in which its EXIF tags and its size stand
 LONGEST = 2**16  # pixels of a side: no format of a camera has more
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 JPEG, PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
+TIFF = b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'
+XMP = 'xmp', 'XML:com.adobe.xmp'  # where Pillow looks for an orientation, too
 MARKER = re.compile(rb'\xff+[^\x00\xff\xd0-\xd7]')  # in a scan: what is no pixel and no restart
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG markers that the size follows
 ORIENTATION = 0x0112  # the EXIF tag
@@ -106,12 +108,17 @@ def shown_size(path, *, upright=True):
     Of a JPEG only the head is read, where it has the size. Raises BadRecord as declared_size does.
     """
     data = load(path, HEAD)
-    if not data.startswith(JPEG) or not all(_declared(data)[0]):
+    try:
+        if not data.startswith(JPEG) or not all(_declared(data)[0]):
+            raise ValueError
+        orientation = _exif_orientation(data)
+    except Exception:  # a head that is cut off too early
         data = load(path)
+        orientation = orientation_of(data)
     size = _declared(data)[0]
     if not all(size):
         raise BadRecord('image unreadable', f'{path}: says nothing of its size; leave it out')
-    return size[::-1] if upright and orientation_of(data) > 4 else size
+    return size[::-1] if upright and orientation > 4 else size
 
 
 def decode(data, where, size=(0, 0), orientation=1):
@@ -165,13 +172,24 @@ def shrunk(image, pixels):
 
 
 def orientation_of(data):
-    """Returns the EXIF orientation of an image file, 1 to 8; 1 where it says nothing sensible."""
+    """Returns the EXIF orientation of an image file, 1 to 8; 1 where it says nothing sensible.
+
+    That of a TIFF is 1: decoders apply its tag.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            value = image.getexif().get(ORIENTATION, 1)
-            return value if value in ORIENTATIONS else 1
+        return _exif_orientation(data)
     except Exception:  # whatever a strange head makes Pillow raise
         return 1
+
+
+def _exif_orientation(data):
+    if data.startswith(TIFF):
+        return 1
+    with Image.open(io.BytesIO(data)) as image:
+        for key in XMP:  # which no decoder heeds
+            image.info.pop(key, None)
+        value = image.getexif().get(ORIENTATION, 1)
+        return value if value in ORIENTATIONS else 1
 
 
 def examine(data, where):

@@ -281,5 +281,7 @@ def test_boxes_in_shares_of_the_image_are_refused(folder):
     for path in (folder / 'Annotations').iterdir():
         text = path.read_text()
         path.write_text(re.sub(r'<(xm|ym)(in|ax)>(\d+)<', r'<\1\2>1.0\3<', text))
-    with pytest.raises(InputError, match='at most 1 pixel wide and high; they must be in pixels'):
+    with pytest.raises(
+        InputError, match='at most 1 pixel wide and high; their numbers must be pixels'
+    ):
         lint(voc('', path=folder))

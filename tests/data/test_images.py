@@ -2,9 +2,11 @@
 
 import struct
 
+import cv2
 import numpy as np
 import pytest
 from data_files import damaged, encoded, jpeg_with, png_of, turned_jpeg
+from PIL import Image
 
 from rpn_jax.data import images
 from rpn_jax.data.images import load
@@ -66,3 +68,39 @@ def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch, 
     (tmp_path / 'x').write_bytes(data)
     with pytest.raises(InputError, match='x: .* more than 134217728'):
         decode(tmp_path / 'x')
+
+
+@pytest.mark.parametrize('tag', range(1, 9))
+@pytest.mark.parametrize('kind', ['.jpg', '.png', '.webp', '.tif'])
+def test_an_orientation_is_applied_once_as_opencv_does(tmp_path, kind, tag):
+    """TIFF's is applied by the decoder itself."""
+    corner = np.zeros((48, 64, 3), np.uint8)
+    corner[:24, :32] = 255
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    path = tmp_path / f'x{kind}'
+    options = {'tiffinfo': exif} if kind == '.tif' else {'exif': exif}
+    Image.fromarray(corner).save(path, **options)
+    data = path.read_bytes()
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    upright = images.decode(data, path, orientation=images.orientation_of(data))
+    np.testing.assert_allclose(upright.astype(int), expected, atol=12)
+    assert images.shown_size(path) == expected.shape[:2]
+    white = {1: 0, 2: 1, 3: 3, 4: 2, 5: 0, 6: 1, 7: 3, 8: 2}[tag]  # quarter, row by row
+    rows, columns = (slice(side // 2) for side in upright.shape[:2])
+    quarters = [upright[rows, columns], upright[rows, columns.stop :]]
+    quarters += [upright[rows.stop :, columns], upright[rows.stop :, columns.stop :]]
+    assert np.argmax([quarter.mean() for quarter in quarters]) == white
+
+
+def test_what_stands_far_behind_or_in_xmp_alone_does_not_mislead(tmp_path):
+    picture, path = np.zeros((48, 64, 3), np.uint8), tmp_path / 'x.jpg'
+    turned = turned_jpeg(picture, 6)
+    at = turned.index(b'\xff\xda')  # segments between its size and its pixels
+    path.write_bytes(turned[:at] + (b'\xff\xfe\xff\xff' + bytes(0xFFFF - 2)) * 3 + turned[at:])
+    assert images.shown_size(path) == (64, 48)
+    assert images.shown_size(path, upright=False) == (48, 64)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r:Description tiff:Orientation="6"/></x:xmpmeta>'
+    jpeg = jpeg_with(encoded(picture), b'http://ns.adobe.com/xap/1.0/\0' + xmp)
+    path.write_bytes(jpeg)
+    assert images.orientation_of(jpeg) == 1 and images.shown_size(path) == (48, 64)

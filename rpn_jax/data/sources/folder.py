@@ -31,6 +31,16 @@ def listing(folder, without=''):
 
     Files below the folder `without` are left out. Raises InputError where there is no image.
     """
+    images, others = [], []
+    for file in walk(folder, without):
+        (images if file.suffix.lower() in EXTENSIONS else others).append(file)
+    if not images:
+        raise InputError(f'{folder}: no images ({", ".join(sorted(EXTENSIONS))})')
+    return images, others
+
+
+def walk(folder, without=''):
+    """Returns the sorted paths of all files below a folder, none hidden; links are followed."""
     seen, files = {os.path.realpath(without)} if without else set(), []
     for below, inner, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(below)) in seen:  # links may lead to a folder again
@@ -38,9 +48,4 @@ def listing(folder, without=''):
             continue
         seen.add(real)
         files += [Path(below) / name for name in names if not name.startswith('.')]
-    images, others = [], []
-    for file in sorted(files):
-        (images if file.suffix.lower() in EXTENSIONS else others).append(file)
-    if not images:
-        raise InputError(f'{folder}: no images ({", ".join(sorted(EXTENSIONS))})')
-    return images, others
+    return sorted(files)

@@ -3,6 +3,7 @@
 import logging
 import math
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import yaml
 
@@ -20,7 +21,7 @@ from rpn_jax.data.records import (
     without_boxes,
 )
 from rpn_jax.data.sources import naming
-from rpn_jax.data.sources.folder import listing
+from rpn_jax.data.sources.folder import listing, walk
 from rpn_jax.data.sources.voc import listed
 from rpn_jax.errors import InputError
 
@@ -30,9 +31,11 @@ LISTS = 'classes.txt', 'obj.names'  # of names, a line each
 LARGEST, DESCRIPTION = 2**26, 2**20  # bytes of a text file, and of a YAML file
 ROUNDING = 0.01  # pixels, of corners that were written with six digits
 OUTLINE = 3  # points of a polygon at least
+STRAY = 'label file without its image'
 UNLABELLED = 'image without a label file, taken as without objects'
 EMPTY = 'box without width or height, left out'
 NOT_A_NUMBER = 'annotation with what is not a number'
+NAMES = 'names are a list of texts, or a text for each class'
 NEEDED = 'images/SPLIT and labels/SPLIT, SPLIT/images and SPLIT/labels, or a list SPLIT.txt'
 
 
@@ -40,7 +43,8 @@ def yolo(split, *, path, images='', annotations='', on_bad='error', orientation=
     """Opens a split: the images of images/{split} or {split}/images, or of the list {split}.txt.
 
     Labels lie in the folder `labels`, where the path has `images`, or else beside the images;
-    `images` and `annotations` are folders of pictures and of labels elsewhere. A line is a class
+    `images` and `annotations` are folders elsewhere, of the pictures and of the labels, or of their
+    splits. A line is a class
     and a box (center x, center y, width, height) or a polygon, of which the extent is taken, in
     shares of the upright image, as Ultralytics reads it, with orientation='ignore' of the stored
     one. on_bad='clip' clips what reaches out of its image. Labels that would train wrongly are the
@@ -49,11 +53,15 @@ def yolo(split, *, path, images='', annotations='', on_bad='error', orientation=
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f'path: no folder {folder}; YOLO needs one that holds {NEEDED}')
-    names = names_of(folder)
-    pictures, paths, labels = _files(folder, split, images, annotations)
-    records, problems = [], []
-    for position, (picture, label) in enumerate(zip(paths, labels, strict=True)):
-        image_id = picture.relative_to(pictures).as_posix()
+    found = _files(folder, split, images, annotations)
+    names = names_of(folder, found.labels[0].parent)
+    records = []
+    problems = [
+        Problem(STRAY, f'{path}: the label of no image in {found.below}; fetch the image')
+        for path in found.stray
+    ]
+    for position, (picture, label) in enumerate(zip(found.pictures, found.labels, strict=True)):
+        image_id = picture.relative_to(found.below).as_posix()
         try:
             size = image_files.shown_size(picture, upright=orientation != 'ignore')
             record = parse(label, size, names, on_bad)
@@ -61,8 +69,9 @@ def yolo(split, *, path, images='', annotations='', on_bad='error', orientation=
         except BadRecord as error:
             records.append(without_boxes(image_id))
             problems.append(Problem(error.kind, str(error), position))
-    source = from_paths(f'yolo {folder.name} {split or "all"}', records, paths, problems)
-    return source._replace(annotations=labels, categories=names)
+    name = f'yolo {folder.name} {split or "all"}'
+    source = from_paths(name, records, found.pictures, problems)
+    return source._replace(annotations=found.labels, categories=names)
 
 
 def parse(path, size, names=None, on_bad='error'):
@@ -136,31 +145,37 @@ def _corners(numbers, size):
     return tuple(share * side for share, side in zip(shares, (width, height) * 2, strict=True))
 
 
-def names_of(folder):
-    """Returns {class: its name} of a folder, {} where none is given.
+def names_of(*folders):
+    """Returns {class: its name} of a data set, from one of its folders; {} where none is given.
 
     Raises InputError where the file that names them cannot be used.
     """
-    if path := next(filter(Path.is_file, (folder / name for name in DESCRIPTIONS)), None):
-        return _described(path)
-    path = next(filter(Path.is_file, (folder / name for name in LISTS)), None)
-    return dict(enumerate(_text(path).splitlines())) if path else {}
+    described = [path for name in DESCRIPTIONS if (path := folders[0] / name).is_file()]
+    if described and (names := _described(described[0])):
+        return names
+    listed = [path for folder in folders for name in LISTS if (path := folder / name).is_file()]
+    lines = _text(listed[0]).strip().splitlines() if listed else ()
+    return {number: line.strip() for number, line in enumerate(lines)}
 
 
 def _described(path):
     """Returns the names in a YAML file, of which all values are read as text."""
+    text = _text(path, DESCRIPTION)
     try:
-        content = yaml.load(_text(path, DESCRIPTION), yaml.BaseLoader)
-        has_keypoints = 'kpt_shape' in content
-        names = content.get('names', [])
+        content = yaml.load(text, yaml.BaseLoader)
+        names = content.get('names') or []
+        if not isinstance(names, dict | list):
+            raise TypeError(NAMES)
         names = names if isinstance(names, dict) else dict(enumerate(names))
         names = {int(number): name for number, name in names.items()}
-        if not all(isinstance(name, str) for name in (*names.values(), '')):
-            raise TypeError('names are a list of texts, or a text for each class')
+        if not all(isinstance(name, str) for name in names.values()):
+            raise TypeError(NAMES)
     except (yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError) as error:
-        reason = f'{type(error).__name__}: {error}'.partition('\n')[0]
+        reason = str(error).partition('\n')[0]
+        if mark := getattr(error, 'problem_mark', None):
+            reason = f'line {mark.line + 1}: {error.problem}'
         raise InputError(f'{path}: not a description of a YOLO data set ({reason})') from error
-    if has_keypoints:
+    if 'kpt_shape' in content:
         what = 'has kpt_shape, and keypoints are not read; cut its label lines behind five numbers'
         raise InputError(f'{path}: {what}')
     return names
@@ -173,35 +188,84 @@ def _text(path, most=LARGEST):
         raise InputError(f'{path}: cannot be read ({error})') from error
 
 
-def _files(folder, split, images, annotations):
-    """Returns the folder of the pictures, their paths, and a label file for each of them.
+class _Files(NamedTuple):
+    """The files of a split: a label for each picture, there or not, and labels of no picture."""
 
-    Raises InputError where there is no image, where none has a label file, and where a label file
-    has no image.
-    """
+    below: Path  # the folder that image ids begin at
+    pictures: list[Path]
+    labels: list[Path]
+    stray: list[Path]
+
+
+def _files(folder, split, images, annotations):
+    """Returns the _Files of a split; raises InputError where there is no image, or no label."""
+    if split and not inside_folder(split, nested=True):
+        raise InputError(f'{folder}: no split {split!r}: it is the name of a folder or list inside')
     choices = [folder / 'images' / split, folder / split / 'images']
-    pictures = Path(images) if images else next(filter(Path.is_dir, choices), None)
-    if pictures is None:
-        return _listed(folder, split, annotations)
-    if not pictures.is_dir():
-        raise InputError(f'images: no folder {pictures} of the pictures')
-    below = pictures.anchor if images else folder
-    labels = Path(annotations) if annotations else _labels(pictures, below)
+    if split and any(map(_is_label, (folder / split).glob('*.*'))):
+        choices.append(folder / split)  # with its labels beside the images
+    choices = [Path(images) / split, Path(images)] if images else choices
+    pictures = next(filter(Path.is_dir, choices), None)
+    if pictures is None and images:
+        raise InputError(f'images: no folder {images} of the pictures')
+    found = _in_folders(folder, split, pictures, annotations) if pictures else None
+    found = found or _in_list(folder, split, annotations)
+    if not any(map(Path.is_file, found.labels)) and not found.stray:
+        what = f'no image has a label file, such as {found.labels[0]}'
+        raise InputError(f'{found.pictures[0].parent}: {what}; {folder} needs {NEEDED}')
+    return found
+
+
+def _in_folders(folder, split, pictures, annotations):
+    """Returns the _Files of all pictures in a folder."""
+    inside = pictures.is_relative_to(folder)
+    labels = _labels(pictures, folder if inside else Path(pictures.anchor))
+    if annotations:
+        labels = next(filter(Path.is_dir, [Path(annotations) / split]), Path(annotations))
     if not labels.is_dir():
         raise InputError(f'annotations: no folder {labels} of the label files')
     paths, _ = listing(pictures)
-    own = [labels / path.relative_to(pictures).with_suffix('.txt') for path in paths]
-    found = {path for path in labels.rglob('*.txt') if _is_label(path)}
-    if stray := sorted(found.difference(own)):
-        what = f'label files without their image in {pictures}, {len(stray)} in all'
-        raise InputError(f'{stray[0]}: {what}; fetch the images or remove the labels')
-    if not found:
-        raise InputError(f'{labels}: no label file; {folder} needs {NEEDED}')
-    return pictures, paths, own
+    keys = [path.relative_to(pictures).with_suffix('') for path in paths]
+    found = {path.relative_to(labels).with_suffix(''): path for path in walk(labels)}
+    found = {key: path for key, path in found.items() if _is_label(path)}
+    own = [found.get(key, labels / f'{key}.txt') for key in keys]
+    return _Files(pictures, paths, own, sorted({*found.values()}.difference(own)))
+
+
+def _in_list(folder, split, annotations):
+    """Returns the _Files of the images in a list, whose paths begin at the folder."""
+    where = folder / f'{split}.txt'
+    if not where.is_file():
+        raise InputError(f'{folder}: no split {split!r}; {_splits(folder)}')
+    paths, labels = [], []
+    for name in listed(where, lambda line: (folder / line).is_file()):
+        inside = PurePath(name.replace('\\', '/'))
+        if inside.is_relative_to(folder.absolute()):
+            inside = inside.relative_to(folder.absolute())
+        if not inside_folder(inside.as_posix(), nested=True):
+            raise InputError(f'{where}: {name!r} leads out of {folder}, at which its paths begin')
+        ways = [folder / inside, folder / inside.as_posix().removeprefix('data/')]  # CVAT's
+        paths.append(_first(ways))
+        label = paths[-1].with_suffix('.txt')
+        if annotations:
+            after = label.relative_to(folder).as_posix().rpartition('images/')[2]
+            ways = [Path(annotations) / each for each in (after, label.name)]
+        else:
+            ways = [_labels(label, folder)]
+        labels.append(_first([each.with_suffix(end) for each in ways for end in ('.txt', '.TXT')]))
+    if not paths:
+        raise InputError(f'{where}: the split is empty')
+    return _Files(folder, paths, labels, [])
+
+
+def _first(paths):
+    """Returns the first path that is a file, or else the first."""
+    return next(filter(Path.is_file, paths), paths[0])
 
 
 def _is_label(path):
-    return path.name not in LISTS and not path.name.startswith('.')
+    is_hidden = path.name.startswith('.')
+    return path.suffix.lower() == '.txt' and path.name not in LISTS and not is_hidden
 
 
 def _labels(path, below):
@@ -216,24 +280,6 @@ def _labels(path, below):
         if other.is_dir() or other.parent.is_dir():
             return other
     return path
-
-
-def _listed(folder, split, annotations):
-    """Returns the same as _files for the images in a list, whose paths begin at the folder."""
-    where = folder / f'{split}.txt'
-    if not where.is_file():
-        raise InputError(f'{folder}: no split {split!r}; {_splits(folder)}')
-    paths, labels = [], []
-    for name in listed(where, lambda line: (folder / line).is_file()):
-        inside = PurePath(name).as_posix()
-        if not inside_folder(inside, nested=True):
-            raise InputError(f'{where}: {name!r} leads out of the folder')
-        paths.append(folder / inside)
-        label = PurePath(inside).with_suffix('.txt')
-        labels.append(Path(annotations) / label if annotations else _labels(folder / label, folder))
-    if not paths:
-        raise InputError(f'{where}: the split is empty')
-    return folder, paths, labels
 
 
 def _splits(folder):

@@ -79,6 +79,77 @@ def test_a_list_of_images_gives_the_same_in_its_order(folder):
     assert [len(record.boxes) for record in listed.records] == [2, 1, 0, 0]
 
 
+@pytest.mark.parametrize(
+    'line',
+    [
+        '{folder}/images/train/0.jpg',
+        'images\\train\\0.jpg',
+        'data/images/train/0.jpg',  # CVAT's
+        './images/train/0.jpg ',
+    ],
+)
+def test_a_list_names_images_as_people_write_them(folder, line):
+    (folder / 'some.txt').write_text(line.format(folder=folder))
+    (record,) = yolo('some', path=folder).records
+    assert (record.image_id, len(record.boxes)) == ('images/train/0.jpg', 1)
+
+
+@pytest.mark.parametrize('place', ['labels', 'labels/train', 'other', 'other/train'])
+def test_labels_of_a_list_may_lie_elsewhere(folder, place):
+    (folder / 'labels').rename(folder / place.partition('/')[0])
+    (folder / 'some.txt').write_text('images/train/0.jpg')
+    source = yolo('some', path=folder, annotations=str(folder / place))
+    assert len(source.records[0].boxes) == 1
+
+
+def test_folders_elsewhere_may_hold_the_splits(folder, tmp_path):
+    keywords = {'images': str(folder / 'images'), 'annotations': str(folder / 'labels')}
+    for split in ('train', 'val'):
+        source = yolo(split, path=tmp_path, **keywords)
+        assert described(source)[0][:3] == described(yolo(split, path=folder))[0][:3]
+        assert len(source.records) == {'train': 4, 'val': 1}[split]
+
+
+def test_labels_lie_beside_the_images_of_a_split(folder, tmp_path):
+    other = write_yolo(tmp_path / 'darknet', '{}', '{}')
+    assert described(yolo('train', path=other)) == described(yolo('train', path=folder))
+
+
+def test_capital_extensions_and_linked_folders_are_read(folder):
+    (folder / 'labels/train/0.txt').rename(folder / 'labels/train/0.TXT')
+    (folder / 'some.txt').write_text('images/train/0.jpg')
+    for split in ('train', 'some'):
+        assert len(yolo(split, path=folder).records[0].boxes) == 1
+    for kind in ('images', 'labels'):
+        (folder / kind / 'train').rename(folder / f'real_{kind}')
+        (folder / kind / 'deep').mkdir()
+        (folder / kind / 'deep/train').symlink_to(folder / f'real_{kind}')
+    source = yolo('deep', path=folder)
+    assert [len(record.boxes) for record in source.records] == [1, 0, 0, 2]
+    assert source.records[0].image_id == 'train/0.jpg'
+
+
+def test_a_label_without_its_image_is_a_problem_and_what_is_no_label_is_not(folder):
+    for name in ('classes.txt', 'obj.names', '._0.txt', 'notes.md'):
+        (folder / 'labels/train' / name).write_text('no label')
+    assert yolo('train', path=folder).problems == ()
+    (folder / 'labels/train/8.txt').write_text('')
+    (problem,) = yolo('train', path=folder).problems
+    assert (problem.kind, problem.position) == ('label file without its image', -1)
+    assert f'{folder}/labels/train/8.txt: ' in problem.message
+    config = tiny_config(data__source='yolo', data__path=str(folder), data__on_bad='skip')
+    source = data.open_split(data.options(**config.data), 'train')
+    assert '0 of 4 images and 1 annotations of unlisted images left out' in source.notes[-1]
+
+
+def test_an_image_that_cannot_be_read_is_one_problem(folder):
+    (folder / 'images/train/1.jpg').write_text('no image')
+    config = tiny_config(data__source='yolo', data__path=str(folder))
+    with pytest.raises(InputError) as error:
+        data.open_split(data.options(**config.data), 'train')
+    assert 'such problems' not in str(error.value) and '1.jpg' in str(error.value)
+
+
 def test_a_split_without_a_name_is_the_whole_folder(tmp_path):
     folder = write_yolo(tmp_path, 'images/{}', 'labels/{}')
     ids = [record.image_id for record in yolo('', path=folder).records]
@@ -173,8 +244,11 @@ def test_names_are_a_list_or_a_text_for_each_class(folder, text, names):
 def test_names_may_be_lines_of_a_list(folder):
     (folder / 'data.yaml').unlink()
     assert yolo('val', path=folder).records[0].classes == ('1',)
-    (folder / 'classes.txt').write_text('cat\ntraffic light\n')
-    assert yolo('val', path=folder).records[0].classes == ('traffic light',)
+    for place in ('labels/val/classes.txt', 'obj.names', 'classes.txt'):
+        (folder / place).write_text(f'cat \n{place}\n')
+        assert yolo('val', path=folder).records[0].classes == (place,)
+    (folder / 'data.yaml').write_text('nc: 2')  # which names none
+    assert yolo('val', path=folder).records[0].classes == ('classes.txt',)
 
 
 BOMB = 'a: &a {x: y}\n' + ''.join(
@@ -192,6 +266,8 @@ LAUGHS = 'a: &a [x]\n' + ''.join(
     [
         '- cat',
         'names: {cat: 0}',
+        'names: data/obj.names',
+        'names: "[cat, dog]"',
         'names: [[cat]]',
         'names: {0: [cat]}',
         'names: [cat',
@@ -224,8 +300,14 @@ def test_nothing_in_a_description_is_executed_or_swells(folder, tmp_path):
     [
         (lambda f: None, 'test', "no split 'test'; there are train, val"),
         (lambda f: (f / 'images/val/0.jpg').unlink(), 'val', 'no images'),
-        (lambda f: (f / 'labels/val/0.txt').unlink(), 'val', 'no label file'),
-        (lambda f: (f / 'labels/val/8.txt').write_text(''), 'val', r'8\.txt: .* 1 in all; fetch'),
+        (lambda f: (f / 'labels/val/0.txt').unlink(), 'val', r'no image has a label .*val/0\.txt;'),
+        (
+            lambda f: (f / 'a.txt').write_text('images/train/2.jpg'),
+            'a',
+            'no image has a label file',
+        ),
+        (lambda f: None, '/images/train', 'it is the name of a folder or list inside'),
+        (lambda f: None, '../birds/images/train', 'it is the name of a folder or list inside'),
         (lambda f: (f / 'a.txt').write_text('../x.jpg'), 'a', r"'\.\./x\.jpg' leads out"),
         (lambda f: (f / 'a.txt').write_text('/etc/x.jpg'), 'a', "'/etc/x.jpg' leads out"),
         (lambda f: (f / 'a.txt').write_text(''), 'a', 'the split is empty'),
@@ -289,3 +371,14 @@ def test_a_size_beyond_the_head_of_a_jpeg_is_found(folder):
     comments = b'\xff\xfe\xff\xff' + bytes(0xFFFF - 2)
     (folder / 'images/val/0.jpg').write_bytes(jpeg[:2] + comments * 3 + jpeg[2:])
     assert yolo('val', path=folder).records[0].size == YOLO_SIZE
+
+
+def test_an_error_of_a_description_names_its_line(folder):
+    (folder / 'data.yaml').write_text('nc: 2\nnames:\n\t- cat\n')
+    with pytest.raises(InputError, match=r'data set \(line 3: found character') as error:
+        yolo('val', path=folder)
+    assert str(error.value).count('data.yaml') == 1
+    (folder / 'data.yaml').write_bytes(b'names: [\xff]')
+    with pytest.raises(InputError, match=r'^[^ ]+data\.yaml: cannot be read') as error:
+        yolo('val', path=folder)
+    assert str(error.value).count('data.yaml') == 1
