@@ -99,11 +99,11 @@ def data():
             source='voc',  # 'tfds'; folders 'voc', 'coco', 'yolo'; 'shapes' drawn; 'images' boxless
             path='data/VOCdevkit/VOC2007',  # voc: with JPEGImages, Annotations, ImageSets/Main
             name='',  # tfds: 'voc/2007', 'voc/2012', 'voc/2007+2012', 'coco/2014', 'coco/2017', ..
-            train_split='trainval',  # voc: a list in ImageSets/Main, '' every annotation
+            train_split='trainval',  # voc: a list in ImageSets/Main; yolo: a folder, a list; '' all
             eval_split='test',  # the split that is evaluated
-            categories=(),  # names, or COCO's ids, of the objects to learn from; () all
+            categories=(),  # of the objects to learn from: names, ids of COCO and YOLO; () all
             images='',  # another folder of pictures; for 'images' a pattern: '*/rgb/*.png'
-            annotations='',  # another folder of XML files, or another json file
+            annotations='',  # another folder of XML files or labels, or another json file
             scenes=(2000, 200),  # shapes: of training and of evaluation (the same for every seed)
             resize='square',  # 'square' stretches to image_size x image_size; 'short_side' does not
             image_size=600,  # pixels; short_side: of the shorter side
@@ -117,7 +117,7 @@ def data():
             mean=(),  # of pixels, 0..255, in the family's channel order; () the family's
             std=(),  # likewise
             on_bad='error',  # what would train wrongly: 'error'; 'skip' its image; 'clip' its box
-            orientation='annotation',  # EXIF's: 'annotation' (by its size), 'apply', 'ignore'
+            orientation='annotation',  # EXIF's: 'annotation' (as its size says), 'apply', 'ignore'
             eval_path='',  # of eval_split where it lies elsewhere; '' as for training
             eval_images='',  # likewise
             eval_annotations='',  # likewise

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from rpn_jax.config import items, resolve
+from rpn_jax.config import has_effect, items, resolve
 from rpn_jax.console import show
 from rpn_jax.models import rpn
 from rpn_jax.training import checkpoint, hosts, pretrained, workdir
@@ -55,6 +55,17 @@ def trained(config, folder, **options):
         shapes = pretrained.variable_shapes(rpn.build(config.model, config.anchors))
         variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     return config, hosts.broadcast(variables), step
+
+
+def measured_otherwise(config, folder):
+    """Returns {key: (its value in the workdir, here)} of what an evaluation depends on.
+
+    Keys without effect are left out; {} where there is no config.json.
+    """
+    if not (folder / 'config.json').exists():
+        return {}
+    values, changes = items(config), workdir.changed(folder, config, workdir.MEASURED)
+    return {key: pair for key, pair in changes.items() if has_effect(values, key)}
 
 
 def _agree(config, settled=(), **options):

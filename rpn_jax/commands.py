@@ -129,7 +129,7 @@ def evaluate_mode(config, folder, *, step=None, output='', strict=False):
     evaluation = evaluate(variables, step)
 
     def publish():
-        if changes := workdir.measured_otherwise(folder, config):
+        if changes := agreed.measured_otherwise(config, folder):
             evaluation.summary['other_keys'] = changes
         _publish(config, folder, evaluation)
         show('as other evaluators count, with 95 % intervals over images:')
@@ -408,9 +408,9 @@ def predict_mode(config, folder, *, paths, step=None, output=''):
     counts, firsts = zip(*hosts.exchange([len(skipped), skipped[:1]]), strict=True)
     done = len(images) - sum(counts)
     if hosts.is_first():
-        show(f'{written}: proposals of {done} images, as json and pictures')
-        if done:
-            show(f'{predictions.write_page(written, images.values(), step)} shows them')
+        with _written():
+            page = predictions.write_page(written, images.values(), step)
+        show(f'{page} shows the proposals of {done} images; a json file of each is beside it')
     if first := sum(firsts, []):
         raise InputError(f'{min(first)[1]}: skipped, as {sum(counts)} of {len(images)} images')
 

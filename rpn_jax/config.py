@@ -238,11 +238,16 @@ def check(config, where='', changed=()):
 def without_effect(config, changes):
     """Yields a warning for each changed key that the values of other keys make ineffective."""
     values = items(config)
-    for key in changes:
-        other, choices = ONLY_WITH.get(key, ('', ()))
-        if other and values[other] not in choices:
-            needed = ' or '.join(map(repr, choices))
-            yield f'{key} has no effect: {other} is {values[other]!r}, not {needed}'
+    for key in (key for key in changes if not has_effect(values, key)):
+        other, choices = ONLY_WITH[key]
+        needed = ' or '.join(map(repr, choices))
+        yield f'{key} has no effect: {other} is {values[other]!r}, not {needed}'
+
+
+def has_effect(values, key):
+    """Returns whether a key has an effect beside the {'section.key': value} of a config."""
+    other, choices = ONLY_WITH.get(key, ('', ()))
+    return not other or values[other] in choices
 
 
 def resolve(config, workdir=''):
@@ -310,7 +315,7 @@ def with_keys(message):
     first = re.match(r"(\w+)(?=: | ['(\d-])", text)
     words = [
         *(first.groups() if first else ()),
-        *re.findall(r'(?<![\w./-])(?:\w+_\w+(?![\w/])|\w+(?==))', text),
+        *re.findall(r'(?<![\w./-])(?:\w+_\w+(?![\w/]|\.\w)|\w+(?==))', text),
     ]
     named = dict.fromkeys(keys[word] for word in words if word in keys)
     if not named or any(key in text for key in KEYS if '.' in key):

@@ -141,6 +141,7 @@ def test_evaluation_of_other_data_and_of_another_step(copied):
 
 def test_an_evaluation_by_other_keys_than_the_runs_says_so(copied, capsys):
     flags = ['--config.proposals.nms_iou=0.5', '--config.targets.positive_iou=0.6']
+    flags += ['--config.data.max_size=99', '--config.optim.momentum=0.5']  # without effect
     assert main.main(['evaluate', f'--workdir={copied}', *flags]) == 0
     summary = json.loads((copied / 'evaluation.json').read_text())
     changes = {'proposals.nms_iou': [0.7, 0.5], 'targets.positive_iou': [0.7, 0.6]}

@@ -293,6 +293,8 @@ def test_comments_are_those_of_the_lines_of_the_default_config():
         ('remat: (5,) needs last_stage=5', ' (config keys model.remat, model.last_stage)'),
         ('/a/max_boxes/image_size.jpg: not an image', ''),
         ('x.txt: no such list; images of it', ''),
+        ('image_size.yaml: cannot be read', ''),
+        ('take a smaller fpn_extra.', ' (config key model.fpn_extra)'),
         ('/a/x,batch_size=8/b.json: no such file; name another', ''),
         ('no file /a/x,batch_size=8/b.json', ''),
         ('/a/sweep steps=9/b.json: no such file', ''),

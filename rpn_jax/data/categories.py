@@ -13,7 +13,7 @@ LONGEST = 60  # characters of their names in the name of a source
 
 
 def only(source, categories, *, complete=False):
-    """Returns a Source with only the objects of these categories, each a name or an id of COCO.
+    """Returns a Source with only the objects of these categories, each a name or an id.
 
     Objects of others are left out as if they were not annotated, difficult ones and crowds too.
     Raises InputError where no image has an object of any of them, with `complete` of each.

@@ -64,8 +64,10 @@ class Source(NamedTuple):
     files: Files | None = None  # None: the images are drawn
     problems: tuple[Problem, ...] = ()  # of the annotations
     notes: tuple[str, ...] = ()  # what was left out, and what is odd and harmless
-    annotations: Sequence[Path] = ()  # COCO's json file, or one XML file of VOC for each record
-    categories: Mapping[int | str, str] = MappingProxyType({})  # COCO's: a name for each id
+    annotations: Sequence[Path] = ()  # COCO's json file, or a file of VOC or YOLO for each record
+    categories: Mapping[int | str, str] = MappingProxyType(
+        {}
+    )  # of COCO and YOLO: a name for each id
     chosen: tuple[str, ...] = ()  # the categories of its objects where others were left out
     unfiltered: Sequence[Record] | None = None  # the records with the objects of all categories
 

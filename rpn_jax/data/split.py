@@ -1,5 +1,6 @@
 """Open a split of a data set, plan its canvases, and iterate over its batches."""
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -104,14 +105,15 @@ def open_split(options, split, *, seed=0, training=True, boxes=True, files=True)
     if boxes and options.source in WITHOUT_BOXES:
         what = f'source {options.source!r} has no boxes to learn from; it is for statistics'
         raise InputError(what)
-    options = options if training else _for_evaluation(options)
+    given, options = options, options if training else _for_evaluation(options)
     function, keywords = SOURCES[_source_at(options, split)]
     values = options._asdict() | {
         'count': options.scenes[0 if training else 1],
         'size': options.image_size,
         'seed': seed if training or split == options.train_split else 0,
     }
-    source = function(split, **{key: values[key] for key in keywords})
+    with contextlib.nullcontext() if training else _naming_evaluation(given):
+        source = function(split, **{key: values[key] for key in keywords})
     source = lint(source, options.on_bad, options.orientation, files)
     if options.categories:
         source = categories.only(source, options.categories, complete=training)
@@ -120,6 +122,18 @@ def open_split(options, split, *, seed=0, training=True, boxes=True, files=True)
             what = f'{len(record.boxes)} boxes, but max_boxes is {options.max_boxes}; raise it'
             raise InputError(f'image {record.image_id}: {what}')
     return source
+
+
+@contextlib.contextmanager
+def _naming_evaluation(options):
+    """Lets an error on a path name its key of the evaluation where that is given."""
+    try:
+        yield
+    except InputError as error:
+        key = str(error).partition(':')[0]
+        if key in PATHS and getattr(options, f'eval_{key}'):
+            raise InputError(f'eval_{error}') from error
+        raise
 
 
 def _for_evaluation(options):

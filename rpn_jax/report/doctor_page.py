@@ -86,15 +86,20 @@ def figures(probed):
     steps, most = np.arange(len(first.loss)), 2 * first.loss[0]
     rates, lasting = (_losses(traces, most) for traces in (probed.rates, probed.lasting))
     learnt = 'learnt' if probing.is_learnt(first) else 'not learnt'
-    stable = 'it diverges' if any(map(probing.diverges, probed.lasting[:1])) else 'it is stable'
+    several = 'Several batches'
+    for trace in probed.lasting[:1]:
+        is_wild = probing.diverges(trace)
+        several += (
+            f', three times the rate, {trace.rate:.2g}: {"diverges" if is_wild else "stable"}'
+        )
     shown = {
         'Loss on one batch by learning rate, up to twice the first (the config’s: middle)': rates,
-        f'One batch, {len(steps) - 1} steps at its best rate, {first.rate:.2g}: {learnt}': {
+        f'One batch, {len(steps) - 1} steps at {first.rate:.2g}: {learnt}': {
             'total': (steps, first.loss),
             'objectness': (steps, first.objectness),
             'box': (steps, first.box),
         },
-        f'Several batches at three times the learning rate of the config: {stable}': lasting,
+        several: lasting,
     }
     return [plot for title in shown for plot in pages.figure(title, _drawn, 'step', shown[title])]
 

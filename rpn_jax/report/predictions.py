@@ -107,13 +107,13 @@ def write(detector, path, target):
 
 
 def write_page(folder, names, step):
-    """Writes index.html with those pictures that are in the folder, by their names; returns it.
+    """Writes predictions.html with those pictures that are in the folder, and returns its path.
 
     The page refers to the pictures, and is in their folder.
     """
     there = [name for name in names if (folder / f'{name}.png').exists()]
     links = [urllib.parse.quote(os.fsencode(name)) for name in there[:PICTURES]]
-    page, shown = folder / 'index.html', zip(there, links, strict=False)
-    values = dict(title=folder.name, count=len(there), best=SHOWN, step=step)
+    page, shown = folder / 'predictions.html', zip(there, links, strict=False)
+    values = dict(title=folder.absolute().name, count=len(there), best=SHOWN, step=step)
     pages.write(page, 'predictions.html.j2', shown=list(shown), **values)
     return page

@@ -28,15 +28,15 @@ def read(run, results):
     with contextlib.suppress(RecursionError):
         config = flatten_dict(_json(run, 'config.json'), sep='.')
     evaluation = _json(run, 'evaluation.json')
-    with contextlib.suppress(AttributeError, TypeError, ValueError):  # it is not what was written
-        config |= {key: here for key, (_, here) in evaluation.get('other_keys', {}).items()}
     missed = evaluation.get('missed')
     if not isinstance(missed, dict) or not all(map(_is_number, missed.values())):
         missed = None
     step, dataset, stale = evaluation.get('step'), evaluation.get('dataset'), ''
     baselines = _baselines(evaluation.get('baselines'))
     if (missed or baselines) and (step, dataset) != (results.step, results.dataset):
-        stale, missed, baselines = f'of step {step} on {dataset}', None, {}
+        stale, missed, baselines, evaluation = f'of step {step} on {dataset}', None, {}, {}
+    with contextlib.suppress(AttributeError, TypeError, ValueError):  # it is not what was written
+        config |= {key: here for key, (_, here) in evaluation.get('other_keys', {}).items()}
     return RunFiles(config, _history(run), missed or None, baselines, stale)
 
 
@@ -54,7 +54,7 @@ def note(run, files, results):
     """Returns a line on an evaluation.json that is of other proposals than those compared."""
     return (
         f'{run}: its evaluation.json is {files.stale}, its proposals.npz of step {results.step} on '
-        f'{results.dataset}; its misses are left out; run --mode=evaluate again'
+        f'{results.dataset}; its figures are left out; run --mode=evaluate again'
     )
 
 

@@ -54,7 +54,8 @@ MEASURED = (
     *('seed', 'targets', 'loss', 'proposals', 'evaluation.images'),
     *'data.source data.name data.train_split data.eval_split data.categories data.scenes'.split(),
     *'data.resize data.image_size data.max_size data.canvases data.canvas_multiple'.split(),
-    *'data.max_boxes data.on_bad data.orientation'.split(),
+    *'data.max_boxes data.on_bad data.orientation data.eval_path data.eval_images'.split(),
+    'data.eval_annotations',
 )
 
 
@@ -99,11 +100,6 @@ def changed(workdir, config, names):
     old, new = identity(read_config(workdir), names), identity(config, names)
     old = {key: YOUNGER[key] for key in new if key in YOUNGER} | old
     return {key: (value, new.get(key)) for key, value in old.items() if value != new.get(key)}
-
-
-def measured_otherwise(workdir, config):
-    """Returns `changed` of what an evaluation depends on; {} where there is no config.json."""
-    return changed(workdir, config, MEASURED) if (Path(workdir) / 'config.json').exists() else {}
 
 
 def check_file(workdir, step=None):

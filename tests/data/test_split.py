@@ -172,3 +172,12 @@ def test_evaluation_covers_the_first_images_once_and_marks_padding(
                 np.testing.assert_array_equal(batch[key][row], value[0])
         rows += batch['index'][real].tolist()
     assert sorted(rows) == list(range(expected))
+
+
+def test_an_error_on_a_path_of_the_evaluation_names_its_key(folder, tmp_path):
+    nowhere = str(tmp_path / 'nowhere')
+    options = data_options(source='voc', path=str(folder), eval_path=nowhere)
+    with pytest.raises(InputError, match='^eval_path: no folder .*nowhere'):
+        data.open_split(options, 'val', training=False)
+    with pytest.raises(InputError, match='^path: no folder .*nowhere'):
+        data.open_split(options._replace(path=nowhere, eval_path=''), 'val', training=False)

@@ -1,6 +1,7 @@
 """The doctor's page shows findings and pictures, and escapes what comes from files."""
 
 import numpy as np
+import pytest
 
 from rpn_jax.diagnosis import doctor, probe
 from rpn_jax.diagnosis.finding import Finding
@@ -26,7 +27,20 @@ def test_the_page_has_the_findings_the_plots_and_the_pictures(tmp_path):
     assert 'Wrong &lt;b&gt;.' in page and 'x &amp; y' in page and '&lt;run&gt;' in page
     assert page.count('data:image/svg+xml') == 2 and page.count('data:image/jpeg') == 3
     assert '0.31 ± 0.04 (120 boxes)' in page and '0.02 s' in page
+    assert 'steps at 0.01: learnt' in page and 'Several' not in page
     assert '1 GiB' in page and 'First: the input.' in page
     empty = doctor.unbuildable('no such file')
     doctor_page.write_page(tmp_path / 'doctor.html', title='x', study=empty)
     assert 'no such file' in (tmp_path / 'doctor.html').read_text()
+
+
+@pytest.mark.parametrize(
+    ('end', 'learnt', 'stable'), [(0.2, 'learnt', 'stable'), (2.0, 'not learnt', 'diverges')]
+)
+def test_the_titles_of_plots_answer_their_question(end, learnt, stable):
+    losses = np.linspace(1, end, 9)
+    trace, calm = (probe.Trace(0.03, each, each, each) for each in (losses, np.ones(9)))
+    probed = probe.Probe([trace], trace, {}, 0.5, lasting=[trace, calm])
+    titles = [plot['title'] for plot in doctor_page.figures(probed)]
+    assert titles[1] == f'One batch, 8 steps at 0.03: {learnt}'
+    assert titles[2] == f'Several batches, three times the rate, 0.03: {stable}'

@@ -122,10 +122,10 @@ def test_the_mode_writes_files_and_names_what_it_skips(folder, tmp_path, capsys,
     assert f'{folder}/a.jpg: the image is truncated' in printed
     assert '1 of 3 images' in error and error.count('error: ') == 1
     names = sorted(path.relative_to(out).as_posix() for path in out.rglob('*') if path.is_file())
-    assert names == ['b.json', 'b.png', 'deep/a.json', 'deep/a.png', 'index.html']
-    page = (out / 'index.html').read_text()
+    assert names == ['b.json', 'b.png', 'deep/a.json', 'deep/a.png', 'predictions.html']
+    page = (out / 'predictions.html').read_text()
     assert re.findall('src="(.*?)"', page) == ['b.png', 'deep/a.png'] and '2 images' in page
-    assert f'{out}/index.html shows them' in printed
+    assert f'{out}/predictions.html shows the proposals of 2 images' in printed
     content = json.loads((out / 'b.json').read_text())
     assert (content['width'], content['height'], content['step']) == (40, 90, 8)
     assert content['boxes'] == [[3, 4, 30, 35.13], [0, 0, 9, 9]]

@@ -17,6 +17,7 @@ from report_data import (
     write_page,
 )
 
+from rpn_jax.diagnosis.finding import Finding
 from rpn_jax.evaluation import metrics
 from rpn_jax.report import report
 
@@ -158,3 +159,18 @@ def test_missing_keys_are_dashes_and_figures_are_of_the_proposals_there_can_be(t
     assert columns['recall_at_iou_0_5_over_number_of_proposals.json']['proposals'] == [0.1]
     sizes = columns['sizes_of_all_objects_and_of_the_ten_best_proposals_of_each_image.json']
     assert (sizes['objects: width'], sizes['proposals: width']) == ([3], [2])
+
+
+def test_findings_are_the_verdict_then_what_is_grave_then_the_rest():
+    found = [('verdict', True), ('small', False), ('fine', True)]
+    doctor = [Finding(level, level, '', '', '') for level in ('info', 'warning', 'error')]
+    ordered = report._ordered(found, doctor, ['other keys'])
+    assert [(text.split(' Found')[0], label) for text, label in ordered] == [
+        ('verdict', ''),
+        ('error', 'error'),
+        ('warning', 'warning'),
+        ('small', 'warning'),
+        ('fine', ''),
+        ('other keys', 'note'),
+        ('info', 'note'),
+    ]

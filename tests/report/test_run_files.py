@@ -50,7 +50,8 @@ def test_misses_of_other_proposals_are_stale_and_what_is_no_count_is_left_out(ru
 def test_baselines_are_those_of_the_same_evaluation(run):
     sets = {'quadrants': {'AR@10': 0.1, 'AR@100': None, 'x': 'y'}, 'a': [1]}
     assert read(run, baselines=sets).baselines == {'quadrants': {'AR@10': 0.1}}
-    other = read(run, baselines=sets, missed={}, step=8)
+    other = read(run, baselines=sets, missed={}, step=8, other_keys={'seed': [1, 2]})
+    assert other.config == {} and read(run, other_keys={'seed': [1, 2]}).config == {'seed': 2}
     assert other.baselines == {} and other.stale == 'of step 8 on drawn'
     for content in ([1], 'x', {'a': 'b'}):
         assert read(run, baselines=content).baselines == {}

@@ -251,6 +251,7 @@ STEPPED = {'optim__schedule': 'step', 'optim__decay_at': (0.75,)}
         ({'steps': 16, 'optim__schedule_steps': 8}, {}, ''),
         ({'steps': 16, 'optim__schedule': 'constant'}, {}, ''),
         ({'steps': 40, **STEPPED}, {'steps': 20}, 'at step 15 rises from 0.002 to 0.02: '),
+        ({'steps': 40_000, **STEPPED}, {'steps': 20_000}, 'at step 15000 rises from 0.002 to'),
         ({'steps': 8}, {'steps': 32}, ''),
         ({'steps': 16}, {'steps': 'x'}, ''),
     ],

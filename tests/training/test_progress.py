@@ -49,6 +49,14 @@ def make(log_every=1, steps=5, schedule=lambda step: step / 4, **others):
     return Progress(lambda *line: logged.append(line), RECORDS, schedule, **others), logged
 
 
+def test_a_line_shows_the_weights_of_the_losses_that_are_not_1(caplog):
+    caplog.set_level(logging.INFO)
+    progress, _ = make(weights={'objectness': 1.0, 'box': 2.5})
+    progress.read(1, metrics(1.0), np.arange(4), None)
+    progress.flush()
+    assert 'objectness 0.2500  box 0.7500 x 2.5  positives' in caplog.text
+
+
 def test_a_line_is_the_mean_of_its_steps_and_the_last_step_has_one(caplog, monkeypatch):
     """The learning rate is the one that the step was taken with, the speed that since a line."""
     caplog.set_level(logging.INFO)
