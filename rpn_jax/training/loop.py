@@ -29,7 +29,7 @@ from rpn_jax.training.progress import Progress, Signals, canvases_line, shared_i
 from rpn_jax.training.step import init_state, make_update
 
 logger = logging.getLogger(__name__)
-COMPARED = 2000  # steps whose learning rates are compared with those of the config before
+COMPARED = 10**6  # steps whose learning rates are compared with those of the config before
 DONE = 'all steps are trained; what follows is their evaluation'
 
 
@@ -305,19 +305,14 @@ def _describe_rate(config, before, schedule, step):
     if step == config.steps or not isinstance(length, int) or length < 1:
         return
     old = make_optimizer(**{**config.optim, 'schedule_steps': length})[1]
-    steps = np.unique(np.linspace(step, config.steps - 1, COMPARED).astype(np.int32))
-
-    def first_other(steps):
-        """Returns the number of the first of steps whose rates differ, and its two rates."""
-        was, now = (np.asarray(jax.vmap(lambda s, f=f: jnp.float32(f(s)))(steps)) for f in rates)
-        others = np.flatnonzero(~np.isclose(was, now, rtol=1e-5, atol=0))
-        return (int(others[0]), was[others[0]], now[others[0]]) if len(others) else None
-
-    rates = old, schedule
-    if found := first_other(jnp.asarray(steps)):
-        begin = int(steps[max(0, found[0] - 1)])  # between two of the steps: every one
-        number, was, now = first_other(jnp.arange(begin, steps[found[0]] + 1))
-        step = begin + number
+    steps = jnp.arange(step, min(config.steps, step + COMPARED))
+    was, now = (
+        np.asarray(jax.vmap(lambda step, rate=rate: jnp.float32(rate(step)))(steps))
+        for rate in (old, schedule)
+    )
+    others = np.flatnonzero(~np.isclose(was, now, rtol=1e-5, atol=0))
+    if len(others):
+        step, was, now = (each[others[0]] for each in (steps, was, now))
         logger.info(
             f'note: the learning rate at step {step} {"rises" if now > was else "falls"} from '
             f'{was:.3g} to {now:.3g}: the schedule {config.optim.schedule!r} had a length of '
