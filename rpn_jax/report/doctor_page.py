@@ -88,10 +88,8 @@ def figures(probed):
     learnt = 'learnt' if probing.is_learnt(first) else 'not learnt'
     several = 'Several batches'
     for trace in probed.lasting[:1]:
-        is_wild = probing.diverges(trace)
-        several += (
-            f', three times the rate, {trace.rate:.2g}: {"diverges" if is_wild else "stable"}'
-        )
+        end = 'diverges' if probing.diverges(trace) else 'stable'
+        several += f' at {trace.rate:.2g}, three times the rate for batches of this size: {end}'
     shown = {
         'Loss on one batch by learning rate, up to twice the first (the config’s: middle)': rates,
         f'One batch, {len(steps) - 1} steps at {first.rate:.2g}: {learnt}': {

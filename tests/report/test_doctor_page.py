@@ -43,4 +43,4 @@ def test_the_titles_of_plots_answer_their_question(end, learnt, stable):
     probed = probe.Probe([trace], trace, {}, 0.5, lasting=[trace, calm])
     titles = [plot['title'] for plot in doctor_page.figures(probed)]
     assert titles[1] == f'One batch, 8 steps at 0.03: {learnt}'
-    assert titles[2] == f'Several batches, three times the rate, 0.03: {stable}'
+    assert titles[2].startswith('Several batches at 0.03, ') and titles[2].endswith(stable)
