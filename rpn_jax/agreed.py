@@ -57,10 +57,10 @@ def trained(config, folder, **options):
     return config, hosts.broadcast(variables), step
 
 
-def measured_otherwise(config, folder):
-    """Returns {key: (its value in the workdir, here)} of what an evaluation depends on.
+def other_keys(config, folder):
+    """Returns {key: (value in the workdir, value here)} of keys that change an evaluation.
 
-    Keys without effect are left out; {} where there is no config.json.
+    Keys without effect are left out; {} where the workdir has no config.
     """
     if not (folder / 'config.json').exists():
         return {}

@@ -129,7 +129,7 @@ def evaluate_mode(config, folder, *, step=None, output='', strict=False):
     evaluation = evaluate(variables, step)
 
     def publish():
-        if changes := agreed.measured_otherwise(config, folder):
+        if changes := agreed.other_keys(config, folder):
             evaluation.summary['other_keys'] = changes
         _publish(config, folder, evaluation)
         show('as other evaluators count, with 95 % intervals over images:')
@@ -221,8 +221,8 @@ def compare_mode(runs, output=''):
         show(f'{output} has the numbers')
     page = Path(output) if kind == '.html' else Path(runs[0]).parent / 'compare.html'
     with _written():
-        show(*compare_page.write_page(page, proposals, known, tallies, figures))
-    show(f'{page} shows them side by side')
+        sentences = compare_page.write_page(page, proposals, known, tallies, figures)
+    show(*sentences, f'{page} shows them side by side')
 
 
 def inspect_mode(config, folder, *, batch=''):

@@ -27,6 +27,7 @@ FOLDER = Path(__file__).parent / 'configs'
 FOLDER = FOLDER if FOLDER.is_dir() else Path(__file__).parent.parent / 'configs'
 PREFIX = '--config.'  # of the command line, before a key
 NAME = str | int  # of a category, or its id
+MESSAGE = 2000  # letters of a message in which keywords are looked for
 MOST = 2**31 - 1  # of an int32, as JAX counts
 
 
@@ -310,7 +311,8 @@ def with_keys(message):
     Found are a keyword that it begins with, as `path: ..`, those with an underscore, and `depth=`;
     not what stands in the name of a file or folder.
     """
-    text = re.sub(r'^[^:]*/[^:]*: |\S*/\S*', '', message)
+    location, _, rest = message.partition(': ')
+    text = re.sub(r'(?<!\S)\S*/\S*', '', rest if '/' in location else message)[:MESSAGE]
     keys = {key.rpartition('.')[2]: key for key in reversed(KEYS)}
     first = re.match(r"(\w+)(?=: | ['(\d-])", text)
     words = [

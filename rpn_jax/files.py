@@ -36,11 +36,10 @@ DAMAGED = (  # what reading a stranger's zip file, and the headers of its member
 )
 
 
-def read(path, most=MOST, first=None):
-    """Returns the bytes of a file, or the `first` of them.
+def read(path, most=MOST):
+    """Returns the bytes of a file; raises OSError where it is none, or larger than `most` bytes.
 
-    Raises OSError where it is no file, or larger than `most` bytes. Reading a
-    pipe would wait for ever, and a file may say that it is larger than any memory.
+    Reading a pipe would wait for ever, and a file may say that it is larger than any memory.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -48,8 +47,7 @@ def read(path, most=MOST, first=None):
     if status.st_size > most:
         what = f'{status.st_size} bytes; at most {most} are read'
         raise OSError(errno.EOVERFLOW, what, os.fspath(path))
-    with open(path, 'rb') as file:
-        return file.read(first)
+    return Path(path).read_bytes()
 
 
 def read_json(path, most=MOST, **hooks):

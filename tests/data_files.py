@@ -250,13 +250,13 @@ def write_yolo(folder, pictures='images/{}', labels='labels/{}'):
     """Writes pictures of noise in two splits, and their labels; returns the folder."""
     random = np.random.default_rng(0)
     for split, texts in YOLO_LABELS.items():
-        places = [folder / each.format(split) for each in (pictures, labels)]
-        for place in places:
-            place.mkdir(parents=True, exist_ok=True)
+        images_of, labels_of = (folder / each.format(split) for each in (pictures, labels))
+        for each in (images_of, labels_of):
+            each.mkdir(parents=True, exist_ok=True)
         for number, text in enumerate(texts):
             picture = random.integers(0, 256, (*YOLO_SIZE, 3), np.uint8)
-            (places[0] / f'{number}.jpg').write_bytes(encoded(picture))
+            (images_of / f'{number}.jpg').write_bytes(encoded(picture))
             if text is not None:
-                (places[1] / f'{number}.txt').write_text(text)
+                (labels_of / f'{number}.txt').write_text(text)
     (folder / 'data.yaml').write_text('train: ../train/images\nnames: [cat, no]\n')
     return folder

@@ -344,6 +344,7 @@ def test_a_training_warns_of_anchors_that_do_not_fit_and_its_report_says_so(tmp_
     flags = tiny_flags(tmp_path, anchors__sizes=(2, 3), steps=2, evaluation__every=0)
     assert main.main(flags) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert any('The run ends before much can be learnt. Found: 2 steps' in line for line in lines)
     (warning,) = (line for line in lines if 'anchors do not fit' in line.lower())
     assert warning.startswith('warning: ') and lines.index(warning) < len(lines) / 2
     page = html.unescape((tmp_path / 'report.html').read_text())

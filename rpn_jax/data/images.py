@@ -4,8 +4,10 @@ import contextlib
 import functools
 import hashlib
 import io
+import os
 import re
 import threading
+import warnings
 from typing import NamedTuple
 
 import cv2
@@ -17,11 +19,9 @@ from rpn_jax import files
 from rpn_jax.errors import InputError
 
 LARGEST = 2**27  # pixels of an image, and of all that threads hold at once
-HEAD = 2**17  # bytes of a JPEG, in which its EXIF tags and its size stand
 LONGEST = 2**16  # pixels of a side: no format of a camera has more
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 JPEG, PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
-TIFF = b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'
 XMP = 'xmp', 'XML:com.adobe.xmp'  # where Pillow looks for an orientation, too
 MARKER = re.compile(rb'\xff+[^\x00\xff\xd0-\xd7]')  # in a scan: what is no pixel and no restart
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG markers that the size follows
@@ -82,10 +82,10 @@ class Facts(NamedTuple):
     orientation: int = 1  # of its EXIF tag: 1 upright, 2 to 8 as ORIENTATIONS
 
 
-def load(path, first=None):
-    """Returns the bytes of a file, or the `first` of them; raises BadRecord if it is unreadable."""
+def load(path):
+    """Returns the bytes of a file; raises BadRecord where it cannot be read."""
     try:
-        return files.read(path, first=first)
+        return files.read(path)
     except OSError as error:
         is_gone = isinstance(error, FileNotFoundError)
         reason = 'no such image' if is_gone else f'cannot be read ({error.strerror})'
@@ -105,20 +105,21 @@ def declared_size(path):
 def shown_size(path, *, upright=True):
     """Returns the (height, width) of an image file, upright as its EXIF tag turns it, or as stored.
 
-    Of a JPEG only the head is read, where it has the size. Raises BadRecord as declared_size does.
+    No pixel is decoded, but those of a PNG with an EXIF tag. Raises BadRecord where the file is not
+    an image.
     """
-    data = load(path, HEAD)
+    if not os.path.isfile(path):
+        load(path)  # which says what is wrong
     try:
-        if not data.startswith(JPEG) or not all(_declared(data)[0]):
-            raise ValueError
-        orientation = _exif_orientation(data)
-    except Exception:  # a head that is cut off too early
-        data = load(path)
-        orientation = orientation_of(data)
-    size = _declared(data)[0]
-    if not all(size):
-        raise BadRecord('image unreadable', f'{path}: says nothing of its size; leave it out')
-    return size[::-1] if upright and orientation > 4 else size
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # on damaged tags
+            with Image.open(path) as image:
+                may_turn = image.format != 'PNG' or re.search(b'(?i)exif', load(path))
+                turns = upright and may_turn and _exif_orientation(image) > 4
+                return (image.width, image.height) if turns else (image.height, image.width)
+    except Exception as error:  # whatever a strange head makes Pillow raise
+        what = f'{path}: its size cannot be read ({error}); fetch it anew or leave it out'
+        raise BadRecord('image unreadable', what) from error
 
 
 def decode(data, where, size=(0, 0), orientation=1):
@@ -177,19 +178,20 @@ def orientation_of(data):
     That of a TIFF is 1: decoders apply its tag.
     """
     try:
-        return _exif_orientation(data)
+        with Image.open(io.BytesIO(data)) as image:
+            return _exif_orientation(image)
     except Exception:  # whatever a strange head makes Pillow raise
         return 1
 
 
-def _exif_orientation(data):
-    if data.startswith(TIFF):
+def _exif_orientation(image):
+    """Returns the same of an image that Pillow has opened; its pixels need not be there."""
+    if image.format == 'TIFF':
         return 1
-    with Image.open(io.BytesIO(data)) as image:
-        for key in XMP:  # which no decoder heeds
-            image.info.pop(key, None)
-        value = image.getexif().get(ORIENTATION, 1)
-        return value if value in ORIENTATIONS else 1
+    for key in XMP:  # which no decoder heeds
+        image.info.pop(key, None)
+    value = image.getexif().get(ORIENTATION, 1)
+    return value if value in ORIENTATIONS else 1
 
 
 def examine(data, where):

@@ -65,9 +65,7 @@ class Source(NamedTuple):
     problems: tuple[Problem, ...] = ()  # of the annotations
     notes: tuple[str, ...] = ()  # what was left out, and what is odd and harmless
     annotations: Sequence[Path] = ()  # COCO's json file, or a file of VOC or YOLO for each record
-    categories: Mapping[int | str, str] = MappingProxyType(
-        {}
-    )  # of COCO and YOLO: a name for each id
+    categories: Mapping[int | str, str] = MappingProxyType({})  # a name for each id, if it has ids
     chosen: tuple[str, ...] = ()  # the categories of its objects where others were left out
     unfiltered: Sequence[Record] | None = None  # the records with the objects of all categories
 

@@ -242,7 +242,7 @@ def lines(content):
     return text + advice(content)
 
 
-def losers(content):
+def worse_sizes(content):
     """Returns the names of those sizes of objects that the suggested anchors fit worse."""
     now, then = (content[name]['groups']['size'] for name in ('present', 'suggested'))
     return [
@@ -258,7 +258,7 @@ def advice(content):
         text = ['keep these: other sizes and ratios, as many in a cell, would hardly gain anything']
         return text + [f'the best found: {" ".join(content["flags"])}'] * bool(content['flags'])
     now, then = (content[name] for name in ('present', 'suggested'))
-    names = ', '.join(losers(content))
+    names = ', '.join(worse_sizes(content))
     worse = [f'objects of {names} pixels fit worse than now;'] if names else []
     return [
         f'others, as many in a cell, cover {then["covered"]:.0%} of the objects instead of '

@@ -28,12 +28,11 @@ BINS = len(EDGES) - 1
 def measure(prediction, *, iou, limit, loss=None):
     """Returns an image's sums by anchor type, {name: [types]}, and `stretch` [4, sizes, BINS].
 
-    The first `limit` proposals count, and an object is recalled at this iou; loss are the
-    keywords of ops.losses.LOSS.
-    Beside anchor_statistics.sums over ALL anchors: `labelled`, the foreground and background;
-    `shift` and `scale`, the distance of foreground anchors from their objects; `recalled`, the
-    objects whose best proposal began as an anchor of the type. stretch has the number of anchors
-    and of foreground ones, and the sums of their IoU before and after.
+    The first `limit` proposals count, and an object is recalled at this iou; loss has keywords of
+    ops.losses.LOSS. Beside anchor_statistics.sums over ALL anchors: `labelled`, the foreground and
+    background; `shift` and `scale`, the distance of foreground anchors from their objects;
+    `recalled`, the objects whose best proposal began as an anchor of the type. stretch has the
+    number of anchors and of foreground ones, and the sums of their IoU before and after.
     """
     anchors, labels = prediction.anchors, prediction.labels
     boxes = np.float64(anchors.boxes)

@@ -3,14 +3,16 @@
 from typing import NamedTuple
 
 from rpn_jax.evaluation import anchor_coverage, metrics, misses
+from rpn_jax.evaluation.ablations import ABLATIONS
+from rpn_jax.evaluation.baselines import BLIND
 from rpn_jax.evaluation.bootstrap import estimates
 
 MISSED = {'iou': 0.5, 'limit': 100}  # missed: the first 100 proposals do not reach this IoU
 
 
 GROUPS = {  # the first row of a group of the table: what the group is
-    'scores_alone': 'ablations: a part of the network removed or made perfect',
-    'random_boxes': 'blind baselines: boxes that never see the image',
+    ABLATIONS[0]: 'ablations: a part of the network removed or made perfect',
+    BLIND[0]: 'blind baselines: boxes that never see the image',
     'anchors': 'bounds: all anchors as they are, and moved exactly onto their objects',
 }
 
@@ -59,7 +61,7 @@ def table(summary):
     """Returns the lines of a table: the proposals, ablations, each blind baseline, the bounds."""
     columns = metrics.columns(summary['proposals'], sizes=False)
     head = '{dataset}, step {step}: {images} images, {objects} objects'.format(**summary)
-    lines = [head, *other_keys(summary), ' ' * 16 + ''.join(f'{c:>16}' for c in columns)]
+    lines = [head, *other_keys_sentence(summary), ' ' * 16 + ''.join(f'{c:>16}' for c in columns)]
     sets = {'proposals': summary['proposals'], **summary.get('parts', {}), **summary['baselines']}
     rows = {n: ['-' if f[c] is None else f'{f[c]:.3f}' for c in columns] for n, f in sets.items()}
     if 'intervals' in summary:
@@ -80,13 +82,17 @@ def table(summary):
     return lines
 
 
-def other_keys(summary):
-    """Returns a sentence, in a list, on the keys in which an evaluation differs from its run."""
+def other_keys_sentence(summary):
+    """Returns a sentence on the keys in which an evaluation differs from its run, in a list."""
     changes = [
         f'{key} is {here!r}, in the run {run!r}'
         for key, (run, here) in summary.get('other_keys', {}).items()
     ]
-    return [f'Evaluated by other keys than the run: {"; ".join(changes)}.'] if changes else []
+    return (
+        [f'Evaluated with other values of keys than the run: {"; ".join(changes)}.']
+        if changes
+        else []
+    )
 
 
 def _intervals(measured):

@@ -54,7 +54,7 @@ def findings(content):
     else:
         what = 'Other sizes and ratios, as many in a cell, would hardly gain anything.'
     found.append((what, True))
-    if anchor_fit.is_worth(content) and (names := ', '.join(anchor_fit.losers(content))):
+    if anchor_fit.is_worth(content) and (names := ', '.join(anchor_fit.worse_sizes(content))):
         found.append((f'They would fit objects of {names} pixels worse.', False))
     share = now['low_quality']
     if share > 0.01:

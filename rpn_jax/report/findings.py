@@ -143,7 +143,7 @@ def _regression(evaluation):
     )
     text = f'Regression takes the mean IoU of foreground anchors from {before:.2f} to {after:.2f}'
     if after - before < SMALL:
-        return f'{text}: hardly at all yet; train longer, boxes are learnt after scores.', False
+        return f'{text}, hardly at all: train longer, as boxes are learnt after scores.', False
     return f'{text}.', True
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from rpn_jax.diagnosis.finding import LABELS, ranked
 from rpn_jax.diagnosis.statistics import evenly
 from rpn_jax.evaluation import metrics
-from rpn_jax.evaluation.summary import other_keys
+from rpn_jax.evaluation.summary import other_keys_sentence
 from rpn_jax.report import anchor_tables, drawings, findings, missed, pages, plots
 from rpn_jax.report.pages import figure, recall_figure
 
@@ -60,7 +60,7 @@ def write_page(
         'report.html.j2',
         title=title,
         evaluation=evaluation,
-        findings=_ordered(found, doctor, other_keys(evaluation)),
+        findings=_ordered(found, doctor, other_keys_sentence(evaluation)),
         count=findings.headline_count(evaluation),
         best_blind=findings.best_blind,
         times=findings.times,
@@ -91,9 +91,9 @@ def _ordered(found, doctor, notes):
     """Returns (sentence, label) of the verdict, of what the doctor warns of, and of the rest."""
     sentences = [(sentence, '' if good else LABELS['warning']) for sentence, good in found]
     labelled = [(each.line(), LABELS[each.level]) for each in ranked(doctor)]
-    grave = [each for each in labelled if each[1] != LABELS['info']]
-    mild = [*((note, LABELS['info']) for note in notes), *labelled[len(grave) :]]
-    return [*sentences[:1], *grave, *sentences[1:], *mild]
+    warnings = [each for each in labelled if each[1] != LABELS['info']]
+    infos = [*((note, LABELS['info']) for note in notes), *labelled[len(warnings) :]]
+    return [*sentences[:1], *warnings, *sentences[1:], *infos]
 
 
 def rows(evaluation):

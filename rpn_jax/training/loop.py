@@ -30,7 +30,7 @@ from rpn_jax.training.step import init_state, make_update
 
 logger = logging.getLogger(__name__)
 COMPARED = 10**6  # steps whose learning rates are compared with those of the config before
-DONE = 'all steps are trained; what follows is their evaluation'
+DONE = 'no step is left to train; the evaluation follows'
 
 
 def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
@@ -81,11 +81,16 @@ def train(config, folder, make_evaluate=None, *, devices=None, strict=False):
             made = _batches(config, model, state, source, options, devices, signals)
             log = workdir.History(folder, start) if first else lambda *_: None
             with contextlib.closing(made) as batches:
-                lengths = {key: config[key] for key in ('steps', 'log_every')}
-                lengths['skip_nonfinite'] = config.optim.skip_nonfinite
-                examine = _examine(config, folder, model, source, options, lambda: state)
-                lengths['weights'] = weights_and_keywords(config.loss)[0]
-                progress = Progress(log, source.records, schedule, **lengths, examine=examine)
+                progress = Progress(
+                    log,
+                    source.records,
+                    schedule,
+                    steps=config.steps,
+                    log_every=config.log_every,
+                    weights=weights_and_keywords(config.loss)[0],
+                    skip_nonfinite=config.optim.skip_nonfinite,
+                    examine=_examine(config, folder, model, source, options, lambda: state),
+                )
                 progress.window += workdir.read_unlogged(folder, start) if first else []
                 every = config.evaluation.every if evaluate else 0
                 between = functools.partial(_evaluate_between, evaluate, signals, progress)

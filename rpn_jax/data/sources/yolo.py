@@ -1,6 +1,5 @@
 """YOLO folders: a text file beside each image, its boxes in shares of the image."""
 
-import logging
 import math
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -21,11 +20,11 @@ from rpn_jax.data.records import (
     without_boxes,
 )
 from rpn_jax.data.sources import naming
+from rpn_jax.data.sources.coco import EMPTY, NOT_A_NUMBER
 from rpn_jax.data.sources.folder import listing, walk
 from rpn_jax.data.sources.voc import listed
 from rpn_jax.errors import InputError
 
-logger = logging.getLogger(__name__)
 DESCRIPTIONS = 'data.yaml', 'data.yml', 'dataset.yaml', 'dataset.yml'
 LISTS = 'classes.txt', 'obj.names'  # of names, a line each
 LARGEST, DESCRIPTION = 2**26, 2**20  # bytes of a text file, and of a YAML file
@@ -33,8 +32,6 @@ ROUNDING = 0.01  # pixels, of corners that were written with six digits
 OUTLINE = 3  # points of a polygon at least
 STRAY = 'label file without its image'
 UNLABELLED = 'image without a label file, taken as without objects'
-EMPTY = 'box without width or height, left out'
-NOT_A_NUMBER = 'annotation with what is not a number'
 NAMES = 'names are a list of texts, or a text for each class'
 NEEDED = 'images/SPLIT and labels/SPLIT, SPLIT/images and SPLIT/labels, or a list SPLIT.txt'
 
@@ -44,11 +41,11 @@ def yolo(split, *, path, images='', annotations='', on_bad='error', orientation=
 
     Labels lie in the folder `labels`, where the path has `images`, or else beside the images;
     `images` and `annotations` are folders elsewhere, of the pictures and of the labels, or of their
-    splits. A line is a class
-    and a box (center x, center y, width, height) or a polygon, of which the extent is taken, in
-    shares of the upright image, as Ultralytics reads it, with orientation='ignore' of the stored
-    one. on_bad='clip' clips what reaches out of its image. Labels that would train wrongly are the
-    source's problems. Raises InputError where there is no split.
+    splits. A line is a class and a box (center x, center y, width, height), or a class and a
+    polygon, of which the extent is taken. Both are in shares of the upright image, as in
+    Ultralytics; with orientation='ignore' in those of the stored one. on_bad='clip' clips what
+    reaches out of its image. Labels that would train wrongly are the source's problems. Raises
+    InputError where there is no split.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -200,7 +197,7 @@ class _Files(NamedTuple):
 def _files(folder, split, images, annotations):
     """Returns the _Files of a split; raises InputError where there is no image, or no label."""
     if split and not inside_folder(split, nested=True):
-        raise InputError(f'{folder}: no split {split!r}: it is the name of a folder or list inside')
+        raise InputError(f'{folder}: no split {split!r}: a split is a folder or a list inside it')
     choices = [folder / 'images' / split, folder / split / 'images']
     if split and any(map(_is_label, (folder / split).glob('*.*'))):
         choices.append(folder / split)  # with its labels beside the images
@@ -226,10 +223,11 @@ def _in_folders(folder, split, pictures, annotations):
         raise InputError(f'annotations: no folder {labels} of the label files')
     paths, _ = listing(pictures)
     keys = [path.relative_to(pictures).with_suffix('') for path in paths]
-    found = {path.relative_to(labels).with_suffix(''): path for path in walk(labels)}
-    found = {key: path for key, path in found.items() if _is_label(path)}
-    own = [found.get(key, labels / f'{key}.txt') for key in keys]
-    return _Files(pictures, paths, own, sorted({*found.values()}.difference(own)))
+    files_of = {
+        path.relative_to(labels).with_suffix(''): path for path in filter(_is_label, walk(labels))
+    }
+    own = [files_of.get(key, labels / f'{key}.txt') for key in keys]
+    return _Files(pictures, paths, own, sorted({*files_of.values()}.difference(own)))
 
 
 def _in_list(folder, split, annotations):
@@ -255,6 +253,9 @@ def _in_list(folder, split, annotations):
         labels.append(_first([each.with_suffix(end) for each in ways for end in ('.txt', '.TXT')]))
     if not paths:
         raise InputError(f'{where}: the split is empty')
+    if annotations and len({*labels}) < len({*paths}):
+        what = 'images of one name in two folders have the same label file'
+        raise InputError(f'annotations: {what}; give {annotations} the folders of {where}')
     return _Files(folder, paths, labels, [])
 
 

@@ -71,9 +71,9 @@ def test_a_list_of_images_gives_the_same_in_its_order(folder):
     names = [f'./images/train/{number}.jpg' for number in (3, 0, 2, 1)]
     (folder / 'some.txt').write_text('\n'.join(names))
     listed = yolo('some', path=folder)
-    whole = yolo('train', path=folder)
+    of_folder = yolo('train', path=folder)
     for name, record in zip(names, listed.records, strict=True):
-        same = whole.records[int(name[-5])]
+        same = of_folder.records[int(name[-5])]
         assert record.image_id == name[2:]
         np.testing.assert_array_equal(record.boxes, same.boxes)
     assert [len(record.boxes) for record in listed.records] == [2, 1, 0, 0]
@@ -113,6 +113,23 @@ def test_folders_elsewhere_may_hold_the_splits(folder, tmp_path):
 def test_labels_lie_beside_the_images_of_a_split(folder, tmp_path):
     other = write_yolo(tmp_path / 'darknet', '{}', '{}')
     assert described(yolo('train', path=other)) == described(yolo('train', path=folder))
+
+
+@pytest.mark.parametrize('kind', ['.png', '.webp', '.JPG'])
+@pytest.mark.parametrize('end', ['.txt', '.TXT'])
+def test_labels_beside_images_of_any_extension_are_found(tmp_path, kind, end):
+    other = write_yolo(tmp_path / 'darknet', '{}', '{}')
+    (other / 'val/0.txt').rename(other / f'val/0{end}')
+    picture = np.zeros((*YOLO_SIZE, 3), np.uint8)
+    (other / 'val/0.jpg').unlink()
+    (other / f'val/0{kind}').write_bytes(encoded(picture, kind))
+    assert len(yolo('val', path=other).records[0].boxes) == 1
+
+
+def test_one_label_for_images_of_two_folders_is_refused(folder):
+    (folder / 'some.txt').write_text('images/train/0.jpg\nimages/val/0.jpg')
+    with pytest.raises(InputError, match='annotations: images of one name in two folders'):
+        yolo('some', path=folder, annotations=str(folder / 'labels/train'))
 
 
 def test_capital_extensions_and_linked_folders_are_read(folder):
@@ -306,8 +323,8 @@ def test_nothing_in_a_description_is_executed_or_swells(folder, tmp_path):
             'a',
             'no image has a label file',
         ),
-        (lambda f: None, '/images/train', 'it is the name of a folder or list inside'),
-        (lambda f: None, '../birds/images/train', 'it is the name of a folder or list inside'),
+        (lambda f: None, '/images/train', 'a split is a folder or a list inside'),
+        (lambda f: None, '../birds/images/train', 'a split is a folder or a list inside'),
         (lambda f: (f / 'a.txt').write_text('../x.jpg'), 'a', r"'\.\./x\.jpg' leads out"),
         (lambda f: (f / 'a.txt').write_text('/etc/x.jpg'), 'a', "'/etc/x.jpg' leads out"),
         (lambda f: (f / 'a.txt').write_text(''), 'a', 'the split is empty'),
