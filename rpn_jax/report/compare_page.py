@@ -30,7 +30,7 @@ def write_page(path, runs, files, tallies, compared):
     missed = {run: each.missed for run, each in files.items()}
     changed = config_changes([each.config for each in files.values() if each.config])
     first, shown = next(iter(runs.values())), compare.shown(compared)
-    blind = next((each.baselines for each in files.values() if each.baselines), {})
+    blind = {run: each.baselines for run, each in files.items()}
     found = findings(tallies, names, changed, missed, {r.step for r in runs.values()}, blind)
     pages.write(
         path,
@@ -79,8 +79,8 @@ def findings(tallies, names, changed, missed, steps, blind=()):
 
     They name the run ahead, what the runs differ in and what to do next. tallies is {run: {figure:
     Tally}}, names {run: label}, changed as config_changes returns it, missed {run: {reason: count}
-    or None}, steps the set of steps at which the runs were evaluated and blind {baseline: {figure:
-    number}} of one of them.
+    or None}, steps the set of steps at which the runs were evaluated and blind {run: {baseline:
+    {figure: number}}}.
     """
     figures = [name for name in HEADLINES if name in next(iter(tallies.values()))]
     leads = {figure: lead(tallies, figure) for figure in figures}
@@ -132,12 +132,13 @@ def _lead_sentence(figure, ahead, others, names):
     return f'{text}, but within noise of {", ".join(near)}; next, {against}.', False
 
 
-def _blind_sentence(figures, leads, baselines):
+def _blind_sentence(figures, leads, blind):
     """Returns the sentence on the best blind baseline, and whether it is good news, in a list.
 
     The list is empty where it is not known.
     """
     figure = next((name for name in figures if leads[name][1]), None)
+    baselines = blind.get(leads[figure][0], {}) if figure else {}
     name, value = best_blind({'baselines': baselines}, figure)
     if not value:
         return []
